@@ -1,0 +1,52 @@
+"""bpfree: learning without a global backward pass, in PyTorch."""
+
+from bpfree import data, losses, nn
+from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
+from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.cutting import localize, split
+from bpfree.losses import LocalLoss, register_loss
+from bpfree.trainers import (
+    Backprop,
+    Checkpoint,
+    DeepSupervision,
+    ForwardForward,
+    History,
+    Hooks,
+    Local,
+    MFJoint,
+    MonoForward,
+    RandomFeatures,
+    Trainer,
+    get_trainer,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backprop",
+    "BadValue",
+    "Block",
+    "BpfreeError",
+    "Cascade",
+    "Checkpoint",
+    "DataNotFound",
+    "DeepSupervision",
+    "Diverged",
+    "ForwardForward",
+    "History",
+    "Hooks",
+    "JointBlock",
+    "Local",
+    "LocalLoss",
+    "MFJoint",
+    "MonoForward",
+    "RandomFeatures",
+    "Trainer",
+    "data",
+    "get_trainer",
+    "localize",
+    "losses",
+    "nn",
+    "register_loss",
+    "split",
+]

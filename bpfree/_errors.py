@@ -1,0 +1,17 @@
+"""The errors bpfree raises on purpose; each says what was wrong and what to do."""
+
+
+class BpfreeError(Exception):
+    """Base of every error that bpfree raises on purpose."""
+
+
+class DataNotFound(BpfreeError, FileNotFoundError):
+    """A data set is not where it was looked for, and could not be downloaded."""
+
+
+class BadValue(BpfreeError, ValueError):
+    """A value given by the caller is outside what is allowed."""
+
+
+class Diverged(BpfreeError, ArithmeticError):
+    """A loss became NaN or infinite; nothing after it can be trusted."""

@@ -1,0 +1,60 @@
+"""Settings are frozen dataclasses; pydantic checks them, and what it finds is told in one plain sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from bpfree._errors import BadValue
+
+T = TypeVar("T")
+
+#: Put into a dataclass as ``__pydantic_config__``: unknown keys, NaN and silent conversions are errors.
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+def validate(settings: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make a ``settings`` dataclass out of ``values``.
+
+    Raises:
+        BadValue: naming every key that is unknown or has a bad value, the value, and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _checked(settings)(**values)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise BadValue("\n".join(_sentences(error, settings, where))) from None
+
+
+@cache
+def _checked(settings: type) -> Any:
+    """A subclass of ``settings`` whose constructor checks its arguments."""
+    from pydantic.dataclasses import dataclass
+
+    return dataclass(settings, frozen=True, kw_only=True)
+
+
+def _sentences(error: Any, settings: type, where: str) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        path = ".".join([where, *map(str, item["loc"])]).strip(".")
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            yield f"{path}: unknown key; {allowed_keys(settings, str(item['loc'][-1]))}"
+        elif item["type"] in ("missing", "missing_argument"):
+            yield f"{path}: missing; it must be given"
+        else:
+            yield f"{path} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def allowed_keys(settings: type, key: str) -> str:
+    """Say which keys ``settings`` has, the nearest to ``key`` first."""
+    return did_you_mean(key, settings.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def did_you_mean(name: str, names: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
+    """Say what ``names`` there are, and which of them ``name`` may have meant."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(sorted(names)) or 'none'}"

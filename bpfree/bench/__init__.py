@@ -1,0 +1,1 @@
+"""`python -m bpfree.bench`: cells of (trainer, data set, net, seed), measured and written down."""

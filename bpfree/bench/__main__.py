@@ -1,0 +1,126 @@
+"""The command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bpfree._errors import BpfreeError
+from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
+from bpfree.bench.default import SUITE
+from bpfree.bench.display import watching
+from bpfree.bench.results import Results, Row
+from bpfree.bench.runner import run
+from bpfree.bench.table import show
+from bpfree.data import describe
+from bpfree.losses import loss_names
+from bpfree.trainers import TRAINERS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for a mistake in what was asked."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except BpfreeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here if it was given --out\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bpfree.bench",
+        description="Without a command: every trainer beside backpropagation on embedded data, offline.",
+    )
+    parser.set_defaults(command=_default)
+    _run_options(parser)
+    commands = parser.add_subparsers(title="commands", metavar="{run,list,report}")
+
+    one = commands.add_parser("run", help="run the experiment of a YAML file")
+    one.add_argument("config", type=Path, help="for example configs/mono_forward_mnist_mlp.yaml")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="trainer.lr=2e-4, for example")
+    _run_options(one)
+    one.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="what trainers, data sets and nets there are")
+    listing.set_defaults(command=_list)
+
+    report = commands.add_parser("report", help="the table of a folder of results")
+    report.add_argument("folder", type=Path)
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N-1 instead of the config's own")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there")
+    parser.add_argument("--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _default(arguments: argparse.Namespace) -> int:
+    found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
+    return _bench(found, arguments.out, arguments.jobs or 2, "bpfree-bench")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = read_yaml(arguments.config)
+    for assignment in arguments.set:
+        override(config, assignment)
+    found = cells(config, arguments.seeds, where=f"{arguments.config}: ")
+    return _bench(found, arguments.out, arguments.jobs or 1, arguments.config.stem)
+
+
+def _bench(found: Sequence[Cell], out: Path | None, jobs: int, name: str) -> int:
+    folder = out or Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    with watching(found) as watcher:
+        rows = run(found, Results(folder), jobs, watcher=watcher)
+    console = _console()
+    show(rows, console)
+    console.print(f"rows and weights: {folder}", highlight=False, soft_wrap=True)
+    return _exit_code(rows)
+
+
+def _exit_code(rows: Sequence[Row]) -> int:
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+def _list(_: argparse.Namespace) -> int:
+    console = _console()
+    for name, kind in TRAINERS.items():
+        console.print(f"trainer  {name:16} {(kind.__doc__ or '').splitlines()[0]}", highlight=False)
+    for name, text in describe():
+        console.print(f"dataset  {name:16} {text}", highlight=False)
+    for name, net in NETS.items():
+        console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}", highlight=False)
+    for name in loss_names():
+        console.print(f"loss     {name:16} for trainer local", highlight=False)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    rows = Results(arguments.folder).read()
+    show(rows, _console())
+    return 0
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""One cell, from its data to its row, inside a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from os import _exit
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bpfree import _seeds
+from bpfree._errors import BadValue, DataNotFound, Diverged
+from bpfree.bench.config import Cell, load_plugin, net_config
+from bpfree.bench.environment import environment, git
+from bpfree.data import Splits, TensorData, load
+from bpfree.meters import (
+    Stopwatch,
+    count_flops,
+    device_peak,
+    process_peak_rss,
+    reset_device_peak,
+    saved_for_backward,
+    tensor_bytes,
+)
+from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
+
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
+    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where the user asked for the impossible.
+
+    Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
+    ``lifeline`` closes, that is, when the process that wants the result is gone.
+    """
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    try:
+        row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))
+    except (BadValue, DataNotFound) as error:
+        pipe.send(("refused", str(error)))
+    except Diverged as error:
+        pipe.send(("row", failed(cell, "diverged", str(error))))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        pipe.send(("row", failed(cell, "oom", str(error))))
+    except Exception:  # noqa: BLE001 (whatever a cell dies of is written down as its row)
+        pipe.send(("row", failed(cell, "error", traceback.format_exc())))
+    else:
+        pipe.send(("row", row))
+
+
+def _die_with(lifeline: Connection) -> None:
+    try:
+        lifeline.recv()
+    except EOFError:
+        _exit(1)
+
+
+def failed(cell: Cell, status: str, reason: str) -> Row:
+    """The row of a cell that has no result."""
+    return {**_heading(cell), "status": status, "reason": reason}
+
+
+def _heading(cell: Cell) -> Row:
+    return {
+        "schema": SCHEMA,
+        "cell_id": cell.id,
+        "arm": cell.arm,
+        "trainer": cell.trainer["id"],
+        "dataset": cell.dataset["name"],
+        "net": cell.net["name"],
+        "seed": cell.seed,
+        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")},
+        "env": environment(torch.device(cell.device), cell.threads),
+        "git": git(),
+    }
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``."""
+    torch.set_num_threads(cell.threads)
+    for plugin in cell.plugins:
+        load_plugin(plugin)
+    device = _device(cell.device)
+    watch = Stopwatch(device)
+    with watch("load"):
+        data = load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+    cost = measure_step(cell, data, device)
+    trainer = make_trainer(cell, data, device)
+    reset_device_peak(device)
+
+    def show(done: int, of: int, row: dict[str, Any]) -> None:
+        row["train_s"] = watch.state()["train"]
+        progress(done, of)
+
+    history = trainer.fit(
+        data.train,
+        data.validation,
+        checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, watch),
+        hooks=Hooks(watch, show),
+        **cell.fit,
+    )
+    with watch("test"):
+        test = trainer.evaluate(data.test)
+        validation = trainer.evaluate(data.validation)
+    trainer.save(folder / "model.safetensors")
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return {
+        **_heading(cell),
+        "status": "ok",
+        "locality": trainer.locality,
+        "method": {"schedule": cell.trainer["schedule"], "readout": trainer.cascade.headline},
+        "metrics": {
+            "test_accuracy": test["accuracy"],
+            "val_accuracy": validation["accuracy"],
+            "readouts": test["readouts"],
+            "blocks": test["blocks"],
+        },
+        "time": {f"{name}_s": seconds for name, seconds in watch.state().items()},
+        "memory": {**cost["memory"], **device_peak(device), "rss": process_peak_rss()},
+        "flops": cost["flops"],
+        "budget": _budget(cell, data.train, history),
+        "segments": history.resumed + 1,
+        "weights_sha256": _hash(trainer),
+        "curve": _curve(history, trainer.cascade.headline),
+    }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadValue(f"device = {name!r}: unknown; for example cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadValue(f"device = {name!r}: this machine has no usable CUDA device")
+    return device
+
+
+def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:
+    """The cell's trainer with its freshly drawn net; ``settings`` take the place of the cell's own."""
+    torch.manual_seed(_seeds.derive(cell.seed, "net"))
+    net = net_config(cell.net).build(data.train.sample_shape, data.train.n_classes)
+    own = {k: v for k, v in cell.trainer.items() if k != "id"}
+    kind = get_trainer(cell.trainer["id"])
+    return kind(net, seed=cell.seed, device=device, progress=False, **{**own, **settings})
+
+
+def measure_step(cell: Cell, data: Splits, device: torch.device) -> Row:
+    """FLOPs and bytes of one real training step, on a trainer of its own, uncompiled."""
+    probe = make_trainer(cell, data, device, compile=None)
+    probe.build(data.train.sample_shape, data.train.n_classes)
+    n = min(cell.fit["batch_size"], len(data.train))
+    x, y = data.train.batch(torch.arange(n, device=device))
+    flops = count_flops(probe.step, x, y)
+    with saved_for_backward() as saved:
+        probe.step(x, y, 1)
+    states = [v for o in probe.optimizers.values() for slot in o.state.values() for v in slot.values()]
+    with torch.inference_mode():
+        infer = count_flops(probe.cascade.eval(), x[:1])
+    return {
+        "flops": {"train_step": flops, "batch": n, "infer": infer},
+        "memory": {
+            "saved_bytes": saved.peak_bytes,
+            "params": tensor_bytes(probe.cascade.parameters()),
+            "optim": tensor_bytes(v for v in states if isinstance(v, torch.Tensor)),
+        },
+    }
+
+
+def _budget(cell: Cell, train: TensorData, history: History) -> Row:
+    epochs = [stage["epochs"] for stage in history.stages]
+    steps = math.ceil(len(train) / cell.fit["batch_size"])
+    return {
+        "passes": sum(epochs),
+        "steps": sum(epochs) * steps,
+        "updates_per_weight": max(epochs) * steps,
+        "stages": len(epochs),
+        "capped_stages": sum(epoch == cell.fit["epochs"] for epoch in epochs),
+    }
+
+
+def _curve(history: History, headline: str) -> list[list[float]]:
+    """``[step, validation accuracy, training seconds so far]`` of each evaluation."""
+    rows = [row for row in history.rows if headline in row.get("validation", {})]
+    return [[row["step"], row["validation"][headline], round(row["train_s"], 4)] for row in rows]
+
+
+def _hash(trainer: Trainer) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trainer.cascade.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

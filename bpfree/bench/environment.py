@@ -1,0 +1,63 @@
+"""What a result was made with: versions, machine, source."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@cache
+def source_hash() -> str:
+    """A hash of the package's Python files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def git() -> dict[str, Any]:
+    """Commit of the checkout that the package lies in, and whether it has changes; empty outside of one."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", str(PACKAGE)))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Versions and machine; a GPU's name only where one is used."""
+    found: dict[str, Any] = {
+        "bpfree": version("bpfree"),
+        "source": source_hash(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "threads": threads,
+    }
+    if device.type == "cuda":
+        found |= {"gpu_name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,6 @@
+"""Imports that cells need late; the fork server makes them once, so that starting a cell is cheap."""
+
+import pydantic.dataclasses  # noqa: F401
+import safetensors.torch  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import torch.utils.flop_counter  # noqa: F401

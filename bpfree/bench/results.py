@@ -1,0 +1,99 @@
+"""A folder of results: one JSON object a line, appended and never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bpfree._errors import BadValue
+
+Row = dict[str, Any]
+
+
+class Results:
+    """The rows in ``folder/results.jsonl``.
+
+    Raises:
+        BadValue: If the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "results.jsonl"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder for this process alone; a line that a killed process left unfinished is cut off.
+
+        Raises:
+            BadValue: If another process holds it, or it cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._cut_torn_line()
+                yield
+        except Timeout:
+            raise BadValue(f"{self.folder}: another bench is writing there; wait for it or name another --out") from None
+        except OSError as error:
+            raise BadValue(f"{self.folder}: cannot write results there: {error}") from None
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is on the disk when this returns."""
+        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+        with open(self.path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(f"only {written} of {len(line)} bytes could be written: is the disk full?")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def read(self) -> list[Row]:
+        """All rows.
+
+        Raises:
+            BadValue: If there are none, or a line is not a row.
+        """
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            raise BadValue(f"{self.path}: no such file; a bench writes it with --out {self.folder}") from None
+        except OSError as error:
+            raise BadValue(f"{self.path}: cannot be read: {error}") from None
+        complete = [line for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in complete]
+        except json.JSONDecodeError as error:
+            raise BadValue(f"{self.path}: a line is not JSON ({error}): was the file edited?") from None
+
+    def done(self) -> dict[str, Row]:
+        """The successful rows by cell id; empty if there is no file yet.
+
+        Raises:
+            BadValue: If a cell stands there twice.
+        """
+        if not self.path.exists():
+            return {}
+        found: dict[str, Row] = {}
+        for row in self.read():
+            if row["status"] == "ok":
+                if row["cell_id"] in found:
+                    raise BadValue(f"{self.path}: cell {row['cell_id']} (seed {row['seed']}) stands there twice")
+                found[row["cell_id"]] = row
+        return found
+
+    def _cut_torn_line(self) -> None:
+        if self.path.exists():
+            content = self.path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.path, whole)

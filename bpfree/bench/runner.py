@@ -1,0 +1,119 @@
+"""Runs cells, each in a process of its own, and writes their rows as they come."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from bpfree._errors import BadValue
+from bpfree.bench import cell as cell_module
+from bpfree.bench.config import Cell
+from bpfree.bench.results import Results, Row
+
+
+@dataclass
+class Watcher:
+    """Who is told how the cells get on."""
+
+    started: Callable[[Cell], None] = lambda cell: None
+    progress: Callable[[Cell, int, int], None] = lambda cell, done, of: None
+    finished: Callable[[Cell, Row], None] = lambda cell, row: None
+
+
+@dataclass
+class Running:
+    """A cell at work."""
+
+    cell: Cell
+    process: BaseProcess
+    pipe: Connection
+    lifeline: Connection
+
+
+def run(
+    cells: Sequence[Cell], results: Results, jobs: int = 1, checkpoint_s: float = 20.0, watcher: Watcher | None = None
+) -> list[Row]:
+    """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
+
+    A cell that fails or dies takes none along: its row says what happened, and the next run tries it again.
+    A run that was killed goes on from its last checkpoint.
+
+    Args:
+        cells: What to run.
+        results: The folder to write to.
+        jobs: How many cells at once; more than one shares the machine, so compare no times then.
+        checkpoint_s: Seconds between checkpoints within a cell.
+        watcher: Who is told.
+
+    Raises:
+        BadValue: If a cell cannot be run because of what it asks for, or the folder cannot be used.
+    """
+    watcher = watcher or Watcher()
+    with results.writing():
+        rows = results.done()
+        pending = [cell for cell in cells if cell.id not in rows]
+        running: list[Running] = []
+        try:
+            while pending or running:
+                while pending and len(running) < jobs:
+                    running.append(_start(pending.pop(0), results.folder, checkpoint_s))
+                    watcher.started(running[-1].cell)
+                for pipe in wait([one.pipe for one in running]):
+                    one = next(r for r in running if r.pipe is pipe)
+                    row = _receive(one, watcher)
+                    if row is not None:
+                        running.remove(one)
+                        _close(one)
+                        results.append(row)
+                        rows[one.cell.id] = row
+                        watcher.finished(one.cell, row)
+        finally:
+            for one in running:
+                one.process.kill()
+                _close(one)
+    return [rows[cell.id] for cell in cells]
+
+
+def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bpfree.bench.cell", "bpfree.bench.preload"])
+    ours, theirs = context.Pipe(duplex=False)
+    lifeline_end, lifeline = context.Pipe(duplex=False)
+    own_folder = folder / "cells" / cell.id
+    own_folder.mkdir(parents=True, exist_ok=True)
+    process = context.Process(
+        target=cell_module.main, args=(cell, str(own_folder), checkpoint_s, theirs, lifeline_end), name=cell.arm
+    )
+    process.start()
+    theirs.close()
+    lifeline_end.close()
+    return Running(cell, process, ours, lifeline)
+
+
+def _receive(one: Running, watcher: Watcher) -> Row | None:
+    """Take one message; returns the cell's row once there is one."""
+    try:
+        kind, *content = one.pipe.recv()
+    except EOFError:
+        one.process.join()
+        code = one.process.exitcode or 0
+        cause = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return cell_module.failed(one.cell, "error", f"the cell's process was {cause}")
+    if kind == "progress":
+        watcher.progress(one.cell, *content)
+        return None
+    if kind == "refused":
+        raise BadValue(content[0])
+    row: dict[str, Any] = content[0]
+    return row
+
+
+def _close(one: Running) -> None:
+    one.process.join()
+    one.pipe.close()
+    one.lifeline.close()

@@ -1,0 +1,249 @@
+"""`Block` and `Cascade`: bodies joined by two wires, and nothing else crosses the wall between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.encodings import Encoding, Overlaid
+from bpfree.losses import LocalLoss
+from bpfree.nn._closed_form import body_gradients
+from bpfree.readouts import Readout
+
+Rows = Tensor | Overlaid
+
+
+class Block(nn.Module):
+    """A body, the local loss that trains it, and the optimizer that takes the step.
+
+    The body is a front and a learned part. The front is fixed: no gradient enters it, and what it answers
+    may be cached. Most blocks have none.
+
+    Args:
+        body: The learned part, ``[rows, ...] -> [rows, ...]``.
+        loss: The objective.
+        front: The fixed part, in front of the body.
+        gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __init__(
+        self, body: nn.Module, loss: LocalLoss, front: nn.Module | None = None, gradients: str = "autograd"
+    ) -> None:
+        super().__init__()
+        self.front = front.requires_grad_(False) if front is not None else None
+        self.body, self.loss, self.gradients = body, loss, gradients
+        self.autocast: torch.dtype | None = None
+        self._objective: Any = self.objective
+
+    @property
+    def losses(self) -> list[LocalLoss]:
+        """The local losses inside, one for each of `outputs`."""
+        return [self.loss]
+
+    def build(self, rows: Rows, n_classes: int) -> Tensor:
+        """Let the loss create what depends on shapes; returns the block's output for ``rows``."""
+        output = self(rows)
+        self.loss.build(output, n_classes)
+        return output  # type: ignore[no-any-return]
+
+    def sense(self, rows: Rows) -> Rows:
+        """What the front answers: the input of the learned part, a constant of the input."""
+        if self.front is None:
+            return rows
+        with torch.no_grad():
+            return self.front(rows)  # type: ignore[no-any-return]
+
+    def forward(self, rows: Rows) -> Tensor:
+        return self.body(self.sense(rows))  # type: ignore[no-any-return]
+
+    def outputs(self, rows: Rows) -> list[Tensor]:
+        """The outputs that readouts may look at, in order; the last is what goes up the wire."""
+        return [self(rows)]
+
+    def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """The loss of every `LocalLoss` inside, and the output, for an input that the front has seen."""
+        output = self.body(sensed)
+        return [self.loss(output, target, lesson)], output
+
+    def update(
+        self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Take one step, and free what it needed.
+
+        Args:
+            sensed: What the front answered to the rows below, ``[rows, ...]``, detached.
+            target: ``[rows]``.
+            lesson: What the loss made of the message from above.
+
+        Returns:
+            The losses before the step, and the output to be sent up, computed before the step; all detached.
+        """
+        assert self.optimizer is not None
+        if self.gradients == "analytic":
+            with torch.no_grad():
+                output = self.body(sensed)
+                loss, error = self.loss.output_gradient(output, target)
+                body_gradients(self.body, sensed, output, error)
+            losses = [loss]
+        else:
+            kind = target.device.type
+            with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
+                losses, output = self._objective(sensed, target, lesson)
+            total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return [loss.detach() for loss in losses], output.detach()
+
+    def compile(self, backend: str) -> None:  # type: ignore[override]
+        """Compile the block's forward pass and loss by `torch.compile`."""
+        self._objective = torch.compile(self.objective, backend=backend)
+
+    def train(self, mode: bool = True) -> Block:
+        """Training mode for the body and the loss; the front is fixed and stays in evaluation mode."""
+        super().train(mode)
+        if self.front is not None:
+            self.front.eval()
+        return self
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that the block's optimizer moves."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+class JointBlock(Block):
+    """Several blocks under one backward pass: deep supervision, or backpropagation, as one block.
+
+    The loss is the weighted sum of the inner losses. With the walls open (``detach=False``) the gradient of
+    each reaches every block below it: this is the control of the local methods, locality L0. With the walls
+    closed it is the simultaneous schedule with one summed backward.
+
+    Args:
+        blocks: The inner blocks, bottom first.
+        weights: A weight for each inner loss.
+        detach: Whether the walls are closed.
+    """
+
+    def __init__(self, blocks: Sequence[Block], weights: Sequence[float], detach: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.blocks = nn.ModuleList(blocks)
+        self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
+        self.front, self.autocast = None, None
+        self._objective = self.objective
+
+    @property
+    def inner(self) -> list[Block]:
+        """The inner blocks, bottom first."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    @property
+    def losses(self) -> list[LocalLoss]:
+        return [block.loss for block in self.inner]
+
+    @property
+    def loss(self) -> LocalLoss:  # type: ignore[override]
+        """The top block's loss: the messages of inner blocks stay inside."""
+        return self.inner[-1].loss
+
+    def build(self, rows: Rows, n_classes: int) -> Tensor:
+        for block in self.inner:
+            rows = block.build(rows, n_classes)
+        assert isinstance(rows, Tensor)
+        return rows
+
+    def forward(self, rows: Rows) -> Tensor:
+        return self.outputs(rows)[-1]
+
+    def outputs(self, rows: Rows) -> list[Tensor]:
+        outputs = []
+        for block in self.inner:
+            rows = block(rows)
+            outputs.append(rows)
+            rows = rows.detach() if self.detach_walls else rows
+        return outputs
+
+    def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        outputs = self.outputs(sensed)
+        parts = zip(self.weights, self.losses, outputs, strict=True)
+        return [weight * loss(output, target) for weight, loss, output in parts], outputs[-1]
+
+
+class Cascade(nn.Module):
+    """Blocks in a row, the encoding that feeds the first, and the readouts that listen to all.
+
+    Args:
+        blocks: Bottom first.
+        readouts: By name; the first is the prediction rule, the others are reported beside it.
+        encoding: How labelled examples are shown to the first block.
+        source: The module that the bodies were cut from and share their parameters with, if the first
+            readout computes the same as it.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[Block],
+        readouts: dict[str, Readout],
+        encoding: Encoding | None = None,
+        source: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.readouts = nn.ModuleDict(readouts)
+        self.encoding = encoding or Encoding()
+        # Not a submodule: its parameters are the bodies' own and must not stand in the state twice.
+        self._source = (source,)
+        self.headline = next(iter(readouts))
+
+    @property
+    def units(self) -> list[Block]:
+        """The blocks, bottom first."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    @property
+    def losses(self) -> list[LocalLoss]:
+        """The local losses of all blocks, bottom first."""
+        return [loss for block in self.units for loss in block.losses]
+
+    def readout(self, name: str) -> Readout:
+        """The readout called ``name``."""
+        readout = self.readouts[name]
+        assert isinstance(readout, Readout)
+        return readout
+
+    def build(self, x: Tensor, n_classes: int) -> None:
+        """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``."""
+        with torch.no_grad():
+            y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            drawn = self.encoding.draw(
+                y, torch.Generator(x.device), torch.zeros(len(x), n_classes, device=x.device)
+            )
+            rows, _ = self.encoding.encode(x, y, drawn)
+            for block in self.units:
+                rows = block.build(rows, n_classes)
+            for readout in map(self.readout, self.readouts):
+                readout.build(self.outputs(self.encoding.view(x, readout.view)), n_classes)
+
+    def outputs(self, rows: Rows, n_blocks: int | None = None) -> list[Tensor]:
+        """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""
+        outputs: list[Tensor] = []
+        for block in self.units[:n_blocks]:
+            outputs += block.outputs(rows)
+            rows = outputs[-1]
+        return outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``[B, C]`` of the samples ``x [B, ...]`` by the first readout."""
+        readout = self.readout(self.headline)
+        return readout(self.outputs(self.encoding.view(x, readout.view)), self.losses)  # type: ignore[no-any-return]
+
+    def to_module(self) -> nn.Module:
+        """An ordinary module that computes `forward`, sharing the trained parameters.
+
+        It is the network that was cut, where there is one that computes the same; otherwise this cascade.
+        """
+        return self._source[0] if self._source[0] is not None else self

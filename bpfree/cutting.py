@@ -1,0 +1,137 @@
+"""Cut an ordinary module into the bodies of a cascade; the module keeps working and shares its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree._settings import did_you_mean
+from bpfree.cascade import Block, Cascade
+from bpfree.losses import LocalCrossEntropy, make_loss
+from bpfree.readouts import BlockReadout, SumReadout
+
+Cut = str | int | Sequence[str]
+Unit = tuple[str, nn.Module]
+
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def units(model: nn.Module, prefix: str = "") -> Iterator[Unit]:
+    """The modules that ``model`` runs one after another, with their names.
+
+    Containers are opened; torchvision's VGG and ResNet get the flattening that their code does between
+    children. A module of another kind counts as one unit, and so does a residual block.
+    """
+    if isinstance(model, nn.Sequential):
+        for name, child in model.named_children():
+            yield from units(child, f"{prefix}{name}.")
+    elif type(model).__name__ in ("VGG", "ResNet") and type(model).__module__.startswith("torchvision."):
+        flatten_before = "classifier" if type(model).__name__ == "VGG" else "fc"
+        for name, child in model.named_children():
+            if name == flatten_before:
+                yield f"{prefix}flatten", nn.Flatten()
+            yield from units(child, f"{prefix}{name}.")
+    else:
+        yield prefix.rstrip("."), model
+
+
+def _weighty(module: nn.Module) -> bool:
+    return not isinstance(module, NORMS) and any(True for _ in module.parameters())
+
+
+def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
+    """Where blocks begin; whatever stands before the first weights belongs to the first block."""
+    weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
+    if cut in ("weight", "conv", "linear"):
+        return weights
+    if cut == "pool":
+        after = [i + 1 for i, (_, module) in enumerate(named) if isinstance(module, POOLING)]
+        return sorted(
+            {weights[0], *(min((w for w in weights if w >= i), default=weights[-1]) for i in after)}
+        )
+    if isinstance(cut, int) and not isinstance(cut, bool):
+        if not 1 <= cut <= len(weights):
+            raise BadValue(f"cut = {cut}: expected 1 to {len(weights)} blocks")
+        return [weights[i * len(weights) // cut] for i in range(cut)]
+    if isinstance(cut, str):
+        raise BadValue(
+            f"cut = {cut!r}: unknown; allowed: weight, conv, linear, pool, a number of blocks, or names"
+        )
+    names = [name for name, _ in named]
+    for name in cut:
+        if name not in names:
+            raise BadValue(f"cut at {name!r}: no such module; {did_you_mean(name, names)}")
+    return sorted({weights[0], *(names.index(name) for name in cut)})
+
+
+def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], nn.Module]:
+    """The stages of a network and its output layer.
+
+    Args:
+        model: Any module that runs its children in order, and torchvision's VGG and ResNet.
+        cut: Where blocks begin: ``"weight"`` (also ``"conv"``, ``"linear"``), at each convolution, linear
+            layer or residual block; ``"pool"``, behind each pooling; a number of blocks; or module names.
+
+    Returns:
+        The stages, bottom first, and what makes the class scores of the last stage's output.
+
+    Raises:
+        BadValue: If the model has fewer than two layers with weights, or ``cut`` does not fit it.
+    """
+    named = list(units(model))
+    weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
+    if len(weights) < 2:
+        raise BadValue(
+            f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a cascade needs "
+            "at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
+        )
+    body, output = named[: weights[-1]], named[weights[-1] :]
+    starts = [0, *_starts(body, cut)[1:]]
+    ends = [*starts[1:], len(body)]
+    stages = [nn.Sequential(*(m for _, m in body[a:b])) for a, b in zip(starts, ends, strict=True)]
+    return stages, output[0][1] if len(output) == 1 else nn.Sequential(*(m for _, m in output))
+
+
+def localize(model: nn.Module, loss: str = "mono_forward", cut: Cut = "weight") -> Cascade:
+    """Cut ``model`` into a cascade of local blocks that share its parameters.
+
+    The model's output layer becomes the head of the last block, so that training the cascade trains the
+    model, which stays an ordinary module: ``state_dict``, ``torch.export``, ``torch.compile``.
+
+    Args:
+        model: Any module that runs its children in order, and torchvision's VGG and ResNet.
+        loss: Name of the local loss of all blocks but the last, see `bpfree.losses.loss_names`.
+        cut: Where blocks begin, see `split`.
+
+    Raises:
+        BadValue: If the loss is unknown or the cut does not fit the model.
+    """
+    stages, output = split(model, cut)
+    blocks = [Block(stage, make_loss(loss)) for stage in stages[:-1]]
+    blocks.append(Block(stages[-1], LocalCrossEntropy(output)))
+    readouts = {"last": BlockReadout(), "sum_probabilities": SumReadout(probabilities=True)}
+    return Cascade(blocks, readouts, source=model)
+
+
+def check_order(cascade: Cascade, x: Tensor) -> None:
+    """Check that the blocks compute what the module they were cut from computes on ``x [B, ...]``.
+
+    Raises:
+        BadValue: If they do not: the module does not simply run its children in order.
+    """
+    source = cascade.to_module()
+    if source is cascade:
+        return
+    was_training = cascade.training
+    source.eval(), cascade.eval()
+    with torch.no_grad():
+        same = torch.allclose(source(x), cascade(x), rtol=1e-4, atol=1e-5)
+    source.train(was_training), cascade.train(was_training)
+    if not same:
+        raise BadValue(
+            f"{type(source).__name__} does not run its children in order: it cannot be cut this way"
+        )

@@ -1,0 +1,111 @@
+"""Where each data set comes from, and how its files are read into uint8 tensors."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bpfree._errors import DataNotFound
+
+ROOT_VARIABLE = "BPFREE_DATA"
+
+
+class Raw(NamedTuple):
+    """A data set as published: uint8 images `[N, C, H, W]` and int64 labels `[N]`, in two parts."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    n_classes: int
+
+
+class Download(NamedTuple):
+    """A data set that torchvision knows how to read and download."""
+
+    class_name: str
+    folder: str
+    files: str
+    n_classes: int
+
+
+_IDX_FILES = "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte"
+
+DOWNLOADS = {
+    "mnist": Download("MNIST", "MNIST/raw", _IDX_FILES, 10),
+    "fashion_mnist": Download("FashionMNIST", "FashionMNIST/raw", _IDX_FILES, 10),
+    "cifar10": Download("CIFAR10", "cifar-10-batches-py", "data_batch_1..5, test_batch and batches.meta", 10),
+    "cifar100": Download("CIFAR100", "cifar-100-python", "train, test and meta", 100),
+}
+
+
+def data_root(root: str | Path | None) -> Path:
+    """The folder that holds the data sets: `root`, else $BPFREE_DATA, else the user's cache folder."""
+    chosen = root or os.environ.get(ROOT_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("bpfree")
+
+
+def may_download(root: str | Path | None, download: bool | None) -> bool:
+    """`download` where it is set; else whether the data go to the user's cache, not to a chosen folder."""
+    if download is not None:
+        return download
+    return not (root or os.environ.get(ROOT_VARIABLE))
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's embedded handwritten digits: uint8 `[1797, 1, 8, 8]` in 0..255, int64 `[1797]`."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    values, labels = load_digits(return_X_y=True)
+    # The original grey levels are 0..16.
+    x = torch.from_numpy(values).mul(255 / 16).round().to(torch.uint8)
+    return x.view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+
+
+def read_downloaded(name: str, root: Path, download: bool) -> Raw:
+    """Read one of `DOWNLOADS` from `root`, in torchvision's layout; download it first if missing and allowed.
+
+    Raises DataNotFound if it is missing or damaged and may not, or cannot, be downloaded.
+    """
+    source = DOWNLOADS[name]
+    try:
+        train = _open(source, root, True, download)
+        test = _open(source, root, False, download)
+    except (RuntimeError, OSError) as error:  # a failed download is a URLError, which is an OSError
+        tried = "could not be downloaded" if download else "may not be downloaded there"
+        raise DataNotFound(
+            f"{name} cannot be read from {root} and {tried} ({error}): expected {root / source.folder}/ "
+            f"with the files {source.files}. To download it set download=True, or unset {ROOT_VARIABLE} and "
+            "give no root; remove damaged files first"
+        ) from error
+    return Raw(*_tensors(train), *_tensors(test), source.n_classes)
+
+
+def _open(source: Download, root: Path, train: bool, download: bool) -> Any:
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    cls = getattr(datasets, source.class_name)
+    try:
+        return cls(root, train=train)
+    except RuntimeError:
+        if not download:
+            raise
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    # Two processes that download at once would write into one another's files.
+    with FileLock(root / f"{source.class_name}.lock"):
+        return cls(root, train=train, download=True)
+
+
+def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
+    """x and y of a torchvision data set, whose images are `[N, H, W]` (MNIST) or `[N, H, W, 3]` (CIFAR)."""
+    x = torch.as_tensor(dataset.data)
+    x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+    return x, torch.as_tensor(dataset.targets)

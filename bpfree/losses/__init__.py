@@ -1,0 +1,16 @@
+"""`LocalLoss` and one file per objective."""
+
+from bpfree.losses._base import LocalLoss, accuracy
+from bpfree.losses._registry import loss_names, make_loss, register_loss
+from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.losses.goodness import Goodness
+
+__all__ = [
+    "Goodness",
+    "LocalCrossEntropy",
+    "LocalLoss",
+    "accuracy",
+    "loss_names",
+    "make_loss",
+    "register_loss",
+]

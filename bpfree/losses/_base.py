@@ -1,0 +1,69 @@
+"""`LocalLoss`: what one block is trained for, seen from inside the block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class LocalLoss(nn.Module, ABC):
+    """The objective of one block, with whatever head or teacher side belongs to it.
+
+    A loss sees the block's output, the target that is broadcast to every block, and the message that came
+    down from the block above; it knows nothing of batches, devices, epochs or of other blocks. Subclasses
+    write `forward`; the other methods have defaults that suit a loss without head, scores or messages.
+    """
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        """Create what depends on the shape of the block's output (a head, a threshold).
+
+        Called once, before any optimizer is made.
+
+        Args:
+            output: The block's output for a few rows, ``[rows, ...]``.
+            n_classes: Number of classes C.
+        """
+
+    @abstractmethod
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        """The scalar loss.
+
+        Args:
+            output: The block's output, ``[rows, ...]``, with its graph.
+            target: What the encoding says of each row, ``[rows]``: a class, or 1/0 for positive/negative.
+            lesson: What `teach` made of the message from above, or None.
+        """
+
+    def scores(self, output: Tensor) -> Tensor | None:
+        """What the block says of each row, for the readout.
+
+        Returns:
+            Class scores ``[rows, C]``, a goodness ``[rows, 1]``, or None if the loss has nothing to say.
+        """
+        return None
+
+    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Receive the message from above, once per step and before the block is updated.
+
+        Returns:
+            The lesson that `forward` is given, graph included, and the message for the block below, which
+            is detached at the wall.
+        """
+        return None, None
+
+    def output_gradient(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient by the block's output in closed form, without autograd.
+
+        Also leaves the gradients of the loss's own parameters in their ``.grad``.
+
+        Raises:
+            TypeError: If this loss has no closed form.
+        """
+        raise TypeError(f"{type(self).__name__} has no closed-form gradient: use gradients='autograd'")
+
+
+def accuracy(scores: Tensor, y: Tensor) -> Tensor:
+    """Share of rows whose largest score stands at ``y``; ``scores [rows, C]``, ``y [rows]``, a scalar."""
+    return (scores.argmax(1) == y).to(torch.float32).mean()

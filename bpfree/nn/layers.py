@@ -1,0 +1,44 @@
+"""Small layers that the bodies are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LengthNorm(nn.Module):
+    """Divide each row by the root of its mean square, so that no length reaches the next block.
+
+    ``v -> v / (sqrt(mean_j v_j^2) + eps)`` over all but the first axis; input and output ``[rows, ...]``.
+    Without it a Forward-Forward block could read its predecessor's goodness (Hinton, arXiv 2212.13345).
+    """
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        rms = x.flatten(1).square().mean(1).sqrt()
+        return x / (rms.view(-1, *[1] * (x.dim() - 1)) + self.eps)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+class StraightThroughReLU(nn.Module):
+    """ReLU forward, identity backward: a dead unit still feels the peer term that would revive it.
+
+    For a goodness of squares its gradient equals the plain ReLU's, since d(z^2)/dz is 0 where z is 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _StraightThrough.apply(x)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,0 +1,89 @@
+"""Ordinary networks, as flat `nn.Sequential`s that end in their output layer.
+
+They know nothing of how they are trained: `bpfree.localize` cuts them, and any other module, into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from bpfree._errors import BadValue
+from bpfree._settings import did_you_mean
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise BadValue(f"activation = {name!r}: unknown; {did_you_mean(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def mlp(
+    widths: Sequence[int], activation: str = "relu", dropout: float = 0.0, output_bias: bool = True
+) -> nn.Sequential:
+    """A multilayer perceptron; images are flattened.
+
+    Args:
+        widths: Input width, hidden widths, number of classes: ``[784, 1000, 1000, 10]``.
+        activation: One of `ACTIVATIONS`, after each hidden layer.
+        dropout: Probability of a zero after each hidden layer.
+        output_bias: Whether the output layer has a bias.
+
+    Raises:
+        BadValue: If there are fewer than three widths, or one is not positive.
+    """
+    if len(widths) < 3 or min(widths) < 1:
+        raise BadValue(f"widths = {list(widths)}: expected [inputs, hidden, ..., classes], each at least 1")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(n_in, n_out), _activation(activation)]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=output_bias))
+
+
+def cnn(
+    sample_shape: Sequence[int],
+    n_classes: int,
+    channels: Sequence[int] = (64, 128, 256, 512),
+    activation: str = "relu",
+    pool: Literal["avg", "max"] = "avg",
+    batch_norm: bool = False,
+) -> nn.Sequential:
+    """3x3 convolutions with padding 1, an activation and 2x2 pooling after each, then one linear layer.
+
+    The defaults are Mono-Forward's convolutional network (arXiv 2501.09238).
+
+    Args:
+        sample_shape: ``(C, H, W)`` of an image.
+        n_classes: Number of classes.
+        channels: Width of each convolution.
+        activation: One of `ACTIVATIONS`.
+        pool: ``"avg"`` or ``"max"``.
+        batch_norm: Whether a batch normalisation follows each convolution.
+
+    Raises:
+        BadValue: If the images are too small for so many poolings.
+    """
+    n_in, height, width = sample_shape
+    if min(height, width) >> len(channels) < 1:
+        raise BadValue(
+            f"channels = {list(channels)}: images of {height}x{width} can be halved "
+            f"{min(height, width).bit_length() - 1} times, not {len(channels)}"
+        )
+    pooling = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool]
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        layers.append(nn.Conv2d(n_in, n_out, 3, padding=1))
+        layers += [nn.BatchNorm2d(n_out)] if batch_norm else []
+        layers += [_activation(activation), pooling(2)]
+        n_in, height, width = n_out, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes))

@@ -1,0 +1,54 @@
+"""One pass of a batch through a row of blocks, each taking its step on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bpfree import _seeds
+from bpfree.cascade import Block, Rows
+
+
+def descend(blocks: Sequence[Block]) -> list[Tensor | None]:
+    """Send the teaching messages down the wire; returns each block's lesson, bottom first."""
+    lessons: list[Tensor | None] = []
+    message: Tensor | None = None
+    for block in reversed(blocks):
+        lesson, below = block.loss.teach(message)
+        lessons.append(lesson)
+        message = None if below is None else below.detach()
+    return lessons[::-1]
+
+
+def step(
+    blocks: Sequence[Block], rows: Rows, target: Tensor, seed: int, first: int = 0, sensed: bool = False
+) -> list[Tensor]:
+    """Update every block on one batch, bottom first, and free its activations before the next.
+
+    Args:
+        blocks: The blocks to update.
+        rows: Input of the lowest of them.
+        target: ``[rows]``.
+        seed: Seed of this step; block k draws its noise (dropout) from (seed, k), whatever the schedule.
+        first: Number of the lowest block.
+        sensed: Whether the lowest block's front has answered to ``rows`` already.
+
+    Returns:
+        The loss of each `LocalLoss`, before its block's step, bottom first.
+    """
+    losses: list[Tensor] = []
+    for k, (block, lesson) in enumerate(zip(blocks, descend(blocks), strict=True)):
+        _seeds.seed_global(target.device, seed, first + k)
+        found, rows = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        losses += found
+    return losses
+
+
+@torch.no_grad()
+def ascend(blocks: Sequence[Block], rows: Rows) -> Rows:
+    """The output of the highest of ``blocks``, without a step."""
+    for block in blocks:
+        rows = block(rows)
+    return rows

@@ -1,0 +1,47 @@
+"""Trainers: each family is a named point in the space of encoding, objective, locality, schedule, readout."""
+
+from bpfree._errors import BadValue
+from bpfree._settings import did_you_mean
+from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
+from bpfree.trainers.base import LEVELS, Trainer
+from bpfree.trainers.fitting import Checkpoint, Hooks
+from bpfree.trainers.forward_forward import ForwardForward
+from bpfree.trainers.history import History
+from bpfree.trainers.local import Local, MonoForward, RandomFeatures
+from bpfree.trainers.settings import FitSettings, TrainerSettings
+
+TRAINERS: dict[str, type[Trainer]] = {
+    kind.id: kind
+    for kind in (Backprop, DeepSupervision, MFJoint, RandomFeatures, ForwardForward, MonoForward, Local)
+}
+
+
+def get_trainer(name: str) -> type[Trainer]:
+    """The trainer class with this id.
+
+    Raises:
+        BadValue: If there is none.
+    """
+    if name not in TRAINERS:
+        raise BadValue(f"unknown trainer {name!r}; {did_you_mean(name, TRAINERS)}")
+    return TRAINERS[name]
+
+
+__all__ = [
+    "LEVELS",
+    "TRAINERS",
+    "Backprop",
+    "Checkpoint",
+    "DeepSupervision",
+    "FitSettings",
+    "ForwardForward",
+    "History",
+    "Hooks",
+    "Local",
+    "MFJoint",
+    "MonoForward",
+    "RandomFeatures",
+    "Trainer",
+    "TrainerSettings",
+    "get_trainer",
+]

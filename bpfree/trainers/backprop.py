@@ -1,0 +1,87 @@
+"""Backpropagation and deep supervision: the baselines, as cascades of one block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+from torch import nn
+
+from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.losses import LocalCrossEntropy
+from bpfree.readouts import BlockReadout
+from bpfree.trainers.base import Trainer
+from bpfree.trainers.local import class_score_readouts
+from bpfree.trainers.settings import TrainerSettings
+
+
+class Backprop(Trainer):
+    """The whole network as one block with its own output layer: ordinary backpropagation."""
+
+    id = "backprop"
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        stages, output = self.stages(self.settings.cut)
+        block = Block(
+            nn.Sequential(*(layer for stage in stages for layer in stage)), LocalCrossEntropy(output)
+        )
+        return Cascade([block], {"last": BlockReadout()}, source=self.net)
+
+    @property
+    def locality(self) -> str:
+        return "L0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSupervisionSettings(TrainerSettings):
+    """Settings of deep supervision.
+
+    Attributes:
+        aux_weight: Weight of every auxiliary loss; the output's weight is 1.
+    """
+
+    aux_weight: Annotated[float, Ge(0)] = 1.0
+
+
+class DeepSupervision(Trainer):
+    """Backpropagation with Mono-Forward's heads beside the output layer, no wall between the blocks.
+
+    ``CE(output(a_L)) + w * sum_{i=1..L} CE(M_i a_i)``, read out at the output layer.
+    """
+
+    id = "backprop_ds"
+    Settings = DeepSupervisionSettings
+    settings: DeepSupervisionSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        stages, output = self.stages(self.settings.cut)
+        blocks = [Block(stage, LocalCrossEntropy()) for stage in stages]
+        blocks.append(Block(nn.Identity(), LocalCrossEntropy(output)))
+        joint = JointBlock(blocks, self._weights(blocks))
+        return Cascade([joint], class_score_readouts("last"), source=self.net)
+
+    def _weights(self, blocks: Sequence[Block]) -> list[float]:
+        return [self.settings.aux_weight] * (len(blocks) - 1) + [1.0]
+
+    @property
+    def locality(self) -> str:
+        return "L0"
+
+
+class MFJoint(DeepSupervision):
+    """Mono-Forward without its walls: the same heads and losses, one backward pass through all blocks.
+
+    ``CE(M_L a_L) + w * sum_{i<L} CE(M_i a_i)``; with w = 1 it differs from simultaneous Mono-Forward in the
+    detach alone.
+    """
+
+    id = "mf_joint"
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        stages, output = self.stages(self.settings.cut)
+        losses = [*(LocalCrossEntropy() for _ in stages[:-1]), LocalCrossEntropy(output)]
+        blocks = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
+        joint = JointBlock(blocks, self._weights(blocks))
+        return Cascade([joint], class_score_readouts("last"), source=self.net)

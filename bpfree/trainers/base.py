@@ -1,0 +1,301 @@
+"""`Trainer`: fit, evaluate, predict, save, load. A family is a thin subclass that makes a cascade."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bpfree import _seeds
+from bpfree._errors import BadValue
+from bpfree._settings import validate
+from bpfree.cascade import Block, Cascade
+from bpfree.cutting import check_order, split
+from bpfree.data import TensorData, as_data
+from bpfree.schedules import step
+from bpfree.trainers import checkpoint as ckpt
+from bpfree.trainers.evaluation import Evaluator
+from bpfree.trainers.fitting import Checkpoint, Fit, Hooks, make_optimizers, update_readout
+from bpfree.trainers.history import History
+from bpfree.trainers.progress import progress_bar
+from bpfree.trainers.settings import FitSettings, TrainerSettings
+
+#: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.
+LEVELS = {
+    "L0": "a global backward pass",
+    "L1": "no gradient crosses a block",
+    "L2": "no gradient crosses a weight layer",
+    "L3": "no autograd at all",
+}
+
+
+class Trainer(ABC):
+    """Trains a network by a local rule.
+
+    Args:
+        net: A module to be cut into blocks (see `bpfree.localize`), whose last layer is its output layer,
+            or a `Cascade` that has been cut already. Its parameters are trained in place.
+        seed: Seed of everything random: heads, order of samples, negatives, dropout.
+        device: Where to train; by default where the network is.
+        progress: Whether to show a progress bar.
+        **settings: The fields of `Settings`.
+
+    Raises:
+        BadValue: If a setting is unknown or out of range, or the network cannot be cut.
+    """
+
+    id: ClassVar[str]
+    Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.settings = validate(self.Settings, settings, self.id)
+        self.seed, self.progress = seed, progress
+        found = next((p.device for p in net.parameters()), torch.device("cpu"))
+        self.device = torch.device(device) if device is not None else found
+        self.net = net.to(self.device)
+        self.n_classes: int | None = None
+        self._cascade: Cascade | None = None
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    # ---- what a family says ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_cascade(self, n_classes: int) -> Cascade:
+        """Make the cascade of `net`: the family's whole definition."""
+
+    @property
+    @abstractmethod
+    def locality(self) -> str:
+        """The declared level, a key of `LEVELS`."""
+
+    # ---- building --------------------------------------------------------------------------------------
+
+    @property
+    def cascade(self) -> Cascade:
+        """The blocks.
+
+        Raises:
+            BadValue: Before `build` or `fit`.
+        """
+        if self._cascade is None:
+            raise BadValue(
+                "the trainer has not seen the shape of its data yet: call fit, load or build first"
+            )
+        return self._cascade
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network as an ordinary module: samples ``[B, ...]`` to class scores ``[B, C]``."""
+        return self.cascade.to_module()
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> None:
+        """Make blocks, heads and optimizers for samples of this shape; `fit` does it by itself.
+
+        Raises:
+            BadValue: If the network does not accept such samples, or was built for another number of classes.
+        """
+        if self._cascade is not None:
+            if self.n_classes != n_classes:
+                raise BadValue(
+                    f"the trainer was built for {self.n_classes} classes, the data have {n_classes}"
+                )
+            return
+        # Values that differ, so that a net whose order is not its children's is found out.
+        count = 2 * int(torch.Size(sample_shape).numel())
+        x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            _seeds.seed_global(self.device, self.seed, "heads")
+            cascade = self.make_cascade(n_classes).to(self.device)
+            try:
+                cascade.eval().build(x, n_classes)
+            except RuntimeError as error:
+                raise BadValue(
+                    f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
+                ) from error
+        check_order(cascade, x)
+        self._cascade, self.n_classes = cascade, n_classes
+        self.reset_optimizers()
+        for block in cascade.units:
+            block.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
+            if self.settings.compile is not None:
+                block.compile(self.settings.compile)
+
+    def reset_optimizers(self) -> None:
+        """New optimizers, without momentum."""
+        self.optimizers = make_optimizers(self.cascade, self.settings)
+        for k, block in enumerate(self.cascade.units):
+            block.optimizer = self.optimizers[f"block{k}"]
+
+    # ---- training --------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        checkpoint: str | Path | Checkpoint | None = None,
+        hooks: Hooks | None = None,
+        **settings: Any,
+    ) -> History:
+        """Train.
+
+        Args:
+            train: `bpfree.data.TensorData`, a pair of tensors, or a map-style data set.
+            validation: The same; without it there is neither early stopping nor a best to restore.
+            checkpoint: File to save the run's state in now and then. If it exists, the run goes on from it,
+                and ends bit for bit as one that was never stopped.
+            hooks: Who looks on, see `Hooks`.
+            **settings: The fields of `FitSettings`.
+
+        Raises:
+            BadValue: If a setting or the data do not fit.
+            Diverged: If a loss became NaN or infinite.
+        """
+        fit = validate(FitSettings, settings, "fit")
+        data = self._data(train)
+        judge = None if validation is None else self._data(validation, data.n_classes)
+        if fit.patience is not None and judge is None:
+            raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
+        self.build(data.sample_shape, data.n_classes)
+        self.reset_optimizers()
+        if isinstance(checkpoint, str | Path):
+            checkpoint = Checkpoint(Path(checkpoint))
+        with progress_bar(self.id, self.progress and hooks is None) as shown:
+            loop = Fit(
+                cascade=self.cascade,
+                optimizers=self.optimizers,
+                settings=self.settings,
+                fit=fit,
+                train=data,
+                validation=judge,
+                seed=self.seed,
+                fingerprint=self._fingerprint(fit, data),
+                checkpoint=checkpoint,
+                hooks=hooks or Hooks(progress=shown),
+            )
+            return loop.run()
+
+    def step(self, x: Tensor, y: Tensor, number: int = 0) -> list[Tensor]:
+        """Update every block (and readout that learns) once on one batch, outside any loop.
+
+        Args:
+            x: Samples, ``[B, ...]``.
+            y: Labels, ``[B]``.
+            number: Number of the step, for the random streams.
+
+        Returns:
+            The loss of each block before its step, bottom first, then those of readouts.
+        """
+        cascade, scores, extra = self.cascade, None, []
+        cascade.train()
+        for name in cascade.readouts:
+            readout = cascade.readout(name)
+            if readout.learns:
+                with torch.no_grad():
+                    outputs = cascade.outputs(cascade.encoding.view(x, readout.view))
+                scores = readout(outputs, cascade.losses).detach()
+                extra.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
+        drawn = cascade.encoding.draw(
+            y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
+        )
+        rows, target = cascade.encoding.encode(x, y, drawn)
+        return step(cascade.units, rows, target, _seeds.derive(self.seed, "step", 0, number)) + extra
+
+    # ---- using -----------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Any) -> dict[str, Any]:
+        """Accuracy of the prediction rule, of the other readouts, and of each block alone.
+
+        Returns:
+            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+        """
+        found = Evaluator(self.cascade, self._data(data, self.n_classes)).accuracies(
+            list(self.cascade.readouts)
+        )
+        return {
+            "accuracy": found[self.cascade.headline],
+            "readouts": {name: found[name] for name in self.cascade.readouts},
+            "blocks": [value for name, value in found.items() if name.startswith("block ")],
+        }
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The class of each sample ``x [B, ...]``, ``[B]``."""
+        y = torch.zeros(len(x), dtype=torch.long)
+        data = self._data((x, y), self.n_classes)
+        headline = self.cascade.headline
+        return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+
+    def save(self, path: str | Path) -> None:
+        """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON)."""
+        state = {"trainer": self.id, "settings": asdict(self.settings), "n_classes": self.n_classes}
+        ckpt.write(Path(path), self.cascade.state_dict(), state)
+
+    def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
+        """Load what `save` wrote, into a trainer of the same kind and network.
+
+        Args:
+            path: The file.
+            sample_shape: Shape of a sample, needed if the trainer has not been built.
+
+        Raises:
+            BadValue: If the file is of another trainer or network, or the shape is needed.
+        """
+        tensors, state = ckpt.read(Path(path), self.device)
+        if state.get("trainer") != self.id:
+            raise BadValue(f"{path} was saved by {state.get('trainer')!r}, not by {self.id!r}")
+        if self._cascade is None:
+            if sample_shape is None:
+                raise BadValue(
+                    "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
+                )
+            self.build(sample_shape, state["n_classes"])
+        ckpt.load_module(self.cascade, tensors, Path(path))
+        self.cascade.eval()
+
+    # ---- inside ----------------------------------------------------------------------------------------
+
+    def clone(self) -> Trainer:
+        """An independent copy, weights and optimizers included, for probing a step."""
+        return copy.deepcopy(self)
+
+    def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
+        """The net's stages and its output layer; a cascade that was cut already keeps its cut."""
+        if isinstance(self.net, Cascade):
+            raise BadValue(f"{self.id} cuts the network itself: pass the module, not a cascade")
+        return split(self.net, cut)
+
+    def _data(self, data: Any, n_classes: int | None = None) -> TensorData:
+        return as_data(data, n_classes).to(self.device)
+
+    def _fingerprint(self, fit: FitSettings, data: TensorData) -> str:
+        shape = [list(p.shape) for p in self.cascade.parameters()]
+        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, len(data.y), data.name]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def single_weights(blocks: Sequence[Block]) -> bool:
+    """Whether no block's body has more than one layer with weights."""
+    return all(
+        sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in b.body.modules()) <= 1 for b in blocks
+    )
+
+
+def setting_names(settings: type[TrainerSettings]) -> list[str]:
+    """Names of the fields of a settings class."""
+    return [f.name for f in fields(settings)]

@@ -1,0 +1,95 @@
+"""State on disk: tensors as safetensors, everything else as JSON inside the same file. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+
+Tensors = dict[str, Tensor]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(save(contiguous, metadata={"state": json.dumps(state)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
+    """What `write` wrote.
+
+    Raises:
+        BadValue: If the file is missing or is not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:  # type: ignore[no-untyped-call]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        return tensors, json.loads(metadata["state"])
+    except FileNotFoundError:
+        raise BadValue(
+            f"{path}: no such file; it is written by Trainer.save or Trainer.fit(checkpoint=...)"
+        ) from None
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise BadValue(f"{path}: not a bpfree state file ({error})") from None
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """``tensors`` with ``prefix.`` before each name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Those of ``tensors`` whose name begins with ``prefix.``, without it."""
+    start = prefix + "."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The tensors of an optimizer's state, by parameter and name."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{i}.{name}": v for i, slot in state.items() for name, v in slot.items() if isinstance(v, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took; hyperparameters stay the optimizer's own."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``tensors`` into ``module``.
+
+    Raises:
+        BadValue: naming the first tensors that are missing, left over, or of another shape.
+    """
+    own = module.state_dict()
+    wrong = [name for name in own.keys() | tensors.keys() if name not in own or name not in tensors]
+    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise BadValue(
+            f"{path} holds another network: these tensors do not fit: {', '.join(sorted(wrong)[:5])}"
+        )
+    module.load_state_dict(dict(tensors))

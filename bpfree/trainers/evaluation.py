@@ -1,0 +1,90 @@
+"""What the readouts say of a data set, with the frozen part of a greedy cascade computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bpfree.cascade import Cascade
+from bpfree.encodings import View
+from bpfree.losses import accuracy
+from bpfree.schedules import Data
+
+BATCH = 1024
+
+
+class Evaluator:
+    """Class scores of all samples of a data set.
+
+    Args:
+        cascade: The blocks and readouts.
+        data: The samples; never augmented here.
+        cache: Whether `climb` keeps the outputs of frozen blocks.
+    """
+
+    def __init__(self, cascade: Cascade, data: Data, cache: bool = False) -> None:
+        self.cascade, self.data, self.cache = cascade, data, cache
+        self.n_samples, self.height = len(data.y), 0
+        self._frozen: dict[View, list[Tensor]] = {}
+
+    def first(self, n_samples: int) -> Evaluator:
+        """An evaluator of the first ``n_samples`` alone."""
+        few = Evaluator(self.cascade, self.data)
+        few.n_samples = min(n_samples, self.n_samples)
+        return few
+
+    def climb(self, height: int, readouts: Sequence[str]) -> None:
+        """Freeze the blocks below ``height``, for the views of ``readouts``."""
+        if self.cache and height > self.height:
+            for view in {self.cascade.readout(name).view for name in readouts}:
+                batches = [self._outputs(view, i, height) for i in range(0, self.n_samples, BATCH)]
+                self._frozen[view] = [torch.cat(parts, 1) for parts in zip(*batches, strict=True)]
+        self.height = height
+
+    @torch.no_grad()
+    def scores(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, Tensor]:
+        """Scores ``[N, C]`` by each readout, and of each block as ``"block 1"`` and so on.
+
+        Args:
+            readouts: Names; the blocks are told apart by the first of them that can.
+            n_blocks: How many blocks the readouts listen to; all by default.
+        """
+        training = self.cascade.training
+        self.cascade.eval()
+        found: dict[str, list[Tensor]] = {}
+        teller = next((name for name in readouts if self.cascade.readout(name).tells_blocks), None)
+        for view in dict.fromkeys(self.cascade.readout(name).view for name in readouts):
+            for start in range(0, self.n_samples, BATCH):
+                outputs = [o.flatten(0, 1) for o in self._outputs(view, start, n_blocks)]
+                losses = self.cascade.losses[: len(outputs)]
+                for name in readouts:
+                    if self.cascade.readout(name).view == view:
+                        found.setdefault(name, []).append(self.cascade.readout(name)(outputs, losses))
+                if teller is not None and self.cascade.readout(teller).view == view:
+                    for k, scores in enumerate(self.cascade.readout(teller).per_block(outputs, losses)):
+                        if scores is not None:
+                            found.setdefault(f"block {k + 1}", []).append(scores)
+        self.cascade.train(training)
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
+        """Share of samples that each readout, and each block alone, classifies rightly."""
+        scores = self.scores(readouts, n_blocks)
+        return {name: accuracy(s, self.data.y[: self.n_samples]).item() for name, s in scores.items()}
+
+    def _outputs(self, view: View, start: int, n_blocks: int | None) -> list[Tensor]:
+        """Outputs of the first blocks for one batch of samples, ``[views, B, ...]`` each."""
+        indices = torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)
+        kept = [o[:, indices] for o in self._frozen.get(view, [])]
+        if kept:
+            rows, blocks = kept[-1].flatten(0, 1), self.cascade.units[self.height : n_blocks]
+        else:
+            x, _ = self.data.batch(indices)
+            rows, blocks = self.cascade.encoding.view(x, view), self.cascade.units[:n_blocks]
+        for block in blocks:
+            outputs = block.outputs(rows)
+            kept += [o.unflatten(0, (-1, len(indices))) for o in outputs]
+            rows = outputs[-1]
+        return kept

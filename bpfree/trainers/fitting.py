@@ -1,0 +1,313 @@
+"""The one training loop: stages, epochs, steps; evaluation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bpfree import _seeds
+from bpfree._errors import BadValue, Diverged
+from bpfree.cascade import Cascade
+from bpfree.readouts import Readout
+from bpfree.schedules import Data, Feed, Stage, plan, step
+from bpfree.trainers import checkpoint as ckpt
+from bpfree.trainers.evaluation import Evaluator
+from bpfree.trainers.history import History
+from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, make_optimizer, set_lr
+
+#: Validation samples on which single blocks are judged where that takes a forward pass per class.
+BLOCK_SAMPLES = 500
+
+Window = Callable[[str], AbstractContextManager[Any]]
+
+
+class Carried(Protocol):
+    """Something whose state travels in the checkpoints, such as a stopwatch."""
+
+    def state(self) -> dict[str, Any]:
+        """A JSON-able state."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where, and how often, a run leaves its state.
+
+    Attributes:
+        path: The file; an existing one of the same run is taken up.
+        every_s: Seconds between two writes.
+        carried: What else is saved with it.
+    """
+
+    path: Path
+    every_s: float = 30.0
+    carried: Carried | None = None
+
+
+@dataclass
+class Hooks:
+    """Who looks on: the windows of a meter, and a progress display."""
+
+    window: Window = lambda name: nullcontext()
+    progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, row: None
+
+
+@dataclass
+class Position:
+    """Where a run stands: enough, with the tensors, to go on as if it had never stopped."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    stale: int = 0
+
+
+class Fit:
+    """One run of the loop over a built cascade."""
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        optimizers: dict[str, torch.optim.Optimizer],
+        settings: TrainerSettings,
+        fit: FitSettings,
+        train: Data,
+        validation: Data | None,
+        seed: int,
+        fingerprint: str,
+        checkpoint: Checkpoint | None,
+        hooks: Hooks,
+    ) -> None:
+        self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
+        self.train, self.seed, self.fingerprint = train, seed, fingerprint
+        self.checkpoint, self.hooks = checkpoint, hooks
+        self.stages = plan(settings.schedule, cascade)
+        self.at, self.history = Position(), History()
+        self.best: ckpt.Tensors = {}
+        self.sums: Tensor | None = None
+        self.feed = Feed(cascade, train, seed, fit.batch_size, settings.cache)
+        self.evaluator = None
+        if validation is not None:
+            self.evaluator = Evaluator(cascade, validation, settings.cache and settings.schedule == "greedy")
+        self.saved_at = time.monotonic()
+
+    def run(self) -> History:
+        """Go through all stages, from where a checkpoint of this run stands if there is one."""
+        if self.checkpoint is not None and self.checkpoint.path.exists():
+            self._resume(self.checkpoint)
+        while self.at.stage < len(self.stages):
+            self._run_stage(self.stages[self.at.stage])
+            self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
+            self.best = {}
+        self.cascade.eval()
+        return self.history
+
+    # ---- one stage -------------------------------------------------------------------------------------
+
+    def _run_stage(self, stage: Stage) -> None:
+        with self.hooks.window("cache"):
+            self._enter(stage)
+        stopped = self._stale()
+        while self.at.epoch < self.fit.epochs and not stopped:
+            self._run_epoch(stage)
+            stopped = self._stale()
+        if self.best:
+            self.cascade.load_state_dict(self.best)
+        if self.settings.schedule == "greedy":
+            for k in range(stage.first, stage.stop):
+                self.cascade.units[k].optimizer = None
+                del self.optimizers[f"block{k}"]
+        epochs, best = self.at.epoch, self.at.best
+        self.history.stages.append(
+            {"name": stage.name, "epochs": epochs, "stopped_early": stopped}
+            | ({"best_epoch": self.at.best_epoch, "best": best} if self.at.best_epoch >= 0 else {})
+        )
+
+    def _enter(self, stage: Stage) -> None:
+        self.cascade.eval()
+        self.feed.climb(stage.first)
+        if self.evaluator is not None:
+            self.evaluator.climb(stage.first, self._judges(stage))
+        if stage.readouts and stage.first == stage.stop:
+            for _, readout in self._learning(stage):
+                self.feed.keep_outputs(readout.view)
+        for k in range(stage.first, stage.stop):
+            self.cascade.units[k].optimizer = self.optimizers[f"block{k}"]
+
+    def _stale(self) -> bool:
+        return self.fit.patience is not None and self.at.stale >= self.fit.patience
+
+    def _learning(self, stage: Stage) -> list[tuple[str, Readout]]:
+        learning = [
+            (n, self.cascade.readout(n)) for n in self.cascade.readouts if self.cascade.readout(n).learns
+        ]
+        return learning if stage.readouts else []
+
+    def _judges(self, stage: Stage) -> list[str]:
+        """The readouts to evaluate in a stage, the one that selects first."""
+        usable = self._usable(stage)
+        view = self.cascade.readout(usable[0]).view
+        return [name for name in usable if self.cascade.readout(name).view == view]
+
+    def _usable(self, stage: Stage) -> list[str]:
+        """The readouts that are not waiting to be trained in a later stage."""
+        return [n for n in self.cascade.readouts if stage.readouts or not self.cascade.readout(n).learns]
+
+    def _validate(self, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
+        """Accuracy by readout and of each block alone.
+
+        Where only a readout with another, dearer view can tell blocks apart, they are judged on a few samples.
+        """
+        found = evaluator.accuracies(self._judges(stage), stage.stop)
+        if not any(self.cascade.readout(name).tells_blocks for name in self._judges(stage)):
+            tellers = [n for n in self._usable(stage) if self.cascade.readout(n).tells_blocks]
+            few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
+            found |= {name: value for name, value in few.items() if name not in tellers}
+        return found
+
+    # ---- one epoch -------------------------------------------------------------------------------------
+
+    def _run_epoch(self, stage: Stage) -> None:
+        factor = lr_factor(self.settings.lr_schedule, self.at.epoch, self.fit.epochs)
+        set_lr(self.optimizers.values(), factor)
+        self.cascade.eval()
+        for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self._learning(stage))]:
+            module.train()
+        n_steps = math.ceil(len(self.train.y) / self.fit.batch_size)
+        with self.hooks.window("train"):
+            device = self.train.y.device
+            order = torch.randperm(
+                len(self.train.y),
+                generator=_seeds.generator(device, self.seed, "order", self.at.epoch),
+                device=device,
+            )
+            for indices in order.split(self.fit.batch_size)[self.at.step :]:
+                losses = self._step(stage, indices)
+                self.sums = losses if self.sums is None else self.sums + losses
+                self.at.step += 1
+                self._save_if_due()
+            assert self.sums is not None
+            means = (self.sums / n_steps).tolist()
+        self.at.total_steps += n_steps
+        self.at.epoch, self.at.step, self.sums = self.at.epoch + 1, 0, None
+        self._close_epoch(stage, factor, means)
+
+    def _step(self, stage: Stage, indices: Tensor) -> Tensor:
+        epoch, number = self.at.epoch, self.at.step
+        learning, scores, losses = self._learning(stage), None, []
+        if learning:
+            x, y = self.feed.samples(indices, epoch, number)
+            for name, readout in learning:
+                outputs = self.feed.outputs(x, indices, readout.view)
+                scores = readout(outputs, self.cascade.losses).detach()
+                losses.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
+        if stage.stop > stage.first:
+            rows, target = self.feed.rows(indices, epoch, number, scores)
+            seed = _seeds.derive(self.seed, "step", epoch, number)
+            blocks = self.cascade.units[stage.first : stage.stop]
+            losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed) + losses
+        return torch.stack(losses).float()
+
+    def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
+        row = {
+            "stage": stage.name,
+            "epoch": self.at.epoch,
+            "step": self.at.total_steps,
+            "lr": factor,
+            "loss": means,
+        }
+        bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
+        if bad:
+            raise Diverged(
+                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} in epoch "
+                f"{self.at.epoch}: lower lr ({self.settings.lr}), or use precision 'float32'"
+            )
+        last = self.at.epoch == self.fit.epochs
+        if self.evaluator is not None and (self.at.epoch % self.fit.eval_every == 0 or last):
+            with self.hooks.window("eval"):
+                row["validation"] = self._validate(stage, self.evaluator)
+            self._select(row["validation"][self._judges(stage)[0]])
+        self.history.rows.append(row)
+        self.hooks.progress(len(self.history.rows), len(self.stages) * self.fit.epochs, row)
+        self._save_if_due()
+
+    def _select(self, accuracy: float) -> None:
+        if accuracy > self.at.best + self.fit.min_delta:
+            self.at.best, self.at.best_epoch, self.at.stale = accuracy, self.at.epoch, 0
+            if self.fit.restore_best:
+                self.best = {name: tensor.clone() for name, tensor in self.cascade.state_dict().items()}
+        else:
+            self.at.stale += 1
+
+    # ---- checkpoints -----------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
+        if due and self.checkpoint is not None:
+            with self.hooks.window("io"):
+                self._save(self.checkpoint)
+            self.saved_at = time.monotonic()
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        tensors = ckpt.prefixed("model", self.cascade.state_dict()) | ckpt.prefixed("best", self.best)
+        for name, optimizer in self.optimizers.items():
+            tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
+        if self.sums is not None:
+            tensors["sums"] = self.sums
+        state = {
+            "fingerprint": self.fingerprint,
+            "position": {k: v for k, v in asdict(self.at).items() if v != -math.inf},
+            "history": asdict(self.history),
+            "carried": checkpoint.carried.state() if checkpoint.carried else None,
+        }
+        ckpt.write(checkpoint.path, tensors, state)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        tensors, state = ckpt.read(checkpoint.path, self.train.y.device)
+        if state.get("fingerprint") != self.fingerprint:
+            raise BadValue(
+                f"{checkpoint.path} belongs to another run (other settings, seed or data): remove it or name another"
+            )
+        ckpt.load_module(self.cascade, ckpt.under("model", tensors), checkpoint.path)
+        for name, optimizer in self.optimizers.items():
+            ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
+        self.best, self.sums = ckpt.under("best", tensors), tensors.get("sums")
+        self.at, self.history = Position(**state["position"]), History(**state["history"])
+        self.history.resumed += 1
+        if checkpoint.carried is not None and state["carried"] is not None:
+            checkpoint.carried.load(state["carried"])
+
+
+def update_readout(
+    readout: Readout, optimizer: torch.optim.Optimizer, outputs: list[Tensor], y: Tensor
+) -> Tensor:
+    """One step of a readout that learns, on detached outputs; returns its loss."""
+    loss = readout.objective(outputs, y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:
+    """An optimizer for each block and for each readout that learns, by name."""
+    optimizers = {f"block{k}": make_optimizer(b.trainable(), settings) for k, b in enumerate(cascade.units)}
+    for name in cascade.readouts:
+        readout = cascade.readout(name)
+        if readout.learns:
+            lr, decay = getattr(settings, "readout_lr", None), getattr(settings, "readout_weight_decay", None)
+            optimizers[f"readout.{name}"] = make_optimizer(readout.parameters(), settings, lr, decay)
+    return optimizers

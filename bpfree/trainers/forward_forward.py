@@ -1,0 +1,139 @@
+"""Forward-Forward (Hinton, arXiv 2212.13345)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+from bpfree import _seeds
+from bpfree._errors import BadValue
+from bpfree.cascade import Block, Cascade
+from bpfree.encodings import DenseRows, LabelOverlay, OverlaidLinear
+from bpfree.losses import Goodness
+from bpfree.nn import LengthNorm, StraightThroughReLU
+from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
+from bpfree.trainers.base import Trainer, single_weights
+from bpfree.trainers.settings import LRSchedule, OptimizerName, TrainerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardForwardSettings(TrainerSettings):
+    """Settings of Forward-Forward; the defaults are the supervised recipe of the reference code.
+
+    Attributes:
+        goodness: Sum or mean of squares.
+        threshold: theta in the unit of the goodness; None: the width for the sum, 2 for the mean.
+        objective: ``threshold`` (logistic) or ``symmetric`` (SymBa).
+        alpha: Slope of the symmetric loss.
+        peer_weight: Weight of peer normalisation.
+        peer_momentum: Decay of its running mean.
+        straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
+        negatives: How wrong labels are drawn, see `bpfree.encodings.LabelOverlay`.
+        redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
+        label_scale: Value of the label code; 1 is the range of raw pixels.
+        skip_first: Whether readouts leave out the first block.
+        readout: The prediction rule; accuracy under the other is reported beside it.
+        classifier: Whether the classifier readout is trained; it must be where it is the prediction rule.
+        readout_lr: Learning rate of the classifier readout.
+        readout_weight_decay: Its weight decay.
+        init: ``unit``: weights normal with standard deviation 1/sqrt(fan out), biases zero; ``torch``: as
+            the network came.
+    """
+
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 3e-4
+    optimizer: OptimizerName = "sgd"
+    lr_schedule: LRSchedule = "cooldown"
+    goodness: Literal["sum", "mean"] = "sum"
+    threshold: Annotated[float, Gt(0)] | None = None
+    objective: Literal["threshold", "symmetric"] = "threshold"
+    alpha: Annotated[float, Gt(0)] = 4.0
+    peer_weight: Annotated[float, Ge(0)] = 0.03
+    peer_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    straight_through: bool | None = None
+    negatives: Literal["uniform", "permuted", "hard"] = "uniform"
+    redraw_negatives: bool = True
+    label_scale: Annotated[float, Gt(0)] = 1.0
+    skip_first: bool = True
+    readout: Literal["classifier", "goodness"] = "classifier"
+    classifier: bool = True
+    readout_lr: Annotated[float, Gt(0)] = 1e-2
+    readout_weight_decay: Annotated[float, Ge(0)] = 3e-3
+    init: Literal["unit", "torch"] = "unit"
+
+
+class ForwardForward(Trainer):
+    """Each block learns to answer strongly to images under their own label and weakly under a wrong one.
+
+    The network's hidden layers become the blocks; its output layer takes no part. The first C values of a
+    sample are overwritten by the label, so images should be raw, in [0, 1].
+    """
+
+    id = "forward_forward"
+    Settings = ForwardForwardSettings
+    settings: ForwardForwardSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        if s.readout == "classifier" and not s.classifier:
+            raise BadValue(
+                "readout = 'classifier' with classifier = false: nothing would train the prediction rule"
+            )
+        if s.negatives == "hard" and not (
+            s.classifier and s.schedule == "simultaneous" and s.redraw_negatives
+        ):
+            raise BadValue(
+                "negatives = 'hard': drawn from the classifier while it trains: needs classifier = true, "
+                "schedule = 'simultaneous' and redraw_negatives = true"
+            )
+        stages, _ = self.stages(s.cut)
+        blocks = [Block(self._body(stage, first=k == 0), self._loss()) for k, stage in enumerate(stages)]
+        if s.init == "unit":
+            for k, block in enumerate(blocks):
+                self._unit_init(block, k)
+        readouts: dict[str, Readout] = {"goodness": GoodnessReadout(s.skip_first)}
+        if s.classifier:
+            readouts["classifier"] = ClassifierReadout(s.skip_first)
+        readouts = {s.readout: readouts.pop(s.readout)} | readouts
+        return Cascade(
+            blocks, readouts, LabelOverlay(n_classes, s.label_scale, s.negatives, redraw=s.redraw_negatives)
+        )
+
+    @property
+    def locality(self) -> str:
+        return "L2" if single_weights(self.cascade.units) else "L1"
+
+    def _loss(self) -> Goodness:
+        s = self.settings
+        return Goodness(s.goodness, s.threshold, s.objective, s.alpha, s.peer_weight, s.peer_momentum)
+
+    def _body(self, stage: nn.Sequential, first: bool) -> nn.Module:
+        straight = self.settings.straight_through
+        if straight is None:
+            straight = self.settings.peer_weight > 0
+        layers: list[Any] = [
+            StraightThroughReLU() if straight and isinstance(m, nn.ReLU) else m for m in stage
+        ]
+        if not first:
+            return nn.Sequential(LengthNorm(), *layers)
+        inner = [m for m in layers if not isinstance(m, nn.Flatten)]
+        if isinstance(inner[0], nn.Linear):
+            return nn.Sequential(OverlaidLinear(inner[0]), *inner[1:])
+        return nn.Sequential(DenseRows(), LengthNorm(), *layers)
+
+    def _unit_init(self, block: Block, number: int) -> None:
+        generator = _seeds.generator(torch.device("cpu"), self.seed, "unit init", number)
+        for module in block.body.modules():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                drawn = torch.randn(module.weight.shape, generator=generator) / math.sqrt(
+                    module.weight.shape[0]
+                )
+                with torch.no_grad():
+                    module.weight.copy_(drawn)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

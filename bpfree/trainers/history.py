@@ -1,0 +1,27 @@
+"""What happened in a run, one row per epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """The rows of a run, in order.
+
+    Attributes:
+        rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
+            ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
+            epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone).
+        stages: One dict per finished stage: ``name``, ``epochs``, ``best_epoch``, ``best``, ``stopped_early``.
+        resumed: How many times the run was taken up from a checkpoint.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    resumed: int = 0
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """``(step, validation accuracy)`` of the readout or block called ``name``."""
+        return [(r["step"], r["validation"][name]) for r in self.rows if name in r.get("validation", {})]

@@ -1,0 +1,30 @@
+"""A progress bar for `Trainer.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Show = Callable[[int, int, dict[str, Any]], None]
+
+
+@contextmanager
+def progress_bar(title: str, enabled: bool) -> Iterator[Show]:
+    """A bar that counts epochs and shows the newest loss and accuracy; silent if not ``enabled``."""
+    if not enabled:
+        yield lambda done, of, row: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), transient=True) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def show(done: int, of: int, row: dict[str, Any]) -> None:
+            note = f"loss {sum(row['loss']):.4f}"
+            for name, value in list(row.get("validation", {}).items())[:1]:
+                note += f"  validation {100 * value:.2f} % ({name})"
+            bar.update(task, completed=done, total=of, note=note)
+
+        yield show

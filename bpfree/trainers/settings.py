@@ -1,0 +1,106 @@
+"""What every trainer can be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+from bpfree._settings import STRICT
+from bpfree.schedules import Schedule
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+LRSchedule = Literal["constant", "cosine", "cooldown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Settings of all trainers.
+
+    Attributes:
+        lr: Learning rate of every block.
+        weight_decay: Weight decay of every block.
+        optimizer: One optimizer of this kind per block.
+        momentum: Momentum of SGD.
+        lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
+            and then linear to 0, as in Forward-Forward.
+        schedule: ``simultaneous`` or ``greedy``.
+        cache: Whether a greedy schedule keeps the features of frozen blocks.
+        precision: ``bfloat16`` runs forward passes and losses under autocast.
+        compile: Name of a `torch.compile` backend for the blocks, or None.
+        cut: Where blocks begin, see `bpfree.split`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    optimizer: OptimizerName = "adam"
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    lr_schedule: LRSchedule = "constant"
+    schedule: Schedule = "simultaneous"
+    cache: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: str | None = None
+    cut: str | int | list[str] = "weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Settings of one call of `Trainer.fit`.
+
+    Attributes:
+        epochs: Passes over the training data, in each stage.
+        batch_size: Samples per step; the last, shorter batch is used too.
+        patience: Evaluations without a better accuracy after which a stage stops; None: never.
+        min_delta: Gain in accuracy (a share, 0.001 is a tenth of a point) that counts as better.
+        restore_best: Whether a stage ends with the weights of its best evaluation.
+        eval_every: Epochs between evaluations.
+    """
+
+    __pydantic_config__ = STRICT
+
+    epochs: Annotated[int, Ge(1)] = 10
+    batch_size: Annotated[int, Ge(1)] = 128
+    patience: Annotated[int, Ge(1)] | None = None
+    min_delta: Annotated[float, Ge(0), Lt(1)] = 0.0
+    restore_best: bool = True
+    eval_every: Annotated[int, Ge(1)] = 1
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    settings: TrainerSettings,
+    lr: float | None = None,
+    decay: float | None = None,
+) -> torch.optim.Optimizer:
+    """A fused optimizer of ``parameters``; ``lr`` and ``decay`` take the place of the settings' own."""
+    lr = settings.lr if lr is None else lr
+    decay = settings.weight_decay if decay is None else decay
+    parameters = list(parameters)
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parameters, lr, weight_decay=decay, fused=fused)
+
+
+def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
+    """What the learning rate is multiplied by in ``epoch``, counted from 0."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if schedule == "cooldown" and epoch > epochs / 2:
+        return 2 * (1 + epochs - epoch) / epochs
+    return 1.0
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Set every learning rate to ``factor`` times what the optimizer was made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
