@@ -23,7 +23,7 @@ DIGITS: Config = {
             "label": "mono_forward greedy",
             "trainer": {"id": "mono_forward", "schedule": "greedy", "lr": 2e-3, "lr_schedule": "cosine"},
         },
-        {"trainer": {"id": "forward_forward", "lr": 1e-2}, "fit": {"epochs": 60, "eval_every": 5}},
+        {"trainer": {"id": "forward_forward", "optimizer": "adam", "lr": 1e-3}, "fit": {"eval_every": 5}},
     ],
 }
 
