@@ -77,7 +77,7 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")},
+        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")} | {"plugins": [*cell.plugins]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }

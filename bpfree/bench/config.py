@@ -72,7 +72,9 @@ class CNNConfig:
     def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
         """The network for images of this shape."""
         if len(sample_shape) != 3:
-            raise BadValue(f"net.name = 'cnn': needs images (channels, height, width), not {tuple(sample_shape)}")
+            raise BadValue(
+                f"net.name = 'cnn': needs images (channels, height, width), not {tuple(sample_shape)}"
+            )
         return nn.cnn(sample_shape, n_classes, self.channels, self.activation, self.pool, self.batch_norm)
 
 
@@ -172,7 +174,19 @@ def _child(at: Any, key: str, assignment: str) -> Any:
     raise BadValue(f"--set {assignment}: no item {key!r} there")
 
 
-SECTIONS = ("name", "dataset", "net", "trainer", "fit", "label", "controls", "seeds", "threads", "device", "plugins")
+SECTIONS = (
+    "name",
+    "dataset",
+    "net",
+    "trainer",
+    "fit",
+    "label",
+    "controls",
+    "seeds",
+    "threads",
+    "device",
+    "plugins",
+)
 ARM_SECTIONS = ("trainer", "fit", "net", "label")
 
 
@@ -198,13 +212,13 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         raise BadValue(f"dataset.name = {dataset.name!r}: unknown; {did_you_mean(dataset.name, NAMES)}")
     controls = config.get("controls", [])
     if not isinstance(controls, list):
-        raise BadValue(f"controls = {controls!r}: expected a list of arms with the keys {', '.join(ARM_SECTIONS)}")
+        raise BadValue(
+            f"controls = {controls!r}: expected a list of arms with the keys {', '.join(ARM_SECTIONS)}"
+        )
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
     common = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
-    found = [
-        Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms
-    ]
+    found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
     return found
@@ -229,9 +243,13 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     trainer = dict(_section(arm, "trainer", where))
     name = trainer.pop("id", None)
     if not isinstance(name, str):
-        raise BadValue(f"{where}trainer.id = {name!r}: expected the id of a trainer, see 'python -m bpfree.bench list'")
+        raise BadValue(
+            f"{where}trainer.id = {name!r}: expected the id of a trainer, see 'python -m bpfree.bench list'"
+        )
     settings: TrainerSettings = validate(get_trainer(name).Settings, trainer, f"{where}trainer")
-    fit = validate(FitSettings, {**_section(config, "fit", "", {}), **_section(arm, "fit", where, {})}, f"{where}fit")
+    fit = validate(
+        FitSettings, {**_section(config, "fit", "", {}), **_section(arm, "fit", where, {})}, f"{where}fit"
+    )
     net = dict(_section(arm if "net" in arm else config, "net", where))
     label = arm.get("label", name)
     if not isinstance(label, str):

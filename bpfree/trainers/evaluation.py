@@ -72,7 +72,7 @@ class Evaluator:
     def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
         """Share of samples that each readout, and each block alone, classifies rightly."""
         scores = self.scores(readouts, n_blocks)
-        return {name: accuracy(s, self.data.y[: self.n_samples]).item() for name, s in scores.items()}
+        return {name: accuracy(s, self.data.y[: self.n_samples]) for name, s in scores.items()}
 
     def _outputs(self, view: View, start: int, n_blocks: int | None) -> list[Tensor]:
         """Outputs of the first blocks for one batch of samples, ``[views, B, ...]`` each."""
