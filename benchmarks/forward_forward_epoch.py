@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 import warnings
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class CommonRecipe:
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         torch.manual_seed(0)
         widths = [images[0].numel(), *[WIDTH] * LAYERS]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.classifier = nn.Linear(WIDTH * (LAYERS - 1), CLASSES, bias=False)
         groups = [
             {"params": self.layers.parameters(), "lr": 1e-3, "weight_decay": 3e-4},

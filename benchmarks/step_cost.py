@@ -38,7 +38,7 @@ LOCAL = ("mono_forward", "mono_forward greedy", "mono_forward analytic", "forwar
 def measure(name: str, width: int, blocks: int) -> tuple[int, int]:
     """FLOPs and peak saved bytes of one step."""
     torch.manual_seed(0)
-    kind = bpfree.get_trainer(name.split()[0])
+    kind = bpfree.get_trainer(name.partition(" ")[0])
     net = bpfree.nn.mlp([width, *[width] * blocks, CLASSES])
     trainer = kind(net, progress=False, **TRAINERS[name])
     trainer.build((width,), CLASSES)

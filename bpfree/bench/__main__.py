@@ -23,7 +23,7 @@ from bpfree.trainers import TRAINERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for a mistake in what was asked."""
+    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for a mistake of the user."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))

@@ -217,7 +217,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         )
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
-    common = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
+    common: Mapped = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
     found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
@@ -225,7 +225,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
 
 
 def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
-    values = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
+    values: Mapped = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
     if seeds is not None:
         if seeds < 1:
             raise BadValue(f"--seeds {seeds}: expected at least 1")

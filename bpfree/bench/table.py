@@ -123,7 +123,8 @@ def _line(arm: Arm, baseline: Arm | None) -> list[str]:
 
 def _where_baseline_wins(arms: dict[str, Arm], baseline: Arm) -> str:
     """The arms below backpropagation: those whose 95 % interval says so, and those where it is open."""
-    behind, undecided = [], []
+    behind: list[str] = []
+    undecided: list[str] = []
     base = baseline.by_seed("metrics", "test_accuracy")
     for arm in arms.values():
         found = paired_difference(arm.by_seed("metrics", "test_accuracy"), base)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bpfree.cascade import Cascade
+from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.losses import accuracy
 from bpfree.schedules import Data
@@ -79,10 +79,12 @@ class Evaluator:
         indices = torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)
         kept = [o[:, indices] for o in self._frozen.get(view, [])]
         if kept:
-            rows, blocks = kept[-1].flatten(0, 1), self.cascade.units[self.height : n_blocks]
+            rows: Rows = kept[-1].flatten(0, 1)
+            blocks = self.cascade.units[self.height : n_blocks]
         else:
             x, _ = self.data.batch(indices)
-            rows, blocks = self.cascade.encoding.view(x, view), self.cascade.units[:n_blocks]
+            rows = self.cascade.encoding.view(x, view)
+            blocks = self.cascade.units[:n_blocks]
         for block in blocks:
             outputs = block.outputs(rows)
             kept += [o.unflatten(0, (-1, len(indices))) for o in outputs]

@@ -86,7 +86,7 @@ def make_optimizer(
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(parameters, lr, weight_decay=decay, fused=fused)
 
 
