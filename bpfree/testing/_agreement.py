@@ -81,6 +81,7 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     scores, extra = None, []
     for readout in (cascade.readout(name) for name in cascade.readouts):
         if readout.learns:
+            _seeds.seed_global(y.device, seed, "readout")
             with torch.no_grad():
                 outputs = cascade.outputs(cascade.encoding.view(x, readout.view))
             scores = readout(outputs, cascade.losses).detach()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bpfree._errors import Diverged
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.losses import accuracy
@@ -35,6 +36,7 @@ class Evaluator:
         few.n_samples = min(n_samples, self.n_samples)
         return few
 
+    @torch.no_grad()
     def climb(self, height: int, readouts: Sequence[str]) -> None:
         """Freeze the blocks below ``height``, for the views of ``readouts``."""
         if self.cache and height > self.height:
@@ -72,6 +74,11 @@ class Evaluator:
     def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
         """Share of samples that each readout, and each block alone, classifies rightly."""
         scores = self.scores(readouts, n_blocks)
+        for name, found in scores.items():
+            if not found.isfinite().all():
+                raise Diverged(
+                    f"the scores of {name} are not finite: nor are the samples, or the weights by now"
+                )
         return {name: accuracy(s, self.data.y[: self.n_samples]) for name, s in scores.items()}
 
     def _outputs(self, view: View, start: int, n_blocks: int | None) -> list[Tensor]:
