@@ -189,7 +189,7 @@ class Trainer(ABC):
                 train=data,
                 validation=judge,
                 seed=self.seed,
-                fingerprint=self._fingerprint(fit, data),
+                fingerprint=self._fingerprint(fit, data, judge),
                 checkpoint=checkpoint,
                 hooks=hooks or Hooks(progress=shown),
             )
@@ -294,9 +294,10 @@ class Trainer(ABC):
     def _data(self, data: Any, n_classes: int | None = None) -> TensorData:
         return as_data(data, n_classes).to(self.device)
 
-    def _fingerprint(self, fit: FitSettings, data: TensorData) -> str:
+    def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, len(data.y), data.name]
+        seen = [None if d is None else [d.name, len(d), list(d.sample_shape), list(d.augment)] for d in data]
+        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
