@@ -4,7 +4,7 @@ from bpfree import data, losses, nn
 from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
-from bpfree.losses import LocalLoss, register_loss
+from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
     Backprop,
     Checkpoint,
@@ -41,6 +41,7 @@ __all__ = [
     "MFJoint",
     "MonoForward",
     "RandomFeatures",
+    "RidgeAccumulator",
     "Trainer",
     "data",
     "get_trainer",
