@@ -7,8 +7,10 @@ from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
     Backprop,
+    CascadedForward,
     Checkpoint,
     DeepSupervision,
+    DirectFeedbackAlignment,
     ForwardForward,
     History,
     Hooks,
@@ -28,9 +30,11 @@ __all__ = [
     "Block",
     "BpfreeError",
     "Cascade",
+    "CascadedForward",
     "Checkpoint",
     "DataNotFound",
     "DeepSupervision",
+    "DirectFeedbackAlignment",
     "Diverged",
     "ForwardForward",
     "History",

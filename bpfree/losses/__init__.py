@@ -2,17 +2,24 @@
 
 from bpfree.losses._base import LocalLoss, accuracy
 from bpfree.losses._registry import loss_names, make_loss, register_loss
+from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.losses.direct_feedback import DirectFeedback
 from bpfree.losses.goodness import Goodness
 from bpfree.losses.ridge import RidgeAccumulator
+from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
 
 __all__ = [
+    "ClosedForm",
+    "DirectFeedback",
     "Goodness",
     "LocalCrossEntropy",
     "LocalLoss",
+    "LocalSparsemax",
     "RidgeAccumulator",
     "accuracy",
     "loss_names",
     "make_loss",
     "register_loss",
+    "sparsemax",
 ]

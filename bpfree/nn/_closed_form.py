@@ -18,6 +18,8 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) -> None:
     """Set ``.grad`` of a body ``[Flatten] Linear [activation]``, given the loss's gradient by its output.
 
+    A body without layers has nothing to set.
+
     Args:
         body: The body.
         x: Its input, ``[B, ...]``.
@@ -30,6 +32,8 @@ def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) ->
     layers = list(body) if isinstance(body, nn.Sequential) else [body]
     layers = [layer for layer in layers if not isinstance(layer, nn.Flatten | nn.Identity)]
     match layers:
+        case []:
+            return
         case [nn.Linear() as linear]:
             pass
         case [nn.Linear() as linear, activation] if type(activation) in DERIVATIVES:

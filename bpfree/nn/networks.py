@@ -50,6 +50,14 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=output_bias))
 
 
+def _check_halvings(height: int, width: int, channels: Sequence[int]) -> None:
+    if min(height, width) >> len(channels) < 1:
+        raise BadValue(
+            f"channels = {list(channels)}: images of {height}x{width} can be halved "
+            f"{min(height, width).bit_length() - 1} times, not {len(channels)}"
+        )
+
+
 def cnn(
     sample_shape: Sequence[int],
     n_classes: int,
@@ -74,16 +82,39 @@ def cnn(
         BadValue: If the images are too small for so many poolings.
     """
     n_in, height, width = sample_shape
-    if min(height, width) >> len(channels) < 1:
-        raise BadValue(
-            f"channels = {list(channels)}: images of {height}x{width} can be halved "
-            f"{min(height, width).bit_length() - 1} times, not {len(channels)}"
-        )
+    _check_halvings(height, width, channels)
     pooling = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool]
     layers: list[nn.Module] = []
     for n_out in channels:
         layers.append(nn.Conv2d(n_in, n_out, 3, padding=1))
         layers += [nn.BatchNorm2d(n_out)] if batch_norm else []
         layers += [_activation(activation), pooling(2)]
+        n_in, height, width = n_out, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes))
+
+
+def cafo_cnn(
+    sample_shape: Sequence[int], n_classes: int, channels: Sequence[int] = (32, 128, 512)
+) -> nn.Sequential:
+    """3x3 convolution, ReLU, 2x2 max pooling and batch normalisation, in this order, then one linear layer.
+
+    The network of Cascaded-Forward (arXiv 2303.09728). The convolutions have no bias and are drawn by Kaiming
+    uniform; the normalisation has eps 1e-4.
+
+    Args:
+        sample_shape: ``(C, H, W)`` of an image.
+        n_classes: Number of classes.
+        channels: Width of each convolution.
+
+    Raises:
+        BadValue: If the images are too small for so many poolings.
+    """
+    n_in, height, width = sample_shape
+    _check_halvings(height, width, channels)
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+        nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+        layers += [conv, nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(n_out, eps=1e-4)]
         n_in, height, width = n_out, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -54,8 +55,6 @@ class Feed:
         self._outputs: dict[View, list[Tensor]] = {}
         if not cascade.encoding.redraw:
             self._fixed = cascade.encoding.draw(data.y, self._generator("negatives"))
-        if self.caches and cascade.units[0].front is not None:
-            self._keep()
 
     @property
     def sensed(self) -> bool:
@@ -63,11 +62,21 @@ class Feed:
         return self._features is not None
 
     def climb(self, height: int) -> None:
-        """Freeze the blocks below ``height``; their features are computed here if they can be kept."""
+        """Freeze the blocks below ``height``; their features are computed here if they can be kept.
+
+        So are the answers of the front of the block at ``height``, once the fronts are what they stay.
+        """
+        if self.height == 0 and self.caches and self.cascade.units[0].front is not None:
+            self._keep()
         while self.height < height:
             self.height += 1
             if self.caches and self.height < len(self.cascade.units):
                 self._keep()
+
+    def batches(self) -> Iterator[Rows]:
+        """All training samples once, as rows for the first block."""
+        for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
+            yield self._encoded(indices)[0]
 
     def samples(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Samples ``[B, ...]`` and labels ``[B]`` of a training step, before any encoding."""
@@ -119,7 +128,8 @@ class Feed:
         """Replace the kept features by what the next block (and the front behind it) makes of them."""
         block, views = self.cascade.units[self.height], self.cascade.encoding.views
         below = self.cascade.units[self.height - 1] if self.height else None
-        features, targets = [], []
+        targets: list[Tensor] = []
+        features: Tensor | None = None
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
             if self._features is not None and below is not None:
                 rows, target = self.rows(indices, 0, 0)
@@ -129,9 +139,12 @@ class Feed:
                 rows = rows if below is None else below(rows)
             answer = block.sense(rows)
             assert isinstance(answer, Tensor)
-            features.append(answer.unflatten(0, (views, -1)))
+            if features is None:
+                # Written in place: joining batches at the end would hold all of them twice.
+                features = answer.new_empty(views, len(self.data.y), *answer.shape[1:])
+            features[:, indices] = answer.unflatten(0, (views, -1))
             targets.append(target.unflatten(0, (views, -1)))
-        self._features, self._targets = torch.cat(features, 1), torch.cat(targets, 1)
+        self._features, self._targets = features, torch.cat(targets, 1)
 
     def _generator(self, *parts: int | str) -> torch.Generator:
         return _seeds.generator(self.device, self.seed, *parts)

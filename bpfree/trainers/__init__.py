@@ -4,6 +4,8 @@ from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
+from bpfree.trainers.cascaded_forward import CascadedForward
+from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
 from bpfree.trainers.history import History
@@ -12,7 +14,17 @@ from bpfree.trainers.settings import FitSettings, TrainerSettings
 
 TRAINERS: dict[str, type[Trainer]] = {
     kind.id: kind
-    for kind in (Backprop, DeepSupervision, MFJoint, RandomFeatures, ForwardForward, MonoForward, Local)
+    for kind in (
+        Backprop,
+        DeepSupervision,
+        MFJoint,
+        RandomFeatures,
+        DirectFeedbackAlignment,
+        ForwardForward,
+        MonoForward,
+        CascadedForward,
+        Local,
+    )
 }
 
 
@@ -31,8 +43,10 @@ __all__ = [
     "LEVELS",
     "TRAINERS",
     "Backprop",
+    "CascadedForward",
     "Checkpoint",
     "DeepSupervision",
+    "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
     "History",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from bpfree.cascade import Cascade
+from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.losses import accuracy
 from bpfree.schedules import Data
@@ -28,6 +28,7 @@ class Evaluator:
         self.cascade, self.data, self.cache = cascade, data, cache
         self.n_samples, self.height = len(data.y), 0
         self._frozen: dict[View, list[Tensor]] = {}
+        self._sensed: dict[View, Tensor] = {}
 
     def first(self, n_samples: int) -> Evaluator:
         """An evaluator of the first ``n_samples`` alone."""
@@ -35,13 +36,29 @@ class Evaluator:
         few.n_samples = min(n_samples, self.n_samples)
         return few
 
+    @torch.no_grad()
     def climb(self, height: int, readouts: Sequence[str]) -> None:
-        """Freeze the blocks below ``height``, for the views of ``readouts``."""
-        if self.cache and height > self.height:
-            for view in {self.cascade.readout(name).view for name in readouts}:
-                batches = [self._outputs(view, i, height) for i in range(0, self.n_samples, BATCH)]
+        """Freeze the blocks below ``height``, and the front of the next, for the views of ``readouts``."""
+        if not self.cache:
+            return
+        views = {self.cascade.readout(name).view for name in readouts}
+        starts = range(0, self.n_samples, BATCH)
+        if height > self.height:
+            for view in views:
+                batches = [self._outputs(view, start, height) for start in starts]
                 self._frozen[view] = [torch.cat(parts, 1) for parts in zip(*batches, strict=True)]
         self.height = height
+        self._sensed = {}
+        if height < len(self.cascade.units) and self.cascade.units[height].front is not None:
+            self._sensed = {view: torch.cat([self._sense(view, i) for i in starts], 1) for view in views}
+
+    @torch.no_grad()
+    def outputs(self, number: int, n_blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Output ``number`` of the first ``n_blocks`` blocks for the samples as they are, and their labels."""
+        self.cascade.eval()
+        for start in range(0, self.n_samples, BATCH):
+            found = self._outputs("plain", start, n_blocks)[number].flatten(0, 1)
+            yield found, self.data.y[start : start + len(found)]
 
     @torch.no_grad()
     def scores(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, Tensor]:
@@ -74,17 +91,33 @@ class Evaluator:
         scores = self.scores(readouts, n_blocks)
         return {name: accuracy(s, self.data.y[: self.n_samples]).item() for name, s in scores.items()}
 
+    def _sense(self, view: View, start: int) -> Tensor:
+        """What the front of the block at ``height`` answers to one batch of samples, ``[views, B, ...]``."""
+        block, below = self.cascade.units[self.height], self._outputs(view, start, self.height)
+        indices = self._indices(start)
+        x = below[-1].flatten(0, 1) if below else self.cascade.encoding.view(self.data.batch(indices)[0], view)
+        answer = block.sense(x)
+        assert isinstance(answer, Tensor)
+        return answer.unflatten(0, (-1, len(indices)))
+
+    def _indices(self, start: int) -> Tensor:
+        return torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)
+
     def _outputs(self, view: View, start: int, n_blocks: int | None) -> list[Tensor]:
         """Outputs of the first blocks for one batch of samples, ``[views, B, ...]`` each."""
-        indices = torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)
+        indices = self._indices(start)
         kept = [o[:, indices] for o in self._frozen.get(view, [])]
+        rows: Rows
         if kept:
             rows, blocks = kept[-1].flatten(0, 1), self.cascade.units[self.height : n_blocks]
         else:
             x, _ = self.data.batch(indices)
             rows, blocks = self.cascade.encoding.view(x, view), self.cascade.units[:n_blocks]
         for block in blocks:
-            outputs = block.outputs(rows)
+            if view in self._sensed and block is self.cascade.units[self.height]:
+                outputs = [block.body(self._sensed[view][:, indices].flatten(0, 1))]
+            else:
+                outputs = block.outputs(rows)
             kept += [o.unflatten(0, (-1, len(indices))) for o in outputs]
             rows = outputs[-1]
         return kept
