@@ -24,7 +24,8 @@ def validate(settings: type[T], values: Mapping[str, Any], where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        return _checked(settings)(**values)  # type: ignore[no-any-return]
+        checked: T = _checked(settings)(**values)  # type: ignore[arg-type]
+        return checked
     except ValidationError as error:
         raise BadValue("\n".join(_sentences(error, settings, where))) from None
 

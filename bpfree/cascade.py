@@ -85,6 +85,7 @@ class Block(nn.Module):
         """
         assert self.optimizer is not None
         if self.gradients == "analytic":
+            assert isinstance(sensed, Tensor)
             with torch.no_grad():
                 output = self.body(sensed)
                 loss, error = self.loss.output_gradient(output, target, lesson)
@@ -101,7 +102,7 @@ class Block(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
 
-    def compile(self, backend: str) -> None:  # type: ignore[override]
+    def compile(self, backend: str) -> None:
         """Compile the block's forward pass and loss by `torch.compile`."""
         self._objective = torch.compile(self.objective, backend=backend)
 
@@ -174,11 +175,10 @@ class JointBlock(Block):
         return self.outputs(rows)[-1]
 
     def outputs(self, rows: Rows) -> list[Tensor]:
-        outputs = []
+        outputs: list[Tensor] = []
         for block in self.inner:
-            rows = block(rows)
-            outputs.append(rows)
-            rows = rows.detach() if self.detach_walls else rows
+            outputs.append(block(rows))
+            rows = outputs[-1].detach() if self.detach_walls else outputs[-1]
         return outputs
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:

@@ -53,13 +53,13 @@ def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
         return sorted(
             {weights[0], *(min((w for w in weights if w >= i), default=weights[-1]) for i in after)}
         )
-    if isinstance(cut, int) and not isinstance(cut, bool):
+    if isinstance(cut, int):
         if not 1 <= cut <= len(weights):
             raise BadValue(f"cut = {cut}: expected 1 to {len(weights)} blocks")
         return [weights[i * len(weights) // cut] for i in range(cut)]
     if isinstance(cut, str):
         raise BadValue(
-            f"cut = {cut!r}: unknown; allowed: weight, conv, linear, pool, a number of blocks, or names"
+            f"cut = {cut!r}: unknown; allowed: weight, conv, linear, pool, a number, or a list of names"
         )
     names = [name for name, _ in named]
     for name in cut:
@@ -86,8 +86,8 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
     weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
     if len(weights) < 2:
         raise BadValue(
-            f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a cascade needs "
-            "at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
+            f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a cascade "
+            "needs at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
         )
     body, output = named[: weights[-1]], named[weights[-1] :]
     starts = [0, *_starts(body, cut)[1:]]

@@ -28,7 +28,7 @@ class Overlaid:
 
     def dense(self) -> Tensor:
         """All rows, ``[V * B, ...]``: every image under the first label, then under the second."""
-        views, n_codes, width = self.codes.shape
+        views, _, width = self.codes.shape
         rows = self.images.expand(views, *self.images.shape).flatten(2).clone()
         rows[:, :, :width] = self.codes
         return rows.view(-1, *self.images.shape[1:])

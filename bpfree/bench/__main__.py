@@ -23,7 +23,7 @@ from bpfree.trainers import TRAINERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for a mistake in what was asked."""
+    """Run the command line; returns the exit code: 0, 1 if a cell failed, 2 for a mistake of the user."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", help="run the experiment of a YAML file")
     one.add_argument("config", type=Path, help="for example configs/mono_forward_mnist_mlp.yaml")
-    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="trainer.lr=2e-4, for example")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="trainer.lr=2e-4, for example"
+    )
     _run_options(one)
     one.set_defaults(command=_run)
 
@@ -60,9 +62,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N-1 instead of the config's own")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there")
-    parser.add_argument("--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)")
+    parser.add_argument(
+        "--seeds", type=_count, metavar="N", help="seeds 0 to N-1 instead of the config's own"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=20.0, metavar="S", help="seconds, default 20"
+    )
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)"
+    )
 
 
 def _count(text: str) -> int:
@@ -73,7 +84,7 @@ def _count(text: str) -> int:
 
 def _default(arguments: argparse.Namespace) -> int:
     found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
-    return _bench(found, arguments.out, arguments.jobs or 2, "bpfree-bench")
+    return _bench(found, arguments, jobs=arguments.jobs or 2)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -81,13 +92,13 @@ def _run(arguments: argparse.Namespace) -> int:
     for assignment in arguments.set:
         override(config, assignment)
     found = cells(config, arguments.seeds, where=f"{arguments.config}: ")
-    return _bench(found, arguments.out, arguments.jobs or 1, arguments.config.stem)
+    return _bench(found, arguments, jobs=arguments.jobs or 1)
 
 
-def _bench(found: Sequence[Cell], out: Path | None, jobs: int, name: str) -> int:
-    folder = out or Path(tempfile.mkdtemp(prefix=f"{name}-"))
+def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int) -> int:
+    folder = arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-"))
     with watching(found) as watcher:
-        rows = run(found, Results(folder), jobs, watcher=watcher)
+        rows = run(found, Results(folder), jobs, arguments.checkpoint_every, watcher)
     console = _console()
     show(rows, console)
     console.print(f"rows and weights: {folder}", highlight=False, soft_wrap=True)

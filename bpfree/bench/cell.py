@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
-    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where the user asked for the impossible.
+    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
 
     Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
@@ -77,7 +77,8 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")},
+        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")}
+        | {"plugins": [*cell.plugins]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }

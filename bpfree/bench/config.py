@@ -194,7 +194,19 @@ def _child(at: Any, key: str, assignment: str) -> Any:
     raise BadValue(f"--set {assignment}: no item {key!r} there")
 
 
-SECTIONS = ("name", "dataset", "net", "trainer", "fit", "label", "controls", "seeds", "threads", "device", "plugins")
+SECTIONS = (
+    "name",
+    "dataset",
+    "net",
+    "trainer",
+    "fit",
+    "label",
+    "controls",
+    "seeds",
+    "threads",
+    "device",
+    "plugins",
+)
 ARM_SECTIONS = ("trainer", "fit", "net", "label")
 
 
@@ -220,20 +232,20 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         raise BadValue(f"dataset.name = {dataset.name!r}: unknown; {did_you_mean(dataset.name, NAMES)}")
     controls = config.get("controls", [])
     if not isinstance(controls, list):
-        raise BadValue(f"controls = {controls!r}: expected a list of arms with the keys {', '.join(ARM_SECTIONS)}")
+        raise BadValue(
+            f"controls = {controls!r}: expected a list of arms with the keys {', '.join(ARM_SECTIONS)}"
+        )
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
-    common = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
-    found = [
-        Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms
-    ]
+    common: Mapped = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
+    found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
     return found
 
 
 def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
-    values = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
+    values: Mapped = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
     if seeds is not None:
         if seeds < 1:
             raise BadValue(f"--seeds {seeds}: expected at least 1")
@@ -251,9 +263,13 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     trainer = dict(_section(arm, "trainer", where))
     name = trainer.pop("id", None)
     if not isinstance(name, str):
-        raise BadValue(f"{where}trainer.id = {name!r}: expected the id of a trainer, see 'python -m bpfree.bench list'")
+        raise BadValue(
+            f"{where}trainer.id = {name!r}: expected the id of a trainer, see 'python -m bpfree.bench list'"
+        )
     settings: TrainerSettings = validate(get_trainer(name).Settings, trainer, f"{where}trainer")
-    fit = validate(FitSettings, {**_section(config, "fit", "", {}), **_section(arm, "fit", where, {})}, f"{where}fit")
+    fit = validate(
+        FitSettings, {**_section(config, "fit", "", {}), **_section(arm, "fit", where, {})}, f"{where}fit"
+    )
     net = dict(_section(arm if "net" in arm else config, "net", where))
     label = arm.get("label", name)
     if not isinstance(label, str):

@@ -34,6 +34,8 @@ def watching(cells: Sequence[Cell]) -> Iterator[Watcher]:
             if not console.is_terminal:
                 accuracy = row.get("metrics", {}).get("test_accuracy")
                 note = "" if accuracy is None else f" {100 * accuracy:.2f} %"
-                console.print(f"{cell.arm}, seed {cell.seed}: {row['status']}{note}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{cell.arm}, seed {cell.seed}: {row['status']}{note}", highlight=False, soft_wrap=True
+                )
 
         yield Watcher(started, progress, finished)

@@ -39,7 +39,9 @@ class Results:
                 self._cut_torn_line()
                 yield
         except Timeout:
-            raise BadValue(f"{self.folder}: another bench is writing there; wait for it or name another --out") from None
+            raise BadValue(
+                f"{self.folder}: another bench is writing there; wait for it or name another --out"
+            ) from None
         except OSError as error:
             raise BadValue(f"{self.folder}: cannot write results there: {error}") from None
 
@@ -87,7 +89,9 @@ class Results:
         for row in self.read():
             if row["status"] == "ok":
                 if row["cell_id"] in found:
-                    raise BadValue(f"{self.path}: cell {row['cell_id']} (seed {row['seed']}) stands there twice")
+                    raise BadValue(
+                        f"{self.path}: cell {row['cell_id']} (seed {row['seed']}) stands there twice"
+                    )
                 found[row["cell_id"]] = row
         return found
 

@@ -36,7 +36,11 @@ class Running:
 
 
 def run(
-    cells: Sequence[Cell], results: Results, jobs: int = 1, checkpoint_s: float = 20.0, watcher: Watcher | None = None
+    cells: Sequence[Cell],
+    results: Results,
+    jobs: int = 1,
+    checkpoint_s: float = 20.0,
+    watcher: Watcher | None = None,
 ) -> list[Row]:
     """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
 
@@ -87,7 +91,9 @@ def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
     own_folder = folder / "cells" / cell.id
     own_folder.mkdir(parents=True, exist_ok=True)
     process = context.Process(
-        target=cell_module.main, args=(cell, str(own_folder), checkpoint_s, theirs, lifeline_end), name=cell.arm
+        target=cell_module.main,
+        args=(cell, str(own_folder), checkpoint_s, theirs, lifeline_end),
+        name=cell.arm,
     )
     process.start()
     theirs.close()

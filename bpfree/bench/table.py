@@ -48,7 +48,11 @@ def groups(rows: Iterable[Row]) -> dict[str, dict[str, Arm]]:
 def describe(settings: dict[str, Any]) -> str:
     """A data set or net with the settings that were given."""
     keep = {"hidden", "channels", "train_size", "path"}
-    parts = [f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items() if k in keep and v]
+    parts = [
+        f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
+        for k, v in settings.items()
+        if k in keep and v
+    ]
     return " ".join([settings["name"], *parts])
 
 
@@ -75,7 +79,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
         baseline = next((a for a in arms.values() if a.rows[0]["trainer"] == BASELINE), None)
         table = Table(title=title, title_justify="left", caption_justify="left")
         for column in ("arm", "level", "seeds", "test accuracy %", "– backprop", "other readouts %"):
-            table.add_column(column, justify="left" if column in ("arm", "level", "other readouts %") else "right")
+            table.add_column(
+                column, justify="left" if column in ("arm", "level", "other readouts %") else "right"
+            )
         for column in ("train s", "time ÷ BP", "FLOPs ÷ BP", "saved ÷ BP"):
             table.add_column(column, justify="right")
         for arm in arms.values():
@@ -86,7 +92,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
     for row in rows:
         if row["status"] != "ok":
             last = row["reason"].strip().splitlines()[-1]
-            console.print(f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False)
+            console.print(
+                f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False
+            )
 
 
 def _line(arm: Arm, baseline: Arm | None) -> list[str]:
@@ -95,7 +103,10 @@ def _line(arm: Arm, baseline: Arm | None) -> list[str]:
     difference = None if base is None else paired_difference(accuracy, base)
     first = arm.rows[0]
     others = [name for name in first["metrics"]["readouts"] if name != first["method"]["readout"]]
-    readouts = [f"{name} {percent(estimate(list(arm.by_seed('metrics', 'readouts', name).values())))}" for name in others]
+    readouts = [
+        f"{name} {percent(estimate(list(arm.by_seed('metrics', 'readouts', name).values())))}"
+        for name in others
+    ]
     return [
         arm.name,
         first["locality"],
@@ -112,7 +123,8 @@ def _line(arm: Arm, baseline: Arm | None) -> list[str]:
 
 def _where_baseline_wins(arms: dict[str, Arm], baseline: Arm) -> str:
     """The arms below backpropagation: those whose 95 % interval says so, and those where it is open."""
-    behind, undecided = [], []
+    behind: list[str] = []
+    undecided: list[str] = []
     base = baseline.by_seed("metrics", "test_accuracy")
     for arm in arms.values():
         found = paired_difference(arm.by_seed("metrics", "test_accuracy"), base)

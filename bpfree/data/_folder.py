@@ -48,7 +48,7 @@ def read_folder(
 
 
 def _list(folder: Path, part: str) -> Any:
-    from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+    from torchvision.datasets import ImageFolder
 
     try:
         return ImageFolder(folder / part)

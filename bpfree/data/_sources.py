@@ -60,7 +60,7 @@ def may_download(root: str | Path | None, download: bool | None) -> bool:
 
 def read_digits() -> tuple[Tensor, Tensor]:
     """scikit-learn's embedded handwritten digits: uint8 `[1797, 1, 8, 8]` in 0..255, int64 `[1797]`."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
     # The original grey levels are 0..16.
@@ -88,7 +88,7 @@ def read_downloaded(name: str, root: Path, download: bool) -> Raw:
 
 
 def _open(source: Download, root: Path, train: bool, download: bool) -> Any:
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     cls = getattr(datasets, source.class_name)
     try:

@@ -211,7 +211,7 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
         if xs and x.shape != xs[0].shape:
             raise BadValue(
                 f"sample {i} of the {type(dataset).__name__} has shape {list(x.shape)}, "
-                f"the first {list(xs[0].shape)}; expected one shape; resize or crop in the data set's transform"
+                f"the first {list(xs[0].shape)}; expected one shape; resize or crop in the data set"
             )
         xs.append(x)
         ys.append(int(y))

@@ -98,7 +98,11 @@ def _product(a: Tensor, b: Tensor, columns: int) -> int:
 
 
 def _convolution_backward(
-    grad: list[int], x: list[int], weight: list[int], *rest: Any, out_shape: object = None
+    grad: list[int],
+    x: list[int],
+    weight: list[int],
+    *rest: Any,
+    out_shape: object = None,  # noqa: ARG001
 ) -> int:
     """Each gradient costs as much as the forward; torch's rule counts grouped ones too often."""
     transposed, wanted = rest[4], rest[7]

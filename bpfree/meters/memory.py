@@ -194,7 +194,7 @@ def process_peak_rss() -> int:
 
 def _has_peak(device: torch.device) -> bool:
     # Before its first use CUDA reports zeros, which would pass for a measurement.
-    return device.type == "cuda" and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return device.type == "cuda" and bool(torch.cuda.is_initialized())
 
 
 def device_peak(device: torch.device | str) -> dict[str, int]:

@@ -30,7 +30,7 @@ class _StraightThrough(torch.autograd.Function):
         return x.relu()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -41,4 +41,4 @@ class StraightThroughReLU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _StraightThrough.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+        return _StraightThrough.apply(x)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ They know nothing of how they are trained: `bpfree.localize` cuts them, and any 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -44,7 +45,7 @@ def mlp(
     if len(widths) < 3 or min(widths) < 1:
         raise BadValue(f"widths = {list(widths)}: expected [inputs, hidden, ..., classes], each at least 1")
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for n_in, n_out in pairwise(widths[:-1]):
         layers += [nn.Linear(n_in, n_out), _activation(activation)]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=output_bias))

@@ -26,7 +26,7 @@ class Data(Protocol):
         """Whether a sample looks different each time."""
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The samples ``[B, ...]`` and labels ``[B]`` at ``indices [B]``, augmented if a generator is given."""
+        """The samples ``[B, ...]`` and labels ``[B]`` at ``indices``, augmented if a generator is given."""
 
 
 class Feed:
@@ -100,7 +100,7 @@ class Feed:
         return ascend(self.cascade.units[: self.height], rows), target
 
     def outputs(self, x: Tensor, indices: Tensor, view: View) -> list[Tensor]:
-        """Outputs of all blocks for samples ``x [B, ...]`` in ``view``, without a graph: a readout's lesson."""
+        """Outputs of all blocks for samples ``x [B, ...]`` in ``view``, without a graph."""
         if view not in self._outputs:
             with torch.no_grad():
                 return self.cascade.outputs(self.cascade.encoding.view(x, view))

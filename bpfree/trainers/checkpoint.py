@@ -39,7 +39,7 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
         return tensors, json.loads(metadata["state"])

@@ -89,7 +89,7 @@ class Evaluator:
     def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
         """Share of samples that each readout, and each block alone, classifies rightly."""
         scores = self.scores(readouts, n_blocks)
-        return {name: accuracy(s, self.data.y[: self.n_samples]).item() for name, s in scores.items()}
+        return {name: accuracy(s, self.data.y[: self.n_samples]) for name, s in scores.items()}
 
     def _sense(self, view: View, start: int) -> Tensor:
         """What the front of the block at ``height`` answers to one batch of samples, ``[views, B, ...]``."""
@@ -109,10 +109,12 @@ class Evaluator:
         kept = [o[:, indices] for o in self._frozen.get(view, [])]
         rows: Rows
         if kept:
-            rows, blocks = kept[-1].flatten(0, 1), self.cascade.units[self.height : n_blocks]
+            rows: Rows = kept[-1].flatten(0, 1)
+            blocks = self.cascade.units[self.height : n_blocks]
         else:
             x, _ = self.data.batch(indices)
-            rows, blocks = self.cascade.encoding.view(x, view), self.cascade.units[:n_blocks]
+            rows = self.cascade.encoding.view(x, view)
+            blocks = self.cascade.units[:n_blocks]
         for block in blocks:
             if view in self._sensed and block is self.cascade.units[self.height]:
                 outputs = [block.body(self._sensed[view][:, indices].flatten(0, 1))]

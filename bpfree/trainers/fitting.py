@@ -186,7 +186,7 @@ class Fit:
     def _validate(self, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
         """Accuracy by readout and of each block alone.
 
-        Where only a readout with another, dearer view can tell blocks apart, they are judged on a few samples.
+        Where only a readout with another, dearer view can tell blocks apart, a few samples must do.
         """
         found = evaluator.accuracies(self._judges(stage), stage.stop)
         if not any(self.cascade.readout(name).tells_blocks for name in self._judges(stage)):
@@ -232,8 +232,8 @@ class Fit:
         bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
         if bad:
             raise Diverged(
-                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} in epoch "
-                f"{self.at.epoch + 1}: lower lr ({self.settings.lr}), or use precision 'float32'"
+                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
+                f"in epoch {self.at.epoch + 1}: lower lr ({self.settings.lr}), or use precision 'float32'"
             )
 
     def _end_pass(self, stage: Stage) -> None:
@@ -262,7 +262,7 @@ class Fit:
         return torch.stack(losses).float()
 
     def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
-        row = {
+        row: dict[str, Any] = {
             "stage": stage.name,
             "epoch": self.at.epoch,
             "step": self.at.total_steps,
@@ -316,7 +316,8 @@ class Fit:
         tensors, state = ckpt.read(checkpoint.path, self.train.y.device)
         if state.get("fingerprint") != self.fingerprint:
             raise BadValue(
-                f"{checkpoint.path} belongs to another run (other settings, seed or data): remove it or name another"
+                f"{checkpoint.path} belongs to another run (other settings, seed or data): "
+                "remove it, or name another file"
             )
         ckpt.load_module(self.cascade, ckpt.under("model", tensors), checkpoint.path)
         for name, optimizer in self.optimizers.items():

@@ -15,7 +15,8 @@ class History:
             ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
             epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
             ``diagnosis`` (what `Trainer.diagnose` of the family found).
-        stages: One dict per finished stage: ``name``, ``epochs``, ``best_epoch``, ``best``, ``stopped_early``.
+        stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
+            ``best_epoch`` and ``best``.
         resumed: How many times the run was taken up from a checkpoint.
     """
 

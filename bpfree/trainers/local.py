@@ -41,7 +41,10 @@ class LocalSettings(TrainerSettings):
 
 
 class Local(Trainer):
-    """Trains every block by a registered local loss; the output layer heads the last block, by cross-entropy."""
+    """Trains every block by a registered local loss.
+
+    The last block is headed by the network's output layer, under cross-entropy.
+    """
 
     id = "local"
     Settings = LocalSettings

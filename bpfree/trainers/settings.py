@@ -88,7 +88,7 @@ def make_optimizer(
     groups = [{"params": parameters}]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, lr, weight_decay=decay, fused=fused)
 
 

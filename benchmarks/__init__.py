@@ -1,0 +1,1 @@
+"""Scripts that make a published figure again: one command each, results beside them."""

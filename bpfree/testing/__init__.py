@@ -1,0 +1,32 @@
+"""The laws of local learning, as functions that hold anyone's loss or trainer to them.
+
+Each raises an AssertionError that names the block, the parameter or the setting at fault.
+``make_trainer`` stands for a function that makes a new trainer whose network has the same weights each time,
+and that passes its keyword arguments on to the trainer::
+
+    def make_trainer(**settings):
+        torch.manual_seed(0)
+        return MyTrainer(bpfree.nn.mlp([12, 16, 16, 3]), progress=False, **settings)
+
+    bpfree.testing.assert_resumes(make_trainer, (x, y), tmp_path)
+"""
+
+from bpfree.testing._agreement import assert_one_block_is_backprop, assert_schedules_agree
+from bpfree.testing._common import MakeTrainer, assert_same_bits
+from bpfree.testing._locality import assert_local, assert_locality
+from bpfree.testing._losses import check_local_loss
+from bpfree.testing._quiet import assert_nothing_fails_quietly
+from bpfree.testing._reproducible import assert_resumes, assert_same_seed_same_run
+
+__all__ = [
+    "MakeTrainer",
+    "assert_local",
+    "assert_locality",
+    "assert_nothing_fails_quietly",
+    "assert_one_block_is_backprop",
+    "assert_resumes",
+    "assert_same_bits",
+    "assert_same_seed_same_run",
+    "assert_schedules_agree",
+    "check_local_loss",
+]

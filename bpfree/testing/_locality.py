@@ -1,0 +1,267 @@
+"""Laws about where gradients go: what a block's loss can reach, and what a declared level is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bpfree import _seeds
+from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.cutting import NORMS
+from bpfree.data import TensorData
+from bpfree.schedules import descend
+from bpfree.trainers import LEVELS, Trainer
+
+Names = set[str]
+
+
+def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
+    """Check that no gradient crosses the wall between two blocks while the trainer trains.
+
+    A copy of the trainer takes its steps on one batch, inside `Trainer.fit` and by `Trainer.step`. Whenever
+    an optimizer is about to step, the whole cascade is searched for gradients: those of block k must be None
+    outside block k, front, body and loss of the others included, and not all None inside; those of a readout
+    that learns must be None in every block. Where a block holds others, each inner loss is held to it alone.
+
+    Args:
+        trainer: Any trainer, built or not; it is not changed.
+        x: Samples, ``[B, ...]``.
+        y: Labels, ``[B]``.
+
+    Raises:
+        AssertionError: naming the block whose loss leaks, and the parameters that it reaches.
+    """
+    probe = _probe(trainer, x, y)
+    with _watched(probe) as reached:
+        probe.fit(_data(probe, x, y), epochs=1, batch_size=len(x))
+    _check_reached(probe.cascade, reached, "in fit")
+    probe = _probe(trainer, x, y)
+    with _watched(probe) as reached:
+        probe.step(x, y)
+    _check_reached(probe.cascade, reached, "in step")
+    for name, found, own in _inner_reach(probe, x, y):
+        _check_one(name, found, own, "in one backward pass")
+
+
+def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
+    """Prove the level of locality that ``trainer.locality`` declares, a key of `bpfree.trainers.LEVELS`.
+
+    L0: the gradient of the top loss reaches the lowest layer's weights. L1: `assert_local`, and there are
+    walls: one block of several layers is backpropagation. L2: L1, and no block's body has more than one
+    layer with weights (the head counts as part of the loss). L3: L1, a step keeps no tensor for a backward
+    pass, and the update of a block changes weights of that block, and no other.
+
+    Args:
+        trainer: Any trainer, built or not; it is not changed.
+        x: Samples, ``[B, ...]``.
+        y: Labels, ``[B]``.
+
+    Raises:
+        AssertionError: if the trainer declares another level than it has shown, naming block and parameter.
+    """
+    probe = _probe(trainer, x, y)
+    level = probe.locality
+    if level not in LEVELS:
+        raise AssertionError(f"{probe.id} declares locality {level!r}; expected one of {', '.join(LEVELS)}")
+    if level == "L0":
+        _assert_global(probe, x, y)
+        return
+    assert_local(trainer, x, y)
+    blocks = _blocks(probe.cascade)
+    if len(blocks) == 1 and len(_weights(blocks[0][1])) > 1:
+        raise AssertionError(
+            f"{probe.id} declares {level}, but is one block with the weights "
+            f"{', '.join(_weights(blocks[0][1]))}: that is a global backward pass, L0"
+        )
+    if level == "L2":
+        for name, block in blocks:
+            if len(_weights(block)) > 1:
+                raise AssertionError(
+                    f"{probe.id} declares L2, but the body of {name} has several layers with weights: "
+                    f"{', '.join(_weights(block))}"
+                )
+    if level == "L3":
+        _assert_no_autograd(probe, x, y)
+        _assert_updates_stay_inside(_probe(trainer, x, y), x, y)
+
+
+# ---- gradients of a step ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watched(trainer: Trainer) -> Iterator[dict[str, Names]]:
+    """Collect, by name of the optimizer that steps, the parameters of the cascade that have a gradient."""
+    reached: dict[str, Names] = {}
+    parameters = dict(trainer.cascade.named_parameters())
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        names = [name for name, known in trainer.optimizers.items() if known is optimizer]
+        found = {name for name, p in parameters.items() if p.grad is not None}
+        reached.setdefault(names[0] if names else "an unknown optimizer", set()).update(found)
+        for name in found - _held(optimizer, parameters):
+            # Nobody else clears what leaked, and it must not be laid at the next block's door.
+            parameters[name].grad = None
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        yield reached
+    finally:
+        handle.remove()
+
+
+def _held(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Names:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name for name, p in parameters.items() if id(p) in held}
+
+
+def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -> None:
+    owners: dict[str, tuple[str, nn.Module]] = {
+        f"block{k}": (f"block {k + 1}", block) for k, block in enumerate(cascade.units)
+    }
+    owners |= {
+        f"readout.{name}": (f"readout {name!r}", cascade.readout(name))
+        for name in cascade.readouts
+        if cascade.readout(name).learns
+    }
+    for key, (name, owner) in owners.items():
+        if key not in reached:
+            raise AssertionError(f"{name} took no step {where}: its optimizer was not called")
+        _check_one(name, reached[key], _names(cascade, owner), where)
+    if reached.keys() - owners.keys():
+        raise AssertionError(f"{', '.join(sorted(reached.keys() - owners.keys()))} took a step {where}")
+
+
+def _check_one(name: str, reached: Names, own: Names, where: str) -> None:
+    if reached - own:
+        raise AssertionError(
+            f"the loss of {name} sends a gradient to {', '.join(sorted(reached - own))} {where}"
+        )
+    if not reached & own:
+        raise AssertionError(f"the loss of {name} sends no gradient to any parameter of its own {where}")
+
+
+def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, Names, Names]]:
+    """For each loss inside a block of blocks: its name, the parameters it reaches alone, and its own."""
+    cascade = trainer.cascade
+    parameters = dict(cascade.named_parameters())
+    for k, (block, sensed, target, lesson) in enumerate(_inputs(trainer, x, y)):
+        if not isinstance(block, JointBlock):
+            continue
+        for j, inner in enumerate(block.inner):
+            losses, _ = block.objective(sensed, target, lesson)
+            losses[j].backward()
+            found = {name for name, p in parameters.items() if p.grad is not None}
+            cascade.zero_grad(set_to_none=True)
+            yield f"block {k + 1}.{j + 1}", found, _names(cascade, inner)
+
+
+def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any, Tensor, Tensor | None]]:
+    """Each block, what its front answers to the rows below, the target and the lesson of one step."""
+    cascade = trainer.cascade
+    cascade.train()
+    n_rows, n_classes = len(y), trainer.n_classes or 0
+    generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, 0)
+    drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
+    rows, target = cascade.encoding.encode(x, y, drawn)
+    for block, lesson in zip(cascade.units, descend(cascade.units), strict=True):
+        yield block, block.sense(rows), target, lesson
+        with torch.no_grad():
+            rows = block(rows)
+
+
+# ---- the levels ------------------------------------------------------------------------------------------
+
+
+def _assert_global(probe: Trainer, x: Tensor, y: Tensor) -> None:
+    cascade = probe.cascade
+    inner = list(_inner_reach(probe, x, y))
+    if inner:
+        found = inner[-1][1]
+    else:
+        with _watched(probe) as reached:
+            probe.step(x, y)
+        found = reached.get(f"block{len(cascade.units) - 1}", set())
+    lowest = next((p for p in _blocks(cascade)[0][1].body.parameters() if p.requires_grad), None)
+    if lowest is None:
+        raise AssertionError(f"{probe.id} declares L0, but its first block has no weights to reach")
+    missed = next(name for name, p in cascade.named_parameters() if p is lowest)
+    if missed not in found:
+        raise AssertionError(
+            f"{probe.id} declares L0, a global backward pass, but the top loss sends no gradient to {missed}"
+        )
+
+
+def _assert_no_autograd(probe: Trainer, x: Tensor, y: Tensor) -> None:
+    shapes: list[list[int]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        shapes.append(list(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        probe.step(x, y)
+    if shapes:
+        raise AssertionError(
+            f"{probe.id} declares L3, but a step keeps {len(shapes)} tensors for a backward pass, shaped "
+            f"{', '.join(map(str, shapes[:3]))}"
+        )
+
+
+def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
+    cascade = probe.cascade
+    for k, (block, sensed, target, lesson) in enumerate(_inputs(probe, x, y)):
+        before = {name: p.detach().clone() for name, p in cascade.named_parameters()}
+        block.update(sensed, target, lesson)
+        changed = {name for name, p in cascade.named_parameters() if not torch.equal(p, before[name])}
+        own = _names(cascade, block)
+        if changed - own:
+            raise AssertionError(f"the update of block {k + 1} changes {', '.join(sorted(changed - own))}")
+        if not changed:
+            raise AssertionError(f"the update of block {k + 1} changes none of its weights")
+
+
+# ---- names -----------------------------------------------------------------------------------------------
+
+
+def _data(trainer: Trainer, x: Tensor, y: Tensor) -> TensorData:
+    return TensorData(x, y, trainer.n_classes or int(y.max()) + 1)
+
+
+def _probe(trainer: Trainer, x: Tensor, y: Tensor) -> Trainer:
+    """A built copy of ``trainer``, silent, with new optimizers."""
+    probe = trainer.clone()
+    probe.progress = False
+    probe.build(x.shape[1:], trainer.n_classes or int(y.max()) + 1)
+    probe.reset_optimizers()
+    return probe
+
+
+def _blocks(cascade: Cascade) -> list[tuple[str, Block]]:
+    """The blocks by name, those inside other blocks in their place."""
+    found: list[tuple[str, Block]] = []
+    for k, block in enumerate(cascade.units):
+        if isinstance(block, JointBlock):
+            found += [(f"block {k + 1}.{j + 1}", inner) for j, inner in enumerate(block.inner)]
+        else:
+            found.append((f"block {k + 1}", block))
+    return found
+
+
+def _names(cascade: Cascade, owner: nn.Module) -> Names:
+    own = {id(p) for p in owner.parameters()}
+    return {name for name, p in cascade.named_parameters() if id(p) in own}
+
+
+def _weights(block: Block) -> list[str]:
+    """Names of the matrices and filters that the block's body learns."""
+    return [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in block.body.named_modules()
+        for name, p in module.named_parameters(recurse=False)
+        if p.requires_grad and p.dim() > 1 and not isinstance(module, NORMS)
+    ]

@@ -1,0 +1,58 @@
+"""The law that nothing fails quietly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bpfree._errors import BadValue, Diverged
+from bpfree.data import as_data
+from bpfree.testing._common import MakeTrainer
+
+
+def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_lr: float = 1e38) -> None:
+    """Check that what goes wrong ends in an error that says so, and not in a history.
+
+    A NaN in the data, and a learning rate under which the weights explode, must raise `Diverged`; a setting
+    that is unknown or out of range must raise `BadValue` with the setting's name, in the trainer as in `fit`.
+
+    Args:
+        make_trainer: Makes the trainer; given ``lr``, and a setting that no trainer has.
+        data: Training data, as for `Trainer.fit`.
+        huge_lr: The learning rate to fail with.
+
+    Raises:
+        AssertionError: naming what went wrong without an error.
+    """
+    samples = as_data(data)
+    x = samples.batch(torch.arange(len(samples)))[0]
+    x[len(x) // 2] = math.nan
+    poisoned = replace(samples, x=x, mean=None, std=None, augment=())
+    for what, settings, train in (
+        ("a NaN in the data", {}, poisoned),
+        (f"lr = {huge_lr}", {"lr": huge_lr}, samples),
+    ):
+        trainer = make_trainer(**settings)
+        try:
+            history = trainer.fit(train, epochs=3, batch_size=16)
+        except Diverged:
+            continue
+        raise AssertionError(f"{trainer.id}: {what} gave no error, but the history {history.rows}")
+    _assert_refused("no_such_setting", lambda: make_trainer(no_such_setting=1))
+    _assert_refused("lr", lambda: make_trainer(lr=math.nan))
+    _assert_refused("lr", lambda: make_trainer(lr=0.0))
+    _assert_refused("no_such_setting", lambda: make_trainer().fit(samples, no_such_setting=1))
+    _assert_refused("epochs", lambda: make_trainer().fit(samples, epochs=0))
+
+
+def _assert_refused(key: str, call: Any) -> None:
+    try:
+        call()
+    except BadValue as error:
+        if key not in str(error):
+            raise AssertionError(f"the error about the setting {key!r} does not name it: {error}") from None
+        return
+    raise AssertionError(f"a bad value for the setting {key!r} was taken without an error")

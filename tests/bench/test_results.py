@@ -1,0 +1,98 @@
+"""Rows are appended whole or not at all, and never lost."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfree import BadValue
+from bpfree.bench import results as module
+from bpfree.bench.results import Results
+
+ROW = {"cell_id": "a", "status": "ok", "seed": 0}
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    results = Results(tmp_path / "new" / "folder")
+    with results.writing():
+        results.append(ROW)
+        results.append({"cell_id": "b", "status": "error", "seed": 1})
+    assert [row["cell_id"] for row in results.read()] == ["a", "b"]
+    assert list(results.done()) == ["a"]
+
+
+def test_a_torn_line_is_cut_off_and_the_others_stay(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with results.writing():
+        results.append(ROW)
+    with open(results.path, "a") as file:
+        file.write('{"cell_id": "b", "sta')
+    assert len(results.read()) == 1
+    with results.writing():
+        results.append({"cell_id": "c", "status": "ok", "seed": 2})
+    assert [row["cell_id"] for row in results.read()] == ["a", "c"]
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with (
+        Results(tmp_path).writing(),
+        pytest.raises(BadValue, match="another bench"),
+        Results(tmp_path).writing(),
+    ):
+        pass
+
+
+def test_the_same_cell_twice_is_refused(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with results.writing():
+        results.append(ROW)
+        results.append(ROW)
+    with pytest.raises(BadValue, match="twice"):
+        results.done()
+
+
+def test_an_edited_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("not json\n")
+    with pytest.raises(BadValue, match="not JSON"):
+        Results(tmp_path).read()
+
+
+def test_a_full_disk_leaves_the_earlier_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path)
+    with results.writing():
+        results.append(ROW)
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:5])
+
+    monkeypatch.setattr(module, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+    with pytest.raises(BadValue, match="is the disk full"), results.writing():
+        results.append({"cell_id": "b", "status": "ok", "seed": 1})
+    monkeypatch.undo()
+    assert results.path.read_bytes().endswith(b"}\n")
+    assert [row["cell_id"] for row in results.read()] == ["a"]
+
+
+def test_a_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadValue, match="cannot write results"), Results(tmp_path / "file").writing():
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(BadValue, match="cannot write results"), Results(tmp_path / "new").writing():
+        pass
+
+
+def test_nan_never_becomes_a_row(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"), results.writing():
+        results.append({**ROW, "value": float("nan")})
+    assert not results.path.exists()

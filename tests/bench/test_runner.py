@@ -1,0 +1,211 @@
+"""Cells run apart from each other, rows are kept, and a run that dies goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfree.bench.__main__ import main
+from bpfree.bench.config import cells
+from bpfree.bench.results import Results
+from bpfree.bench.runner import Watcher, run
+
+CONFIG: dict[str, Any] = {
+    "name": "small",
+    "dataset": {"name": "digits", "augment": ["shift"]},
+    "net": {"name": "mlp", "hidden": [32, 16], "dropout": 0.2},
+    "fit": {"epochs": 3, "batch_size": 128},
+    "trainer": {"id": "mono_forward"},
+    "controls": [
+        {"trainer": {"id": "backprop"}},
+        {"trainer": {"id": "forward_forward", "optimizer": "adam"}},
+    ],
+    "seeds": [0, 1],
+}
+
+#: A rule that ends its process, or raises, or never converges.
+PLUGIN = """
+import os, signal, bpfree
+from torch import nn
+
+@bpfree.register_loss("dies")
+class Dies(bpfree.LocalLoss):
+    def build(self, output, n_classes):
+        self.head = nn.Linear(output[0].numel(), n_classes)
+    def scores(self, output):
+        return self.head(output)
+    def forward(self, output, target, lesson=None):
+        match HOW:
+            case 0: os.kill(os.getpid(), signal.SIGKILL)
+            case 1: raise RuntimeError("this rule cannot work")
+            case 2: return self.scores(output).sum() * float("nan")
+"""
+
+
+def without_noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = json.loads(json.dumps(rows))
+    for row in rows:
+        row["curve"] = [point[:2] for point in row["curve"]]
+        del row["time"], row["segments"], row["memory"]["rss"]
+    return rows
+
+
+def test_rows_say_what_was_measured(tmp_path: Path) -> None:
+    finished: list[str] = []
+    found = run(
+        cells(CONFIG),
+        Results(tmp_path),
+        watcher=Watcher(finished=lambda cell, row: finished.append(cell.arm)),
+    )
+    assert finished == ["mono_forward", "backprop", "forward_forward"] * 2
+    assert found == Results(tmp_path).read()
+    for row in found:
+        assert row["status"] == "ok"
+        assert {
+            "schema",
+            "cell_id",
+            "seed",
+            "locality",
+            "config",
+            "env",
+            "git",
+            "curve",
+            "budget",
+        } <= row.keys()
+        assert 0 <= row["metrics"]["test_accuracy"] <= 1
+        assert row["time"]["train_s"] > 0
+        assert row["time"]["eval_s"] > 0
+        assert row["memory"]["saved_bytes"] > 0
+        assert row["flops"]["train_step"] > row["flops"]["infer"] > 0
+        assert len(row["curve"]) == row["budget"]["passes"] == 3
+        assert (tmp_path / "cells" / row["cell_id"] / "model.safetensors").exists()
+        assert not (tmp_path / "cells" / row["cell_id"] / "checkpoint.safetensors").exists()
+
+
+def test_flops_of_a_step_are_the_hand_count(tmp_path: Path) -> None:
+    row = run(cells(CONFIG, seeds=1)[1:2], Results(tmp_path))[0]
+    products = [(64, 32), (32, 16), (16, 10)]
+    forward = sum(2 * 128 * a * b for a, b in products)
+    # Backward: a product for each weight, and one for each input but the first.
+    assert row["flops"]["train_step"] == 3 * forward - 2 * 128 * 64 * 32
+    assert row["flops"]["infer"] == forward // 128
+
+
+def test_the_same_cells_again_are_not_run_again(tmp_path: Path) -> None:
+    some = cells(CONFIG)[:2]
+    first = run(some, Results(tmp_path))
+    started: list[str] = []
+    again = run(
+        cells(CONFIG)[:3], Results(tmp_path), watcher=Watcher(started=lambda cell: started.append(cell.arm))
+    )
+    assert started == ["forward_forward"]
+    assert again[:2] == first
+
+
+def test_two_at_once_give_the_same_rows(tmp_path: Path) -> None:
+    alone = run(cells(CONFIG), Results(tmp_path / "a"), jobs=1)
+    together = run(cells(CONFIG), Results(tmp_path / "b"), jobs=2)
+    assert without_noise(alone) == without_noise(together)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        (0, "error", "killed by signal 9"),
+        (1, "error", "this rule cannot work"),
+        (2, "diverged", "became nan"),
+    ],
+)
+def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "rule.py"
+    plugin.write_text(PLUGIN.replace("HOW", str(how)))
+    config = {**CONFIG, "plugins": [str(plugin)], "seeds": [0]}
+    config["controls"] = [{"trainer": {"id": "local", "loss": "dies"}}, {"trainer": {"id": "backprop"}}]
+    found = run(cells(config), Results(tmp_path / "out"))
+    assert [row["status"] for row in found] == ["ok", status, "ok"]
+    assert reason in found[1]["reason"]
+    assert "metrics" not in found[1]
+
+
+def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "bpfree.bench",
+        "run",
+        str(config),
+        "--out",
+        str(out),
+        "--checkpoint-every",
+        "0",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_at_some_moments_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
+    """The long version, ten random moments, is `benchmarks/kill_resume.py`."""
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 40, "batch_size": 32}, "seeds": [0]}))
+    undisturbed = run(cells(json.loads(config.read_text())), Results(tmp_path / "calm"))
+    out, kills = tmp_path / "killed", 0
+    for _ in range(2):
+        process = bench(config, out)
+        deadline = time.monotonic() + 60
+        before = sum(path.stat().st_mtime_ns for path in out.glob("cells/*/checkpoint.safetensors"))
+        while time.monotonic() < deadline and process.poll() is None:
+            if sum(p.stat().st_mtime_ns for p in out.glob("cells/*/checkpoint.safetensors")) > before:
+                break
+            time.sleep(0.05)
+        time.sleep(0.2)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    assert bench(config, out).wait() == 0
+    resumed = Results(out).read()
+    assert any(row["segments"] > 1 for row in resumed)
+    order = [row["cell_id"] for row in undisturbed]
+    resumed.sort(key=lambda row: order.index(row["cell_id"]))
+    assert without_noise(resumed) == without_noise(undisturbed)
+    for cell_id in order:
+        models = [tmp_path / name / "cells" / cell_id / "model.safetensors" for name in ("calm", "killed")]
+        assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_the_command_line_prints_the_table_and_reports_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(CONFIG))
+    assert (
+        main(["run", str(config), "--seeds", "2", "--out", str(tmp_path / "out"), "--set", "fit.epochs=1"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert main(["report", str(tmp_path / "out")]) == 0
+    again = capsys.readouterr().out
+    assert printed.startswith(again.rstrip("\n"))
+    rows = Results(tmp_path / "out").read()
+    mean = sum(row["metrics"]["test_accuracy"] for row in rows if row["arm"] == "backprop") / 2
+    assert f"{100 * mean:.2f} ±" in printed
+    assert "Backpropagation is more accurate than" in printed
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("forward_forward", "cifar100", "image_folder", "mlp", "cnn"))
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--jobs", "x"], ["run"], ["nothing"]])
+def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert "error: " in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""Small data and nets that tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import bpfree
+from bpfree.data import TensorData
+
+CLASSES = 3
+
+
+def vectors(n: int = 40, width: int = 12, seed: int = 0) -> TensorData:
+    """Random vectors in [0, 1]; n = 40 ends in a shorter batch where batches have 16."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, width, generator=generator)
+    return TensorData(x, torch.randint(CLASSES, (n,), generator=generator), CLASSES)
+
+
+def images(n: int = 40, size: int = 8, channels: int = 1, seed: int = 0) -> TensorData:
+    """Random grey images in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, channels, size, size, generator=generator)
+    return TensorData(x, torch.randint(CLASSES, (n,), generator=generator), CLASSES)
+
+
+def easy(n: int = 120, width: int = 12, seed: int = 0) -> TensorData:
+    """Vectors that are easy to tell apart: each class has a third of the inputs switched on."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(CLASSES, (n,), generator=generator)
+    third = torch.arange(width) // (width // CLASSES)
+    x = (third == y.unsqueeze(1)).float() * 0.8 + 0.2 * torch.rand(n, width, generator=generator)
+    return TensorData(x, y, CLASSES)
+
+
+def make_mlp(*hidden: int, width: int = 12, seed: int = 0, **options: Any) -> nn.Sequential:
+    """A perceptron with the same weights each time."""
+    torch.manual_seed(seed)
+    return bpfree.nn.mlp([width, *(hidden or (16, 16)), CLASSES], **options)
+
+
+def make_cnn(seed: int = 0, **options: Any) -> nn.Sequential:
+    """A convolutional net for `images` with the same weights each time."""
+    torch.manual_seed(seed)
+    return bpfree.nn.cnn((1, 8, 8), CLASSES, channels=(4, 6), **options)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the state."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

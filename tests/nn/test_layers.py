@@ -1,0 +1,43 @@
+"""Small layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree.nn import LengthNorm, StraightThroughReLU
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 2, 3, 3)])
+def test_every_row_has_root_mean_square_one(shape: tuple[int, ...]) -> None:
+    rows = torch.rand(shape) * torch.logspace(-2, 3, 6).view(-1, *[1] * (len(shape) - 1))
+    out = LengthNorm()(rows)
+    assert out.shape == rows.shape
+    torch.testing.assert_close(out.flatten(1).square().mean(1), torch.ones(6))
+
+
+def test_the_length_of_a_row_does_not_pass_and_its_direction_does() -> None:
+    rows = torch.rand(5, 8)
+    norm = LengthNorm()
+    torch.testing.assert_close(norm(rows * 37.0), norm(rows))
+    cosine = nn.functional.cosine_similarity(norm(rows), rows)
+    torch.testing.assert_close(cosine, torch.ones(5))
+
+
+def test_a_row_depends_on_no_other_and_zeros_stay_zeros() -> None:
+    rows = torch.rand(3, 8)
+    rows[1] = 0
+    out = LengthNorm()(rows)
+    assert torch.equal(out[1], torch.zeros(8))
+    assert torch.equal(out[2:], LengthNorm()(rows[2:]))
+
+
+def test_straight_through_is_relu_forward_and_identity_backward() -> None:
+    x = torch.tensor([-2.0, -0.0, 0.5, 3.0], requires_grad=True)
+    out = StraightThroughReLU()(x)
+    assert torch.equal(out, torch.tensor([0.0, 0.0, 0.5, 3.0]))
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (out * weights).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, weights)

@@ -1,0 +1,260 @@
+"""Cutting: a cascade of a network computes what the network computes, and shares its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from bpfree import Backprop, BadValue, ForwardForward, Local, MonoForward, localize, split
+from bpfree.cutting import check_order, units
+from bpfree.trainers import Trainer
+from tests.helpers import CLASSES, images, make_cnn, make_mlp, vectors
+
+
+def settled(net: nn.Module) -> nn.Module:
+    """Norms with statistics other than 0 and 1, so that leaving one out would show."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net
+
+
+def vgg() -> nn.Module:
+    torch.manual_seed(0)
+    net = torchvision.models.vgg11_bn(num_classes=10)
+    # The same architecture with narrow hidden layers: the wide ones are half a gigabyte.
+    net.avgpool = nn.AdaptiveAvgPool2d(1)
+    net.classifier[0], net.classifier[3] = nn.Linear(512, 32), nn.Linear(32, 24)
+    net.classifier[6] = nn.Linear(24, 10)
+    return settled(net)
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return settled(torchvision.models.resnet18(num_classes=10))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "mlp": (lambda: make_mlp(dropout=0.5), (12,), 2),
+    "cnn": (lambda: settled(make_cnn(batch_norm=True)), (1, 8, 8), 2),
+    "vgg11_bn": (vgg, (3, 32, 32), 10),
+    # A stem and four stages of two residual blocks each.
+    "resnet18": (resnet, (3, 32, 32), 9),
+}
+nets = pytest.mark.parametrize(("make", "shape", "n_blocks"), NETS.values(), ids=NETS.keys())
+
+
+def samples(shape: tuple[int, ...], n: int = 3) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@nets
+def test_the_cascade_computes_what_the_network_computes(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], n_blocks: int
+) -> None:
+    net, x = make().eval(), samples(shape)
+    cascade = localize(net).eval()
+    assert len(cascade.units) == n_blocks
+    with torch.no_grad():
+        cascade.build(x, 10)
+        torch.testing.assert_close(cascade(x), net(x))
+        for block in cascade.units:
+            for p in block.body.parameters():
+                p.mul_(1.1)
+        torch.testing.assert_close(cascade(x), net(x))
+    check_order(cascade, x)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_network_keeps_its_own_state(name: str) -> None:
+    net = NETS[name][0]()
+    names = list(net.state_dict())
+    cascade = localize(net)
+    assert cascade.to_module() is net
+    assert list(net.state_dict()) == names
+    assert {id(p) for p in cascade.parameters()} == {id(p) for p in net.parameters()}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_training_the_cascade_trains_every_layer_of_the_network(name: str) -> None:
+    make, shape, _ = NETS[name]
+    net = make()
+    before = {key: p.detach().clone() for key, p in net.named_parameters()}
+    trainer = Local(net, progress=False)
+    classes = CLASSES if name in ("mlp", "cnn") else 10
+    x = samples(shape, 4)
+    trainer.build(shape, classes)
+    trainer.step(x, torch.arange(4) % CLASSES)
+    assert trainer.model is net
+    still = [key for key, p in net.named_parameters() if torch.equal(p, before[key])]
+    assert still == []
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18"])
+def test_the_trained_network_can_be_exported(name: str) -> None:
+    make, shape, _ = NETS[name]
+    net, x = localize(make()).to_module().eval(), samples(shape)
+    exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), net(x))
+
+
+def test_a_cascade_of_its_own_readout_can_be_exported() -> None:
+    trainer = MonoForward(make_mlp(), readout="sum_probabilities", progress=False)
+    trainer.fit(vectors(), epochs=1)
+    x = samples((12,))
+    exported = torch.export.export(trainer.model, (x,)).module()
+    torch.testing.assert_close(exported(x), trainer.model(x))
+
+
+def test_a_forward_forward_network_can_be_exported() -> None:
+    trainer = ForwardForward(make_mlp(), progress=False)
+    trainer.fit(vectors(), epochs=1)
+    x = samples((12,))
+    exported = torch.export.export(trainer.model.eval(), (x,)).module()
+    torch.testing.assert_close(exported(x), trainer.model(x))
+
+
+# ---- where ----------------------------------------------------------------------------------------------
+
+
+def kinds(stage: nn.Module) -> str:
+    """First letters of the layers, as in ``FLR``."""
+    return "".join(type(layer).__name__[0] for layer in stage.children())
+
+
+def deep(*layers: str) -> nn.Sequential:
+    """A net of convolutions C, poolings M, ReLUs R, a flattening F and linear layers L, all of width 4."""
+    kind: dict[str, Callable[[], nn.Module]] = {
+        "C": lambda: nn.Conv2d(1, 1, 3, padding=1),
+        "M": lambda: nn.MaxPool2d(2),
+        "R": nn.ReLU,
+        "F": nn.Flatten,
+        "L": lambda: nn.Linear(4, 4),
+    }
+    return nn.Sequential(*(kind[name]() for name in "".join(layers)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "cut", "stages", "output"),
+    [
+        ("FLRLRL", "weight", ["FLR", "LR"], "Linear"),
+        ("FLRLRL", "linear", ["FLR", "LR"], "Linear"),
+        ("CRCRFL", "conv", ["CR", "CRF"], "Linear"),
+        ("FLRLRLRLRL", 1, ["FLRLRLRLR"], "Linear"),
+        ("FLRLRLRLRL", 2, ["FLRLR", "LRLR"], "Linear"),
+        ("FLRLRLRLRL", 4, ["FLR", "LR", "LR", "LR"], "Linear"),
+        ("FLRLRLRLRL", ["5"], ["FLRLR", "LRLR"], "Linear"),
+        ("FLRLRLRLRL", ["7", "3"], ["FLR", "LRLR", "LR"], "Linear"),
+        ("CRCRMCRCRMFL", "weight", ["CR", "CRM", "CR", "CRMF"], "Linear"),
+        ("CRCRMCRMFL", "pool", ["CRCRM", "CRMF"], "Linear"),
+        # Nothing with weights stands behind the last pooling, so no block begins there.
+        ("CRCRMCRCRMFL", "pool", ["CRCRM", "CRCRMF"], "Linear"),
+        ("CRMCRMFLRL", "pool", ["CRM", "CRMF", "LR"], "Linear"),
+        # What follows the output layer belongs to it.
+        ("FLRLR", "weight", ["FLR"], "Sequential"),
+    ],
+)
+def test_blocks_begin_where_they_are_asked_to(layers: str, cut: Any, stages: list[str], output: str) -> None:
+    found, head = split(deep(layers), cut)
+    assert [kinds(stage) for stage in found] == stages
+    assert type(head).__name__ == output
+
+
+def test_containers_are_opened_and_names_are_theirs() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 4)))
+    assert [name for name, _ in units(net)] == ["0.0", "0.1", "1.0"]
+    stages, output = split(net)
+    assert (kinds(stages[0]), type(output).__name__) == ("LR", "Linear")
+
+
+def test_vgg_can_be_cut_behind_its_poolings() -> None:
+    net, x = vgg().eval(), samples((3, 32, 32))
+    cascade = localize(net, cut="pool").eval()
+    # Five poolings in the features; the classifier begins behind the last.
+    assert len(cascade.units) == 6
+    with torch.no_grad():
+        cascade.build(x, 10)
+        torch.testing.assert_close(cascade(x), net(x))
+
+
+def test_a_norm_belongs_to_the_layer_before_it() -> None:
+    stages, _ = split(make_cnn(batch_norm=True))
+    assert [kinds(stage) for stage in stages] == ["CBRA", "CBRAF"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (0, "cut = 0: expected 1 to 4 blocks"),
+        (5, "cut = 5: expected 1 to 4"),
+        (-1, "cut = -1"),
+        ("layers", "cut = 'layers': unknown; allowed: weight"),
+        (["6x"], "cut at '6x': no such module"),
+        (["9"], "cut at '9': no such module"),  # the output layer
+    ],
+)
+def test_bad_cuts_are_errors(cut: Any, message: str) -> None:
+    with pytest.raises(BadValue, match=message):
+        split(deep("FLRLRLRLRL"), cut)
+    with pytest.raises(BadValue, match=message):
+        MonoForward(deep("FLRLRLRLRL"), cut=cut, progress=False).build((4,), 4)
+
+
+@pytest.mark.parametrize("cut", [["0"], ["2", "3"]])
+def test_a_block_that_has_nothing_to_learn_is_a_bad_cut(cut: list[str]) -> None:
+    # The names fit, but nothing with weights stands between two of them, and goodness has no head.
+    with pytest.raises(BadValue, match="cut"):
+        ForwardForward(make_mlp(), cut=cut, progress=False).build((12,), CLASSES)
+
+
+@pytest.mark.parametrize("net", [nn.Linear(4, 4), deep("FLR"), torchvision.models.SqueezeNet(num_classes=3)])
+def test_a_net_that_cannot_be_told_apart_is_an_error(net: nn.Module) -> None:
+    with pytest.raises(BadValue, match=r"has [01] layers with weights .*pass an nn\.Sequential"):
+        split(net)
+
+
+class Skipping(nn.Sequential):
+    """Looks like a row of layers, and is not run like one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self[0](x)
+        return self[2](hidden + self[1](hidden))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(MonoForward, {}), (MonoForward, {"readout": "sum"}), (Backprop, {}), (ForwardForward, {})],
+    ids=str,
+)
+def test_a_module_that_does_not_run_its_children_in_order_is_found_out(
+    kind: type[Trainer], settings: Any
+) -> None:
+    net = Skipping(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, CLASSES))
+    with pytest.raises(BadValue, match="Skipping does not run its children in order"):
+        kind(net, progress=False, **settings).fit(vectors(), epochs=1)
+
+
+def test_localize_takes_a_loss_by_name() -> None:
+    with pytest.raises(BadValue, match="unknown local loss 'mono'"):
+        localize(make_mlp(), loss="mono")
+
+
+def test_saved_weights_load_into_the_untouched_architecture(tmp_path: Path) -> None:
+    trainer = MonoForward(make_cnn(batch_norm=True), progress=False)
+    trainer.fit(images(), epochs=1)
+    path = tmp_path / "weights.pt"
+    torch.save(trainer.model.state_dict(), path)
+    fresh = make_cnn(seed=9, batch_norm=True).eval()
+    fresh.load_state_dict(torch.load(path))
+    x, _ = images().batch(torch.arange(8))
+    assert torch.equal(fresh(x).argmax(1), trainer.predict(x))

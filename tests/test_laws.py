@@ -1,0 +1,162 @@
+"""Every trainer, with every variant that changes its steps, held to the laws of `bpfree.testing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree import testing
+from bpfree.data import TensorData
+from bpfree.trainers import TRAINERS, Trainer
+from tests.helpers import images, make_cnn, make_mlp, vectors
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trainer class, what makes its net, and its settings."""
+
+    trainer: str
+    settings: dict[str, Any]
+    level: str
+    net: Callable[[], nn.Module] = make_mlp
+
+    def __call__(self, **settings: Any) -> Trainer:
+        # Labels and negatives of three classes differ often enough for two seeds to part soon.
+        return TRAINERS[self.trainer](self.net(), progress=False, **{**self.settings, **settings})
+
+    @property
+    def data(self) -> TensorData:
+        return images() if self.net is not make_mlp and self.net is not deep_mlp else vectors()
+
+
+def deep_mlp() -> nn.Module:
+    return make_mlp(16, 16, 16)
+
+
+def cnn_with_norm() -> nn.Module:
+    return make_cnn(batch_norm=True, pool="max")
+
+
+def ff(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: Any) -> Case:
+    return Case("forward_forward", settings, level, net)
+
+
+def mf(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: Any) -> Case:
+    return Case("mono_forward", settings, level, net)
+
+
+CASES: dict[str, Case] = {
+    "backprop": Case("backprop", {}, "L0"),
+    "backprop cnn": Case("backprop", {}, "L0", make_cnn),
+    "backprop_ds": Case("backprop_ds", {"aux_weight": 0.3}, "L0"),
+    "mf_joint": Case("mf_joint", {}, "L0"),
+    "random_features": Case("random_features", {}, "L2"),
+    "random_features greedy": Case("random_features", {"schedule": "greedy"}, "L2"),
+    "ff": ff(),
+    "ff no peer": ff(peer_weight=0.0),
+    "ff peer": ff(peer_weight=0.03),
+    "ff mean": ff(goodness="mean", optimizer="adam"),
+    "ff symmetric": ff(objective="symmetric"),
+    "ff permuted": ff(negatives="permuted"),
+    "ff hard": ff(negatives="hard"),
+    "ff goodness readout": ff(readout="goodness", classifier=False),
+    "ff fixed negatives": ff(redraw_negatives=False),
+    "ff greedy": ff(schedule="greedy"),
+    "ff greedy fixed negatives": ff(schedule="greedy", redraw_negatives=False),
+    "ff cnn": ff(net=make_cnn),
+    "mf": mf(),
+    "mf deep": mf(net=deep_mlp, readout="sum"),
+    "mf analytic": mf("L3", gradients="analytic"),
+    "mf greedy": mf(schedule="greedy"),
+    "mf greedy analytic": mf("L3", schedule="greedy", gradients="analytic"),
+    "mf cnn": mf(net=make_cnn, readout="sum_probabilities"),
+    "mf cnn norm": mf(net=cnn_with_norm),
+    "mf two blocks": mf("L1", net=deep_mlp, cut=2),
+    "local": Case("local", {"loss": "mono_forward"}, "L2"),
+}
+
+law = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def test_every_trainer_is_held_to_the_laws() -> None:
+    assert {case.trainer for case in CASES.values()} == set(TRAINERS)
+
+
+@law
+def test_the_declared_locality_is_proved(case: Case) -> None:
+    data = case.data
+    x, y = data.batch(torch.arange(12))
+    trainer = case()
+    trainer.build(data.sample_shape, data.n_classes)
+    assert trainer.locality == case.level
+    testing.assert_locality(trainer, x, y)
+
+
+@law
+def test_schedules_agree(case: Case) -> None:
+    settings = case.settings
+    redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
+    testing.assert_schedules_agree(case, case.data, greedy=not redrawn)
+
+
+@law
+def test_the_same_seed_gives_the_same_run(case: Case) -> None:
+    testing.assert_same_seed_same_run(case, case.data, case.data)
+
+
+@law
+def test_a_stopped_run_ends_as_one_that_was_not(case: Case, tmp_path: Path) -> None:
+    testing.assert_resumes(case, case.data, tmp_path, case.data, epochs=2)
+
+
+@law
+def test_nothing_fails_quietly(case: Case) -> None:
+    testing.assert_nothing_fails_quietly(case, case.data)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr_schedule": "cosine"}, {"optimizer": "sgd"}, {"optimizer": "adamw", "weight_decay": 0.1}],
+    ids=str,
+)
+def test_runs_with_other_optimizers_and_schedules_resume(settings: dict[str, Any], tmp_path: Path) -> None:
+    testing.assert_resumes(mf(**settings), vectors(), tmp_path, stops=[2, 5, 9])
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
+@pytest.mark.parametrize("trainer", ["mono_forward", "forward_forward", "backprop"])
+def test_dropout_follows_the_seed_and_survives_a_stop(trainer: str, schedule: str, tmp_path: Path) -> None:
+    case = Case(trainer, {"schedule": schedule}, "", lambda: make_mlp(dropout=0.3))
+    testing.assert_same_seed_same_run(case, vectors(), vectors())
+    testing.assert_resumes(case, vectors(), tmp_path, stops=[1, 4, 6])
+
+
+def test_early_stopping_survives_a_stop(tmp_path: Path) -> None:
+    for schedule in ("simultaneous", "greedy"):
+        testing.assert_resumes(
+            mf(schedule=schedule, lr=0.05),
+            vectors(),
+            tmp_path / schedule,
+            vectors(seed=1),
+            epochs=8,
+            patience=2,
+        )
+
+
+@pytest.mark.parametrize("net", [make_mlp, lambda: make_mlp(dropout=0.3)], ids=["mlp", "dropout"])
+def test_one_block_is_backpropagation(net: Callable[[], nn.Module]) -> None:
+    testing.assert_one_block_is_backprop(net, vectors(), weight_decay=0.01)
+
+
+def test_one_block_is_backpropagation_with_convolutions_and_norms() -> None:
+    testing.assert_one_block_is_backprop(cnn_with_norm, images())
+
+
+def test_the_registered_losses_keep_every_law() -> None:
+    testing.check_local_loss("mono_forward")

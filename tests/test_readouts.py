@@ -1,0 +1,164 @@
+"""Readouts: how block outputs become class scores."""
+
+# Stand-ins keep the signature of what they stand for.
+# ruff: noqa: ARG001, ARG002, ARG005
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree import BadValue, ForwardForward
+from bpfree.losses import Goodness, LocalCrossEntropy, LocalLoss
+from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, Readout, SumReadout
+from tests.helpers import CLASSES, make_mlp, vectors
+
+B = 6
+
+
+class Silent(LocalLoss):
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return output.sum()
+
+
+@pytest.fixture
+def blocks() -> tuple[list[Tensor], list[LocalLoss]]:
+    """Outputs of three blocks of different widths, and their losses."""
+    torch.manual_seed(0)
+    outputs, losses = [torch.rand(B, width) for width in (4, 7, 5)], []
+    for output in outputs:
+        loss = LocalCrossEntropy()
+        loss.build(output, CLASSES)
+        losses.append(loss)
+    return outputs, losses
+
+
+def heads(blocks: tuple[list[Tensor], list[LocalLoss]]) -> list[Tensor]:
+    return [o @ loss.head[1].weight.T for o, loss in zip(*blocks, strict=True)]  # type: ignore[index]
+
+
+def test_the_scores_of_one_block(blocks: Any) -> None:
+    expected = heads(blocks)
+    torch.testing.assert_close(BlockReadout()(*blocks), expected[2])
+    torch.testing.assert_close(BlockReadout(0)(*blocks), expected[0])
+
+
+def test_sums_of_scores_and_of_probabilities(blocks: Any) -> None:
+    expected = heads(blocks)
+    torch.testing.assert_close(SumReadout()(*blocks), expected[0] + expected[1] + expected[2])
+    probabilities = [s.exp() / s.exp().sum(1, keepdim=True) for s in expected]
+    torch.testing.assert_close(SumReadout(probabilities=True)(*blocks), sum(probabilities))
+
+
+def test_readouts_hear_the_first_blocks_alone_if_there_are_no_others(blocks: Any) -> None:
+    outputs, losses = blocks
+    expected = heads(blocks)
+    torch.testing.assert_close(BlockReadout()(outputs[:2], losses[:2]), expected[1])
+    torch.testing.assert_close(SumReadout()(outputs[:2], losses[:2]), expected[0] + expected[1])
+
+
+def test_each_block_is_judged_alone(blocks: Any) -> None:
+    found = BlockReadout().per_block(*blocks)
+    for ours, theirs in zip(found, heads(blocks), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    outputs, losses = blocks
+    assert BlockReadout().per_block(outputs, [losses[0], Silent(), losses[2]])[1] is None
+
+
+def test_a_block_without_scores_cannot_be_read_out(blocks: Any) -> None:
+    outputs, losses = blocks
+    with pytest.raises(BadValue, match="Silent gives no scores"):
+        BlockReadout()(outputs, [*losses[:2], Silent()])
+    with pytest.raises(BadValue, match="Silent gives no scores"):
+        SumReadout()(outputs, [Silent(), *losses[1:]])
+
+
+@pytest.mark.parametrize("form", ["sum", "mean"])
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_goodness_of_all_labels_at_once_is_that_of_one_label_after_another(
+    skip_first: bool, form: Any
+) -> None:
+    trainer = ForwardForward(
+        make_mlp(16, 20, 16), progress=False, readout="goodness", skip_first=skip_first, goodness=form
+    )
+    data = vectors()
+    trainer.fit(data, epochs=2, batch_size=16)
+    x, _ = data.batch(torch.arange(10))
+    bodies = [block.body for block in trainer.cascade.units]
+    scores = torch.zeros(10, CLASSES)
+    with torch.no_grad():
+        for label in range(CLASSES):
+            shown = x.clone()
+            shown[:, :CLASSES] = F.one_hot(torch.tensor(label), CLASSES).float()
+            h = shown
+            for k, body in enumerate(bodies):
+                h = h / (h.square().mean(1, keepdim=True).sqrt() + 1e-8)
+                linear = next(m for m in body.modules() if isinstance(m, nn.Linear))
+                h = linear(h).relu()
+                squares, width = h.square(), h.shape[1]
+                g = squares.sum(1) - width if form == "sum" else squares.mean(1) - 2
+                if k > 0 or not skip_first:
+                    scores[:, label] += g
+    torch.testing.assert_close(trainer.cascade(x), scores, rtol=1e-4, atol=1e-4)
+    assert torch.equal(trainer.predict(x), scores.argmax(1))
+
+
+def test_the_only_block_is_not_skipped() -> None:
+    loss = Goodness()
+    loss.build(torch.zeros(2, 4), CLASSES)
+    readout = GoodnessReadout(skip_first=True)
+    output = torch.rand(CLASSES * B, 4)
+    readout.build([output], CLASSES)
+    expected = (output.square().sum(1) - 4).view(CLASSES, B).T
+    torch.testing.assert_close(readout([output], [loss]), expected)
+    (alone,) = readout.per_block([output], [loss])
+    torch.testing.assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_the_classifier_hears_normalised_outputs(skip_first: bool) -> None:
+    torch.manual_seed(0)
+    outputs = [torch.rand(B, 4), torch.rand(B, 2, 3), torch.rand(B, 5)]
+    readout = ClassifierReadout(skip_first)
+    readout.build(outputs, CLASSES)
+    assert readout.linear.bias is None
+    assert readout.linear.weight.shape == (CLASSES, 11 if skip_first else 15)
+    assert not readout.linear.weight.any()
+    nn.init.normal_(readout.linear.weight)
+    normed = [o.flatten(1) / o.flatten(1).square().mean(1, keepdim=True).sqrt() for o in outputs]
+    features = torch.cat(normed[1:] if skip_first else normed, 1)
+    expected = features @ readout.linear.weight.T
+    torch.testing.assert_close(readout(outputs, []), expected)
+    y = torch.arange(B) % CLASSES
+    torch.testing.assert_close(readout.objective(outputs, y), F.cross_entropy(expected, y))
+
+
+def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = ForwardForward(make_mlp(), progress=False)
+    data = vectors()
+    trainer.build(data.sample_shape, data.n_classes)
+    x, y = data.batch(torch.arange(16))
+    heard: list[list[Tensor]] = []
+    objective = ClassifierReadout.objective
+
+    def listening(self: ClassifierReadout, outputs: Any, y: Tensor) -> Tensor:
+        heard.append(list(outputs))
+        return objective(self, outputs, y)
+
+    monkeypatch.setattr(ClassifierReadout, "objective", listening)
+    with torch.no_grad():
+        expected = trainer.cascade.outputs(trainer.cascade.encoding.view(x, "neutral"))
+    trainer.step(x, y)
+    assert ClassifierReadout.view == "neutral"
+    for ours, theirs in zip(heard[0], expected, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not ours.requires_grad
+
+
+def test_a_readout_that_learns_nothing_has_no_objective() -> None:
+    with pytest.raises(TypeError, match="nothing to learn"):
+        Readout().objective([], torch.zeros(0))

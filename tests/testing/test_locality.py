@@ -1,0 +1,171 @@
+"""The laws of locality must find out whoever breaks them."""
+
+# Stand-ins keep the signature of what they stand for.
+# ruff: noqa: ARG001, ARG002, ARG005
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bpfree import Backprop, Block, Cascade, Diverged, ForwardForward, MFJoint, MonoForward
+from bpfree.cascade import JointBlock
+from bpfree.losses import LocalCrossEntropy
+from bpfree.readouts import BlockReadout
+from bpfree.testing import assert_local, assert_locality
+from bpfree.trainers import Trainer
+from tests.helpers import make_mlp, snapshot, vectors
+
+X, Y = vectors().batch(torch.arange(12))
+
+
+def declares(level: str, kind: type[Trainer], **settings: Any) -> Trainer:
+    lying = type(kind.__name__, (kind,), {"locality": level})
+    return lying(make_mlp(), progress=False, **settings)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        (declares("L1", MFJoint), r"block 1\.2 sends a gradient to blocks\.0\.blocks\.0\.body"),
+        (declares("L2", MFJoint), r"block 1\.2 sends a gradient"),
+        (declares("L1", Backprop), "one block with the weights .* L0"),
+        (declares("L2", MonoForward, cut=1), "one block with the weights"),
+        (declares("L3", MonoForward), "declares L3, but a step keeps .* tensors"),
+        (declares("L3", ForwardForward), "declares L3, but a step keeps"),
+        (declares("L0", MonoForward), r"L0.* no gradient to blocks\.0\.body\.1\.weight"),
+        (declares("L9", MonoForward), "'L9'; expected one of L0, L1, L2, L3"),
+    ],
+    ids=str,
+)
+def test_a_trainer_that_declares_another_level_is_found_out(trainer: Trainer, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        assert_locality(trainer, X, Y)
+
+
+def test_a_body_of_two_layers_is_not_l2() -> None:
+    lying = type("Lying", (MonoForward,), {"locality": "L2"})
+    trainer = lying(make_mlp(16, 16, 16, 16), cut=2, progress=False)
+    with pytest.raises(AssertionError, match=r"body of block 1 has several .* 1\.weight, 3\.weight"):
+        assert_locality(trainer, X, Y)
+
+
+def test_a_wall_that_is_not_closed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(self: Block, sensed: Any, target: Tensor, lesson: Any = None) -> tuple[list[Tensor], Tensor]:
+        losses, output = self.objective(sensed, target, lesson)
+        losses[0].backward(retain_graph=True)
+        assert self.optimizer is not None
+        with torch.no_grad():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return [losses[0].detach()], output  # not detached
+
+    # A step without changes, so that the backward pass of the next block finds the weights of its graph.
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
+    monkeypatch.setattr(Block, "update", leaky)
+    with pytest.raises(AssertionError, match=r"block 2 sends a gradient to blocks\.0\.body"):
+        assert_local(MonoForward(make_mlp(), progress=False), X, Y)
+
+
+def test_a_leak_is_laid_at_the_door_of_the_block_that_made_it() -> None:
+    class Peeking(LocalCrossEntropy):
+        """Reaches into a block that is not its own."""
+
+        victim: tuple[nn.Module, ...] = ()
+
+        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+            own = super().forward(output, target)
+            return own + sum(p.square().sum() for m in self.victim for p in m.parameters())
+
+    class Leaking(MonoForward):
+        def make_cascade(self, n_classes: int) -> Cascade:
+            stages, output = self.stages()
+            blocks = [Block(stages[0], LocalCrossEntropy()), Block(stages[1], Peeking(output))]
+            blocks[1].loss.victim = (stages[0],)  # type: ignore[assignment]
+            return Cascade(blocks, {"last": BlockReadout()})
+
+    with pytest.raises(
+        AssertionError, match=r"^the loss of block 2 sends a gradient to blocks\.0\.body\.1\.bias"
+    ):
+        assert_local(Leaking(make_mlp(), progress=False), X, Y)
+
+
+def test_a_readout_that_reaches_a_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Cascade.outputs
+
+    def with_graph(self: Cascade, *args: Any) -> list[Tensor]:
+        with torch.enable_grad():
+            return inner(self, *args)
+
+    monkeypatch.setattr(Cascade, "outputs", with_graph)
+    with pytest.raises(AssertionError, match=r"readout 'classifier' sends a gradient to blocks\.0\.body"):
+        assert_local(ForwardForward(make_mlp(), progress=False), X, Y)
+
+
+def test_a_block_that_learns_nothing_is_found() -> None:
+    class Silent(LocalCrossEntropy):
+        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+            return torch.zeros((), requires_grad=True) * 1.0
+
+    class Idle(MonoForward):
+        def make_cascade(self, n_classes: int) -> Cascade:
+            stages, output = self.stages()
+            return Cascade(
+                [Block(stages[0], Silent()), Block(stages[1], LocalCrossEntropy(output))],
+                {"last": BlockReadout()},
+            )
+
+    with pytest.raises(AssertionError, match="block 1 sends no gradient to any parameter of its own"):
+        assert_local(Idle(make_mlp(), progress=False), X, Y)
+
+
+def test_a_closed_form_that_touches_another_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = MonoForward(make_mlp(), gradients="analytic", progress=False)
+    update = Block.update
+
+    def meddling(self: Block, *args: Any) -> Any:
+        found = update(self, *args)
+        for block in getattr(self, "neighbours", ()):
+            block.body[1].weight.data.add_(1.0)
+        return found
+
+    monkeypatch.setattr(Block, "update", meddling)
+    trainer.build(X.shape[1:], 3)
+    assert_locality(trainer, X, Y)
+    # In a tuple, so that it is not registered as a part of the second block.
+    trainer.cascade.units[1].neighbours = (trainer.cascade.units[0],)  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match=r"update of block 2 changes blocks\.0\.body\.1\.weight"):
+        assert_locality(trainer, X, Y)
+
+
+def test_a_closed_form_that_changes_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
+    with pytest.raises(AssertionError, match="update of block 1 changes none"):
+        assert_locality(MonoForward(make_mlp(), gradients="analytic", progress=False), X, Y)
+
+
+def test_closed_walls_inside_a_block_are_local() -> None:
+    class Closed(MFJoint):
+        locality = "L2"
+
+        def make_cascade(self, n_classes: int) -> Cascade:
+            cascade = super().make_cascade(n_classes)
+            assert isinstance(cascade.units[0], JointBlock)
+            cascade.units[0].detach_walls = True
+            return cascade
+
+    assert_locality(Closed(make_mlp(), progress=False), X, Y)
+
+
+def test_the_trainer_is_left_as_it_was() -> None:
+    trainer = MonoForward(make_mlp(), progress=False)
+    trainer.build(X.shape[1:], 3)
+    before = snapshot(trainer.cascade)
+    assert_locality(trainer, X, Y)
+    after = snapshot(trainer.cascade)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    with pytest.raises(Diverged):
+        trainer.fit((X * torch.nan, Y), epochs=1)

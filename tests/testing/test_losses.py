@@ -1,0 +1,135 @@
+"""`check_local_loss` accepts losses that keep the laws, and finds out those that do not."""
+
+# Stand-ins keep the signature of what they stand for.
+# ruff: noqa: ARG001, ARG002, ARG005
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree import BadValue, register_loss
+from bpfree.losses import LocalCrossEntropy, LocalLoss, loss_names
+from bpfree.testing import check_local_loss
+from tests.helpers import make_cnn
+
+
+@register_loss("tests.prototypes")
+class Prototypes(LocalLoss):
+    """Distance to a learned point per class: a loss of one's own, with scores."""
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        self.points = nn.Parameter(torch.randn(n_classes, output[0].numel()))
+
+    def scores(self, output: Tensor) -> Tensor:
+        return -torch.cdist(output.flatten(1), self.points)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.scores(output), target)
+
+
+@register_loss("tests.spread")
+class Spread(LocalLoss):
+    """Has no scores, no parameters, and no use for labels."""
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return output.square().mean() - output.var()
+
+
+@pytest.mark.parametrize("name", ["tests.prototypes", "tests.spread"])
+def test_a_loss_of_ones_own_keeps_every_law(name: str) -> None:
+    assert name in loss_names()
+    check_local_loss(name)
+
+
+def test_it_takes_another_network() -> None:
+    check_local_loss("mono_forward", make_cnn(), (1, 8, 8))
+
+
+class Broken(LocalCrossEntropy):
+    """Has a head like a good one."""
+
+
+@register_loss("tests.vector")
+class Vector(Broken):
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.scores(output), target, reduction="none")
+
+
+@register_loss("tests.wide")
+class WideScores(Broken):
+    def scores(self, output: Tensor) -> Tensor:
+        return super().scores(output)[:, :2]
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(super().scores(output), target)
+
+
+@register_loss("tests.counting")
+class Counting(Broken):
+    calls: Tensor
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        super().build(output, n_classes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return super().forward(output, target)
+
+
+@register_loss("tests.random")
+class Drawing(Broken):
+    stream = torch.Generator().manual_seed(0)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return super().forward(output, target) * (1 + torch.rand((), generator=self.stream))
+
+
+@register_loss("tests.forgetful")
+class Forgetful(Broken):
+    """Carries a number that no checkpoint knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = itertools.count(1)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return super().forward(output, target) / next(self.steps)
+
+
+_SHARED = nn.Parameter(torch.ones(()))
+
+
+@register_loss("tests.detached")
+class Detached(LocalLoss):
+    def build(self, output: Tensor, n_classes: int) -> None:
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return output.detach().mean() + 0.0 * _SHARED
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.vector", "expected a finite scalar"),
+        ("tests.wide", r"gives scores \[40, 2\]; expected \[40, 3\], or None"),
+        ("tests.counting", "changes its calls in evaluation mode"),
+        ("tests.random", "loss 1 of step 1|two runs"),
+        ("tests.forgetful", "stopped after write"),
+        ("tests.detached", "block 1 sends no gradient to any parameter of its own"),
+    ],
+)
+def test_a_loss_that_breaks_a_law_is_found_out(name: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_local_loss(name)
+
+
+def test_an_unknown_loss_is_an_error() -> None:
+    with pytest.raises(BadValue, match=r"unknown local loss 'tests\.nothing'"):
+        check_local_loss("tests.nothing")

@@ -1,0 +1,231 @@
+"""What a user does with a trainer: build, step, evaluate, predict, save, load, clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree import (
+    Backprop,
+    BadValue,
+    DeepSupervision,
+    Diverged,
+    ForwardForward,
+    Local,
+    MFJoint,
+    MonoForward,
+    RandomFeatures,
+    Trainer,
+    _seeds,
+    localize,
+)
+from bpfree.trainers import TRAINERS
+from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, snapshot, vectors
+
+every = pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS.keys())
+
+
+def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    after = module.state_dict()
+    return after.keys() == before.keys() and all(torch.equal(after[n], t) for n, t in before.items())
+
+
+# ---- building --------------------------------------------------------------------------------------------
+
+
+def test_nothing_can_be_asked_of_a_trainer_that_has_seen_no_data() -> None:
+    trainer = MonoForward(make_mlp(), progress=False)
+    for ask in (lambda: trainer.model, lambda: trainer.predict(torch.zeros(2, 12)), lambda: trainer.cascade):
+        with pytest.raises(BadValue, match="call fit, load or build first"):
+            ask()
+
+
+def test_samples_and_classes_that_do_not_fit_are_errors() -> None:
+    trainer = MonoForward(make_mlp(), progress=False)
+    with pytest.raises(BadValue, match=r"does not accept samples of shape \(13,\)"):
+        trainer.build((13,), CLASSES)
+    trainer.build((12,), CLASSES)
+    with pytest.raises(BadValue, match="built for 3 classes, the data have 5"):
+        trainer.build((12,), 5)
+
+
+def test_building_twice_changes_nothing_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    trainer = MonoForward(make_mlp(), progress=False)
+    torch.manual_seed(3)
+    trainer.build((12,), CLASSES)
+    before = snapshot(trainer.cascade)
+    trainer.build((12,), CLASSES)
+    assert unchanged(trainer.cascade, before)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_heads_follow_the_seed_and_the_net_keeps_its_weights() -> None:
+    net, same, other = (make_mlp() for _ in range(3))
+    weights = snapshot(net)
+    heads = []
+    for module, seed in ((net, 0), (same, 0), (other, 1)):
+        trainer = MonoForward(module, seed=seed, progress=False)
+        trainer.build((12,), CLASSES)
+        heads.append(trainer.cascade.losses[0].head[1].weight)  # type: ignore[index]
+    assert unchanged(net, weights)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("kind", [Backprop, DeepSupervision, MFJoint, ForwardForward, RandomFeatures])
+def test_families_that_cut_the_net_themselves_say_so(kind: type[Trainer]) -> None:
+    with pytest.raises(BadValue, match=f"{kind.id} cuts the network itself"):
+        kind(localize(make_mlp()), progress=False).build((12,), CLASSES)
+
+
+@pytest.mark.parametrize("kind", [MonoForward, Local])
+def test_a_cascade_that_was_cut_already_is_trained_as_it_is(kind: type[Trainer]) -> None:
+    cascade = localize(make_mlp(16, 16, 16), cut=2)
+    trainer = kind(cascade, lr=0.02, progress=False)
+    trainer.fit(easy(), epochs=8, batch_size=16)
+    assert trainer.cascade is cascade
+    assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.9
+
+
+# ---- using -----------------------------------------------------------------------------------------------
+
+
+@every
+def test_predictions_are_what_evaluation_counts_and_what_the_model_says(kind: type[Trainer]) -> None:
+    trainer = kind(make_mlp(16, 16, 16), progress=False)
+    trainer.fit(easy(), epochs=2, batch_size=16)
+    data = easy(seed=1)
+    found = trainer.evaluate(data)
+    predicted = trainer.predict(data.x)
+    assert found["accuracy"] == pytest.approx((predicted == data.y).float().mean().item())
+    assert found["accuracy"] == found["readouts"][trainer.cascade.headline]
+    with torch.no_grad():
+        assert torch.equal(trainer.model(data.x).argmax(1), predicted)
+        assert torch.equal(trainer.cascade(data.x).argmax(1), predicted)
+
+
+@every
+def test_evaluation_does_not_depend_on_the_company_of_a_sample(kind: type[Trainer]) -> None:
+    trainer = kind(make_cnn(batch_norm=True), progress=False)
+    trainer.fit(images(), epochs=1, batch_size=16)
+    x = images(seed=1).x
+    singly = torch.cat([trainer.predict(x[i : i + 1]) for i in range(12)])
+    assert torch.equal(singly, trainer.predict(x)[:12])
+
+
+@every
+def test_evaluation_changes_no_state(kind: type[Trainer]) -> None:
+    trainer = kind(make_cnn(batch_norm=True), progress=False)
+    trainer.fit(images(), epochs=1, batch_size=16)
+    for training in (True, False):
+        trainer.cascade.train(training)
+        before, rng = snapshot(trainer.cascade), torch.get_rng_state()
+        trainer.evaluate(images(seed=1))
+        trainer.predict(images(seed=1).x)
+        assert unchanged(trainer.cascade, before)
+        assert trainer.cascade.training == training
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert all(p.grad is None for p in trainer.cascade.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"), [(MonoForward, 3), (ForwardForward, 3), (Backprop, 1), (DeepSupervision, 4)]
+)
+def test_each_block_is_judged_alone(kind: type[Trainer], blocks: int) -> None:
+    trainer = kind(make_mlp(16, 16, 16), progress=False)
+    trainer.fit(easy(), epochs=1)
+    assert len(trainer.evaluate(easy())["blocks"]) == blocks
+
+
+@pytest.mark.parametrize("kind", [MonoForward, Backprop])
+def test_scores_that_are_not_numbers_are_not_judged_quietly(kind: type[Trainer]) -> None:
+    trainer = kind(make_mlp(), progress=False)
+    trainer.build((12,), CLASSES)
+    x = vectors().x.clone()
+    x[3] = torch.nan
+    with pytest.raises(Diverged):
+        trainer.evaluate((x, vectors().y))
+
+
+@every
+def test_a_single_step_is_the_first_step_of_a_fit(kind: type[Trainer]) -> None:
+    # One batch that holds the data in the order of the first epoch.
+    one, other = (kind(make_mlp(), progress=False) for _ in range(2))
+    data = vectors(16)
+    one.fit(data, epochs=1, batch_size=16)
+    order = torch.randperm(16, generator=_seeds.generator(torch.device("cpu"), 0, "order", 0))
+    other.build((12,), CLASSES)
+    other.step(*data.batch(order))
+    assert unchanged(other.cascade, snapshot(one.cascade))
+
+
+# ---- saving and loading ----------------------------------------------------------------------------------
+
+
+@every
+def test_what_was_saved_loads_into_a_trainer_that_was_not_built(kind: type[Trainer], tmp_path: Path) -> None:
+    trainer = kind(make_cnn(batch_norm=True), progress=False)
+    trainer.fit(images(), epochs=1, batch_size=16)
+    trainer.save(tmp_path / "deep" / "weights.safetensors")
+    fresh = kind(make_cnn(seed=5, batch_norm=True), seed=5, progress=False)
+    fresh.load(tmp_path / "deep" / "weights.safetensors", (1, 8, 8))
+    assert unchanged(fresh.cascade, snapshot(trainer.cascade))
+    assert fresh.n_classes == CLASSES
+    assert fresh.evaluate(images()) == trainer.evaluate(images())
+
+
+def test_loading_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    trainer = MonoForward(make_mlp(), progress=False)
+    trainer.build((12,), CLASSES)
+    trainer.save(path)
+    with pytest.raises(BadValue, match="saved by 'mono_forward', not by 'backprop'"):
+        Backprop(make_mlp(), progress=False).load(path, (12,))
+    with pytest.raises(BadValue, match="give sample_shape"):
+        MonoForward(make_mlp(), progress=False).load(path)
+    with pytest.raises(BadValue, match=r"holds another network: .*blocks\.0\.body\.1\.bias"):
+        MonoForward(make_mlp(20, 16), progress=False).load(path, (12,))
+    with pytest.raises(BadValue, match=r"another network: .*blocks\.2"):
+        MonoForward(make_mlp(16, 16, 16), progress=False).load(path, (12,))
+    with pytest.raises(BadValue, match="nowhere: no such file"):
+        trainer.load(tmp_path / "nowhere")
+    (tmp_path / "junk").write_bytes(b"not a state file")
+    with pytest.raises(BadValue, match="junk: not a bpfree state file"):
+        trainer.load(tmp_path / "junk")
+
+
+# ---- copies ----------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("settings", [{}, {"compile": "aot_eager"}], ids=str)
+def test_a_clone_is_independent(kind: type[Trainer], settings: Any) -> None:
+    trainer = kind(make_mlp(), progress=False, **settings)
+    trainer.build((12,), CLASSES)
+    x, y = vectors(16).batch(torch.arange(16))
+    trainer.step(x, y, 0)
+    before = snapshot(trainer.cascade)
+    clone = trainer.clone()
+    clone.step(x, y, 1)
+    assert unchanged(trainer.cascade, before)
+    assert all(p.grad is None for p in trainer.cascade.parameters())
+    assert not unchanged(clone.cascade, before)
+    # Momentum was copied too: both take the same second step.
+    trainer.step(x, y, 1)
+    assert unchanged(trainer.cascade, snapshot(clone.cascade))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every
+def test_it_trains_and_predicts_on_a_gpu(kind: type[Trainer]) -> None:
+    trainer = kind(make_mlp(), device="cuda", progress=False)
+    trainer.fit(easy(), easy(seed=1), epochs=3, batch_size=16)
+    assert {p.device.type for p in trainer.cascade.state_dict().values()} == {"cuda"}
+    on_gpu = trainer.predict(easy(seed=1).x.cuda())
+    assert torch.equal(on_gpu, trainer.predict(easy(seed=1).x))

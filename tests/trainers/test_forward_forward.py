@@ -1,0 +1,159 @@
+"""Forward-Forward as a point in the space: bodies, initial weights, settings that exclude each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bpfree import BadValue, ForwardForward, _seeds
+from bpfree.losses import Goodness
+from bpfree.nn import LengthNorm, StraightThroughReLU
+from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, vectors
+
+
+def built(net: nn.Module | None = None, shape: tuple[int, ...] = (12,), **settings: Any) -> ForwardForward:
+    trainer = ForwardForward(make_mlp() if net is None else net, progress=False, **settings)
+    trainer.build(shape, CLASSES)
+    return trainer
+
+
+def test_a_step_is_the_published_one() -> None:
+    lr, trainer = 0.05, built(momentum=0.0, weight_decay=0.0, lr=0.05, peer_weight=0.03)
+    x, y = vectors(16).batch(torch.arange(16))
+    weights = [
+        [p.detach().clone().requires_grad_() for p in block.body.parameters()]
+        for block in trainer.cascade.units
+    ]
+    stream = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
+    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=stream)) % CLASSES
+    shown = torch.cat([x, x])
+    shown[:16, :CLASSES] = F.one_hot(y, CLASSES).float()
+    shown[16:, :CLASSES] = F.one_hot(wrong, CLASSES).float()
+    sign = torch.cat([torch.ones(16), torch.zeros(16)])
+    found = trainer.step(x, y, 0)
+    h = shown
+    for k, ((w, b), block) in enumerate(zip(weights, trainer.cascade.units, strict=True)):
+        h = h.detach()
+        h = h / (h.square().mean(1, keepdim=True).sqrt() + 1e-8)
+        pre = h @ w.T + b
+        # Straight through: ReLU forward, identity backward.
+        z = pre + (pre.relu() - pre).detach()
+        logits = z.square().sum(1) - z.shape[1]
+        loss = F.binary_cross_entropy_with_logits(logits, sign)
+        m = 0.9 * torch.full((z.shape[1],), 0.5) + 0.1 * z[:16].mean(0)
+        loss = loss + 0.03 * (m.mean() - m).square().mean()
+        torch.testing.assert_close(found[k], loss.detach())
+        loss.backward()  # type: ignore[no-untyped-call]
+        for p, after in zip((w, b), block.body.parameters(), strict=True):
+            assert p.grad is not None
+            torch.testing.assert_close(after.detach(), (p - lr * p.grad).detach(), rtol=1e-4, atol=1e-6)
+        h = z
+
+
+def test_no_block_can_read_the_goodness_of_the_one_below() -> None:
+    trainer = built(make_mlp(16, 16, 16))
+    x = vectors().x
+    rows = trainer.cascade.encoding.view(x, "neutral")
+    with torch.no_grad():
+        outputs = trainer.cascade.outputs(rows)
+        for below, block, above in zip(outputs, trainer.cascade.units[1:], outputs[1:], strict=False):
+            assert below.square().mean(1).std() > 0
+            stretched = below * torch.linspace(0.1, 10, len(below)).unsqueeze(1)
+            torch.testing.assert_close(block(stretched), above, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "straight"),
+    [
+        ({}, True),
+        ({"peer_weight": 0.0}, False),
+        ({"straight_through": False}, False),
+        ({"peer_weight": 0.0, "straight_through": True}, True),
+    ],
+)
+def test_relu_is_straight_through_where_the_peer_term_needs_it(settings: Any, straight: bool) -> None:
+    for block in built(**settings).cascade.units:
+        kinds = {type(m) for m in block.body.modules()}
+        assert (StraightThroughReLU in kinds) == straight
+        assert (nn.ReLU in kinds) != straight
+
+
+def test_every_layer_but_the_first_begins_with_the_norm_and_a_convolution_has_one_too() -> None:
+    assert isinstance(built().cascade.units[1].body[0], LengthNorm)  # type: ignore[index]
+    kinds = [type(m).__name__ for m in built(make_cnn(), (1, 8, 8)).cascade.units[0].body]  # type: ignore[union-attr]
+    assert kinds == ["DenseRows", "LengthNorm", "Conv2d", "StraightThroughReLU", "AvgPool2d"]
+
+
+def test_unit_weights_have_the_published_scale_and_follow_the_seed() -> None:
+    nets = [make_mlp(400, 300, width=200) for _ in range(4)]
+    weights = []
+    for net, seed in zip(nets[:3], (0, 0, 1), strict=True):
+        built(net, (200,), seed=seed)
+        weights.append(net[1].weight)
+        for layer, fan_out in ((net[1], 400), (net[3], 300)):
+            assert layer.weight.std().item() == pytest.approx(fan_out**-0.5, rel=0.02)
+            assert abs(layer.weight.mean().item()) < 4 * fan_out**-0.5 / layer.weight.numel() ** 0.5
+            assert not layer.bias.any()
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    before = nets[3][1].weight.clone()
+    built(nets[3], (200,), init="torch")
+    assert torch.equal(nets[3][1].weight, before)
+
+
+def test_settings_reach_the_losses() -> None:
+    settings = {"threshold": 3.0, "objective": "symmetric", "alpha": 2.0, "peer_weight": 0.1}
+    for loss in built(goodness="mean", peer_momentum=0.5, **settings).cascade.losses:
+        assert isinstance(loss, Goodness)
+        assert (loss.goodness_form, loss.peer_momentum) == ("mean", 0.5)
+        assert {name: getattr(loss, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classifier": False}, "readout = 'classifier' with classifier = false"),
+        ({"negatives": "hard", "readout": "goodness", "classifier": False}, "negatives = 'hard'"),
+        ({"negatives": "hard", "schedule": "greedy"}, "negatives = 'hard'"),
+        ({"negatives": "hard", "redraw_negatives": False}, "negatives = 'hard'"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_errors(settings: Any, message: str) -> None:
+    with pytest.raises(BadValue, match=message):
+        built(**settings)
+
+
+def test_labels_that_do_not_fit_into_the_sample_are_an_error() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(BadValue, match="3 label values do not fit into an input of 3"):
+        built(net, (3,))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"goodness": "mean", "optimizer": "adam", "lr": 0.01},
+        {"objective": "symmetric"},
+        {"negatives": "hard"},
+        {"schedule": "greedy"},
+    ],
+    ids=str,
+)
+def test_it_learns(settings: Any) -> None:
+    trainer = ForwardForward(make_mlp(32, 32, width=24), progress=False, **{"lr": 0.01, **settings})
+    trainer.fit(easy(width=24), epochs=15, batch_size=16)
+    found = trainer.evaluate(easy(seed=1, width=24))
+    assert found["readouts"]["classifier"] > 0.9
+    assert found["readouts"]["goodness"] > 0.8
+
+
+def test_convolutions_learn_something_too() -> None:
+    trainer = ForwardForward(make_cnn(), progress=False, lr=0.005)
+    data = images()
+    losses = [row["loss"] for row in trainer.fit(data, epochs=6, batch_size=16).rows]
+    assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))

@@ -1,0 +1,149 @@
+"""Mono-Forward, its kin, and the controls, as points in the space."""
+
+# Stand-ins keep the signature of what they stand for.
+# ruff: noqa: ARG001, ARG002, ARG005
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bpfree import (
+    Backprop,
+    BadValue,
+    DeepSupervision,
+    Local,
+    LocalLoss,
+    MFJoint,
+    MonoForward,
+    RandomFeatures,
+    Trainer,
+    register_loss,
+)
+from bpfree.losses import LocalCrossEntropy
+from tests.helpers import CLASSES, easy, make_cnn, make_mlp, snapshot, vectors
+
+
+@register_loss("tests.quiet")
+class Quiet(LocalLoss):
+    """Keeps activity small, and says nothing of classes."""
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return output.square().mean()
+
+
+def built(kind: type[Trainer], net: nn.Module | None = None, **settings: Any) -> Trainer:
+    trainer = kind(make_mlp() if net is None else net, progress=False, **settings)
+    trainer.build((12,), CLASSES)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "level"),
+    [
+        (MonoForward, {}, "L2"),
+        (MonoForward, {"cut": 1}, "L1"),
+        (MonoForward, {"gradients": "analytic"}, "L3"),
+        (Local, {}, "L2"),
+        (Local, {"cut": 1}, "L1"),
+        (RandomFeatures, {}, "L2"),
+        (Backprop, {}, "L0"),
+        (DeepSupervision, {}, "L0"),
+        (MFJoint, {}, "L0"),
+    ],
+)
+def test_the_declared_level(kind: type[Trainer], settings: Any, level: str) -> None:
+    assert built(kind, **settings).locality == level
+
+
+def test_closed_form_training_is_that_of_autograd() -> None:
+    runs = []
+    for gradients in ("autograd", "analytic"):
+        net = make_mlp(16, 16, activation="tanh")
+        trainer = MonoForward(net, gradients=gradients, optimizer="sgd", lr=0.1, progress=False)
+        trainer.build((12,), CLASSES)
+        trainer.cascade.double()
+        for number in range(10):
+            x, y = vectors(16, seed=number).batch(torch.arange(16))
+            trainer.step(x.double(), y, number)
+        runs.append(snapshot(trainer.cascade))
+    for name, tensor in runs[0].items():
+        torch.testing.assert_close(runs[1][name], tensor, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("net", [make_cnn, lambda: make_mlp(activation="gelu"), lambda: make_mlp(16, 16, 16)])
+def test_closed_form_refuses_bodies_that_have_none(net: Any) -> None:
+    trainer = MonoForward(net(), gradients="analytic", cut=1 if net is not make_cnn else 2, progress=False)
+    shape = (1, 8, 8) if net is make_cnn else (12,)
+    x = torch.rand(8, *shape)
+    with pytest.raises(TypeError, match="closed form needs a linear layer"):
+        trainer.fit((x, torch.arange(8) % CLASSES), epochs=1)
+
+
+def test_the_output_layer_of_the_net_is_the_head_of_the_last_block() -> None:
+    net = make_mlp()
+    for kind in (MonoForward, Local, RandomFeatures, MFJoint):
+        last = built(kind, net).cascade.losses[-1]
+        assert isinstance(last, LocalCrossEntropy)
+        assert last.head is net[-1]
+
+
+@pytest.mark.parametrize("headline", ["last", "sum", "sum_probabilities"])
+@pytest.mark.parametrize("kind", [MonoForward, Local, RandomFeatures])
+def test_the_prediction_rule_is_the_one_asked_for(kind: type[Trainer], headline: str) -> None:
+    trainer = built(kind, readout=headline)
+    assert trainer.cascade.headline == headline
+    assert set(trainer.cascade.readouts) == {"last", "sum", "sum_probabilities"}
+    assert (trainer.model is trainer.net) == (headline == "last")
+
+
+def test_a_loss_without_scores_leaves_the_last_readout_alone() -> None:
+    trainer = built(Local, make_mlp(16, 16, 16), loss="tests.quiet")
+    assert list(trainer.cascade.readouts) == ["last"]
+    assert [type(loss).__name__ for loss in trainer.cascade.losses] == ["Quiet", "Quiet", "LocalCrossEntropy"]
+    with pytest.raises(BadValue, match="readout = 'sum': not every block gives class scores"):
+        built(Local, loss="tests.quiet", readout="sum")
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
+def test_a_loss_without_scores_can_be_trained_and_validated(schedule: str) -> None:
+    trainer = Local(make_mlp(16, 16, 16), loss="tests.quiet", schedule=schedule, progress=False)
+    history = trainer.fit(easy(), easy(seed=1), epochs=2)
+    assert "last" in history.rows[-1]["validation"]
+    assert 0 <= trainer.evaluate(easy())["accuracy"] <= 1
+
+
+def test_random_features_keep_their_weights_and_train_their_heads() -> None:
+    net = make_mlp(dropout=0.2)
+    before = snapshot(net)
+    trainer = built(RandomFeatures, net, lr=0.02)
+    heads = [snapshot(loss) for loss in trainer.cascade.losses]
+    trainer.fit(easy(), epochs=10, batch_size=16)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (not name.startswith("7")), name
+    for loss, old in zip(trainer.cascade.losses, heads, strict=True):
+        assert all(not torch.equal(t, old[name]) for name, t in loss.state_dict().items())
+    assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MonoForward, {}),
+        (MonoForward, {"schedule": "greedy"}),
+        (MonoForward, {"gradients": "analytic"}),
+        (Local, {}),
+        (Backprop, {}),
+        (DeepSupervision, {"aux_weight": 0.5}),
+        (MFJoint, {}),
+    ],
+    ids=str,
+)
+def test_it_learns(kind: type[Trainer], settings: Any) -> None:
+    trainer = kind(make_mlp(), lr=0.02, progress=False, **settings)
+    trainer.fit(easy(), epochs=8, batch_size=16)
+    found = trainer.evaluate(easy(seed=1))
+    assert all(value > 0.9 for value in found["readouts"].values())
