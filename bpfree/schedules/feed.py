@@ -66,12 +66,15 @@ class Feed:
 
         So are the answers of the front of the block at ``height``, once the fronts are what they stay.
         """
-        if self.height == 0 and self.caches and self.cascade.units[0].front is not None:
+        if self._features is None and self.height == 0 and self._begins_with_front():
             self._keep()
         while self.height < height:
             self.height += 1
             if self.caches and self.height < len(self.cascade.units):
                 self._keep()
+
+    def _begins_with_front(self) -> bool:
+        return self.caches and self.cascade.units[0].front is not None
 
     def batches(self) -> Iterator[Rows]:
         """All training samples once, as rows for the first block."""

@@ -51,9 +51,9 @@ class DirectFeedbackSettings(TrainerSettings):
 
 
 class DirectFeedbackAlignment(Trainer):
-    """Each stage follows the output's error through a fixed random matrix of its own, without backpropagation.
+    """Each stage follows the output's error through a fixed random matrix of its own.
 
-    The output layer learns by cross-entropy.
+    The output layer learns by cross-entropy; nothing is propagated backwards.
     """
 
     id = "dfa"

@@ -38,7 +38,7 @@ class Evaluator:
 
     @torch.no_grad()
     def climb(self, height: int, readouts: Sequence[str]) -> None:
-        """Freeze the blocks below ``height``, and the front of the next, for the views of ``readouts``."""
+        """Freeze the blocks below ``height`` and the front of the next, for the views of ``readouts``."""
         if not self.cache:
             return
         views = {self.cascade.readout(name).view for name in readouts}
@@ -95,10 +95,15 @@ class Evaluator:
         """What the front of the block at ``height`` answers to one batch of samples, ``[views, B, ...]``."""
         block, below = self.cascade.units[self.height], self._outputs(view, start, self.height)
         indices = self._indices(start)
-        x = below[-1].flatten(0, 1) if below else self.cascade.encoding.view(self.data.batch(indices)[0], view)
-        answer = block.sense(x)
+        rows: Rows
+        if below:
+            rows = below[-1].flatten(0, 1)
+        else:
+            rows = self.cascade.encoding.view(self.data.batch(indices)[0], view)
+        answer = block.sense(rows)
         assert isinstance(answer, Tensor)
-        return answer.unflatten(0, (-1, len(indices)))
+        found: Tensor = answer.unflatten(0, (-1, len(indices)))
+        return found
 
     def _indices(self, start: int) -> Tensor:
         return torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from bpfree import BadValue, CascadedForward, Diverged, RidgeAccumulator, nn
+from bpfree import BadValue, CascadedForward, Diverged, RidgeAccumulator, nn, testing
 from bpfree.data import TensorData
 from bpfree.schedules import Feed
-from bpfree.trainers import Checkpoint
 
 
 def images(n: int = 60, seed: int = 0) -> TensorData:
@@ -132,54 +131,12 @@ def test_the_penalty_is_chosen_on_what_the_block_makes_of_validation_data() -> N
     assert seen == [60, 60]
 
 
-class _StopError(Exception):
-    pass
-
-
-class _Stopper:
-    def __init__(self, stop: int) -> None:
-        self.stop, self.writes = stop, 0
-
-    def state(self) -> dict[str, Any]:
-        self.writes += 1
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        assert state == {}
-
-
 @pytest.mark.parametrize(
     "settings", [{"predictor": "closed_form"}, {"blocks": "dfa", "block_epochs": 2}], ids=str
 )
 def test_a_stopped_run_ends_as_one_that_was_not(settings: dict[str, Any], tmp_path: Path) -> None:
-    whole = make(**settings)
-    expected = whole.fit(TRAIN, TEST, epochs=2, batch_size=16)
-    for stop in (2, 5, 7, 9):
-        path = tmp_path / f"{stop}.state"
-        stopper = _Stopper(stop)
-
-        def saving(self: Any, checkpoint: Checkpoint, stopper: _Stopper = stopper) -> None:
-            original(self, checkpoint)
-            if stopper.writes == stopper.stop:
-                raise _StopError
-
-        from bpfree.trainers.fitting import Fit
-
-        original = Fit._save
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Fit, "_save", saving)
-            with pytest.raises(_StopError):
-                make(**settings).fit(
-                    TRAIN, TEST, epochs=2, batch_size=16, checkpoint=Checkpoint(path, 0.0, stopper)
-                )
-        again = make(**settings)
-        history = again.fit(TRAIN, TEST, epochs=2, batch_size=16, checkpoint=Checkpoint(path, 1e9))
-        assert history.rows == expected.rows
-        assert history.stages == expected.stages
-        assert history.resumed == 1
-        for name, tensor in again.cascade.state_dict().items():
-            assert torch.equal(tensor, whole.cascade.state_dict()[name]), (stop, name)
-        assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".blocks")] == []
+    testing.assert_resumes(lambda: make(**settings), TRAIN, tmp_path, TEST, epochs=2)
+    assert not list(tmp_path.glob("*.blocks"))
 
 
 def test_blocks_can_be_trained_before_the_predictors() -> None:
