@@ -86,8 +86,8 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
     weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
     if len(weights) < 2:
         raise BadValue(
-            f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a cascade "
-            "needs at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
+            f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a "
+            "cascade needs at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
         )
     body, output = named[: weights[-1]], named[weights[-1] :]
     starts = [0, *_starts(body, cut)[1:]]
