@@ -84,7 +84,7 @@ class RidgeAccumulator:
         ours, theirs = ((a.n_features, a.n_outputs, a.intercept) for a in (self, other))
         if ours != theirs:
             raise BadValue(
-                f"merge: (features, outputs, intercept) are {ours} here and {theirs} there; make them the same"
+                f"merge: (features, outputs, intercept) are {ours} here and {theirs} there; make them equal"
             )
         self.gram += other.gram.to(self.gram.device)
         self.moments += other.moments.to(self.moments.device)

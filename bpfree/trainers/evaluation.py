@@ -54,7 +54,7 @@ class Evaluator:
 
     @torch.no_grad()
     def outputs(self, number: int, n_blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Output ``number`` of the first ``n_blocks`` blocks for the samples as they are, and their labels."""
+        """Output ``number`` of the first ``n_blocks`` blocks for the samples as they are, and the labels."""
         self.cascade.eval()
         for start in range(0, self.n_samples, BATCH):
             found = self._outputs("plain", start, n_blocks)[number].flatten(0, 1)
@@ -114,7 +114,7 @@ class Evaluator:
         kept = [o[:, indices] for o in self._frozen.get(view, [])]
         rows: Rows
         if kept:
-            rows: Rows = kept[-1].flatten(0, 1)
+            rows = kept[-1].flatten(0, 1)
             blocks = self.cascade.units[self.height : n_blocks]
         else:
             x, _ = self.data.batch(indices)
