@@ -183,8 +183,13 @@ class JointBlock(Block):
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         outputs = self.outputs(sensed)
-        parts = zip(self.weights, self.losses, outputs, self.lessons(outputs, target), strict=True)
+        judged, lessons = self.judged(outputs, target), self.lessons(outputs, target)
+        parts = zip(self.weights, self.losses, judged, lessons, strict=True)
         return [w * loss(output, target, own) for w, loss, output, own in parts], outputs[-1]
+
+    def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        """What the inner losses see of the outputs: all of it."""
+        return outputs
 
     def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         """The lesson of each inner loss; here all outputs of the batch are known when they are made."""

@@ -57,6 +57,10 @@ def cafo(level: str = "L2", **settings: Any) -> Case:
     return Case("cafo", settings, level, cafo_cnn)
 
 
+def ccl(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: Any) -> Case:
+    return Case("counter_current", {"lr": 0.1, **settings}, level, net)
+
+
 def mf(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: Any) -> Case:
     return Case("mono_forward", settings, level, net)
 
@@ -97,6 +101,13 @@ CASES: dict[str, Case] = {
     "dfa": Case("dfa", {}, "L1"),
     "dfa cnn": Case("dfa", {}, "L1", cafo_cnn),
     "dfa last block": Case("dfa", {"last_block": "feedback"}, "L1", deep_mlp),
+    "ccl": ccl(),
+    "ccl analytic": ccl("L3", net=deep_mlp, gradients="analytic"),
+    "ccl cosine": ccl(loss="cosine", centralize=True, warmup=3),
+    "ccl decorrelated cnn": ccl(loss="decorrelated", net=make_cnn),
+    "ccl samples": ccl(targets="samples", feedback_lr=0.02),
+    "ccl input pair": ccl(input_pair=True),
+    "ccl joint": ccl("L1", joint=True, gate=0.5),
     "local": Case("local", {"loss": "mono_forward"}, "L2"),
 }
 
@@ -121,7 +132,8 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
 def test_schedules_agree(case: Case) -> None:
     settings = case.settings
     redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
-    testing.assert_schedules_agree(case, case.data, greedy=not redrawn)
+    together = case.trainer == "counter_current"
+    testing.assert_schedules_agree(case, case.data, greedy=not redrawn and not together)
 
 
 @law

@@ -49,13 +49,16 @@ class MLPConfig:
     activation: str = "relu"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     output_bias: bool = True
+    bias: bool = True
 
     def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
         """The network for samples of this shape."""
         size = 1
         for length in sample_shape:
             size *= length
-        return nn.mlp([size, *self.hidden, n_classes], self.activation, self.dropout, self.output_bias)
+        return nn.mlp(
+            [size, *self.hidden, n_classes], self.activation, self.dropout, self.output_bias, self.bias
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,15 @@ class CNNConfig:
 
     channels: Annotated[list[Positive], MinLen(1)]
     activation: str = "relu"
-    pool: Literal["avg", "max"] = "avg"
+    pool: Literal["avg", "max", "stride"] = "avg"
     batch_norm: bool = False
+    bias: bool = True
 
     def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
         """The network for images of this shape."""
         _check_images("cnn", sample_shape)
-        return nn.cnn(sample_shape, n_classes, self.channels, self.activation, self.pool, self.batch_norm)
+        shape = (self.channels, self.activation, self.pool, self.batch_norm, self.bias)
+        return nn.cnn(sample_shape, n_classes, *shape)
 
 
 @dataclass(frozen=True, kw_only=True)

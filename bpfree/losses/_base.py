@@ -64,6 +64,10 @@ class LocalLoss(nn.Module, ABC):
         """
         return None, None
 
+    def feedback_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of the loss's parameters that make messages: they may have a learning rate of their own."""
+        return ()
+
     def output_gradient(
         self, output: Tensor, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ from bpfree.losses._registry import register_loss
 
 
 def flat_features(pool: int | None) -> nn.Sequential:
-    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, channels, h, w]`` may be averaged first."""
+    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be averaged first."""
     return nn.Sequential(*([nn.AdaptiveAvgPool2d(pool)] if pool is not None else []), nn.Flatten())
 
 

@@ -5,6 +5,7 @@ from bpfree._settings import did_you_mean
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
 from bpfree.trainers.cascaded_forward import CascadedForward
+from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
@@ -23,6 +24,7 @@ TRAINERS: dict[str, type[Trainer]] = {
         ForwardForward,
         MonoForward,
         CascadedForward,
+        CounterCurrentLearning,
         Local,
     )
 }
@@ -45,6 +47,7 @@ __all__ = [
     "Backprop",
     "CascadedForward",
     "Checkpoint",
+    "CounterCurrentLearning",
     "DeepSupervision",
     "DirectFeedbackAlignment",
     "FitSettings",

@@ -323,6 +323,14 @@ class Trainer(ABC):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:
+    """Move a flattening at the end of the last stage to the output layer, so that every stage gives maps."""
+    *below, last = stages
+    if len(last) > 1 and isinstance(last[-1], nn.Flatten):
+        return [*below, last[:-1]], nn.Sequential(last[-1], output)
+    return stages, output
+
+
 def single_weights(blocks: Sequence[Block]) -> bool:
     """Whether no block's body has more than one layer with weights."""
     return all(

@@ -15,7 +15,7 @@ from bpfree.data import TensorData
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
 from bpfree.schedules import Schedule
-from bpfree.trainers.base import Trainer
+from bpfree.trainers.base import Trainer, keep_maps
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.history import History
@@ -89,10 +89,7 @@ class CascadedForward(Trainer):
 
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
-        stages, _ = self.stages(s.cut)
-        # Flattening belongs to the output layer here: pooling needs the last block's maps.
-        if isinstance(stages[-1][-1], nn.Flatten):
-            stages[-1] = stages[-1][:-1]
+        stages, _ = keep_maps(*self.stages(s.cut))
         pools = s.pool if s.pool is not None else [None] * len(stages)
         if len(pools) != len(stages):
             raise BadValue(f"pool = {pools}: expected {len(stages)} sides, one for each block")

@@ -345,7 +345,15 @@ def update_readout(
 
 def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:
     """An optimizer for each block and for each readout that learns, by name."""
-    optimizers = {f"block{k}": make_optimizer(b.trainable(), settings) for k, b in enumerate(cascade.units)}
+    optimizers = {}
+    for k, block in enumerate(cascade.units):
+        feedback = [p for loss in block.losses for p in loss.feedback_parameters()]
+        apart = {id(p) for p in feedback}
+        forward = [p for p in block.trainable() if id(p) not in apart]
+        optimizers[f"block{k}"] = optimizer = make_optimizer(forward, settings)
+        if feedback:
+            lr = getattr(settings, "feedback_lr", None) or settings.lr
+            optimizer.add_param_group({"params": feedback, "lr": lr})
     for name in cascade.readouts:
         readout = cascade.readout(name)
         if readout.learns:
