@@ -76,9 +76,10 @@ class Feed:
     def _begins_with_front(self) -> bool:
         return self.caches and self.cascade.units[0].front is not None
 
-    def batches(self) -> Iterator[Rows]:
-        """All training samples once, as rows for the first block."""
-        for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
+    def batches(self, n_samples: int) -> Iterator[Rows]:
+        """The first ``n_samples`` training samples once, as rows for the first block."""
+        n_samples = min(n_samples, len(self.data.y))
+        for indices in torch.arange(n_samples, device=self.device).split(self.batch_size):
             yield self._encoded(indices)[0]
 
     def samples(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:

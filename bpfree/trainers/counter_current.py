@@ -28,7 +28,7 @@ class CounterCurrentSettings(TrainerSettings):
 
     Attributes:
         lr: Learning rate of the forward network.
-        feedback_lr: Learning rate of the feedback network; None: as ``lr``.
+        feedback_lr: Learning rate of the feedback network; None: as ``lr``; 0 leaves it as it was drawn.
         loss: ``dot``, ``cosine`` or ``decorrelated``, see `bpfree.losses.CounterCurrent`.
         k: Scale of ``dot``.
         base: Width at which the scale of ``dot`` is k.
@@ -50,7 +50,7 @@ class CounterCurrentSettings(TrainerSettings):
     """
 
     lr: Annotated[float, Gt(0)] = 1.0
-    feedback_lr: Annotated[float, Gt(0)] | None = None
+    feedback_lr: Annotated[float, Ge(0)] | None = None
     optimizer: OptimizerName = "sgd"
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     loss: Form = "dot"

@@ -26,6 +26,9 @@ from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, ma
 #: Validation samples on which single blocks are judged where that takes a forward pass per class.
 BLOCK_SAMPLES = 500
 
+#: Training samples that the statistics of normalisation layers inside fronts are estimated on.
+CALIBRATION_SAMPLES = 10_000
+
 Window = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -115,7 +118,7 @@ class Fit:
             self._resume(self.checkpoint)
         else:
             with self.hooks.window("cache"):
-                calibrate(self.cascade.eval().units, self.feed.batches())
+                calibrate(self.cascade.eval().units, self.feed.batches(CALIBRATION_SAMPLES))
         while self.at.stage < len(self.stages):
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
@@ -352,8 +355,8 @@ def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, to
         forward = [p for p in block.trainable() if id(p) not in apart]
         optimizers[f"block{k}"] = optimizer = make_optimizer(forward, settings)
         if feedback:
-            lr = getattr(settings, "feedback_lr", None) or settings.lr
-            optimizer.add_param_group({"params": feedback, "lr": lr})
+            lr = getattr(settings, "feedback_lr", None)
+            optimizer.add_param_group({"params": feedback, "lr": settings.lr if lr is None else lr})
     for name in cascade.readouts:
         readout = cascade.readout(name)
         if readout.learns:
