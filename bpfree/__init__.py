@@ -6,6 +6,7 @@ from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
+    Autoencoder,
     Backprop,
     CascadedForward,
     Checkpoint,
@@ -26,6 +27,7 @@ from bpfree.trainers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autoencoder",
     "Backprop",
     "BadValue",
     "Block",

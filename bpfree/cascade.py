@@ -118,10 +118,15 @@ class Block(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
 
-def descend(blocks: Sequence[Block]) -> list[Tensor | None]:
-    """Send the teaching messages down the wire; returns each block's lesson, bottom first."""
+def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
+    """Send the teaching messages down the wire; returns each block's lesson, bottom first.
+
+    Args:
+        blocks: Bottom first.
+        target: What comes to the top block as its message, where targets are more than labels.
+    """
     lessons: list[Tensor | None] = []
-    message: Tensor | None = None
+    message = target
     for block in reversed(blocks):
         # A block with analytic gradients keeps nothing for a backward pass, on this wire either.
         with torch.set_grad_enabled(block.gradients == "autograd" and torch.is_grad_enabled()):

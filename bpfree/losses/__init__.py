@@ -7,6 +7,7 @@ from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
 from bpfree.losses.direct_feedback import DirectFeedback
 from bpfree.losses.goodness import Goodness
+from bpfree.losses.reconstruction import MapPair, Reconstruction
 from bpfree.losses.ridge import RidgeAccumulator
 from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
 
@@ -18,7 +19,9 @@ __all__ = [
     "LocalCrossEntropy",
     "LocalLoss",
     "LocalSparsemax",
+    "MapPair",
     "PrototypeOutput",
+    "Reconstruction",
     "RidgeAccumulator",
     "accuracy",
     "loss_names",

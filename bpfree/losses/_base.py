@@ -58,6 +58,9 @@ class LocalLoss(nn.Module, ABC):
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Receive the message from above, once per step and before the block is updated.
 
+        Args:
+            message: What the block above sends; None for the top block.
+
         Returns:
             The lesson that `forward` is given, graph included, and the message for the block below, which
             is detached at the wall.

@@ -27,8 +27,8 @@ class ClosedForm(LocalLoss):
     Args:
         lam: Penalties to choose from, each in units of the features' mean square.
         bias: Whether to fit an intercept.
-        pool: Side of the map that image-like outputs are averaged to: the cost grows with the square of the
-            number of features.
+        pool: Side of the map that image-like outputs are pooled to, by root mean square: the cost grows with
+            the square of the number of features.
         keep: Whether `accumulator` stays after the pass, to merge and to forget samples; it holds d^2
             float64 values.
 

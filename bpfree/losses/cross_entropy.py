@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
+from bpfree.nn import RootMeanSquarePool
 
 
 def flat_features(pool: int | None) -> nn.Sequential:
-    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be averaged first."""
-    return nn.Sequential(*([nn.AdaptiveAvgPool2d(pool)] if pool is not None else []), nn.Flatten())
+    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be pooled first."""
+    return nn.Sequential(*([RootMeanSquarePool(pool)] if pool is not None else []), nn.Flatten())
 
 
 @register_loss("mono_forward")
@@ -26,7 +27,7 @@ class LocalCrossEntropy(LocalLoss):
         head: A module that makes class scores of the output, as a network's own output layer does. By
             default a projection matrix ``M [C, n]`` on the flattened output, without bias as in the paper.
         bias: Whether the default head has a bias.
-        pool: Side of the map that image-like outputs are averaged to in front of the default head.
+        pool: Side of the map that image-like outputs are pooled to in front of the default head.
     """
 
     def __init__(self, head: nn.Module | None = None, bias: bool = False, pool: int | None = None) -> None:

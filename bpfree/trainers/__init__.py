@@ -2,6 +2,7 @@
 
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
+from bpfree.trainers.autoencoder import Autoencoder
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
 from bpfree.trainers.cascaded_forward import CascadedForward
@@ -44,6 +45,7 @@ def get_trainer(name: str) -> type[Trainer]:
 __all__ = [
     "LEVELS",
     "TRAINERS",
+    "Autoencoder",
     "Backprop",
     "CascadedForward",
     "Checkpoint",

@@ -47,8 +47,8 @@ class CascadedForwardSettings(TrainerSettings):
         bias: Whether predictors have a bias.
         gradients: ``analytic`` takes the closed form of each step of the first two.
         lam: Penalties that the closed form chooses from.
-        pool: For each block, the side of the map that its features are averaged to; None for all, or in the
-            list: as they are.
+        pool: For each block, the side of the map that its features are pooled to, by their root mean square;
+            None for all, or in the list: as they are.
         keep: Whether the closed form's sums stay in `losses`, to forget samples later.
         readout: The prediction rule.
         blocks: ``random``, or trained by ``dfa`` before the predictors, with the output layer's help.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
-from bpfree.losses import accuracy
 from bpfree.schedules import Data
 
 BATCH = 1024
@@ -89,7 +88,9 @@ class Evaluator:
     def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
         """Share of samples that each readout, and each block alone, classifies rightly."""
         scores = self.scores(readouts, n_blocks)
-        return {name: accuracy(s, self.data.y[: self.n_samples]) for name, s in scores.items()}
+        encoding = self.cascade.encoding
+        answers = encoding.answers(self.data)[: self.n_samples]
+        return {name: encoding.judge(s, answers) for name, s in scores.items()}
 
     def _sense(self, view: View, start: int) -> Tensor:
         """What the front of the block at ``height`` answers to one batch of samples, ``[views, B, ...]``."""

@@ -80,7 +80,7 @@ def test_pooling_shrinks_the_features() -> None:
     loss = gathered(lam=[0.1], pool=2)
     loss.end_pass(None)
     assert loss.linear.in_features == 12
-    pooled = OUTPUT.view(60, 3, 2, 2, 2, 2).mean((3, 5)).flatten(1)
+    pooled = OUTPUT.view(60, 3, 2, 2, 2, 2).square().mean((3, 5)).sqrt().flatten(1)
     weight, bias = RidgeAccumulator(12, 3).add(pooled, LABELS).solve(0.1)
     torch.testing.assert_close(loss.scores(OUTPUT), (pooled.double() @ weight + bias).float())
 
