@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
+from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, Overlaid
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
@@ -224,8 +226,22 @@ class Cascade(nn.Module):
         self.readouts = nn.ModuleDict(readouts)
         self.encoding = encoding or Encoding()
         # Not a submodule: its parameters are the bodies' own and must not stand in the state twice.
-        self._source = (source,)
+        self._source: tuple[nn.Module | None] = (source,)
         self.headline = next(iter(readouts))
+
+    def lead(self, readout: str) -> Cascade:
+        """Make ``readout`` the prediction rule; returns the cascade.
+
+        Raises:
+            BadValue: If there is no readout of that name.
+        """
+        if readout not in self.readouts:
+            raise BadValue(f"readout = {readout!r}: unknown; {did_you_mean(readout, list(self.readouts))}")
+        if readout != self.headline:
+            self._source, self.headline = (None,), readout
+            rest = {name: r for name, r in self.readouts.items() if name != readout}
+            self.readouts = nn.ModuleDict({readout: self.readouts[readout]} | rest)
+        return self
 
     @property
     def units(self) -> list[Block]:

@@ -50,9 +50,8 @@ def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
         return weights
     if cut == "pool":
         after = [i + 1 for i, (_, module) in enumerate(named) if isinstance(module, POOLING)]
-        return sorted(
-            {weights[0], *(min((w for w in weights if w >= i), default=weights[-1]) for i in after)}
-        )
+        behind = (min((w for w in weights if w >= i), default=weights[0]) for i in after)
+        return sorted({weights[0], *behind})
     if isinstance(cut, int):
         if not 1 <= cut <= len(weights):
             raise BadValue(f"cut = {cut}: expected 1 to {len(weights)} blocks")
@@ -87,11 +86,15 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
     if len(weights) < 2:
         raise BadValue(
             f"{type(model).__name__} has {len(weights)} layers with weights that can be told apart; a "
-            "cascade needs at least one and an output layer: pass an nn.Sequential, or torchvision's VGG or ResNet"
+            "cascade needs at least one and an output layer: pass an nn.Sequential, or torchvision's VGG "
+            "or ResNet"
         )
     body, output = named[: weights[-1]], named[weights[-1] :]
     starts = [0, *_starts(body, cut)[1:]]
     ends = [*starts[1:], len(body)]
+    for a, b in zip(starts, ends, strict=True):
+        if not any(_weighty(module) for _, module in body[a:b]):
+            raise BadValue(f"cut = {cut!r}: the block from {body[a][0]!r} on would have no weights")
     stages = [nn.Sequential(*(m for _, m in body[a:b])) for a, b in zip(starts, ends, strict=True)]
     return stages, output[0][1] if len(output) == 1 else nn.Sequential(*(m for _, m in output))
 
@@ -117,21 +120,20 @@ def localize(model: nn.Module, loss: str = "mono_forward", cut: Cut = "weight") 
     return Cascade(blocks, readouts, source=model)
 
 
-def check_order(cascade: Cascade, x: Tensor) -> None:
-    """Check that the blocks compute what the module they were cut from computes on ``x [B, ...]``.
+def check_order(model: nn.Module, parts: nn.Module, x: Tensor) -> None:
+    """Check that ``parts``, cut from ``model``, compute what it computes on ``x [B, ...]``.
 
     Raises:
         BadValue: If they do not: the module does not simply run its children in order.
     """
-    source = cascade.to_module()
-    if source is cascade:
-        return
-    was_training = cascade.training
-    source.eval(), cascade.eval()
+    modes = {module: module.training for module in [*model.modules(), *parts.modules()]}
+    model.eval()
+    parts.eval()
     with torch.no_grad():
-        same = torch.allclose(source(x), cascade(x), rtol=1e-4, atol=1e-5)
-    source.train(was_training), cascade.train(was_training)
+        same = torch.allclose(model(x), parts(x), rtol=1e-4, atol=1e-5)
+    for module, mode in modes.items():
+        module.training = mode
     if not same:
         raise BadValue(
-            f"{type(source).__name__} does not run its children in order: it cannot be cut this way"
+            f"{type(model).__name__} does not run its children in order: it cannot be cut this way"
         )

@@ -124,8 +124,9 @@ class LabelOverlay(Encoding):
             return y[torch.randperm(len(y), generator=generator, device=y.device)]
         if scores is None:
             raise BadValue("negatives = 'hard': needs a classifier readout that trains beside the blocks")
-        # The constant keeps a distribution over the wrong classes where the classifier is certain.
-        wrong = (scores.softmax(1) + 1e-12).scatter(1, y.unsqueeze(1), 0.0)
+        # The constant keeps a distribution over the wrong classes where the classifier is certain; that it
+        # became NaN is for its loss to tell.
+        wrong = (scores.softmax(1).nan_to_num(1.0) + 1e-12).scatter(1, y.unsqueeze(1), 0.0)
         return torch.multinomial(wrong, 1, generator=generator).squeeze(1)
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Overlaid, Tensor]:

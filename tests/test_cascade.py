@@ -1,8 +1,5 @@
 """Blocks and cascades: what a step does, and what its controls have in common with it."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 from typing import Any

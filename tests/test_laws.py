@@ -167,6 +167,7 @@ def test_dropout_follows_the_seed_and_survives_a_stop(trainer: str, schedule: st
     case = Case(trainer, {"schedule": schedule}, "", lambda: make_mlp(dropout=0.3))
     testing.assert_same_seed_same_run(case, vectors(), vectors())
     testing.assert_resumes(case, vectors(), tmp_path, stops=[1, 4, 6])
+    testing.assert_schedules_agree(case, vectors(), greedy=trainer != "forward_forward")
 
 
 def test_early_stopping_survives_a_stop(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Readouts: how block outputs become class scores."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 from typing import Any

@@ -47,7 +47,8 @@ class Feed:
     def __init__(self, cascade: Cascade, data: Data, seed: int, batch_size: int, cache: bool) -> None:
         self.cascade, self.data, self.seed, self.batch_size = cascade, data, seed, batch_size
         self.device = data.y.device
-        self.caches = cache and not data.augmented and not cascade.encoding.redraw
+        self._constant = not data.augmented and not cascade.encoding.redraw
+        self.caches = cache and self._constant
         self.height = 0
         self._features: Tensor | None = None
         self._targets: Tensor | None = None
@@ -62,19 +63,14 @@ class Feed:
         return self._features is not None
 
     def climb(self, height: int) -> None:
-        """Freeze the blocks below ``height``; their features are computed here if they can be kept.
-
-        So are the answers of the front of the block at ``height``, once the fronts are what they stay.
-        """
-        if self._features is None and self.height == 0 and self._begins_with_front():
+        """Freeze the blocks below ``height``; their features are computed here if they can be kept."""
+        # Not before training begins: a run that is taken up has its weights only then.
+        if self.caches and self._features is None and self.cascade.units[0].front is not None:
             self._keep()
         while self.height < height:
             self.height += 1
             if self.caches and self.height < len(self.cascade.units):
                 self._keep()
-
-    def _begins_with_front(self) -> bool:
-        return self.caches and self.cascade.units[0].front is not None
 
     def batches(self, n_samples: int) -> Iterator[Rows]:
         """The first ``n_samples`` training samples once, as rows for the first block."""
@@ -100,8 +96,13 @@ class Feed:
         """
         if self._features is not None and self._targets is not None:
             return self._features[:, indices].flatten(0, 1), self._targets[:, indices].flatten()
-        rows, target = self._encoded(indices, epoch, step, scores)
-        return ascend(self.cascade.units[: self.height], rows), target
+        if self.height == 0 or not self._constant:
+            rows, target = self._encoded(indices, epoch, step, scores)
+            return ascend(self.cascade.units[: self.height], rows), target
+        rows, target = self._encoded(self._filled(indices))
+        rows = ascend(self.cascade.units[: self.height], rows)
+        assert isinstance(rows, Tensor)
+        return self._first(rows, len(indices)), self._first(target, len(indices))
 
     def outputs(self, x: Tensor, indices: Tensor, view: View) -> list[Tensor]:
         """Outputs of all blocks for samples ``x [B, ...]`` in ``view``, without a graph."""
@@ -135,20 +136,32 @@ class Feed:
         targets: list[Tensor] = []
         features: Tensor | None = None
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
+            filled = self._filled(indices)
             if self._features is not None and below is not None:
-                rows, target = self.rows(indices, 0, 0)
+                rows, target = self.rows(filled, 0, 0)
                 rows = below.body(rows)
             else:
-                rows, target = self._encoded(indices)
+                rows, target = self._encoded(filled)
                 rows = rows if below is None else below(rows)
             answer = block.sense(rows)
             assert isinstance(answer, Tensor)
+            found = answer.unflatten(0, (views, -1))[:, : len(indices)]
             if features is None:
                 # Written in place: joining batches at the end would hold all of them twice.
-                features = answer.new_empty(views, len(self.data.y), *answer.shape[1:])
-            features[:, indices] = answer.unflatten(0, (views, -1))
-            targets.append(target.unflatten(0, (views, -1)))
+                features = found.new_empty(views, len(self.data.y), *found.shape[2:])
+            features[:, indices] = found
+            targets.append(target.unflatten(0, (views, -1))[:, : len(indices)])
         self._features, self._targets = features, torch.cat(targets, 1)
+
+    def _filled(self, indices: Tensor) -> Tensor:
+        """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""
+        whole = min(self.batch_size, len(self.data.y))
+        return torch.cat([indices, indices[:1].expand(max(0, whole - len(indices)))])
+
+    def _first(self, rows: Tensor, n: int) -> Tensor:
+        """The rows of the first ``n`` samples of a filled batch."""
+        by_view: Tensor = rows.unflatten(0, (self.cascade.encoding.views, -1))
+        return by_view[:, :n].flatten(0, 1)
 
     def _generator(self, *parts: int | str) -> torch.Generator:
         return _seeds.generator(self.device, self.seed, *parts)

@@ -81,6 +81,7 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     scores, extra = None, []
     for readout in (cascade.readout(name) for name in cascade.readouts):
         if readout.learns:
+            _seeds.seed_global(y.device, seed, "readout")
             with torch.no_grad():
                 outputs = cascade.outputs(cascade.encoding.view(x, readout.view))
             scores = readout(outputs, cascade.losses).detach()
@@ -92,7 +93,7 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
         _seeds.seed_global(y.device, seed, k)
         found, output = block.objective(block.sense(rows), target, lesson)
         losses, rows = losses + found, output.detach()
-    torch.stack(losses + extra).sum().backward()
+    torch.autograd.backward(torch.stack(losses + extra).sum())
     for optimizer in trainer.optimizers.values():
         optimizer.step()
         optimizer.zero_grad()
@@ -176,7 +177,7 @@ def _plain_loop(
             _seeds.seed_global(device, _seeds.derive(seed, "step", epoch, number), 0)
             loss = F.cross_entropy(net(x), y)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.detach()
         means.append((total / len(batches)).item())

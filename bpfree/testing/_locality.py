@@ -156,7 +156,7 @@ def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, 
             continue
         for j, inner in enumerate(block.inner):
             losses, _ = block.objective(sensed, target, lesson)
-            losses[j].backward()
+            torch.autograd.backward(losses[j])
             found = {name for name, p in parameters.items() if p.grad is not None}
             cascade.zero_grad(set_to_none=True)
             yield f"block {k + 1}.{j + 1}", found, _names(cascade, inner)

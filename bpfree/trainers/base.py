@@ -148,14 +148,18 @@ class Trainer(ABC):
         x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             _seeds.seed_global(self.device, self.seed, "heads")
-            cascade = self.make_cascade(n_classes).to(self.device)
             try:
+                if not isinstance(self.net, Cascade):
+                    stages, output = self.stages(self.settings.cut)
+                    check_order(self.net, nn.Sequential(*stages, output), x)
+                cascade = self.make_cascade(n_classes).to(self.device)
                 cascade.eval().build(x, n_classes)
+                if isinstance(self.net, Cascade):
+                    check_order(self.net.to_module(), self.net, x)
             except RuntimeError as error:
                 raise BadValue(
                     f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
                 ) from error
-        check_order(cascade, x)
         self._cascade, self.n_classes = cascade, n_classes
         self.reset_optimizers()
         for block in cascade.units:
@@ -217,7 +221,7 @@ class Trainer(ABC):
                 train=data,
                 validation=judge,
                 seed=self.seed,
-                fingerprint=self._fingerprint(fit, data),
+                fingerprint=self._fingerprint(fit, data, judge),
                 checkpoint=checkpoint,
                 hooks=hooks,
                 history=before,
@@ -238,9 +242,11 @@ class Trainer(ABC):
         """
         cascade, scores, extra = self.cascade, None, []
         cascade.train()
+        seed = _seeds.derive(self.seed, "step", 0, number)
         for name in cascade.readouts:
             readout = cascade.readout(name)
             if readout.learns:
+                _seeds.seed_global(y.device, seed, "readout")
                 with torch.no_grad():
                     outputs = cascade.outputs(cascade.encoding.view(x, readout.view))
                 scores = readout(outputs, cascade.losses).detach()
@@ -249,7 +255,7 @@ class Trainer(ABC):
             y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
         )
         rows, target = cascade.encoding.encode(x, y, drawn)
-        return step(cascade.units, rows, target, _seeds.derive(self.seed, "step", 0, number)) + extra
+        return step(cascade.units, rows, target, seed) + extra
 
     # ---- using -----------------------------------------------------------------------------------------
 
@@ -270,7 +276,7 @@ class Trainer(ABC):
 
     def predict(self, x: Tensor) -> Tensor:
         """The class of each sample ``x [B, ...]``, ``[B]``."""
-        y = torch.zeros(len(x), dtype=torch.long)
+        y = torch.zeros(len(x), dtype=torch.long, device=x.device)
         data = self._data((x, y), self.n_classes)
         headline = self.cascade.headline
         return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
@@ -306,7 +312,12 @@ class Trainer(ABC):
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
-        return copy.deepcopy(self)
+        twin = copy.deepcopy(self)
+        if twin._cascade is not None and self.settings.compile is not None:
+            for block in twin._cascade.units:
+                # A compiled function is not copied: it would go on to compute with the original's weights.
+                block.compile(self.settings.compile)
+        return twin
 
     def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
         """The net's stages and its output layer; a cascade that was cut already keeps its cut."""
@@ -317,9 +328,10 @@ class Trainer(ABC):
     def _data(self, data: Any, n_classes: int | None = None) -> TensorData:
         return as_data(data, n_classes).to(self.device)
 
-    def _fingerprint(self, fit: FitSettings, data: TensorData) -> str:
+    def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, len(data.y), data.name]
+        seen = [None if d is None else [d.name, len(d), list(d.sample_shape), list(d.augment)] for d in data]
+        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from bpfree._errors import Diverged
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.schedules import Data
@@ -88,6 +89,11 @@ class Evaluator:
     def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
         """Share of samples that each readout, and each block alone, classifies rightly."""
         scores = self.scores(readouts, n_blocks)
+        for name, found in scores.items():
+            if not found.isfinite().all():
+                raise Diverged(
+                    f"the scores of {name} are not finite: nor are the samples, or the weights by now"
+                )
         encoding = self.cascade.encoding
         answers = encoding.answers(self.data)[: self.n_samples]
         return {name: encoding.judge(s, answers) for name, s in scores.items()}

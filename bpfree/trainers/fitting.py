@@ -16,6 +16,7 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import BadValue, Diverged
 from bpfree.cascade import Cascade
+from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
 from bpfree.schedules import Data, Feed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
@@ -179,6 +180,9 @@ class Fit:
     def _judges(self, stage: Stage) -> list[str]:
         """The readouts to evaluate in a stage, the one that selects first."""
         usable = self._usable(stage)
+        # In a greedy run the highest block so far may be one that says nothing of classes.
+        if not usable or type(self.cascade.units[stage.stop - 1].loss).scores is LocalLoss.scores:
+            return []
         view = self.cascade.readout(usable[0]).view
         return [name for name in usable if self.cascade.readout(name).view == view]
 
@@ -251,7 +255,9 @@ class Fit:
     def _step(self, stage: Stage, indices: Tensor) -> Tensor:
         epoch, number = self.at.epoch, self.at.step
         learning, scores, losses = self._learning(stage), None, []
+        seed = _seeds.derive(self.seed, "step", epoch, number)
         if learning:
+            _seeds.seed_global(indices.device, seed, "readout")
             x, y = self.feed.samples(indices, epoch, number)
             for name, readout in learning:
                 outputs = self.feed.outputs(x, indices, readout.view)
@@ -259,7 +265,6 @@ class Fit:
                 losses.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
         if stage.stop > stage.first:
             rows, target = self.feed.rows(indices, epoch, number, scores)
-            seed = _seeds.derive(self.seed, "step", epoch, number)
             blocks = self.cascade.units[stage.first : stage.stop]
             losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed) + losses
         return torch.stack(losses).float()
@@ -272,8 +277,8 @@ class Fit:
             "lr": factor,
             "loss": means,
         }
-        last = self.at.epoch == self._epochs(stage)
-        if self.evaluator is not None and (self.at.epoch % self.fit.eval_every == 0 or last):
+        due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
+        if self.evaluator is not None and due and self._judges(stage):
             with self.hooks.window("eval"):
                 row["validation"] = self._validate(stage, self.evaluator)
                 if diagnosis := self.diagnose():

@@ -32,7 +32,8 @@ class LocalSettings(TrainerSettings):
     """Settings of `Local`.
 
     Attributes:
-        loss: Name of the local loss of every block but the last, see `bpfree.register_loss`.
+        loss: Name of the local loss of every block but the last, see `bpfree.register_loss`; a cascade that
+            `bpfree.localize` made keeps its own.
         readout: The prediction rule.
     """
 
@@ -52,7 +53,7 @@ class Local(Trainer):
 
     def make_cascade(self, n_classes: int) -> Cascade:
         if isinstance(self.net, Cascade):
-            return self.net
+            return self.net.lead(self.settings.readout)
         stages, output = self.stages(self.settings.cut)
         losses = [make_loss(self.settings.loss) for _ in stages[:-1]]
         blocks = [
@@ -93,10 +94,15 @@ class MonoForward(Trainer):
     settings: MonoForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        if s.gradients == "analytic" and (s.precision != "float32" or s.compile is not None):
+            raise BadValue(
+                "gradients = 'analytic': computed in float32 and not compiled; leave precision and compile"
+            )
         if isinstance(self.net, Cascade):
             for block in self.net.units:
                 block.gradients = self.settings.gradients
-            return self.net
+            return self.net.lead(self.settings.readout)
         stages, output = self.stages(self.settings.cut)
         losses = [*(LocalCrossEntropy() for _ in stages[:-1]), LocalCrossEntropy(output)]
         blocks = [

@@ -1,8 +1,5 @@
 """The defaults of `LocalLoss`, and the registry of losses."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 import pytest

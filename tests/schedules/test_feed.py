@@ -30,54 +30,58 @@ def rows_seen(trainer: Trainer, data: TensorData) -> dict[int, Counter[bool]]:
     return seen
 
 
-@pytest.mark.parametrize(("epochs", "n"), [(3, 40), (2, 33)])
-def test_greedy_with_cache_shows_each_sample_to_a_frozen_block_once(epochs: int, n: int) -> None:
+# Whole batches: a short one may be filled up, so that it has the bits of a whole one.
+N = 48
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_greedy_with_cache_shows_each_sample_to_a_frozen_block_once(epochs: int) -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), schedule="greedy", progress=False)
-    seen = rows_seen(trainer, vectors(n))
-    trainer.fit(vectors(n), epochs=epochs, batch_size=16)
+    seen = rows_seen(trainer, vectors(N))
+    trainer.fit(vectors(N), epochs=epochs, batch_size=16)
     assert seen == {
-        0: Counter({True: n * epochs, False: n}),
-        1: Counter({True: n * epochs, False: n}),
+        0: Counter({True: N * epochs, False: N}),
+        1: Counter({True: N * epochs, False: N}),
         # Nothing stands above the last block.
-        2: Counter({True: n * epochs}),
+        2: Counter({True: N * epochs}),
     }
 
 
 def test_greedy_without_cache_runs_the_frozen_blocks_again_and_again() -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), schedule="greedy", cache=False, progress=False)
-    seen = rows_seen(trainer, vectors())
-    trainer.fit(vectors(), epochs=3, batch_size=16)
-    assert [seen[k][False] for k in range(3)] == [40 * 3 * 2, 40 * 3, 0]
+    seen = rows_seen(trainer, vectors(N))
+    trainer.fit(vectors(N), epochs=3, batch_size=16)
+    assert [seen[k][False] for k in range(3)] == [N * 3 * 2, N * 3, 0]
 
 
 def test_pairs_are_kept_where_negatives_are_drawn_once_and_not_otherwise() -> None:
-    for redraw, frozen in ((False, 2 * 40), (True, 2 * 40 * 3)):
+    for redraw, frozen in ((False, 2 * N), (True, 2 * N * 3)):
         trainer = ForwardForward(
             make_mlp(), schedule="greedy", redraw_negatives=redraw, readout="goodness", classifier=False,
             progress=False,
         )  # fmt: skip
-        seen = rows_seen(trainer, vectors())
-        trainer.fit(vectors(), epochs=3, batch_size=16)
-        assert (seen[0][False], seen[0][True]) == (frozen, 2 * 40 * 3)
+        seen = rows_seen(trainer, vectors(N))
+        trainer.fit(vectors(N), epochs=3, batch_size=16)
+        assert (seen[0][False], seen[0][True]) == (frozen, 2 * N * 3)
 
 
 def test_the_classifier_of_a_greedy_run_hears_each_sample_once() -> None:
     trainer = ForwardForward(make_mlp(), schedule="greedy", redraw_negatives=False, progress=False)
-    seen = rows_seen(trainer, vectors())
-    trainer.fit(vectors(), epochs=3, batch_size=16)
+    seen = rows_seen(trainer, vectors(N))
+    trainer.fit(vectors(N), epochs=3, batch_size=16)
     # Pairs for the second block, then neutral rows for the classifier.
-    assert seen[0][False] == 2 * 40 + 40
-    assert seen[1][False] == 40
+    assert seen[0][False] == 2 * N + N
+    assert seen[1][False] == N
 
 
 def test_a_front_answers_once_for_each_sample() -> None:
     for schedule in ("simultaneous", "greedy"):
         trainer = RandomFeatures(make_mlp(), schedule=schedule, progress=False)
-        seen = rows_seen(trainer, vectors())
-        trainer.fit(vectors(), epochs=5, batch_size=16)
-        assert seen[0] == Counter({False: 40}), schedule
+        seen = rows_seen(trainer, vectors(N))
+        trainer.fit(vectors(N), epochs=5, batch_size=16)
+        assert seen[0] == Counter({False: N}), schedule
     # The front of a block further up is a constant too once the blocks below are frozen.
-    assert seen[1] == Counter({False: 40})
+    assert seen[1] == Counter({False: N})
 
 
 def wide_mlp() -> nn.Module:

@@ -1,8 +1,5 @@
 """`check_local_loss` accepts losses that keep the laws, and finds out those that do not."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 import itertools

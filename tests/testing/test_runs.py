@@ -1,8 +1,5 @@
 """The laws of schedules, runs and errors must find out whoever breaks them."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 import math

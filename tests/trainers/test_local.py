@@ -1,10 +1,8 @@
 """Mono-Forward, its kin, and the controls, as points in the space."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from bpfree import (
     Backprop,
     BadValue,
+    Checkpoint,
     DeepSupervision,
     Local,
     LocalLoss,
@@ -21,6 +20,7 @@ from bpfree import (
     MonoForward,
     RandomFeatures,
     Trainer,
+    localize,
     register_loss,
 )
 from bpfree.losses import LocalCrossEntropy
@@ -147,3 +147,33 @@ def test_it_learns(kind: type[Trainer], settings: Any) -> None:
     trainer.fit(easy(), epochs=8, batch_size=16)
     found = trainer.evaluate(easy(seed=1))
     assert all(value > 0.9 for value in found["readouts"].values())
+
+
+@pytest.mark.parametrize("extra", [{"precision": "bfloat16"}, {"compile": "aot_eager"}])
+def test_the_closed_form_refuses_what_it_would_ignore(extra: dict[str, Any]) -> None:
+    with pytest.raises(BadValue, match="analytic"):
+        built(MonoForward, gradients="analytic", **extra)
+
+
+@pytest.mark.parametrize("kind", [MonoForward, Local])
+def test_a_localized_network_is_read_out_as_asked(kind: type[Trainer]) -> None:
+    net = make_mlp()
+    trainer = built(kind, localize(net), readout="sum_probabilities")
+    x = vectors().x
+    parts = [scores.softmax(1) for scores in (loss.scores(o) for loss, o in zip(
+        trainer.cascade.losses, trainer.cascade.outputs(x), strict=True
+    )) if scores is not None]  # fmt: skip
+    assert torch.allclose(trainer.model(x), torch.stack(parts).sum(0))
+    assert trainer.model is not net
+    with pytest.raises(BadValue, match="unknown"):
+        built(kind, localize(make_mlp()), readout="sum")
+
+
+def test_a_checkpoint_is_not_taken_up_with_other_validation_data(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    easily = easy()
+    MonoForward(make_mlp(), progress=False).fit(
+        easily, easy(30), epochs=1, checkpoint=Checkpoint(path, every_s=0.0)
+    )
+    with pytest.raises(BadValue, match="another run"):
+        MonoForward(make_mlp(), progress=False).fit(easily, easy(20), epochs=1, checkpoint=path)

@@ -1,8 +1,5 @@
 """The progress bar, and what a history tells of a run."""
 
-# Stand-ins keep the signature of what they stand for.
-# ruff: noqa: ARG001, ARG002, ARG005
-
 from __future__ import annotations
 
 from typing import Any
