@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,9 +64,6 @@ class MapPair(LocalLoss):
         nn.init.orthogonal_(conv.weight)
         layers = [*before, conv, nn.BatchNorm2d(n_out, affine=False), nn.ReLU()]
         self.feedback = nn.Sequential(*layers).to(output.device)
-
-    def feedback_parameters(self) -> Iterable[nn.Parameter]:
-        return self.feedback.parameters()
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         maps = self.feedback(message)

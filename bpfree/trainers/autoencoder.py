@@ -14,7 +14,7 @@ from bpfree.encodings import Reconstruct
 from bpfree.losses import LocalLoss, MapPair, Reconstruction
 from bpfree.readouts import BlockReadout
 from bpfree.trainers.base import Trainer
-from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.settings import TrainerSettings, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,14 @@ class AutoencoderSettings(TrainerSettings):
 
     Attributes:
         rule: ``counter_current`` (arXiv 2409.19841), or ``backprop`` through the whole net as its control.
-        lr: Learning rate of the net.
-        feedback_lr: Learning rate of the feedback autoencoder; None: as ``lr``. At the same pace both agree
-            on maps that say little of the image.
+        lr: Learning rate of both decoders.
+        encoder_lr: Learning rate of both encoders, that of the net and that of the feedback network; None: as
+            ``lr``. At the same pace a stage and its answer agree on maps that say little of the image.
     """
 
     rule: Literal["counter_current", "backprop"] = "counter_current"
     lr: Annotated[float, Gt(0)] = 3e-3
-    feedback_lr: Annotated[float, Ge(0)] | None = 1e-4
+    encoder_lr: Annotated[float, Ge(0)] | None = 1e-4
 
 
 class AutoencoderBlock(JointBlock):
@@ -38,6 +38,12 @@ class AutoencoderBlock(JointBlock):
 
     def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         return descend(self.inner, target)
+
+    def encoders(self) -> list[nn.Module]:
+        """The stages of both networks that lead from an image to its code."""
+        stages = [block.body for block in self.inner]
+        stages += [loss.feedback for loss in self.losses if isinstance(loss, MapPair)]
+        return [stage for stage in stages if not any(isinstance(m, nn.Upsample) for m in stage.modules())]
 
 
 class Autoencoder(Trainer):
@@ -66,6 +72,18 @@ class Autoencoder(Trainer):
             inner = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
             blocks = [AutoencoderBlock(inner, [1.0] * len(inner), detach=True)]
         return Cascade(blocks, {"last": BlockReadout()}, encoding=Reconstruct(), source=self.net)
+
+    def reset_optimizers(self) -> None:
+        super().reset_optimizers()
+        (block,) = self.cascade.units
+        lr = self.settings.encoder_lr
+        if lr is None or not isinstance(block, AutoencoderBlock):
+            return
+        slow = [p for stage in block.encoders() for p in stage.parameters()]
+        apart = {id(p) for p in slow}
+        optimizer = make_optimizer([p for p in block.trainable() if id(p) not in apart], self.settings)
+        optimizer.add_param_group({"params": slow, "lr": lr})
+        self.optimizers["block0"] = block.optimizer = optimizer
 
     @property
     def locality(self) -> str:

@@ -59,6 +59,9 @@ def test_the_penalty_with_the_best_validation_accuracy_is_kept() -> None:
     loss = gathered(lam=lams)
     loss.end_pass([(seen[:90], labels[:90]), (seen[90:], labels[90:])])
     assert loss.chosen == best
+    equal = gathered(lam=[1e-9, 1e-8])
+    equal.end_pass([(seen, labels)])
+    assert equal.chosen == 1e-8
     middle = gathered(lam=[1e-6, 1e-3, 1.0])
     middle.end_pass(None)
     assert middle.chosen == 1e-3

@@ -81,14 +81,17 @@ def test_the_error_is_that_of_the_reconstructions() -> None:
         assert errors[-1] < DATA.x.square().mean()
 
 
-def test_feedback_may_stay_as_it_is() -> None:
-    trainer = built(feedback_lr=0.0)
+def test_encoders_may_stay_as_they_are() -> None:
+    trainer = built(encoder_lr=0.0)
     (joint,) = trainer.cascade.units
-    before = [p.clone() for loss in joint.losses for p in loss.feedback_parameters()]
+    before = {name: p.clone() for name, p in trainer.cascade.named_parameters()}
     trainer.step(X, DATA.y[:10])
-    after = [p for loss in joint.losses for p in loss.feedback_parameters()]
-    assert before
-    assert all(torch.equal(p, old) for p, old in zip(after, before, strict=True))
+    trainer.step(X, DATA.y[:10], 1)
+    moved = {name for name, p in trainer.cascade.named_parameters() if not torch.equal(p, before[name])}
+    # Of the net e1 e2 d2 d1 and the answers to e2 d2 d1: the decoders are d2, d1, and the answer to e2.
+    names = ["2.body.1.weight", "3.body.1.weight", "3.body.1.bias", "0.loss.feedback.1.weight"]
+    assert moved == {f"blocks.0.blocks.{name}" for name in names}
+    assert len(joint.encoders()) == 4
 
 
 def test_what_cannot_be_done_is_said() -> None:
