@@ -4,11 +4,15 @@ from bpfree import data, losses, nn
 from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
-from bpfree.losses import LocalLoss, register_loss
+from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
+    Autoencoder,
     Backprop,
+    CascadedForward,
     Checkpoint,
+    CounterCurrentLearning,
     DeepSupervision,
+    DirectFeedbackAlignment,
     ForwardForward,
     History,
     Hooks,
@@ -23,14 +27,18 @@ from bpfree.trainers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autoencoder",
     "Backprop",
     "BadValue",
     "Block",
     "BpfreeError",
     "Cascade",
+    "CascadedForward",
     "Checkpoint",
+    "CounterCurrentLearning",
     "DataNotFound",
     "DeepSupervision",
+    "DirectFeedbackAlignment",
     "Diverged",
     "ForwardForward",
     "History",
@@ -41,6 +49,7 @@ __all__ = [
     "MFJoint",
     "MonoForward",
     "RandomFeatures",
+    "RidgeAccumulator",
     "Trainer",
     "data",
     "get_trainer",

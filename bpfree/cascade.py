@@ -90,8 +90,9 @@ class Block(nn.Module):
             assert isinstance(sensed, Tensor)
             with torch.no_grad():
                 output = self.body(sensed)
-                loss, error = self.loss.output_gradient(output, target)
-                body_gradients(self.body, sensed, output, error)
+                loss, error = self.loss.output_gradient(output, target, lesson)
+                if error is not None:
+                    body_gradients(self.body, sensed, output, error)
             losses = [loss]
         else:
             kind = target.device.type
@@ -117,6 +118,24 @@ class Block(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the block's optimizer moves."""
         return [p for p in self.parameters() if p.requires_grad]
+
+
+def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
+    """Send the teaching messages down the wire; returns each block's lesson, bottom first.
+
+    Args:
+        blocks: Bottom first.
+        target: What comes to the top block as its message, where targets are more than labels.
+    """
+    lessons: list[Tensor | None] = []
+    message = target
+    for block in reversed(blocks):
+        # A block with analytic gradients keeps nothing for a backward pass, on this wire either.
+        with torch.set_grad_enabled(block.gradients == "autograd" and torch.is_grad_enabled()):
+            lesson, below = block.loss.teach(message)
+        lessons.append(lesson)
+        message = None if below is None else below.detach()
+    return lessons[::-1]
 
 
 class JointBlock(Block):
@@ -171,8 +190,17 @@ class JointBlock(Block):
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         outputs = self.outputs(sensed)
-        parts = zip(self.weights, self.losses, outputs, strict=True)
-        return [weight * loss(output, target) for weight, loss, output in parts], outputs[-1]
+        judged, lessons = self.judged(outputs, target), self.lessons(outputs, target)
+        parts = zip(self.weights, self.losses, judged, lessons, strict=True)
+        return [w * loss(output, target, own) for w, loss, output, own in parts], outputs[-1]
+
+    def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        """What the inner losses see of the outputs: all of it."""
+        return outputs
+
+    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+        """The lesson of each inner loss; here all outputs of the batch are known when they are made."""
+        return descend(self.inner)
 
 
 class Cascade(nn.Module):

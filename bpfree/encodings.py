@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.losses import accuracy
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -53,6 +54,14 @@ class Encoding:
         """Rows for the first block and the target of each row, ``[views * B, ...]`` and ``[views * B]``."""
         return x, y
 
+    def answers(self, data: Any) -> Tensor:
+        """What scores are judged against: the labels ``[N]`` of the data set."""
+        return data.y  # type: ignore[no-any-return]
+
+    def judge(self, scores: Tensor, answers: Tensor) -> float:
+        """How good scores are, higher is better: the share of rows that they classify rightly."""
+        return accuracy(scores, answers)
+
     def view(self, x: Tensor, view: View) -> Tensor | Overlaid:
         """The rows that a readout asks for, without knowing the label.
 
@@ -62,6 +71,21 @@ class Encoding:
         if view != "plain":
             raise BadValue(f"a readout asked for the {view!r} view, which needs an encoding with labels")
         return x
+
+
+class Reconstruct(Encoding):
+    """Shows images as they are, and asks for them back; labels take no part."""
+
+    def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x, x
+
+    def answers(self, data: Any) -> Tensor:
+        """The images."""
+        return data.batch(torch.arange(len(data.y), device=data.y.device))[0]  # type: ignore[no-any-return]
+
+    def judge(self, scores: Tensor, answers: Tensor) -> float:
+        """The negative mean squared error."""
+        return -F.mse_loss(scores, answers).item()
 
 
 class LabelOverlay(Encoding):

@@ -65,8 +65,10 @@ class SumReadout(Readout):
         self.probabilities = probabilities
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        scores = torch.stack([_scores(o, loss) for o, loss in zip(outputs, losses, strict=True)])
-        return (scores.softmax(2) if self.probabilities else scores).sum(0)
+        scores = [_scores(o, loss) for o, loss in zip(outputs, losses, strict=True)]
+        if self.probabilities:
+            scores = [loss.probabilities(s) for s, loss in zip(scores, losses, strict=True)]
+        return torch.stack(scores).sum(0)
 
 
 class GoodnessReadout(Readout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,13 +49,16 @@ class MLPConfig:
     activation: str = "relu"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     output_bias: bool = True
+    bias: bool = True
 
     def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
         """The network for samples of this shape."""
         size = 1
         for length in sample_shape:
             size *= length
-        return nn.mlp([size, *self.hidden, n_classes], self.activation, self.dropout, self.output_bias)
+        return nn.mlp(
+            [size, *self.hidden, n_classes], self.activation, self.dropout, self.output_bias, self.bias
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +69,41 @@ class CNNConfig:
 
     channels: Annotated[list[Positive], MinLen(1)]
     activation: str = "relu"
-    pool: Literal["avg", "max"] = "avg"
+    pool: Literal["avg", "max", "stride"] = "avg"
     batch_norm: bool = False
+    bias: bool = True
 
     def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
         """The network for images of this shape."""
-        if len(sample_shape) != 3:
-            raise BadValue(
-                f"net.name = 'cnn': needs images (channels, height, width), not {tuple(sample_shape)}"
-            )
-        return nn.cnn(sample_shape, n_classes, self.channels, self.activation, self.pool, self.batch_norm)
+        _check_images("cnn", sample_shape)
+        shape = (self.channels, self.activation, self.pool, self.batch_norm, self.bias)
+        return nn.cnn(sample_shape, n_classes, *shape)
 
 
-NETS: dict[str, type[MLPConfig] | type[CNNConfig]] = {"mlp": MLPConfig, "cnn": CNNConfig}
+@dataclass(frozen=True, kw_only=True)
+class CaFoCNNConfig:
+    """Cascaded-Forward's convolutional network; images and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+
+    channels: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [32, 128, 512])
+    activation: Literal["relu"] = "relu"
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for images of this shape."""
+        _check_images("cafo_cnn", sample_shape)
+        return nn.cafo_cnn(sample_shape, n_classes, self.channels)
+
+
+def _check_images(name: str, sample_shape: Sequence[int]) -> None:
+    if len(sample_shape) != 3:
+        raise BadValue(
+            f"net.name = {name!r}: needs images (channels, height, width), not {tuple(sample_shape)}"
+        )
+
+
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig
+NETS: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "cnn": CNNConfig, "cafo_cnn": CaFoCNNConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +287,7 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     }
 
 
-def net_config(values: Mapping[str, Any], where: str = "") -> MLPConfig | CNNConfig:
+def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     """The checked settings of a net.
 
     Raises:
@@ -272,7 +297,7 @@ def net_config(values: Mapping[str, Any], where: str = "") -> MLPConfig | CNNCon
     name = rest.pop("name", None)
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
-    checked: MLPConfig | CNNConfig = validate(NETS[name], rest, f"{where}net")
+    checked: NetConfig = validate(NETS[name], rest, f"{where}net")
     if checked.activation not in nn.ACTIVATIONS:
         known = did_you_mean(checked.activation, nn.ACTIVATIONS)
         raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")

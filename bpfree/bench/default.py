@@ -7,6 +7,7 @@ from typing import Any
 Config = dict[str, Any]
 
 #: Learning rates: the best of configs/tuning/digits_mlp.yaml by validation accuracy, the smaller of equals.
+#: That of counter-current learning from {0.1, 0.2, 0.5, 1} without momentum and 0.5 with it, by hand.
 DIGITS: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
@@ -23,7 +24,31 @@ DIGITS: Config = {
             "trainer": {"id": "mono_forward", "schedule": "greedy", "lr": 5e-3, "lr_schedule": "cosine"},
         },
         {"trainer": {"id": "forward_forward", "optimizer": "adam", "lr": 1e-3}, "fit": {"eval_every": 5}},
+        {"trainer": {"id": "counter_current", "lr": 0.5, "momentum": 0.9}},
+        {
+            "label": "counter_current analytic",
+            "trainer": {"id": "counter_current", "lr": 0.5, "momentum": 0.9, "gradients": "analytic"},
+        },
     ],
 }
 
-SUITE: list[Config] = [DIGITS]
+#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
+CASCADED: Config = {
+    "name": "default",
+    "dataset": {"name": "digits"},
+    "net": {"name": "cafo_cnn", "channels": [16, 64]},
+    "fit": {"epochs": 15, "batch_size": 64},
+    "trainer": {"id": "backprop", "lr": 5e-3, "lr_schedule": "cosine"},
+    "controls": [
+        {"trainer": {"id": "random_features", "lr": 1e-2, "schedule": "greedy"}},
+        {"trainer": {"id": "cafo", "lr": 1e-2}},
+        {
+            "label": "cafo closed form",
+            "trainer": {"id": "cafo", "predictor": "closed_form", "schedule": "simultaneous"},
+            "fit": {"epochs": 1},
+        },
+        {"label": "cafo dfa", "trainer": {"id": "cafo", "lr": 1e-2, "blocks": "dfa", "block_lr": 2e-3}},
+    ],
+}
+
+SUITE: list[Config] = [DIGITS, CASCADED]

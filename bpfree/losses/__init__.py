@@ -2,15 +2,30 @@
 
 from bpfree.losses._base import LocalLoss, accuracy
 from bpfree.losses._registry import loss_names, make_loss, register_loss
+from bpfree.losses.closed_form import ClosedForm
+from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.losses.direct_feedback import DirectFeedback
 from bpfree.losses.goodness import Goodness
+from bpfree.losses.reconstruction import MapPair, Reconstruction
+from bpfree.losses.ridge import RidgeAccumulator
+from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
 
 __all__ = [
+    "ClosedForm",
+    "CounterCurrent",
+    "DirectFeedback",
     "Goodness",
     "LocalCrossEntropy",
     "LocalLoss",
+    "LocalSparsemax",
+    "MapPair",
+    "PrototypeOutput",
+    "Reconstruction",
+    "RidgeAccumulator",
     "accuracy",
     "loss_names",
     "make_loss",
     "register_loss",
+    "sparsemax",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +15,13 @@ class LocalLoss(nn.Module, ABC):
     A loss sees the block's output, the target that is broadcast to every block, and the message that came
     down from the block above; it knows nothing of batches, devices, epochs or of other blocks. Subclasses
     write `forward`; the other methods have defaults that suit a loss without head, scores or messages.
+
+    Attributes:
+        one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
+            that another pass would change nothing. Its block must have nothing to learn in its body.
     """
+
+    one_pass: ClassVar[bool] = False
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).
@@ -43,8 +51,15 @@ class LocalLoss(nn.Module, ABC):
         """
         return None
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What class scores ``[rows, C]`` mean as probabilities, ``[rows, C]``; by default their softmax."""
+        return scores.softmax(1)
+
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Receive the message from above, once per step and before the block is updated.
+
+        Args:
+            message: What the block above sends; None for the top block.
 
         Returns:
             The lesson that `forward` is given, graph included, and the message for the block below, which
@@ -52,15 +67,33 @@ class LocalLoss(nn.Module, ABC):
         """
         return None, None
 
-    def output_gradient(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def feedback_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of the loss's parameters that make messages: they may have a learning rate of their own."""
+        return ()
+
+    def output_gradient(
+        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The loss and its gradient by the block's output in closed form, without autograd.
 
-        Also leaves the gradients of the loss's own parameters in their ``.grad``.
+        Also leaves the gradients of the loss's own parameters in their ``.grad``, or gathers what `end_pass`
+        needs. The gradient may be None if the loss has none for the body.
 
         Raises:
             TypeError: If this loss has no closed form.
         """
         raise TypeError(f"{type(self).__name__} has no closed-form gradient: use gradients='autograd'")
+
+    def begin_pass(self) -> None:
+        """A pass over the training data begins."""
+
+    def end_pass(self, validation: Iterable[tuple[Tensor, Tensor]] | None) -> None:
+        """A pass over the training data has ended.
+
+        Args:
+            validation: Outputs of the block and targets ``[rows]`` on validation data, in batches, made when
+                they are asked for; None if there are no such data.
+        """
 
 
 def accuracy(scores: Tensor, y: Tensor) -> float:

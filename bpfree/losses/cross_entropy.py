@@ -8,6 +8,12 @@ from torch import Tensor, nn
 
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
+from bpfree.nn import RootMeanSquarePool
+
+
+def flat_features(pool: int | None) -> nn.Sequential:
+    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be pooled first."""
+    return nn.Sequential(*([RootMeanSquarePool(pool)] if pool is not None else []), nn.Flatten())
 
 
 @register_loss("mono_forward")
@@ -19,36 +25,45 @@ class LocalCrossEntropy(LocalLoss):
 
     Args:
         head: A module that makes class scores of the output, as a network's own output layer does. By
-            default a projection matrix ``M [C, n]`` without bias on the flattened output, as in the paper.
+            default a projection matrix ``M [C, n]`` on the flattened output, without bias as in the paper.
+        bias: Whether the default head has a bias.
+        pool: Side of the map that image-like outputs are pooled to in front of the default head.
     """
 
-    def __init__(self, head: nn.Module | None = None) -> None:
+    def __init__(self, head: nn.Module | None = None, bias: bool = False, pool: int | None = None) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.bias, self.pool = head, bias, pool
 
     def build(self, output: Tensor, n_classes: int) -> None:
         if self.head is None:
-            projection = nn.Linear(output[0].numel(), n_classes, bias=False)
-            self.head = nn.Sequential(nn.Flatten(), projection).to(output.device)
+            features = flat_features(self.pool)
+            projection = nn.Linear(features(output).shape[1], n_classes, bias=self.bias)
+            self.head = nn.Sequential(*features, projection).to(output.device)
 
     def scores(self, output: Tensor) -> Tensor:
         assert self.head is not None
         return self.head(output)  # type: ignore[no-any-return]
 
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        return F.cross_entropy(self.scores(output), target)
+        return self.objective(self.scores(output), target)
 
-    def output_gradient(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of class scores ``[rows, C]``; its gradient is (probabilities - one-hot) / rows."""
+        return F.cross_entropy(scores, target)
+
+    def output_gradient(
+        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         linear = self._linear()
         flat = output.flatten(1)
         scores = linear(flat)
-        error = scores.softmax(1)
+        error = self.probabilities(scores)
         error[torch.arange(len(target), device=target.device), target] -= 1
         error /= len(target)
         linear.weight.grad = error.T @ flat
         if linear.bias is not None:
             linear.bias.grad = error.sum(0)
-        return F.cross_entropy(scores, target), (error @ linear.weight).view_as(output)
+        return self.objective(scores, target), (error @ linear.weight).view_as(output)
 
     def _linear(self) -> nn.Linear:
         children = list(self.head.children()) if isinstance(self.head, nn.Sequential) else [self.head]

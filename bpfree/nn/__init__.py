@@ -1,6 +1,16 @@
 """Bodies: networks and the small layers that they are made of."""
 
-from bpfree.nn.layers import LengthNorm, StraightThroughReLU
-from bpfree.nn.networks import ACTIVATIONS, cnn, mlp
+from bpfree.nn.autoencoder import autoencoder
+from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU
+from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 
-__all__ = ["ACTIVATIONS", "LengthNorm", "StraightThroughReLU", "cnn", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "LengthNorm",
+    "RootMeanSquarePool",
+    "StraightThroughReLU",
+    "autoencoder",
+    "cafo_cnn",
+    "cnn",
+    "mlp",
+]

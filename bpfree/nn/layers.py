@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,6 +23,17 @@ class LengthNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rms = x.flatten(1).square().mean(1).sqrt()
         return x / (rms.view(-1, *[1] * (x.dim() - 1)) + self.eps)
+
+
+class RootMeanSquarePool(nn.Module):
+    """Maps ``[rows, c, h, w]`` to ``[rows, c, side, side]``, the root of the mean square of each region."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x.square(), self.side).sqrt()
 
 
 class _StraightThrough(torch.autograd.Function):

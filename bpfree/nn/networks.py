@@ -29,7 +29,11 @@ def _activation(name: str) -> nn.Module:
 
 
 def mlp(
-    widths: Sequence[int], activation: str = "relu", dropout: float = 0.0, output_bias: bool = True
+    widths: Sequence[int],
+    activation: str = "relu",
+    dropout: float = 0.0,
+    output_bias: bool = True,
+    bias: bool = True,
 ) -> nn.Sequential:
     """A multilayer perceptron; images are flattened.
 
@@ -38,6 +42,7 @@ def mlp(
         activation: One of `ACTIVATIONS`, after each hidden layer.
         dropout: Probability of a zero after each hidden layer.
         output_bias: Whether the output layer has a bias.
+        bias: Whether the hidden layers have one.
 
     Raises:
         BadValue: If there are fewer than three widths, or one is not positive.
@@ -46,9 +51,17 @@ def mlp(
         raise BadValue(f"widths = {list(widths)}: expected [inputs, hidden, ..., classes], each at least 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in pairwise(widths[:-1]):
-        layers += [nn.Linear(n_in, n_out), _activation(activation)]
+        layers += [nn.Linear(n_in, n_out, bias=bias), _activation(activation)]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=output_bias))
+
+
+def _check_halvings(height: int, width: int, channels: Sequence[int]) -> None:
+    if min(height, width) >> len(channels) < 1:
+        raise BadValue(
+            f"channels = {list(channels)}: images of {height}x{width} can be halved "
+            f"{min(height, width).bit_length() - 1} times, not {len(channels)}"
+        )
 
 
 def cnn(
@@ -56,8 +69,9 @@ def cnn(
     n_classes: int,
     channels: Sequence[int] = (64, 128, 256, 512),
     activation: str = "relu",
-    pool: Literal["avg", "max"] = "avg",
+    pool: Literal["avg", "max", "stride"] = "avg",
     batch_norm: bool = False,
+    bias: bool = True,
 ) -> nn.Sequential:
     """3x3 convolutions with padding 1, an activation and 2x2 pooling after each, then one linear layer.
 
@@ -68,23 +82,50 @@ def cnn(
         n_classes: Number of classes.
         channels: Width of each convolution.
         activation: One of `ACTIVATIONS`.
-        pool: ``"avg"`` or ``"max"``.
+        pool: ``"avg"`` or ``"max"``; ``"stride"`` moves the convolution by 2 in place of pooling.
         batch_norm: Whether a batch normalisation follows each convolution.
+        bias: Whether layers have a bias.
 
     Raises:
         BadValue: If the images are too small for so many poolings.
     """
     n_in, height, width = sample_shape
-    if min(height, width) >> len(channels) < 1:
-        raise BadValue(
-            f"channels = {list(channels)}: images of {height}x{width} can be halved "
-            f"{min(height, width).bit_length() - 1} times, not {len(channels)}"
-        )
-    pooling = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool]
+    strided = pool == "stride"
+    if not strided:
+        _check_halvings(height, width, channels)
     layers: list[nn.Module] = []
     for n_out in channels:
-        layers.append(nn.Conv2d(n_in, n_out, 3, padding=1))
+        layers.append(nn.Conv2d(n_in, n_out, 3, stride=1 + strided, padding=1, bias=bias))
         layers += [nn.BatchNorm2d(n_out)] if batch_norm else []
-        layers += [_activation(activation), pooling(2)]
+        layers.append(_activation(activation))
+        # A strided convolution rounds up, pooling down.
+        n_in, height, width = n_out, (height + strided) // 2, (width + strided) // 2
+        layers += [] if strided else [{"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool](2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes, bias=bias))
+
+
+def cafo_cnn(
+    sample_shape: Sequence[int], n_classes: int, channels: Sequence[int] = (32, 128, 512)
+) -> nn.Sequential:
+    """3x3 convolution, ReLU, 2x2 max pooling and batch normalisation, in this order, then one linear layer.
+
+    The network of Cascaded-Forward (arXiv 2303.09728). The convolutions have no bias and are drawn by Kaiming
+    uniform; the normalisation has eps 1e-4.
+
+    Args:
+        sample_shape: ``(C, H, W)`` of an image.
+        n_classes: Number of classes.
+        channels: Width of each convolution.
+
+    Raises:
+        BadValue: If the images are too small for so many poolings.
+    """
+    n_in, height, width = sample_shape
+    _check_halvings(height, width, channels)
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+        nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+        layers += [conv, nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(n_out, eps=1e-4)]
         n_in, height, width = n_out, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes))

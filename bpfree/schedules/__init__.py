@@ -1,7 +1,9 @@
 """When each block steps, on what input, and with which message."""
 
+from bpfree.cascade import descend
+from bpfree.schedules.calibrate import calibrate
 from bpfree.schedules.feed import Data, Feed
 from bpfree.schedules.plan import Schedule, Stage, plan
-from bpfree.schedules.step import ascend, descend, step
+from bpfree.schedules.step import ascend, step
 
-__all__ = ["Data", "Feed", "Schedule", "Stage", "ascend", "descend", "plan", "step"]
+__all__ = ["Data", "Feed", "Schedule", "Stage", "ascend", "calibrate", "descend", "plan", "step"]

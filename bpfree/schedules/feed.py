@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -71,6 +72,12 @@ class Feed:
             if self.caches and self.height < len(self.cascade.units):
                 self._keep()
 
+    def batches(self, n_samples: int) -> Iterator[Rows]:
+        """The first ``n_samples`` training samples once, as rows for the first block."""
+        n_samples = min(n_samples, len(self.data.y))
+        for indices in torch.arange(n_samples, device=self.device).split(self.batch_size):
+            yield self._encoded(indices)[0]
+
     def samples(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Samples ``[B, ...]`` and labels ``[B]`` of a training step, before any encoding."""
         generator = self._generator("augment", epoch, step) if self.data.augmented else None
@@ -126,7 +133,8 @@ class Feed:
         """Replace the kept features by what the next block (and the front behind it) makes of them."""
         block, views = self.cascade.units[self.height], self.cascade.encoding.views
         below = self.cascade.units[self.height - 1] if self.height else None
-        features, targets = [], []
+        targets: list[Tensor] = []
+        features: Tensor | None = None
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
             filled = self._filled(indices)
             if self._features is not None and below is not None:
@@ -137,9 +145,13 @@ class Feed:
                 rows = rows if below is None else below(rows)
             answer = block.sense(rows)
             assert isinstance(answer, Tensor)
-            features.append(answer.unflatten(0, (views, -1))[:, : len(indices)])
+            found = answer.unflatten(0, (views, -1))[:, : len(indices)]
+            if features is None:
+                # Written in place: joining batches at the end would hold all of them twice.
+                features = found.new_empty(views, len(self.data.y), *found.shape[2:])
+            features[:, indices] = found
             targets.append(target.unflatten(0, (views, -1))[:, : len(indices)])
-        self._features, self._targets = torch.cat(features, 1), torch.cat(targets, 1)
+        self._features, self._targets = features, torch.cat(targets, 1)
 
     def _filled(self, indices: Tensor) -> Tensor:
         """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""

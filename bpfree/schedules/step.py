@@ -8,18 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree import _seeds
-from bpfree.cascade import Block, Rows
-
-
-def descend(blocks: Sequence[Block]) -> list[Tensor | None]:
-    """Send the teaching messages down the wire; returns each block's lesson, bottom first."""
-    lessons: list[Tensor | None] = []
-    message: Tensor | None = None
-    for block in reversed(blocks):
-        lesson, below = block.loss.teach(message)
-        lessons.append(lesson)
-        message = None if below is None else below.detach()
-    return lessons[::-1]
+from bpfree.cascade import Block, Rows, descend
 
 
 def step(

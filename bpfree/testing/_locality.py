@@ -131,6 +131,8 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
     for key, (name, owner) in owners.items():
         if key not in reached:
             raise AssertionError(f"{name} took no step {where}: its optimizer was not called")
+        if isinstance(owner, Block) and all(loss.one_pass for loss in owner.losses) and not reached[key]:
+            continue  # it solves at the end of a pass, without gradients
         _check_one(name, reached[key], _names(cascade, owner), where)
     if reached.keys() - owners.keys():
         raise AssertionError(f"{', '.join(sorted(reached.keys() - owners.keys()))} took a step {where}")
@@ -217,6 +219,8 @@ def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
     for k, (block, sensed, target, lesson) in enumerate(_inputs(probe, x, y)):
         before = {name: p.detach().clone() for name, p in cascade.named_parameters()}
         block.update(sensed, target, lesson)
+        for loss in block.losses:
+            loss.end_pass(None)
         changed = {name for name, p in cascade.named_parameters() if not torch.equal(p, before[name])}
         own = _names(cascade, block)
         if changed - own:

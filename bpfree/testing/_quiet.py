@@ -36,6 +36,9 @@ def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_l
         (f"lr = {huge_lr}", {"lr": huge_lr}, samples),
     ):
         trainer = make_trainer(**settings)
+        trainer.build(samples.sample_shape, samples.n_classes)
+        if settings and all(loss.one_pass for loss in trainer.cascade.losses):
+            continue  # it takes no steps
         try:
             history = trainer.fit(train, epochs=3, batch_size=16)
         except Diverged:

@@ -2,8 +2,12 @@
 
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
+from bpfree.trainers.autoencoder import Autoencoder
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
+from bpfree.trainers.cascaded_forward import CascadedForward
+from bpfree.trainers.counter_current import CounterCurrentLearning
+from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
 from bpfree.trainers.history import History
@@ -12,7 +16,18 @@ from bpfree.trainers.settings import FitSettings, TrainerSettings
 
 TRAINERS: dict[str, type[Trainer]] = {
     kind.id: kind
-    for kind in (Backprop, DeepSupervision, MFJoint, RandomFeatures, ForwardForward, MonoForward, Local)
+    for kind in (
+        Backprop,
+        DeepSupervision,
+        MFJoint,
+        RandomFeatures,
+        DirectFeedbackAlignment,
+        ForwardForward,
+        MonoForward,
+        CascadedForward,
+        CounterCurrentLearning,
+        Local,
+    )
 }
 
 
@@ -30,9 +45,13 @@ def get_trainer(name: str) -> type[Trainer]:
 __all__ = [
     "LEVELS",
     "TRAINERS",
+    "Autoencoder",
     "Backprop",
+    "CascadedForward",
     "Checkpoint",
+    "CounterCurrentLearning",
     "DeepSupervision",
+    "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
     "History",

@@ -36,6 +36,9 @@ LEVELS = {
     "L3": "no autograd at all",
 }
 
+#: Samples that `Trainer.diagnose` looks at.
+PROBE_SAMPLES = 500
+
 
 class Trainer(ABC):
     """Trains a network by a local rule.
@@ -83,6 +86,30 @@ class Trainer(ABC):
     @abstractmethod
     def locality(self) -> str:
         """The declared level, a key of `LEVELS`."""
+
+    def prepare(
+        self,
+        train: TensorData,
+        validation: TensorData | None,
+        fit: FitSettings,
+        checkpoint: Checkpoint | None,
+        hooks: Hooks,
+    ) -> History:
+        """What a family does before the blocks of its cascade train, once a run: nothing here.
+
+        Returns:
+            What happened, for the beginning of the run's history.
+        """
+        return History()
+
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """Figures about the blocks, beside accuracy, for the history's rows: nothing here.
+
+        Args:
+            x: A few samples, ``[B, ...]``, of validation data if there are any.
+            y: Their labels, ``[B]``.
+        """
+        return {}
 
     # ---- building --------------------------------------------------------------------------------------
 
@@ -180,7 +207,12 @@ class Trainer(ABC):
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
+        probe = data if judge is None else judge
+        samples = probe.batch(torch.arange(min(PROBE_SAMPLES, len(probe))))
         with progress_bar(self.id, self.progress and hooks is None) as shown:
+            hooks = hooks or Hooks(progress=shown)
+            begun = checkpoint is not None and checkpoint.path.exists()
+            before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
             loop = Fit(
                 cascade=self.cascade,
                 optimizers=self.optimizers,
@@ -191,7 +223,9 @@ class Trainer(ABC):
                 seed=self.seed,
                 fingerprint=self._fingerprint(fit, data, judge),
                 checkpoint=checkpoint,
-                hooks=hooks or Hooks(progress=shown),
+                hooks=hooks,
+                history=before,
+                diagnose=lambda: self.diagnose(*samples),
             )
             return loop.run()
 
@@ -299,6 +333,14 @@ class Trainer(ABC):
         seen = [None if d is None else [d.name, len(d), list(d.sample_shape), list(d.augment)] for d in data]
         parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:
+    """Move a flattening at the end of the last stage to the output layer, so that every stage gives maps."""
+    *below, last = stages
+    if len(last) > 1 and isinstance(last[-1], nn.Flatten):
+        return [*below, last[:-1]], nn.Sequential(last[-1], output)
+    return stages, output
 
 
 def single_weights(blocks: Sequence[Block]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from bpfree._errors import BadValue, Diverged
 from bpfree.cascade import Cascade
 from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
-from bpfree.schedules import Data, Feed, Stage, plan, step
+from bpfree.schedules import Data, Feed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.evaluation import Evaluator
 from bpfree.trainers.history import History
@@ -26,6 +26,9 @@ from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, ma
 
 #: Validation samples on which single blocks are judged where that takes a forward pass per class.
 BLOCK_SAMPLES = 500
+
+#: Training samples that the statistics of normalisation layers inside fronts are estimated on.
+CALIBRATION_SAMPLES = 10_000
 
 Window = Callable[[str], AbstractContextManager[Any]]
 
@@ -91,15 +94,20 @@ class Fit:
         fingerprint: str,
         checkpoint: Checkpoint | None,
         hooks: Hooks,
+        history: History,
+        diagnose: Callable[[], dict[str, Any]],
     ) -> None:
         self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
         self.train, self.seed, self.fingerprint = train, seed, fingerprint
         self.checkpoint, self.hooks = checkpoint, hooks
         self.stages = plan(settings.schedule, cascade)
-        self.at, self.history = Position(), History()
+        self.at, self.history, self.diagnose = Position(), history, diagnose
+        self.at.total_steps = history.rows[-1]["step"] if history.rows else 0
         self.best: ckpt.Tensors = {}
         self.sums: Tensor | None = None
-        self.feed = Feed(cascade, train, seed, fit.batch_size, settings.cache)
+        # What is seen once is not worth keeping.
+        keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
+        self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
         self.evaluator = None
         if validation is not None:
             self.evaluator = Evaluator(cascade, validation, settings.cache and settings.schedule == "greedy")
@@ -109,6 +117,9 @@ class Fit:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
+        else:
+            with self.hooks.window("cache"):
+                calibrate(self.cascade.eval().units, self.feed.batches(CALIBRATION_SAMPLES))
         while self.at.stage < len(self.stages):
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
@@ -122,7 +133,7 @@ class Fit:
         with self.hooks.window("cache"):
             self._enter(stage)
         stopped = self._stale()
-        while self.at.epoch < self.fit.epochs and not stopped:
+        while self.at.epoch < self._epochs(stage) and not stopped:
             self._run_epoch(stage)
             stopped = self._stale()
         if self.best:
@@ -147,6 +158,15 @@ class Fit:
                 self.feed.keep_outputs(readout.view)
         for k in range(stage.first, stage.stop):
             self.cascade.units[k].optimizer = self.optimizers[f"block{k}"]
+
+    def _epochs(self, stage: Stage) -> int:
+        """How many passes a stage takes at most: one, where another would change nothing."""
+        return 1 if not self._learning(stage) and self._gathers(stage, all) else self.fit.epochs
+
+    def _gathers(self, stage: Stage, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether all, or any, of the losses that train in a stage gather in one pass."""
+        blocks = self.cascade.units[stage.first : stage.stop]
+        return quantifier(loss.one_pass for block in blocks for loss in block.losses)
 
     def _stale(self) -> bool:
         return self.fit.patience is not None and self.at.stale >= self.fit.patience
@@ -198,6 +218,10 @@ class Fit:
                 generator=_seeds.generator(device, self.seed, "order", self.at.epoch),
                 device=device,
             )
+            if self.at.step == 0:
+                for block in self.cascade.units[stage.first : stage.stop]:
+                    for loss in block.losses:
+                        loss.begin_pass()
             for indices in order.split(self.fit.batch_size)[self.at.step :]:
                 losses = self._step(stage, indices)
                 self.sums = losses if self.sums is None else self.sums + losses
@@ -205,9 +229,28 @@ class Fit:
                 self._save_if_due()
             assert self.sums is not None
             means = (self.sums / n_steps).tolist()
+            self._check(stage, means)
+            self._end_pass(stage)
         self.at.total_steps += n_steps
         self.at.epoch, self.at.step, self.sums = self.at.epoch + 1, 0, None
         self._close_epoch(stage, factor, means)
+
+    def _check(self, stage: Stage, means: list[float]) -> None:
+        bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
+        if bad:
+            raise Diverged(
+                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
+                f"in epoch {self.at.epoch + 1}: lower lr ({self.settings.lr}), or use precision 'float32'"
+            )
+
+    def _end_pass(self, stage: Stage) -> None:
+        number = 0
+        for k, block in enumerate(self.cascade.units[: stage.stop]):
+            for loss in block.losses:
+                if k >= stage.first:
+                    seen = None if self.evaluator is None else self.evaluator.outputs(number, k + 1)
+                    loss.end_pass(seen)
+                number += 1
 
     def _step(self, stage: Stage, indices: Tensor) -> Tensor:
         epoch, number = self.at.epoch, self.at.step
@@ -234,20 +277,16 @@ class Fit:
             "lr": factor,
             "loss": means,
         }
-        bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
-        if bad:
-            raise Diverged(
-                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
-                f"in epoch {self.at.epoch}: lower lr ({self.settings.lr}), or use precision 'float32'"
-            )
-        last = self.at.epoch == self.fit.epochs
-        due = self.at.epoch % self.fit.eval_every == 0 or last
+        due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
         if self.evaluator is not None and due and self._judges(stage):
             with self.hooks.window("eval"):
                 row["validation"] = self._validate(stage, self.evaluator)
+                if diagnosis := self.diagnose():
+                    row["diagnosis"] = diagnosis
             self._select(row["validation"][self._judges(stage)[0]])
         self.history.rows.append(row)
-        self.hooks.progress(len(self.history.rows), len(self.stages) * self.fit.epochs, row)
+        done = self.at.stage * self.fit.epochs + self.at.epoch
+        self.hooks.progress(done, len(self.stages) * self.fit.epochs, row)
         self._save_if_due()
 
     def _select(self, accuracy: float) -> None:
@@ -294,6 +333,9 @@ class Fit:
         self.best, self.sums = ckpt.under("best", tensors), tensors.get("sums")
         self.at, self.history = Position(**state["position"]), History(**state["history"])
         self.history.resumed += 1
+        if self.at.stage < len(self.stages) and self._gathers(self.stages[self.at.stage], any):
+            # What was gathered in the pass is not in the file: the pass begins anew, and gathers the same.
+            self.at.step, self.sums = 0, None
         if checkpoint.carried is not None and state["carried"] is not None:
             checkpoint.carried.load(state["carried"])
 
@@ -311,7 +353,15 @@ def update_readout(
 
 def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:
     """An optimizer for each block and for each readout that learns, by name."""
-    optimizers = {f"block{k}": make_optimizer(b.trainable(), settings) for k, b in enumerate(cascade.units)}
+    optimizers = {}
+    for k, block in enumerate(cascade.units):
+        feedback = [p for loss in block.losses for p in loss.feedback_parameters()]
+        apart = {id(p) for p in feedback}
+        forward = [p for p in block.trainable() if id(p) not in apart]
+        optimizers[f"block{k}"] = optimizer = make_optimizer(forward, settings)
+        if feedback:
+            lr = getattr(settings, "feedback_lr", None)
+            optimizer.add_param_group({"params": feedback, "lr": settings.lr if lr is None else lr})
     for name in cascade.readouts:
         readout = cascade.readout(name)
         if readout.learns:

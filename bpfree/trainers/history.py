@@ -13,7 +13,8 @@ class History:
     Attributes:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
             ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
-            epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone).
+            epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
+            ``diagnosis`` (what `Trainer.diagnose` of the family found).
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
         resumed: How many times the run was taken up from a checkpoint.

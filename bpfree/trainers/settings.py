@@ -84,10 +84,12 @@ def make_optimizer(
     decay = settings.weight_decay if decay is None else decay
     parameters = list(parameters)
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    # A block may have nothing for an optimizer to move: torch takes an empty group, not an empty list.
+    groups = [{"params": parameters}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
+        return torch.optim.SGD(groups, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
     kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(parameters, lr, weight_decay=decay, fused=fused)
+    return kind(groups, lr, weight_decay=decay, fused=fused)
 
 
 def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:

@@ -54,6 +54,12 @@ def test_detached_layers_cost_no_input_gradient() -> None:
     assert count_flops(local) == 2 * a + 2 * b
 
 
+def test_products_that_are_added_in_place_are_counted() -> None:
+    total, a, b = torch.zeros(B, O), torch.randn(B, I), torch.randn(I, O)
+    assert count_flops(total.addmm_, a, b) == LINEAR
+    assert count_flops(total[None].baddbmm_, a[None], b[None]) == LINEAR
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_element_wise_optimizer_adds_nothing(optimizer: type[torch.optim.Optimizer]) -> None:
     layer = nn.Linear(I, O)

@@ -1,0 +1,42 @@
+"""Direct feedback alignment: the output's error reaches a block through a fixed random matrix."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bpfree import _seeds
+from bpfree.losses._base import LocalLoss
+
+
+class DirectFeedback(LocalLoss):
+    """Pulls a block's output along a fixed random projection of the output error (Nøkland, arXiv 1609.01596).
+
+    With ``e [rows, C]`` the error at the network's output, which is the lesson, and ``B [C, n]`` fixed, its
+    rows of unit length, the gradient by the flattened output is ``e B / rows``: the scale of a mean
+    cross-entropy. The loss is the product of that with the output; its value means nothing.
+
+    Args:
+        seed: Seed of B alone; weights have others.
+        number: Number of the block, so that blocks have different matrices.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, seed: int = 0, number: int = 0) -> None:
+        super().__init__()
+        self.seed, self.number = seed, number
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        generator = _seeds.generator(torch.device("cpu"), self.seed, "feedback", self.number)
+        drawn = torch.randn(n_classes, output[0].numel(), generator=generator)
+        self.register_buffer("matrix", F.normalize(drawn).to(output.device))
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        assert lesson is not None
+        return (output.flatten(1) * self.delta(lesson)).sum()
+
+    def delta(self, error: Tensor) -> Tensor:
+        """The gradient by the flattened output, ``[rows, n]``, for an output error ``[rows, C]``."""
+        return error @ self.matrix / len(error)

@@ -1,0 +1,41 @@
+"""The sparsemax loss on a block's own class scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bpfree.losses._registry import register_loss
+from bpfree.losses.cross_entropy import LocalCrossEntropy
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """Each row of ``scores [rows, C]`` projected onto the simplex (Martins and Astudillo, arXiv 1602.02068).
+
+    ``p = max(s - tau, 0)`` with the tau that makes each row sum to 1; most entries come out as exact zeros.
+    """
+    ordered = scores.sort(1, descending=True).values
+    sums, counts = ordered.cumsum(1), torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    # The largest score always counts; where it is NaN nothing does, and the NaN goes on.
+    size = (1 + counts * ordered > sums).sum(1, keepdim=True).clamp(min=1)
+    tau = (sums.gather(1, size - 1) - 1) / size
+    return (scores - tau).clamp(min=0)
+
+
+@register_loss("sparsemax")
+class LocalSparsemax(LocalCrossEntropy):
+    """The Fenchel-Young loss of sparsemax on a projection of the block's output (Blondel et al., 1901.02324).
+
+    ``mean over rows of  -s_y + 1/2 sum_{j in support} (s_j^2 - tau^2) + 1/2``, at least 0, and 0 where the
+    right class leads by 1. Arguments as for `LocalCrossEntropy`.
+    """
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return sparsemax(scores)
+
+    def objective(self, scores: Tensor, target: Tensor) -> Tensor:
+        # With p = sparsemax(s), the sum over the support of s^2 - tau^2 is that of p (2 s - p); and since the
+        # gradient by p vanishes at the optimum, p may be a constant.
+        p = sparsemax(scores.detach())
+        conjugate = (p * scores).sum(1) + (1 - p.square().sum(1)) / 2
+        return (conjugate - scores.gather(1, target.unsqueeze(1)).squeeze(1)).mean()

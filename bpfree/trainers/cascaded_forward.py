@@ -1,0 +1,165 @@
+"""Cascaded-Forward (Zhao et al., arXiv 2303.09728)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+from torch import nn
+
+from bpfree._errors import BadValue
+from bpfree.cascade import Block, Cascade
+from bpfree.data import TensorData
+from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
+from bpfree.losses.closed_form import LAMBDAS
+from bpfree.schedules import Schedule
+from bpfree.trainers.base import Trainer, keep_maps
+from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
+from bpfree.trainers.fitting import Checkpoint, Hooks
+from bpfree.trainers.history import History
+from bpfree.trainers.local import ReadoutName, class_score_readouts
+from bpfree.trainers.settings import FitSettings, TrainerSettings
+
+#: Settings that training blocks shares with training predictors.
+SHARED = (
+    "optimizer",
+    "momentum",
+    "lr_schedule",
+    "precision",
+    "compile",
+    "cut",
+    "last_block",
+    "feedback_seed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadedForwardSettings(TrainerSettings):
+    """Settings of Cascaded-Forward; ``lr``, ``weight_decay`` and ``epochs`` are those of the predictors.
+
+    Attributes:
+        schedule: ``greedy`` keeps the features of one block at a time and trains each predictor on them;
+            ``simultaneous`` makes all features anew at each step, which is one pass for the closed form.
+        predictor: Loss of the predictors: softmax cross-entropy, sparsemax loss, or squared error in closed
+            form (then there are no steps: ``lr`` and ``epochs`` have no meaning).
+        bias: Whether predictors have a bias.
+        gradients: ``analytic`` takes the closed form of each step of the first two.
+        lam: Penalties that the closed form chooses from.
+        pool: For each block, the side of the map that its features are pooled to, by their root mean square;
+            None for all, or in the list: as they are.
+        keep: Whether the closed form's sums stay in `losses`, to forget samples later.
+        readout: The prediction rule.
+        blocks: ``random``, or trained by ``dfa`` before the predictors, with the output layer's help.
+        block_epochs: Passes over the data that train blocks.
+        block_lr: Learning rate of blocks.
+        block_weight_decay: Weight decay of blocks.
+        last_block: Whether the last block takes its exact local gradient, see `DirectFeedbackAlignment`.
+        feedback_seed: Seed of the feedback matrices.
+    """
+
+    schedule: Schedule = "greedy"
+    predictor: Literal["cross_entropy", "sparsemax", "closed_form"] = "cross_entropy"
+    bias: bool = True
+    gradients: Literal["autograd", "analytic"] = "autograd"
+    lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
+    pool: list[Annotated[int, Ge(1)] | None] | None = None
+    keep: bool = False
+    readout: ReadoutName = "sum_probabilities"
+    blocks: Literal["random", "dfa"] = "random"
+    block_epochs: Annotated[int, Ge(1)] = 5
+    block_lr: Annotated[float, Gt(0)] = 5e-4
+    block_weight_decay: Annotated[float, Ge(0)] = 0.0
+    last_block: LastBlock = "exact"
+    feedback_seed: Annotated[int, Ge(0)] = 0
+
+
+class CascadedForward(Trainer):
+    """A linear predictor on every block; blocks stay random, or are trained once and frozen.
+
+    The blocks are fixed fronts: no gradient of a predictor enters one, and their batch normalisation gets
+    its statistics from one pass over the training data. The prediction is the sum of the predictors'
+    probabilities. The network's output layer takes no part, except in training the blocks.
+    """
+
+    id = "cafo"
+    Settings = CascadedForwardSettings
+    settings: CascadedForwardSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        stages, _ = keep_maps(*self.stages(s.cut))
+        pools = s.pool if s.pool is not None else [None] * len(stages)
+        if len(pools) != len(stages):
+            raise BadValue(f"pool = {pools}: expected {len(stages)} sides, one for each block")
+        if s.gradients == "analytic" and any(pool is not None for pool in pools):
+            raise BadValue("pool with gradients = 'analytic': leave one of them out")
+        analytic = "analytic" if s.predictor == "closed_form" else s.gradients
+        blocks = [
+            Block(nn.Identity(), self._predictor(pool), front=stage, gradients=analytic)
+            for stage, pool in zip(stages, pools, strict=True)
+        ]
+        return Cascade(blocks, class_score_readouts(s.readout))
+
+    def _predictor(self, pool: int | None) -> LocalLoss:
+        s = self.settings
+        if s.predictor == "closed_form":
+            return ClosedForm(s.lam, s.bias, pool, s.keep)
+        kind = LocalSparsemax if s.predictor == "sparsemax" else LocalCrossEntropy
+        return kind(bias=s.bias, pool=pool)
+
+    @property
+    def locality(self) -> str:
+        if self.settings.blocks == "dfa":
+            return "L1"
+        return "L3" if all(block.gradients == "analytic" for block in self.cascade.units) else "L2"
+
+    def fit(self, train: Any, validation: Any = None, **options: Any) -> History:
+        """Train the blocks if they are to be trained, then the predictors; see `Trainer.fit`."""
+        history = super().fit(train, validation, **options)
+        checkpoint = options.get("checkpoint")
+        if checkpoint is not None:
+            path = checkpoint.path if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
+            _beside(path).unlink(missing_ok=True)
+        return history
+
+    def prepare(
+        self,
+        train: TensorData,
+        validation: TensorData | None,
+        fit: FitSettings,
+        checkpoint: Checkpoint | None,
+        hooks: Hooks,
+    ) -> History:
+        """Train the blocks by direct feedback alignment, through a trainer of their own."""
+        s = self.settings
+        if s.blocks == "random":
+            return History()
+        fronts = [block.front for block in self.cascade.units if block.front is not None]
+        for front in fronts:
+            front.requires_grad_(True)
+        trainer = DirectFeedbackAlignment(
+            self.net,
+            seed=self.seed,
+            device=self.device,
+            progress=False,
+            lr=s.block_lr,
+            weight_decay=s.block_weight_decay,
+            **{name: getattr(s, name) for name in SHARED},
+        )
+        own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
+        rest = {name: getattr(fit, name) for name in ("batch_size", "restore_best", "eval_every")}
+        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, epochs=s.block_epochs, **rest)
+        for front in fronts:
+            front.requires_grad_(False)
+        for row in history.rows:
+            row["stage"] = "blocks by dfa"
+        for stage in history.stages:
+            stage["name"] = "blocks by dfa"
+        return history
+
+
+def _beside(path: Path) -> Path:
+    """Where the state of the blocks' own training is kept while it runs."""
+    return path.with_name(f"{path.name}.blocks")

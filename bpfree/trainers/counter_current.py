@@ -1,0 +1,194 @@
+"""Counter-current learning (Kao and Hariharan, arXiv 2409.19841)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.cascade import Block, Cascade, JointBlock, descend
+from bpfree.losses import CounterCurrent, PrototypeOutput
+from bpfree.losses.counter_current import Form
+from bpfree.nn import ACTIVATIONS
+from bpfree.readouts import BlockReadout
+from bpfree.trainers.alignment import between_within, linear_cka, weight_alignment
+from bpfree.trainers.base import Trainer, keep_maps, single_weights
+from bpfree.trainers.gradients import condition
+from bpfree.trainers.settings import OptimizerName, TrainerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterCurrentSettings(TrainerSettings):
+    """Settings of counter-current learning; the defaults are the paper's for perceptrons.
+
+    Attributes:
+        lr: Learning rate of the forward network.
+        feedback_lr: Learning rate of the feedback network; None: as ``lr``; 0 leaves it as it was drawn.
+        loss: ``dot``, ``cosine`` or ``decorrelated``, see `bpfree.losses.CounterCurrent`.
+        k: Scale of ``dot``.
+        base: Width at which the scale of ``dot`` is k.
+        weight: Weight of the cross term of the cosine forms.
+        decorrelation: Weight of the decorrelation terms.
+        targets: What rows are compared with: ``prototypes``, one for each class, or ``samples``, those of
+            the labels in the batch.
+        clip: Largest norm of a block's gradients, of its forward and its feedback side each; None: any.
+        centralize: Whether gradients of matrices and filters are centralised before that.
+        warmup: Steps in which all losses rise to their full weight.
+        input_pair: Whether the feedback network goes down to the input and is compared with it there, which
+            no prediction depends on.
+        joint: One optimizer step through the sum of all losses, gradient norms taken over all blocks, as in
+            the reference code.
+        gate: Probability of the right class, at the output, above which a row is spared by the pair losses;
+            None: never. It needs ``joint``.
+        gradients: ``autograd``; ``analytic`` takes the closed form of each step (perceptrons with the loss
+            ``dot`` on prototypes).
+    """
+
+    lr: Annotated[float, Gt(0)] = 1.0
+    feedback_lr: Annotated[float, Ge(0)] | None = None
+    optimizer: OptimizerName = "sgd"
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    loss: Form = "dot"
+    k: Annotated[float, Gt(0)] = 0.5
+    base: Annotated[float, Gt(0)] = 256.0
+    weight: Annotated[float, Gt(0)] = 1.0
+    decorrelation: Annotated[float, Ge(0)] = 0.5
+    targets: Literal["prototypes", "samples"] = "prototypes"
+    clip: Annotated[float, Gt(0)] | None = 1.0
+    centralize: bool = False
+    warmup: Annotated[int, Ge(0)] = 0
+    input_pair: bool = False
+    joint: bool = False
+    gate: Annotated[float, Gt(0), Lt(1)] | None = None
+    gradients: Literal["autograd", "analytic"] = "autograd"
+
+
+class CounterCurrentLearning(Trainer):
+    """A feedback network sends each class down the layers; each block pulls its own rows towards theirs.
+
+    Block l is its layer U_l and the feedback layer V_(l+1) that answers it: both learn by their agreement.
+    The output layer learns by cross-entropy. The forward network alone predicts.
+    """
+
+    id = "counter_current"
+    Settings = CounterCurrentSettings
+    settings: CounterCurrentSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        self._check()
+        stages, output = keep_maps(*self.stages(s.cut))
+        layers = [_layer(stage) for stage in stages] + [_layer(output)]
+        blocks = [
+            Block(stage, self._pair(above, _activation(stage)), gradients=s.gradients)
+            for stage, above in zip(stages, layers[1:], strict=True)
+        ]
+        if s.input_pair:
+            blocks.insert(0, Block(nn.Identity(), self._pair(layers[0], None), gradients=s.gradients))
+        blocks.append(Block(nn.Identity(), PrototypeOutput(output, s.warmup), gradients=s.gradients))
+        if s.joint:
+            blocks = [GatedBlock(blocks, s.gate)]
+        return Cascade(blocks, {"last": BlockReadout()}, source=self.net)
+
+    def _check(self) -> None:
+        s = self.settings
+        if s.schedule != "simultaneous":
+            raise BadValue(
+                f"schedule = {s.schedule!r}: messages come from blocks that learn: 'simultaneous' only"
+            )
+        if s.gate is not None and not s.joint:
+            raise BadValue(f"gate = {s.gate}: it reads the output of the same batch: needs joint = true")
+        if s.gradients == "analytic" and (s.loss != "dot" or s.targets != "prototypes" or s.joint):
+            raise BadValue(
+                "gradients = 'analytic': needs loss = 'dot', targets = 'prototypes' and joint = false"
+            )
+
+    def _pair(self, above: nn.Module, activation: nn.Module | None) -> CounterCurrent:
+        s = self.settings
+        per_sample = s.targets == "samples"
+        return CounterCurrent(
+            above, activation, s.loss, s.k, s.base, s.weight, s.decorrelation, per_sample, s.warmup
+        )
+
+    def reset_optimizers(self) -> None:
+        super().reset_optimizers()
+        condition(self.optimizers.values(), self.settings.clip, self.settings.centralize)
+
+    def clone(self) -> Trainer:
+        copied = super().clone()
+        # A copied optimizer has lost its hooks.
+        condition(copied.optimizers.values(), self.settings.clip, self.settings.centralize)
+        return copied
+
+    @property
+    def locality(self) -> str:
+        if self.settings.joint:
+            return "L1"
+        if self.settings.gradients == "analytic":
+            return "L3"
+        return "L2" if single_weights(self.cascade.units) else "L1"
+
+    @torch.no_grad()
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """For each pair of a block and its feedback, bottom first.
+
+        Returns:
+            ``alignment``, cosine of U_(l+1) with the transposed V_(l+1); ``between_within``, variance of the
+            class means over that inside classes, of the block's output; ``cka``, linear CKA of the output
+            with the prototypes of the labels.
+        """
+        top = self.cascade.units[0]
+        blocks = top.inner if isinstance(top, JointBlock) else self.cascade.units
+        found: dict[str, list[float]] = {"alignment": [], "between_within": [], "cka": []}
+        rows = x
+        for block, lesson in zip(blocks, descend(blocks), strict=True):
+            rows = block(rows)
+            if isinstance(block.loss, CounterCurrent) and lesson is not None:
+                output = rows.flatten(1)
+                found["alignment"].append(weight_alignment(*block.loss.weights()))
+                found["between_within"].append(between_within(output, y))
+                found["cka"].append(linear_cka(output, lesson.flatten(1)[y]))
+        return found
+
+
+class GatedBlock(JointBlock):
+    """Blocks with closed walls that step together; rows that the output is sure of may be spared.
+
+    Args:
+        blocks: The inner blocks, bottom first.
+        gate: Probability of the right class above which a row is 0 for all losses but the top one.
+    """
+
+    def __init__(self, blocks: Sequence[Block], gate: float | None) -> None:
+        super().__init__(blocks, [1.0] * len(blocks), detach=True)
+        self.gate = gate
+
+    def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        if self.gate is None:
+            return outputs
+        with torch.no_grad():
+            scores = self.losses[-1].scores(outputs[-1])
+            assert scores is not None
+            unsure = scores.softmax(1).gather(1, target.unsqueeze(1)) <= self.gate
+        spared = [output * unsure.view(-1, *[1] * (output.ndim - 1)) for output in outputs[:-1]]
+        return [*spared, outputs[-1]]
+
+
+def _layer(stage: nn.Module) -> nn.Module:
+    """The one layer with weights of a stage."""
+    found = [m for m in stage.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    if len(found) != 1:
+        raise BadValue(
+            f"counter-current learning needs one linear or convolutional layer in each block, "
+            f"not {len(found)}: use cut = 'weight'"
+        )
+    return found[0]
+
+
+def _activation(stage: nn.Module) -> nn.Module | None:
+    return next((m for m in stage.modules() if type(m) in ACTIVATIONS.values()), None)

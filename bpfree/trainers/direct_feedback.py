@@ -1,0 +1,92 @@
+"""Direct feedback alignment (Nøkland, arXiv 1609.01596)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.losses import DirectFeedback, LocalCrossEntropy
+from bpfree.readouts import BlockReadout
+from bpfree.trainers.base import Trainer
+from bpfree.trainers.settings import TrainerSettings
+
+LastBlock = Literal["exact", "feedback"]
+
+
+class DirectFeedbackBlock(JointBlock):
+    """Blocks with closed walls, of which the top one tells all others its error on the same batch.
+
+    One forward pass and one step for all, so normalisation layers see each batch once.
+    """
+
+    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+        return [self.error(outputs[-1], target)] * len(outputs)
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """``softmax(scores) - one-hot`` of the top block's output, ``[rows, C]``, without a graph."""
+        with torch.no_grad():
+            scores = self.losses[-1].scores(output)
+            assert scores is not None
+            return scores.softmax(1) - F.one_hot(target, scores.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectFeedbackSettings(TrainerSettings):
+    """Settings of direct feedback alignment.
+
+    Attributes:
+        last_block: ``exact``: the last stage takes the gradient of the output layer's cross-entropy, which is
+            local to it; ``feedback``: a random matrix, as the others.
+        feedback_seed: Seed of the random matrices.
+    """
+
+    last_block: LastBlock = "exact"
+    feedback_seed: Annotated[int, Ge(0)] = 0
+
+
+class DirectFeedbackAlignment(Trainer):
+    """Each stage follows the output's error through a fixed random matrix of its own.
+
+    The output layer learns by cross-entropy; nothing is propagated backwards.
+    """
+
+    id = "dfa"
+    Settings = DirectFeedbackSettings
+    settings: DirectFeedbackSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        stages, output = self.stages(self.settings.cut)
+        if self.settings.last_block == "feedback":
+            stages.append(nn.Sequential(nn.Identity()))
+        seed = self.settings.feedback_seed
+        blocks = [Block(stage, DirectFeedback(seed, k)) for k, stage in enumerate(stages[:-1])]
+        blocks.append(Block(stages[-1], LocalCrossEntropy(output)))
+        joint = DirectFeedbackBlock(blocks, [1.0] * len(blocks), detach=True)
+        return Cascade([joint], {"last": BlockReadout()}, source=self.net)
+
+    @property
+    def locality(self) -> str:
+        return "L1"
+
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """``feedback_cos``: cosine of each stage's teaching signal with the gradient that it stands for."""
+        joint = self.cascade.units[0]
+        assert isinstance(joint, DirectFeedbackBlock)
+        outputs: list[Tensor] = []
+        rows = x
+        for block in joint.inner:
+            outputs.append(rows := block(rows))
+        taught = outputs[:-1]
+        if not taught:
+            return {}
+        grads = torch.autograd.grad(joint.losses[-1](outputs[-1], y), taught)
+        error = joint.error(outputs[-1], y)
+        deltas = [loss.delta(error) for loss in joint.losses if isinstance(loss, DirectFeedback)]
+        pairs = zip(deltas, grads, strict=True)
+        return {"feedback_cos": [F.cosine_similarity(d.flatten(), g.flatten(), 0).item() for d, g in pairs]}

@@ -1,0 +1,141 @@
+"""The pair loss against loops by hand, its closed form against autograd, and the wires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bpfree import BadValue
+from bpfree.losses import CounterCurrent, PrototypeOutput
+from bpfree.losses.counter_current import Ramp, reverse
+
+B, C, D, ABOVE = 7, 3, 5, 4
+G = torch.Generator().manual_seed(0)
+OUTPUT = torch.randn(B, D, generator=G, dtype=torch.float64)
+MESSAGE = torch.randn(C, ABOVE, generator=G, dtype=torch.float64)
+LABELS = torch.arange(B) % C
+
+
+def pair(activation: nn.Module | None = None, **options: Any) -> CounterCurrent:
+    torch.manual_seed(0)
+    loss = CounterCurrent(nn.Linear(D, ABOVE), activation, **options)
+    loss.build(OUTPUT, C)
+    return loss.double()
+
+
+def value(loss: CounterCurrent, output: Tensor = OUTPUT) -> Tensor:
+    lesson, _ = loss.teach(MESSAGE)
+    found: Tensor = loss(output, LABELS, lesson)
+    return found
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm()
+
+
+def test_the_dot_loss_is_the_scaled_mean_of_squares() -> None:
+    loss = pair(nn.ELU(), k=0.3, base=100.0)
+    linear = loss.feedback[0]
+    b = [nn.functional.elu(linear.weight @ row + linear.bias) for row in MESSAGE]
+    total = sum((OUTPUT[i] @ b[c] - float(LABELS[i] == c)) ** 2 for i in range(B) for c in range(C))
+    torch.testing.assert_close(value(loss), 0.3 * 100 / D * total / (B * C))
+
+
+@pytest.mark.parametrize("form", ["cosine", "decorrelated"])
+def test_the_cosine_losses(form: Any) -> None:
+    loss = pair(form=form, weight=0.7, decorrelation=0.2)
+    b = loss.feedback(MESSAGE)
+    cross = sum(
+        (unit(OUTPUT[i]) @ unit(b[c]) - float(LABELS[i] == c)) ** 2 for i in range(B) for c in range(C)
+    )
+    expected = 0.7 * cross / (B * C)
+    if form == "decorrelated":
+        for x in (OUTPUT, b):
+            n = len(x)
+            own = sum((unit(x[i]) @ unit(x[j]) - float(i == j)) ** 2 for i in range(n) for j in range(n))
+            expected = expected + 0.2 * own / n**2
+    torch.testing.assert_close(value(loss), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_targets_by_sample_are_those_of_a_feedback_pass_for_each_label() -> None:
+    loss = pair(nn.Tanh(), per_sample=True, k=0.5, base=float(D))
+    b = loss.feedback(MESSAGE[LABELS])
+    same = (LABELS[:, None] == LABELS).double()
+    torch.testing.assert_close(value(loss), 0.5 * (OUTPUT @ b.T - same).square().mean())
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("activation", [None, nn.ELU(), nn.ReLU(), nn.Tanh()], ids=str)
+def test_the_closed_form_is_autograd(activation: nn.Module | None, warmup: int) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
+        grads = []
+        for analytic in (False, True):
+            loss = pair(activation, warmup=warmup).to(dtype)
+            output = OUTPUT.to(dtype, copy=True).requires_grad_()
+            with torch.set_grad_enabled(not analytic):
+                lesson, _ = loss.teach(MESSAGE.to(dtype))
+                if analytic:
+                    found, error = loss.output_gradient(output, LABELS, lesson)
+                else:
+                    found = loss(output, LABELS, lesson)
+                    found.backward()
+                    error = output.grad
+            grads.append([found.detach(), error, *(p.grad for p in loss.parameters())])
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_without_a_closed_form_it_says_so() -> None:
+    for options in ({"form": "cosine"}, {"per_sample": True}):
+        loss = pair(**options)
+        lesson, _ = loss.teach(MESSAGE)
+        with pytest.raises(TypeError, match="closed form"):
+            loss.output_gradient(OUTPUT, LABELS, lesson)
+
+
+def test_a_row_of_zeros_gets_no_gradient_and_no_nan() -> None:
+    for form in ("dot", "cosine", "decorrelated"):
+        loss = pair(form=form)
+        rows = OUTPUT.clone()
+        rows[2] = 0
+        rows.requires_grad_()
+        spared = rows * (torch.arange(B) != 2).double().unsqueeze(1)
+        value(loss, spared).backward()
+        assert rows.grad is not None
+        assert rows.grad.isfinite().all()
+        assert not rows.grad[2].any()
+
+
+def test_the_output_sends_each_class_once() -> None:
+    top = PrototypeOutput(nn.Linear(D, C))
+    top.build(OUTPUT, C)
+    lesson, below = top.teach(None)
+    assert lesson is None
+    assert below is not None
+    assert torch.equal(below, torch.eye(C))
+
+
+def test_the_ramp_rises_in_training_alone() -> None:
+    ramp = Ramp(4)
+    one = torch.ones(())
+    assert [ramp(one).item() for _ in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    fresh = Ramp(4).eval()
+    assert fresh(one).item() == 1
+    assert fresh.count == 0
+
+
+def test_layers_are_reversed_in_shape() -> None:
+    for above, shape, message in [
+        (nn.Linear(5, 4, bias=False), (5,), (3, 4)),
+        (nn.Linear(18, 4), (2, 3, 3), (3, 4)),
+        (nn.Conv2d(2, 6, 3, padding=1, bias=False), (2, 8, 8), (3, 6, 4, 4)),
+        (nn.Conv2d(2, 6, 3, stride=2, padding=1), (2, 7, 5), (3, 6, 4, 3)),
+    ]:
+        back = reverse(above, torch.Size(shape), nn.ELU())
+        assert back(torch.randn(message)).shape == (3, *shape)
+        assert (above.bias is None) == all(p.ndim > 1 for p in back.parameters())
+    with pytest.raises(BadValue, match="linear and convolutional"):
+        CounterCurrent(nn.Conv1d(1, 1, 3))

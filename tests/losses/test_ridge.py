@@ -1,0 +1,118 @@
+"""The accumulator against least squares, a direct solve, and its own algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bpfree import BadValue, RidgeAccumulator
+from bpfree.losses import ridge
+from bpfree.meters import count_flops
+
+N, D, C = 400, 30, 4
+
+
+def samples(n: int = N, d: int = D) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    features = torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + 1
+    return features, torch.randint(C, (n,), generator=generator)
+
+
+def fit(features: Tensor, labels: Tensor, lam: float = 1e-3, **options: bool) -> tuple[Tensor, Tensor]:
+    return RidgeAccumulator(features.shape[1], C, **options).add(features, labels).solve(lam)
+
+
+def close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("columns", [7, 512])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_without_a_penalty_it_is_least_squares(
+    intercept: bool, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ridge, "COLUMNS", columns)
+    phi, y = samples()
+    design = torch.cat([phi, torch.ones(N, 1, dtype=phi.dtype)], 1) if intercept else phi
+    expected = torch.linalg.lstsq(design, torch.eye(C, dtype=phi.dtype)[y]).solution
+    weight, bias = fit(phi, y, 0.0, intercept=intercept)
+    torch.testing.assert_close(weight, expected[:D], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(bias, expected[D] if intercept else torch.zeros(C, dtype=phi.dtype))
+
+
+def test_the_penalty_is_scaled_by_the_trace_and_spares_the_intercept() -> None:
+    """The gradient of the documented objective is zero at the solution."""
+    phi, y = samples()
+    target, lam = torch.eye(C, dtype=phi.dtype)[y], 0.05
+    weight, bias = (t.clone().requires_grad_() for t in fit(phi, y, lam))
+    scale = phi.square().sum() / D
+    objective = (phi @ weight + bias - target).square().sum() + lam * scale * weight.square().sum()
+    objective.backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert weight.grad.abs().max() < 1e-8
+    assert bias.grad.abs().max() < 1e-8
+    one, other = fit(phi, y, lam, intercept=False), fit(10 * phi, y, lam, intercept=False)
+    torch.testing.assert_close(one[0], 10 * other[0])
+
+
+def test_order_and_sharding_do_not_matter() -> None:
+    phi, y = samples()
+    expected = fit(phi, y)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    shuffled = RidgeAccumulator(D, C)
+    for chunk in order.split(37):
+        shuffled.add(phi[chunk], y[chunk])
+    close(shuffled.solve(1e-3), expected, 1e-10)
+    shards = [RidgeAccumulator(D, C).add(phi[part], y[part]) for part in order.split([5, 200, 195])]
+    close(shards[2].merge(shards[0]).merge(shards[1]).solve(1e-3), expected, 1e-10)
+    assert shards[2].count == N
+
+
+def test_forgetting_is_a_refit_without_the_samples_and_much_cheaper() -> None:
+    phi, y = samples(4000, 60)
+    out, kept = slice(0, 40), slice(40, None)
+    whole = RidgeAccumulator(60, C).add(phi, y)
+    close(whole.forget(phi[out], y[out]).solve(1e-3), fit(phi[kept], y[kept]), 1e-8)
+    refit = count_flops(fit, phi[kept], y[kept])
+    assert refit >= 10 * count_flops(lambda: whole.forget(phi[out], y[out]).solve(1e-3))
+
+
+def test_labels_are_one_hot_targets_and_penalties_share_the_sums() -> None:
+    phi, y = samples()
+    target = torch.eye(C)[y]
+    ours = RidgeAccumulator(D, C).add(phi.float(), target)
+    for found, lam in zip(ours.solve_all([1e-3, 0.1, 1e-3]), [1e-3, 0.1, 1e-3], strict=True):
+        close(found, fit(phi.float(), y, lam), 1e-12)
+
+
+def test_the_gram_matrix_costs_little_more_than_half_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "COLUMNS", 10)
+    phi, y = samples(100, 100)
+    ours = RidgeAccumulator(100, C, intercept=False)
+    product, moments = 2 * 100 * 100 * 100, 2 * 100 * 100 * C
+    assert count_flops(ours.add, phi, y) == round(0.55 * product) + moments
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    phi, y = samples()
+    ours = RidgeAccumulator(D, C)
+    with pytest.raises(BadValue, match="no samples"):
+        ours.solve(0.1)
+    with pytest.raises(BadValue, match="expected \\[B, 30\\]"):
+        ours.add(phi[:, 1:], y)
+    with pytest.raises(BadValue, match="targets are"):
+        ours.add(phi, y[1:])
+    with pytest.raises(BadValue, match="only 0 were"):
+        ours.forget(phi, y)
+    with pytest.raises(BadValue, match="intercept"):
+        ours.merge(RidgeAccumulator(D, C, intercept=False))
+    with pytest.raises(BadValue, match="expected at least 0"):
+        ours.add(phi, y).solve(-1.0)
+    with pytest.raises(BadValue, match="singular"):
+        RidgeAccumulator(D, C).add(phi[:5], y[:5]).solve(0.0)
+    with pytest.raises(BadValue, match="at least 1 each"):
+        RidgeAccumulator(0, C)
