@@ -26,13 +26,12 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "backprop_ds": {},
     "mf_joint": {},
     "mono_forward": {},
-    "mono_forward greedy": {"schedule": "greedy"},
     "mono_forward analytic": {"gradients": "analytic"},
     "forward_forward": {"readout": "goodness", "classifier": False},
     "forward_forward with classifier": {},
     "random_features": {},
 }
-LOCAL = ("mono_forward", "mono_forward greedy", "mono_forward analytic", "forward_forward", "random_features")
+LOCAL = ("mono_forward", "mono_forward analytic", "forward_forward", "random_features")
 
 
 def measure(name: str, width: int, blocks: int) -> tuple[int, int]:

@@ -23,6 +23,9 @@ def validate(settings: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     from pydantic import ValidationError
 
+    for key in values:
+        if not isinstance(key, str):
+            raise BadValue(f"{where}.{key!r}: unknown key; keys are names, and this is none")
     try:
         checked: T = _checked(settings)(**values)  # type: ignore[arg-type]
         return checked

@@ -52,7 +52,7 @@ def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifelin
     except Diverged as error:
         pipe.send(("row", failed(cell, "diverged", str(error))))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        pipe.send(("row", failed(cell, "oom", str(error))))
+        pipe.send(("row", failed(cell, "oom", str(error) or type(error).__name__)))
     except Exception:  # noqa: BLE001 (whatever a cell dies of is written down as its row)
         pipe.send(("row", failed(cell, "error", traceback.format_exc())))
     else:
@@ -81,7 +81,7 @@ def _heading(cell: Cell) -> Row:
         "net": cell.net["name"],
         "seed": cell.seed,
         "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")}
-        | {"plugins": [*cell.plugins]},
+        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }

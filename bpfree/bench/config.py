@@ -132,11 +132,13 @@ class Cell:
     threads: int = 1
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
+    plugin_hashes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         """A hash of all but the name of the arm."""
-        parts = {k: v for k, v in asdict(self).items() if k != "arm"}
+        left_out = ("arm", "plugins") if self.plugin_hashes else ("arm", "plugin_hashes")
+        parts = {k: v for k, v in asdict(self).items() if k not in left_out}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -194,7 +196,7 @@ def override(config: Mapped, assignment: str) -> None:
 def _child(at: Any, key: str, assignment: str) -> Any:
     if isinstance(at, dict):
         return at.setdefault(key, {})
-    if isinstance(at, list) and key.isdigit() and int(key) < len(at):
+    if isinstance(at, list) and key.isdecimal() and int(key) < len(at):
         return at[int(key)]
     raise BadValue(f"--set {assignment}: no item {key!r} there")
 
@@ -243,6 +245,9 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
     common: Mapped = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
+    common["plugin_hashes"] = tuple(
+        hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
+    )
     found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
@@ -314,7 +319,10 @@ def load_plugin(plugin: str) -> None:
 
     if not Path(plugin).is_file():
         raise BadValue(f"plugins: {plugin}: no such file")
-    runpy.run_path(plugin)
+    try:
+        runpy.run_path(plugin)
+    except Exception as error:  # a plugin is the user's own code: whatever it raises is theirs to read
+        raise BadValue(f"plugins: {plugin}: cannot be run: {type(error).__name__}: {error}") from error
 
 
 def _section(config: Mapping[str, Any], key: str, where: str, default: Mapped | None = None) -> Mapped:

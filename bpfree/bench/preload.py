@@ -4,3 +4,9 @@ import pydantic.dataclasses  # noqa: F401
 import safetensors.torch  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch.utils.flop_counter  # noqa: F401
+
+from bpfree.bench.environment import git, source_hash
+
+# Remembered from here on: a row names the source that its cell was started from, whatever is edited later.
+source_hash()
+git()

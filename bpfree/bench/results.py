@@ -69,13 +69,17 @@ class Results:
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
             raise BadValue(f"{self.path}: no such file; a bench writes it with --out {self.folder}") from None
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise BadValue(f"{self.path}: cannot be read: {error}") from None
         complete = [line for line in lines if line.endswith("\n")]
         try:
-            return [json.loads(line) for line in complete]
+            rows = [json.loads(line) for line in complete]
         except json.JSONDecodeError as error:
             raise BadValue(f"{self.path}: a line is not JSON ({error}): was the file edited?") from None
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not {"cell_id", "status", "seed"} <= row.keys():
+                raise BadValue(f"{self.path}: line {number} is not a row of a bench: was the file edited?")
+        return rows
 
     def done(self) -> dict[str, Row]:
         """The successful rows by cell id; empty if there is no file yet.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,18 +41,36 @@ def groups(rows: Iterable[Row]) -> dict[str, dict[str, Arm]]:
     for row in rows:
         if row["status"] == "ok":
             title = f"{describe(row['config']['dataset'])}, {describe(row['config']['net'])}"
-            arms = found.setdefault(title, {})
-            arms.setdefault(row["arm"], Arm(row["arm"])).rows.append(row)
+            arms, key = found.setdefault(title, {}), json.dumps([row["arm"], row["config"]], sort_keys=True)
+            if key not in arms:
+                namesake = next((a for a in arms.values() if a.rows[0]["arm"] == row["arm"]), None)
+                suffix = f" [{differing(row, namesake.rows[0])}]" if namesake is not None else ""
+                arms[key] = Arm(row["arm"] + suffix)
+            arms[key].rows.append(row)
     return found
+
+
+def differing(row: Row, other: Row) -> str:
+    """The settings of ``row`` that ``other`` does not share."""
+    pairs = [(row["config"], other["config"], "")]
+    found = []
+    while pairs:
+        ours, theirs, path = pairs.pop(0)
+        for key, value in ours.items():
+            if isinstance(value, dict):
+                pairs.append((value, theirs.get(key, {}), f"{path}{key}."))
+            elif theirs.get(key) != value:
+                found.append(f"{path}{key}={value}")
+    return ", ".join(found)
 
 
 def describe(settings: dict[str, Any]) -> str:
     """A data set or net with the settings that were given."""
-    keep = {"hidden", "channels", "train_size", "path"}
+    usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "output_bias": True}
     parts = [
         f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
         for k, v in settings.items()
-        if k in keep and v
+        if v and usual.get(k) != v
     ]
     return " ".join([settings["name"], *parts])
 
@@ -89,8 +108,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
         if baseline is not None:
             console.print(_where_baseline_wins(arms, baseline))
-    for row in rows:
-        if row["status"] != "ok":
+    done = {row["cell_id"] for row in rows if row["status"] == "ok"}
+    failed = {row["cell_id"]: row for row in rows if row["status"] != "ok" and row["cell_id"] not in done}
+    for row in failed.values():
+        if row["reason"]:
             last = row["reason"].strip().splitlines()[-1]
             console.print(
                 f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False

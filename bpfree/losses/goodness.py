@@ -62,7 +62,12 @@ class Goodness(LocalLoss):
 
     def goodness(self, output: Tensor) -> Tensor:
         """``G [rows]`` of the block's output ``[rows, ...]``."""
-        squares = output.flatten(1).square()
+        # In bfloat16 a goodness of a thousand has steps of four.
+        squares = (
+            output.flatten(1).float().square()
+            if output.dtype == torch.bfloat16
+            else output.flatten(1).square()
+        )
         return squares.sum(1) if self.goodness_form == "sum" else squares.mean(1)
 
     def scores(self, output: Tensor) -> Tensor:

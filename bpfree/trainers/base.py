@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,6 +156,8 @@ class Trainer(ABC):
                 cascade.eval().build(x, n_classes)
                 if isinstance(self.net, Cascade):
                     check_order(self.net.to_module(), self.net, x)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise BadValue(
                     f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
@@ -330,8 +332,8 @@ class Trainer(ABC):
 
     def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else [d.name, len(d), list(d.sample_shape), list(d.augment)] for d in data]
-        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, seen]
+        seen = [None if d is None else _content(d) for d in data]
+        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -350,6 +352,8 @@ def single_weights(blocks: Sequence[Block]) -> bool:
     )
 
 
-def setting_names(settings: type[TrainerSettings]) -> list[str]:
-    """Names of the fields of a settings class."""
-    return [f.name for f in fields(settings)]
+def _content(data: TensorData) -> list[Any]:
+    """What tells two data sets apart: labels, a sample of the inputs, and what is done to them."""
+    some = data.x[:: max(1, len(data) // 64)].contiguous().cpu().numpy().tobytes()
+    digest = hashlib.sha256(data.y.cpu().numpy().tobytes() + some).hexdigest()
+    return [data.name, len(data), list(data.sample_shape), list(data.augment), data.mean, data.std, digest]

@@ -116,9 +116,11 @@ class ForwardForward(Trainer):
         straight = self.settings.straight_through
         if straight is None:
             straight = self.settings.peer_weight > 0
-        layers: list[Any] = [
-            StraightThroughReLU() if straight and isinstance(m, nn.ReLU) else m for m in stage
-        ]
+        layers: list[Any] = list(stage)
+        last = max((i for i, m in enumerate(layers) if isinstance(m, nn.ReLU)), default=None)
+        if straight and last is not None:
+            # Only where the goodness is taken: below it, the identity would be a wrong gradient.
+            layers[last] = StraightThroughReLU()
         if not first:
             return nn.Sequential(LengthNorm(), *layers)
         inner = [m for m in layers if not isinstance(m, nn.Flatten)]

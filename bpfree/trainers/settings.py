@@ -28,9 +28,9 @@ class TrainerSettings:
         optimizer: One optimizer of this kind per block.
         momentum: Momentum of SGD.
         lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
-            and then linear to 0, as in Forward-Forward.
+            and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code.
         schedule: ``simultaneous`` or ``greedy``.
-        cache: Whether a greedy schedule keeps the features of frozen blocks.
+        cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
         precision: ``bfloat16`` runs forward passes and losses under autocast.
         compile: Name of a `torch.compile` backend for the blocks, or None.
         cut: Where blocks begin, see `bpfree.split`.
