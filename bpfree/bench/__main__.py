@@ -101,6 +101,10 @@ def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int) -> i
         rows = run(found, Results(folder), jobs, arguments.checkpoint_every, watcher)
     console = _console()
     show(rows, console)
+    if jobs > 1:
+        console.print(
+            f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones", highlight=False
+        )
     console.print(f"rows and weights: {folder}", highlight=False, soft_wrap=True)
     return _exit_code(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifelin
     Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
     """
+    # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     try:
         row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))

@@ -209,3 +209,19 @@ def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureF
         main(arguments)
     assert exit_info.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_quietly_and_the_rows_stay(tmp_path: Path) -> None:
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 400, "batch_size": 8}}))
+    command = [sys.executable, "-m", "bpfree.bench", "run", str(config), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(out.glob("cells/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert "goes on from here" in printed
