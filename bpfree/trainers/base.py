@@ -106,7 +106,7 @@ class Trainer(ABC):
         """Figures about the blocks, beside accuracy, for the history's rows: nothing here.
 
         Args:
-            x: A few samples, ``[B, ...]``, of validation data if there are any.
+            x: The first validation samples, ``[B, ...]``.
             y: Their labels, ``[B]``.
         """
         return {}
@@ -209,8 +209,6 @@ class Trainer(ABC):
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
-        probe = data if judge is None else judge
-        samples = probe.batch(torch.arange(min(PROBE_SAMPLES, len(probe))))
         with progress_bar(self.id, self.progress and hooks is None) as shown:
             hooks = hooks or Hooks(progress=shown)
             begun = checkpoint is not None and checkpoint.path.exists()
@@ -227,7 +225,7 @@ class Trainer(ABC):
                 checkpoint=checkpoint,
                 hooks=hooks,
                 history=before,
-                diagnose=lambda: self.diagnose(*samples),
+                diagnose=lambda: self._diagnose(judge),
             )
             return loop.run()
 
@@ -326,6 +324,11 @@ class Trainer(ABC):
         if isinstance(self.net, Cascade):
             raise BadValue(f"{self.id} cuts the network itself: pass the module, not a cascade")
         return split(self.net, cut)
+
+    def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
+        if judge is None:
+            return {}
+        return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
 
     def _data(self, data: Any, n_classes: int | None = None) -> TensorData:
         return as_data(data, n_classes).to(self.device)

@@ -117,9 +117,6 @@ class Fit:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
-        else:
-            with self.hooks.window("cache"):
-                calibrate(self.cascade.eval().units, self.feed.batches(CALIBRATION_SAMPLES))
         while self.at.stage < len(self.stages):
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
@@ -150,6 +147,8 @@ class Fit:
 
     def _enter(self, stage: Stage) -> None:
         self.cascade.eval()
+        if self.at == Position(total_steps=self.at.total_steps):
+            calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
         self.feed.climb(stage.first)
         if self.evaluator is not None:
             self.evaluator.climb(stage.first, self._judges(stage))
