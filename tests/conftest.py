@@ -22,3 +22,8 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A name without an address, so that parallel workers agree on which tests there are."""
+    return type(val).__name__ if " at 0x" in repr(val) else None

@@ -233,7 +233,6 @@ class Skipping(nn.Sequential):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [(MonoForward, {}), (MonoForward, {"readout": "sum"}), (Backprop, {}), (ForwardForward, {})],
-    ids=str,
 )
 def test_a_module_that_does_not_run_its_children_in_order_is_found_out(
     kind: type[Trainer], settings: Any

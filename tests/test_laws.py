@@ -155,7 +155,6 @@ def test_nothing_fails_quietly(case: Case) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"lr_schedule": "cosine"}, {"optimizer": "sgd"}, {"optimizer": "adamw", "weight_decay": 0.1}],
-    ids=str,
 )
 def test_runs_with_other_optimizers_and_schedules_resume(settings: dict[str, Any], tmp_path: Path) -> None:
     testing.assert_resumes(mf(**settings), vectors(), tmp_path, stops=[2, 5, 9])

@@ -36,7 +36,6 @@ def declares(level: str, kind: type[Trainer], **settings: Any) -> Trainer:
         (declares("L0", MonoForward), r"L0.* no gradient to blocks\.0\.body\.1\.weight"),
         (declares("L9", MonoForward), "'L9'; expected one of L0, L1, L2, L3"),
     ],
-    ids=str,
 )
 def test_a_trainer_that_declares_another_level_is_found_out(trainer: Trainer, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
