@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,6 +66,7 @@ def run(
         pending = [cell for cell in cells if cell.id not in rows]
         running: list[Running] = []
         try:
+            _start_server()
             while pending or running:
                 while pending and len(running) < jobs:
                     running.append(_start(pending.pop(0), results.folder, checkpoint_s))
@@ -83,9 +87,23 @@ def run(
     return [rows[cell.id] for cell in cells]
 
 
+def _start_server() -> None:
+    """Start the fork server with Ctrl-C ignored: it would die of it in the middle of its imports."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["bpfree.bench.cell", "bpfree.bench.preload"]
+    )
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bpfree.bench.cell", "bpfree.bench.preload"])
     ours, theirs = context.Pipe(duplex=False)
     lifeline_end, lifeline = context.Pipe(duplex=False)
     own_folder = folder / "cells" / cell.id

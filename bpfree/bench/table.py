@@ -69,7 +69,7 @@ def describe(settings: dict[str, Any]) -> str:
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "output_bias": True}
     parts = [
         f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
-        for k, v in settings.items()
+        for k, v in sorted(settings.items())
         if v and usual.get(k) != v
     ]
     return " ".join([settings["name"], *parts])
