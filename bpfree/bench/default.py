@@ -32,7 +32,8 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
+#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones. The
+#: learning rates here were chosen by hand.
 CASCADED: Config = {
     "name": "default",
     "dataset": {"name": "digits"},

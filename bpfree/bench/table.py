@@ -66,7 +66,7 @@ def differing(row: Row, other: Row) -> str:
 
 def describe(settings: dict[str, Any]) -> str:
     """A data set or net with the settings that were given."""
-    usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "output_bias": True}
+    usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
     parts = [
         f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
         for k, v in sorted(settings.items())
@@ -111,11 +111,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
     done = {row["cell_id"] for row in rows if row["status"] == "ok"}
     failed = {row["cell_id"]: row for row in rows if row["status"] != "ok" and row["cell_id"] not in done}
     for row in failed.values():
-        if row["reason"]:
-            last = row["reason"].strip().splitlines()[-1]
-            console.print(
-                f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False
-            )
+        last = (row["reason"].strip().splitlines() or ["no reason was given"])[-1]
+        console.print(f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False)
 
 
 def _line(arm: Arm, baseline: Arm | None) -> list[str]:
