@@ -29,16 +29,23 @@ class Block(nn.Module):
         loss: The objective.
         front: The fixed part, in front of the body.
         gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
+        inner_steps: Steps to take on each answer of the front. With a number given, what goes up the wire is
+            the output after them; by default one step is taken, and the output before it goes up.
     """
 
     optimizer: torch.optim.Optimizer | None = None
 
     def __init__(
-        self, body: nn.Module, loss: LocalLoss, front: nn.Module | None = None, gradients: str = "autograd"
+        self,
+        body: nn.Module,
+        loss: LocalLoss,
+        front: nn.Module | None = None,
+        gradients: str = "autograd",
+        inner_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.front = front.requires_grad_(False) if front is not None else None
-        self.body, self.loss, self.gradients = body, loss, gradients
+        self.body, self.loss, self.gradients, self.inner_steps = body, loss, gradients, inner_steps
         self.autocast: torch.dtype | None = None
         self._objective: Any = self.objective
 
@@ -75,7 +82,7 @@ class Block(nn.Module):
     def update(
         self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Take one step, and free what it needed.
+        """Take one step, or the inner steps, and free what they needed.
 
         Args:
             sensed: What the front answered to the rows below, ``[rows, ...]``, detached.
@@ -83,8 +90,20 @@ class Block(nn.Module):
             lesson: What the loss made of the message from above.
 
         Returns:
-            The losses before the step, and the output to be sent up, computed before the step; all detached.
+            The losses before the first step, and the output to be sent up; all detached.
         """
+        if self.inner_steps is None:
+            return self._step(sensed, target, lesson)
+        first, _ = self._step(sensed, target, lesson)
+        for _ in range(1, self.inner_steps):
+            self._step(sensed, target, lesson)
+        with torch.no_grad():
+            return first, self.body(sensed)
+
+    def _step(
+        self, sensed: Rows, target: Tensor, lesson: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """One step; the losses and the output before it, detached."""
         assert self.optimizer is not None
         if self.gradients == "analytic":
             assert isinstance(sensed, Tensor)
@@ -155,7 +174,7 @@ class JointBlock(Block):
         nn.Module.__init__(self)
         self.blocks = nn.ModuleList(blocks)
         self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
-        self.front, self.autocast = None, None
+        self.front, self.autocast, self.inner_steps = None, None, None
         self._objective = self.objective
 
     @property

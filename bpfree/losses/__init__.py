@@ -7,6 +7,7 @@ from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
 from bpfree.losses.direct_feedback import DirectFeedback
 from bpfree.losses.goodness import Goodness
+from bpfree.losses.pair_cosine import PairCosine
 from bpfree.losses.reconstruction import MapPair, Reconstruction
 from bpfree.losses.ridge import RidgeAccumulator
 from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
@@ -20,6 +21,7 @@ __all__ = [
     "LocalLoss",
     "LocalSparsemax",
     "MapPair",
+    "PairCosine",
     "PrototypeOutput",
     "Reconstruction",
     "RidgeAccumulator",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree.cascade import Cascade, Rows
-from bpfree.encodings import View
+from bpfree.encodings import Encoding, View
+from bpfree.nn import counted
 from bpfree.schedules.step import ascend
 
 
@@ -34,7 +35,9 @@ class Feed:
 
     While neither the data nor the encoding changes from one epoch to the next, what the frozen blocks (and
     the fed block's front) answer is computed once per sample and kept, in batches of the size that training
-    uses: so it has the very bits that computing it anew would give.
+    uses: so it has the very bits that computing it anew would give. Where the encoding changes among a few
+    looks, every look of every sample is kept. A front whose calls are counted is asked for no other row: no
+    batch is filled up for the sake of equal bits, which a device would not give.
 
     Args:
         cascade: The blocks and the encoding.
@@ -48,9 +51,12 @@ class Feed:
         self.cascade, self.data, self.seed, self.batch_size = cascade, data, seed, batch_size
         self.device = data.y.device
         self._constant = not data.augmented and not cascade.encoding.redraw
-        self.caches = cache and self._constant
+        self._looks = cascade.encoding.redraw and type(cascade.encoding).looks is not Encoding.looks
+        self.caches = cache and not data.augmented and (self._looks or self._constant)
         self.height = 0
-        self._features: Tensor | None = None
+        #: What is kept, ``[views or looks, N, ...]``, and the epoch of the stage in which it was made.
+        self.features: Tensor | None = None
+        self.made_in = 0
         self._targets: Tensor | None = None
         self._fixed: Tensor | None = None
         self._outputs: dict[View, list[Tensor]] = {}
@@ -60,17 +66,33 @@ class Feed:
     @property
     def sensed(self) -> bool:
         """Whether `rows` are what the fed block's front has answered already."""
-        return self._features is not None
+        return self.features is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether what is kept here was asked of a front that counts, so that asking again is another run."""
+        return self.sensed and self._asks(self.height + 1)
 
     def climb(self, height: int) -> None:
         """Freeze the blocks below ``height``; their features are computed here if they can be kept."""
         # Not before training begins: a run that is taken up has its weights only then.
-        if self.caches and self._features is None and self.cascade.units[0].front is not None:
+        if self.caches and self.features is None and self.cascade.units[0].front is not None:
             self._keep()
         while self.height < height:
             self.height += 1
             if self.caches and self.height < len(self.cascade.units):
                 self._keep()
+
+    def restore(self, height: int, features: Tensor, made_in: int) -> None:
+        """Take up features of the block at ``height`` that an earlier part of the run has kept."""
+        self.height, self.features, self.made_in = height, features, made_in
+        if not self._looks:
+            self._targets = self._all_targets()
+
+    def renew(self, epoch: int) -> None:
+        """Ask for what is kept once more, from the data on: a device may have drifted since."""
+        self.features, self.made_in = None, epoch
+        self._keep()
 
     def batches(self, n_samples: int) -> Iterator[Rows]:
         """The first ``n_samples`` training samples once, as rows for the first block."""
@@ -94,9 +116,13 @@ class Feed:
             step: Number of the step in the epoch.
             scores: Class scores ``[B, C]``, if the encoding draws hard negatives.
         """
-        if self._features is not None and self._targets is not None:
-            return self._features[:, indices].flatten(0, 1), self._targets[:, indices].flatten()
-        if self.height == 0 or not self._constant:
+        if self.features is not None and self._looks:
+            x, y = self.samples(indices, epoch, step)
+            labels, target = self.cascade.encoding.chosen(y, self._drawn(y, epoch, step, scores))
+            return self.features[labels, indices].flatten(0, 1), target
+        if self.features is not None and self._targets is not None:
+            return self.features[:, indices].flatten(0, 1), self._targets[:, indices].flatten()
+        if self.height == 0 or not self._constant or self._asks(self.height):
             rows, target = self._encoded(indices, epoch, step, scores)
             return ascend(self.cascade.units[: self.height], rows), target
         rows, target = self._encoded(self._filled(indices))
@@ -125,33 +151,48 @@ class Feed:
         x, y = self.samples(indices, epoch, step)
         encoding = self.cascade.encoding
         if encoding.redraw:
-            return encoding.encode(x, y, encoding.draw(y, self._generator("negatives", epoch, step), scores))
+            return encoding.encode(x, y, self._drawn(y, epoch, step, scores))
         return encoding.encode(x, y, None if self._fixed is None else self._fixed[indices])
+
+    def _drawn(self, y: Tensor, epoch: int, step: int, scores: Tensor | None) -> Tensor | None:
+        return self.cascade.encoding.draw(y, self._generator("negatives", epoch, step), scores)
 
     @torch.no_grad()
     def _keep(self) -> None:
         """Replace the kept features by what the next block (and the front behind it) makes of them."""
-        block, views = self.cascade.units[self.height], self.cascade.encoding.views
-        below = self.cascade.units[self.height - 1] if self.height else None
-        targets: list[Tensor] = []
+        block, below = self.cascade.units[self.height], self.cascade.units[: self.height]
         features: Tensor | None = None
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
-            filled = self._filled(indices)
-            if self._features is not None and below is not None:
-                rows, target = self.rows(filled, 0, 0)
-                rows = below.body(rows)
+            asked = indices if self._asks(self.height + 1) else self._filled(indices)
+            if self.features is not None:
+                rows: Rows = below[-1].body(self.features[:, asked].flatten(0, 1))
             else:
-                rows, target = self._encoded(filled)
-                rows = rows if below is None else below(rows)
+                rows = ascend(below, self._shown(asked))
             answer = block.sense(rows)
             assert isinstance(answer, Tensor)
-            found = answer.unflatten(0, (views, -1))[:, : len(indices)]
+            found = answer.unflatten(0, (-1, len(asked)))[:, : len(indices)]
             if features is None:
                 # Written in place: joining batches at the end would hold all of them twice.
-                features = found.new_empty(views, len(self.data.y), *found.shape[2:])
+                features = found.new_empty(len(found), len(self.data.y), *found.shape[2:])
             features[:, indices] = found
-            targets.append(target.unflatten(0, (views, -1))[:, : len(indices)])
-        self._features, self._targets = features, torch.cat(targets, 1)
+        self.features = features
+        if not self._looks and self._targets is None:
+            self._targets = self._all_targets()
+
+    def _shown(self, indices: Tensor) -> Rows:
+        """All rows that samples become, view by view, or look by look where they change."""
+        if not self._looks:
+            return self._encoded(indices)[0]
+        return self.cascade.encoding.looks(self.data.batch(indices)[0])
+
+    def _all_targets(self) -> Tensor:
+        chunks = torch.arange(len(self.data.y), device=self.device).split(self.batch_size)
+        views = self.cascade.encoding.views
+        return torch.cat([self._encoded(i)[1].unflatten(0, (views, -1)) for i in chunks], 1)
+
+    def _asks(self, height: int) -> bool:
+        """Whether a front of the first ``height`` blocks counts its calls."""
+        return any(counted(block) for block in self.cascade.units[:height])
 
     def _filled(self, indices: Tensor) -> Tensor:
         """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""

@@ -20,6 +20,7 @@ from bpfree._settings import validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
 from bpfree.data import TensorData, as_data
+from bpfree.nn import asking
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.evaluation import Evaluator
@@ -146,7 +147,8 @@ class Trainer(ABC):
         # Values that differ, so that a net whose order is not its children's is found out.
         count = 2 * int(torch.Size(sample_shape).numel())
         x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        forked = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+        with forked, asking(self.net, "shape"):
             _seeds.seed_global(self.device, self.seed, "heads")
             try:
                 if not isinstance(self.net, Cascade):

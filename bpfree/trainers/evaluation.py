@@ -10,6 +10,7 @@ from torch import Tensor
 from bpfree._errors import Diverged
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
+from bpfree.nn import asking
 from bpfree.schedules import Data
 
 BATCH = 1024
@@ -107,7 +108,8 @@ class Evaluator:
             rows = below[-1].flatten(0, 1)
         else:
             rows = self.cascade.encoding.view(self.data.batch(indices)[0], view)
-        answer = block.sense(rows)
+        with asking(self.cascade, "eval"):
+            answer = block.sense(rows)
         assert isinstance(answer, Tensor)
         found: Tensor = answer.unflatten(0, (-1, len(indices)))
         return found
@@ -128,10 +130,11 @@ class Evaluator:
             rows = self.cascade.encoding.view(x, view)
             blocks = self.cascade.units[:n_blocks]
         for block in blocks:
-            if view in self._sensed and block is self.cascade.units[self.height]:
-                outputs = [block.body(self._sensed[view][:, indices].flatten(0, 1))]
-            else:
-                outputs = block.outputs(rows)
+            with asking(self.cascade, "eval"):
+                if view in self._sensed and block is self.cascade.units[self.height]:
+                    outputs = [block.body(self._sensed[view][:, indices].flatten(0, 1))]
+                else:
+                    outputs = block.outputs(rows)
             kept += [o.unflatten(0, (-1, len(indices))) for o in outputs]
             rows = outputs[-1]
         return kept

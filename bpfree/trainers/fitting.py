@@ -22,6 +22,7 @@ from bpfree.schedules import Data, Feed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.evaluation import Evaluator
 from bpfree.trainers.history import History
+from bpfree.trainers.measurements import Measurements
 from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, make_optimizer, set_lr
 
 #: Validation samples on which single blocks are judged where that takes a forward pass per class.
@@ -108,9 +109,13 @@ class Fit:
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
         self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
+        path = None if checkpoint is None else checkpoint.path
+        self.measurements = Measurements(cascade, self.feed, path, fingerprint)
         self.evaluator = None
         if validation is not None:
-            self.evaluator = Evaluator(cascade, validation, settings.cache and settings.schedule == "greedy")
+            # A resumed run would measure what is kept anew, and so be another run.
+            keep = settings.cache and settings.schedule == "greedy" and not self.measurements
+            self.evaluator = Evaluator(cascade, validation, keep)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -122,6 +127,7 @@ class Fit:
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
             self.best = {}
         self.cascade.eval()
+        self.measurements.forget()
         return self.history
 
     # ---- one stage -------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ class Fit:
         self.cascade.eval()
         if self.at == Position(total_steps=self.at.total_steps):
             calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
-        self.feed.climb(stage.first)
+        self.measurements.climb(stage.first, self.at.epoch, self.at.step)
         if self.evaluator is not None:
             self.evaluator.climb(stage.first, self._judges(stage))
         if stage.readouts and stage.first == stage.stop:
@@ -210,6 +216,9 @@ class Fit:
         for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self._learning(stage))]:
             module.train()
         n_steps = math.ceil(len(self.train.y) / self.fit.batch_size)
+        if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
+            with self.hooks.window("cache"):
+                self.measurements.renew(self.at.epoch)
         with self.hooks.window("train"):
             device = self.train.y.device
             order = torch.randperm(
@@ -283,10 +292,13 @@ class Fit:
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
             self._select(row["validation"][self._judges(stage)[0]])
+        if self.measurements:
+            row["passes"] = self.measurements.passes()
         self.history.rows.append(row)
         done = self.at.stage * self.fit.epochs + self.at.epoch
         self.hooks.progress(done, len(self.stages) * self.fit.epochs, row)
-        self._save_if_due()
+        # What a device has answered cannot be had again for nothing: no epoch of it is left unsaved.
+        self._save_if_due(now=bool(self.measurements))
 
     def _select(self, accuracy: float) -> None:
         if accuracy > self.at.best + self.fit.min_delta:
@@ -298,9 +310,10 @@ class Fit:
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
-    def _save_if_due(self) -> None:
-        due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
-        if due and self.checkpoint is not None:
+    def _save_if_due(self, now: bool = False) -> None:
+        if self.checkpoint is None:
+            return
+        if now or time.monotonic() - self.saved_at >= self.checkpoint.every_s:
             with self.hooks.window("io"):
                 self._save(self.checkpoint)
             self.saved_at = time.monotonic()
@@ -316,6 +329,7 @@ class Fit:
             "position": {k: v for k, v in asdict(self.at).items() if v != -math.inf},
             "history": asdict(self.history),
             "carried": checkpoint.carried.state() if checkpoint.carried else None,
+            "apparatus": self.measurements.state(tensors),
         }
         ckpt.write(checkpoint.path, tensors, state)
 
@@ -337,6 +351,7 @@ class Fit:
             self.at.step, self.sums = 0, None
         if checkpoint.carried is not None and state["carried"] is not None:
             checkpoint.carried.load(state["carried"])
+        self.measurements.load(state["apparatus"], tensors)
 
 
 def update_readout(

@@ -1,0 +1,98 @@
+"""The cosine of a block's output with a fixed random direction: the objective of physical local learning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bpfree import _seeds
+from bpfree._errors import BadValue
+from bpfree.losses._base import LocalLoss
+
+Reference = Literal["gaussian", "rademacher"]
+
+#: Keeps the norm of an output, and the gradient by it, finite at zero.
+EPS = 1e-12
+
+
+class PairCosine(LocalLoss):
+    """Rows under their own label point along xi, rows under a wrong one away (Momeni et al., Science 382, 1297).
+
+    With ``z [rows, n]`` the block's (flattened) output and xi a fixed random unit vector of the block::
+
+        a = |z| ;  g = a . xi / sqrt(|a|^2 + 1e-12)                            # the goodness, [rows]
+        loss = mean over pairs of softplus(-theta (g_pos - g_neg))
+
+    Units with xi_i > 0 vote for "real", the others for "fake". As a >= 0, g lies between -|min(xi, 0)| and
+    |max(xi, 0)|. The rows are all positives first, then the negatives, positive by positive in the same order
+    as often as there are negatives to each.
+
+    Args:
+        theta: Inverse temperature of the pair loss; no threshold.
+        negatives: Negatives to each positive; None: all C - 1 wrong labels.
+        reference: Distribution of xi's components before it is normalised.
+        seed: Seed of xi alone; weights have others.
+        number: Number of the block, so that blocks have different directions.
+    """
+
+    xi: Tensor
+
+    def __init__(
+        self,
+        theta: float = 4.0,
+        negatives: int | None = 1,
+        reference: Reference = "gaussian",
+        seed: int = 0,
+        number: int = 0,
+    ) -> None:
+        super().__init__()
+        if reference not in ("gaussian", "rademacher"):
+            raise BadValue(f"reference = {reference!r}: expected 'gaussian' or 'rademacher'")
+        if not theta > 0:
+            raise BadValue(f"theta = {theta}: an inverse temperature; expected more than 0")
+        self.theta, self.negatives, self.reference = theta, negatives, reference
+        self.seed, self.number = seed, number
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        generator = _seeds.generator(torch.device("cpu"), self.seed, "reference", self.number)
+        drawn = torch.randn(output[0].numel(), generator=generator)
+        if self.reference == "rademacher":
+            drawn = torch.where(drawn < 0, -1.0, 1.0)
+        self.register_buffer("xi", F.normalize(drawn.to(output.device, output.dtype), dim=0))
+        if self.negatives is None:
+            self.negatives = n_classes - 1
+
+    def goodness(self, output: Tensor) -> Tensor:
+        """``g [rows]`` of the block's output ``[rows, ...]``."""
+        a = output.flatten(1).abs()
+        return (a @ self.xi) / (a.square().sum(1) + EPS).sqrt()
+
+    def scores(self, output: Tensor) -> Tensor:
+        """``g``, ``[rows, 1]``: the sum of it over blocks is the goodness readout's score."""
+        return self.goodness(output).unsqueeze(1)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return F.softplus(-self.theta * self._margin(self.goodness(output))).mean()
+
+    def output_gradient(
+        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        z = output.flatten(1)
+        norm = (z.square().sum(1, keepdim=True) + EPS).sqrt()
+        direction = z.abs() / norm
+        g = direction @ self.xi
+        slope = z.sign() * (self.xi - g.unsqueeze(1) * direction) / norm
+        margin = self._margin(g)
+        # What a pair still asks for, spread over its two rows: the positive up, the negative down.
+        pull = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
+        weight = torch.cat([-pull.sum(0), pull.flatten()])
+        return F.softplus(-self.theta * margin).mean(), (weight.unsqueeze(1) * slope).view_as(output)
+
+    def _margin(self, g: Tensor) -> Tensor:
+        """``g_pos - g_neg`` of each pair, ``[negatives, positives]``."""
+        assert self.negatives is not None
+        by_view = g.view(1 + self.negatives, -1)
+        return by_view[:1] - by_view[1:]
