@@ -15,3 +15,16 @@ class BadValue(BpfreeError, ValueError):
 
 class Diverged(BpfreeError, ArithmeticError):
     """A loss became NaN or infinite; nothing after it can be trusted."""
+
+
+class DeviceError(BpfreeError, RuntimeError):
+    """A physical device did not answer, or answered what cannot be an answer.
+
+    Args:
+        message: What happened, and to which rows.
+        retryable: Whether asking again may help (a dropped frame, a timeout), or not (wrong shape, bad wiring).
+    """
+
+    def __init__(self, message: str, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable

@@ -1,0 +1,23 @@
+"""Physical systems that compute: opaque, counted, and anyone's; and simulated ones with real physics."""
+
+from bpfree.physics.acoustic import AcousticCavity
+from bpfree.physics.calibration import CalibrationReport
+from bpfree.physics.device import PURPOSES, Device
+from bpfree.physics.diagnostics import nonlinearity_index, r_squared
+from bpfree.physics.simulated import Simulated
+from bpfree.physics.state import join_state, split_state
+from bpfree.physics.system import DeviceError, PhysicalSystem
+
+__all__ = [
+    "PURPOSES",
+    "AcousticCavity",
+    "CalibrationReport",
+    "Device",
+    "DeviceError",
+    "PhysicalSystem",
+    "Simulated",
+    "join_state",
+    "nonlinearity_index",
+    "r_squared",
+    "split_state",
+]
