@@ -209,7 +209,11 @@ class LabelSlots(Encoding, nn.Module):
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         labels, target = self.chosen(y, drawn)
-        return self._slotted(x, F.one_hot(labels, self.n_classes)), target
+        return self.labelled(x, labels), target
+
+    def labelled(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The samples ``x [B, ...]`` under ``labels [V, B]``, ``[V * B, C + d]``."""
+        return self._slotted(x, F.one_hot(labels, self.n_classes))
 
     def view(self, x: Tensor, view: View) -> Tensor:
         if view == "candidates":

@@ -129,3 +129,17 @@ class ClassifierReadout(Readout):
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
         return F.cross_entropy(self.linear(self._features(outputs)), y)
+
+
+class OnePassReadout(ClassifierReadout):
+    """A linear layer with softmax on all blocks' magnitudes ``|z|``, length-normalised, all label slots empty.
+
+    A variant of physical local learning that is ours: it asks a device once for each sample where the goodness
+    readout asks once for each class, and it costs passes of its own in training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(skip_first=False)
+
+    def _features(self, outputs: Sequence[Tensor]) -> Tensor:
+        return super()._features([output.abs() for output in outputs])

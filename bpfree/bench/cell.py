@@ -18,7 +18,8 @@ import torch
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
-from bpfree.bench.config import Cell, load_plugin, net_config
+from bpfree.bench.config import Cell, PhysicalNetConfig, load_plugin, net_config
+from bpfree.bench.devices import make_devices, report
 from bpfree.bench.environment import environment, git
 from bpfree.data import Splits, TensorData, load
 from bpfree.meters import (
@@ -30,6 +31,7 @@ from bpfree.meters import (
     saved_for_backward,
     tensor_bytes,
 )
+from bpfree.nn import PhysicalFront, asking, passes
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 
 SCHEMA = 1
@@ -80,11 +82,17 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")}
+        **({} if cell.device_seed is None else {"device_seed": cell.device_seed}),
+        "config": {k: v for k, v in asdict(cell).items() if k not in _outside_config(cell)}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
+
+
+def _outside_config(cell: Cell) -> tuple[str, ...]:
+    """What stands beside the config in a row: rows that differ in it alone are of one arm."""
+    return ("arm", "seed", "device_seed", *(("physics",) if cell.physics is None else ()))
 
 
 def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
@@ -111,6 +119,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
         hooks=Hooks(watch, show),
         **cell.fit,
     )
+    sent = passes(trainer.net)
     with watch("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
@@ -134,7 +143,13 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
         "segments": history.resumed + 1,
         "weights_sha256": _hash(trainer),
         "curve": _curve(history, trainer.cascade.headline),
+        **({} if cell.physics is None else {"physics": report(devices_of(trainer.net), sent)}),
     }
+
+
+def devices_of(net: torch.nn.Module) -> list[Any]:
+    """The devices inside a network, layer by layer, None where there is none."""
+    return [m.device for m in net.modules() if isinstance(m, PhysicalFront)]
 
 
 def _device(name: str) -> torch.device:
@@ -150,7 +165,14 @@ def _device(name: str) -> torch.device:
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:
     """The cell's trainer with its freshly drawn net; ``settings`` take the place of the cell's own."""
     torch.manual_seed(_seeds.derive(cell.seed, "net"))
-    net = net_config(cell.net).build(data.train.sample_shape, data.train.n_classes)
+    config, shape, n_classes = net_config(cell.net), data.train.sample_shape, data.train.n_classes
+    if isinstance(config, PhysicalNetConfig):
+        assert cell.physics is not None
+        assert cell.device_seed is not None
+        devices = make_devices(cell.physics, len(config.hidden) + 1, cell.device_seed, cell.seed)
+        net = config.build(shape, n_classes, devices)
+    else:
+        net = config.build(shape, n_classes)
     own = {k: v for k, v in cell.trainer.items() if k != "id"}
     kind = get_trainer(cell.trainer["id"])
     return kind(net, seed=cell.seed, device=device, progress=False, **{**own, **settings})
@@ -166,12 +188,14 @@ def measure_step(cell: Cell, data: Splits, device: torch.device) -> Row:
     probe.build(data.train.sample_shape, data.train.n_classes)
     n = min(cell.fit["batch_size"], len(data.train))
     x, y = data.train.batch(torch.arange(n, device=device))
-    flops = count_flops(probe.step, x, y)
-    with saved_for_backward() as saved:
-        probe.step(x, y, 1)
-    states = [v for o in probe.optimizers.values() for slot in o.state.values() for v in slot.values()]
-    with torch.inference_mode():
-        infer = count_flops(probe.cascade.eval(), x[:1])
+    # Devices are no part of the digital cost, and are not asked for a measurement of it.
+    with asking(probe.cascade, "shape"):
+        flops = count_flops(probe.step, x, y)
+        with saved_for_backward() as saved:
+            probe.step(x, y, 1)
+        states = [v for o in probe.optimizers.values() for slot in o.state.values() for v in slot.values()]
+        with torch.inference_mode():
+            infer = count_flops(probe.cascade.eval(), x[:1])
     greedy = cell.trainer["schedule"] == "greedy"
     return {
         "flops": ({} if greedy else {"train_step": flops}) | {"batch": n, "infer": infer},

@@ -15,6 +15,7 @@ from torch import nn as torch_nn
 from bpfree import nn
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.bench.devices import physics_config
 from bpfree.data import NAMES
 from bpfree.trainers import FitSettings, TrainerSettings, get_trainer
 
@@ -95,6 +96,26 @@ class CaFoCNNConfig:
         return nn.cafo_cnn(sample_shape, n_classes, self.channels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhysicalNetConfig:
+    """Devices with trained matrices behind them; inputs and classes come from the data, devices from `physics`."""
+
+    __pydantic_config__ = STRICT
+
+    hidden: list[Positive] = field(default_factory=list)
+    drive: str | list[str] = "direct"
+    skip: bool = True
+    normalise: nn.Normalise = "none"
+
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Any] = ()
+    ) -> torch_nn.Module:
+        """The network for samples of this shape; one device for each layer."""
+        return nn.physical_net(
+            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalise
+        )
+
+
 def _check_images(name: str, sample_shape: Sequence[int]) -> None:
     if len(sample_shape) != 3:
         raise BadValue(
@@ -102,8 +123,13 @@ def _check_images(name: str, sample_shape: Sequence[int]) -> None:
         )
 
 
-NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig
-NETS: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "cnn": CNNConfig, "cafo_cnn": CaFoCNNConfig}
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | PhysicalNetConfig
+NETS: dict[str, type[NetConfig]] = {
+    "mlp": MLPConfig,
+    "cnn": CNNConfig,
+    "cafo_cnn": CaFoCNNConfig,
+    "physical": PhysicalNetConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +159,14 @@ class Cell:
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
     plugin_hashes: tuple[str, ...] = ()
+    physics: Mapped | None = None
+    device_seed: int | None = None
 
     @property
     def id(self) -> str:
         """A hash of all but the name of the arm."""
-        left_out = ("arm", "plugins") if self.plugin_hashes else ("arm", "plugin_hashes")
+        left_out = ["arm", "plugins" if self.plugin_hashes else "plugin_hashes"]
+        left_out += ["physics", "device_seed"] if self.physics is None else []
         parts = {k: v for k, v in asdict(self).items() if k not in left_out}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -205,6 +234,7 @@ SECTIONS = (
     "name",
     "dataset",
     "net",
+    "physics",
     "trainer",
     "fit",
     "label",
@@ -214,7 +244,7 @@ SECTIONS = (
     "device",
     "plugins",
 )
-ARM_SECTIONS = ("trainer", "fit", "net", "label")
+ARM_SECTIONS = ("trainer", "fit", "net", "physics", "label")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
@@ -248,10 +278,23 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     common["plugin_hashes"] = tuple(
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )
-    found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
+    found = [
+        Cell(**{**arm, "physics": physics}, dataset=asdict(dataset), seed=seed, device_seed=device_seed, **common)
+        for seed in run.seeds
+        for arm in arms
+        for physics, device_seed in _devices(arm["physics"])
+    ]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
     return found
+
+
+def _devices(physics: Mapped | None) -> list[tuple[Mapped | None, int | None]]:
+    """A physics section for each of its device seeds."""
+    if physics is None:
+        return [(None, None)]
+    rest = {k: v for k, v in physics.items() if k != "seeds"}
+    return [(rest, seed) for seed in physics["seeds"]]
 
 
 def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
@@ -284,12 +327,28 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     label = arm.get("label", name)
     if not isinstance(label, str):
         raise BadValue(f"{where}label = {label!r}: expected a name")
+    made = net_config(net, where)
     return {
         "arm": label,
-        "net": {"name": net.get("name"), **asdict(net_config(net, where))},
+        "net": {"name": net.get("name"), **asdict(made)},
+        "physics": _physics(arm, config, isinstance(made, PhysicalNetConfig), where),
         "trainer": {"id": name, **asdict(settings)},
         "fit": asdict(fit),
     }
+
+
+def _physics(arm: Mapped, config: Mapped, wanted: bool, where: str) -> Mapped | None:
+    """The checked physics section, the arm's own keys before the config's."""
+    if not wanted:
+        if "physics" in arm:
+            raise BadValue(f"{where}physics: only a net named 'physical' has devices inside")
+        return None
+    shared = _section(config, "physics", "", {})
+    own = _section(arm, "physics", where, {})
+    if own.get("system", shared.get("system")) != shared.get("system"):
+        # Another system has other options; the device seeds stay.
+        shared = {k: v for k, v in shared.items() if k == "seeds"}
+    return asdict(physics_config({**shared, **own}, where))
 
 
 def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
@@ -303,7 +362,7 @@ def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
     checked: NetConfig = validate(NETS[name], rest, f"{where}net")
-    if checked.activation not in nn.ACTIVATIONS:
+    if not isinstance(checked, PhysicalNetConfig) and checked.activation not in nn.ACTIVATIONS:
         known = did_you_mean(checked.activation, nn.ACTIVATIONS)
         raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")
     return checked

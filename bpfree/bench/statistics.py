@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+S = TypeVar("S", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(stats.sem(values) * stats.t.ppf(0.975, n - 1)), n)
 
 
-def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> Estimate | None:
+def paired_difference(ours: Mapping[S, float], theirs: Mapping[S, float]) -> Estimate | None:
     """Estimate of the difference over the seeds that both have; None if there is none."""
     common = sorted(ours.keys() & theirs.keys())
     return estimate([ours[seed] - theirs[seed] for seed in common]) if common else None

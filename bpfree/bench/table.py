@@ -23,15 +23,16 @@ class Arm:
     name: str
     rows: list[Row] = field(default_factory=list)
 
-    def by_seed(self, *path: str) -> dict[int, float]:
-        """A figure of each seed."""
-        found = {}
+    def by_seed(self, *path: str) -> dict[tuple[int, ...], float]:
+        """A figure of each seed, or of each pair of a model's and a device's."""
+        found: dict[tuple[int, ...], float] = {}
         for row in self.rows:
             value: Any = row
             for key in path:
                 value = value.get(key, {}) if isinstance(value, dict) else {}
             if isinstance(value, int | float):
-                found[row["seed"]] = float(value)
+                device = (row["device_seed"],) if "device_seed" in row else ()
+                found[row["seed"], *device] = float(value)
         return found
 
 
@@ -95,16 +96,18 @@ def ratio(arm: Arm, baseline: Arm | None, *path: str) -> str:
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print a table for each data set and net, then what backpropagation is better at, then what failed."""
     for title, arms in groups(rows).items():
-        baseline = next((a for a in arms.values() if a.rows[0]["trainer"] == BASELINE), None)
+        baseline = next((a for a in arms.values() if _is_baseline(a)), None)
+        physical = any("physics" in arm.rows[0] for arm in arms.values())
         table = Table(title=title, title_justify="left", caption_justify="left")
         for column in ("arm", "level", "seeds", "test accuracy %", "– backprop", "other readouts %"):
             table.add_column(
                 column, justify="left" if column in ("arm", "level", "other readouts %") else "right"
             )
-        for column in ("train s", "time ÷ BP", "FLOPs ÷ BP", "saved ÷ BP"):
+        passes = ["train passes"] if physical else []
+        for column in (*passes, "train s", "time ÷ BP", "FLOPs ÷ BP", "saved ÷ BP"):
             table.add_column(column, justify="right")
         for arm in arms.values():
-            table.add_row(*_line(arm, baseline))
+            table.add_row(*_line(arm, baseline, physical))
         console.print(table)
         if baseline is not None:
             console.print(_where_baseline_wins(arms, baseline))
@@ -115,7 +118,20 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last}", highlight=False)
 
 
-def _line(arm: Arm, baseline: Arm | None) -> list[str]:
+def _is_baseline(arm: Arm) -> bool:
+    """Backpropagation, or in a physical network backpropagation with an exact model of the device."""
+    trainer = arm.rows[0]["config"]["trainer"]
+    device = arm.rows[0]["config"].get("physics") or {}
+    ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
+    return trainer["id"] == BASELINE or (ideal and device.get("system") != "none")
+
+
+def _passes(arm: Arm) -> str:
+    sent = list(arm.by_seed("physics", "passes", "train").values())
+    return f"{estimate(sent).mean:,.0f}" if sent else "0"
+
+
+def _line(arm: Arm, baseline: Arm | None, physical: bool) -> list[str]:
     accuracy = arm.by_seed("metrics", "test_accuracy")
     base = None if baseline is None or baseline is arm else baseline.by_seed("metrics", "test_accuracy")
     difference = None if base is None else paired_difference(accuracy, base)
@@ -132,6 +148,7 @@ def _line(arm: Arm, baseline: Arm | None) -> list[str]:
         percent(estimate(list(accuracy.values()))),
         percent(difference, sign=True),
         "\n".join(readouts),
+        *([_passes(arm)] if physical else []),
         f"{estimate(list(arm.by_seed('time', 'train_s').values())).mean:.2f}",
         ratio(arm, baseline, "time", "train_s"),
         ratio(arm, baseline, "flops", "train_step"),

@@ -4,12 +4,15 @@ from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
 from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
+from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
 
 __all__ = [
     "ACTIVATIONS",
     "Apparatus",
     "Counted",
     "LengthNorm",
+    "Normalise",
+    "PhysicalFront",
     "Purpose",
     "RootMeanSquarePool",
     "StraightThroughReLU",
@@ -21,4 +24,5 @@ __all__ = [
     "counted",
     "mlp",
     "passes",
+    "physical_net",
 ]

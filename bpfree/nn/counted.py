@@ -38,19 +38,20 @@ class Counted(nn.Module):
     purpose: Purpose = "train"
 
     @property
-    def apparatus(self) -> Apparatus:
-        """What it asks; modules that share one are counted together."""
-        raise TypeError(f"{type(self).__name__} does not say what it asks")
+    def apparatus(self) -> Apparatus | None:
+        """What it asks, modules that share one are counted together; None if it asks nothing after all."""
+        return None
 
 
 def counted(module: nn.Module) -> list[Counted]:
-    """The counted modules inside ``module``, in order."""
-    return [m for m in module.modules() if isinstance(m, Counted)]
+    """The modules inside ``module`` that ask something, in order."""
+    return [m for m in module.modules() if isinstance(m, Counted) and m.apparatus is not None]
 
 
 def apparatus(module: nn.Module) -> list[Apparatus]:
     """What the counted modules inside ``module`` ask, each once, in order."""
-    return list({id(m.apparatus): m.apparatus for m in counted(module)}.values())
+    found = [m.apparatus for m in counted(module)]
+    return list({id(one): one for one in found if one is not None}.values())
 
 
 def passes(module: nn.Module) -> dict[str, int]:

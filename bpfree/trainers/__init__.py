@@ -12,6 +12,13 @@ from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
 from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
+from bpfree.trainers.physical import Physical
+from bpfree.trainers.physical_baselines import (
+    PhysicalBackprop,
+    PhysicalDirectFeedback,
+    PhysicalRidge,
+    PhysicalSPSA,
+)
 from bpfree.trainers.settings import FitSettings, TrainerSettings
 
 TRAINERS: dict[str, type[Trainer]] = {
@@ -26,6 +33,11 @@ TRAINERS: dict[str, type[Trainer]] = {
         MonoForward,
         CascadedForward,
         CounterCurrentLearning,
+        Physical,
+        PhysicalBackprop,
+        PhysicalDirectFeedback,
+        PhysicalRidge,
+        PhysicalSPSA,
         Local,
     )
 }
@@ -59,6 +71,11 @@ __all__ = [
     "Local",
     "MFJoint",
     "MonoForward",
+    "Physical",
+    "PhysicalBackprop",
+    "PhysicalDirectFeedback",
+    "PhysicalRidge",
+    "PhysicalSPSA",
     "RandomFeatures",
     "Trainer",
     "TrainerSettings",

@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 
 Tensors = dict[str, Tensor]
-
-#: Stands in the JSON where an array was, with the name that it has among the tensors.
-_ARRAY = "__array__"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -53,27 +49,6 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
         ) from None
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise BadValue(f"{path}: not a bpfree state file ({error})") from None
-
-
-def packed(state: Any, prefix: str, tensors: Tensors) -> Any:
-    """``state`` as JSON can hold it: arrays inside move to ``tensors``, under names that begin with ``prefix``."""
-    if isinstance(state, Mapping):
-        return {key: packed(value, f"{prefix}.{key}", tensors) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [packed(value, f"{prefix}.{i}", tensors) for i, value in enumerate(state)]
-    if isinstance(state, np.ndarray):
-        tensors[prefix] = torch.from_numpy(np.array(state))
-        return {_ARRAY: prefix}
-    return state.item() if isinstance(state, np.generic) else state
-
-
-def unpacked(state: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `packed` was given; tuples come back as lists."""
-    if isinstance(state, Mapping):
-        if _ARRAY in state:
-            return tensors[state[_ARRAY]].cpu().numpy()
-        return {key: unpacked(value, tensors) for key, value in state.items()}
-    return [unpacked(value, tensors) for value in state] if isinstance(state, list) else state
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:

@@ -40,11 +40,22 @@ class Measurements:
 
     def state(self, tensors: ckpt.Tensors) -> Any:
         """The devices' states, as JSON; arrays go to ``tensors``."""
-        return ckpt.packed([one.state_dict() for one in self.apparatus], "apparatus", tensors)
+        if not self.apparatus:
+            return []
+        from bpfree.physics import split_state
+
+        arrays, rest = split_state([one.state_dict() for one in self.apparatus])
+        tensors |= ckpt.prefixed("apparatus", {name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
+        return rest
 
     def load(self, state: Any, tensors: ckpt.Tensors) -> None:
         """Put back what `state` took."""
-        for one, own in zip(self.apparatus, ckpt.unpacked(state, tensors), strict=True):
+        if not self.apparatus:
+            return
+        from bpfree.physics import join_state
+
+        arrays = {name: t.cpu().numpy() for name, t in ckpt.under("apparatus", tensors).items()}
+        for one, own in zip(self.apparatus, join_state(arrays, state), strict=True):
             one.load_state_dict(own)
 
     def climb(self, height: int, epoch: int, step: int) -> None:

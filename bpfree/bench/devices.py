@@ -1,0 +1,136 @@
+"""The devices of a physical network, from the `physics` section of a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, MinLen
+
+from bpfree import _seeds, physics
+from bpfree._errors import BadValue
+from bpfree._settings import STRICT, did_you_mean, validate
+
+Mapped = dict[str, Any]
+
+#: Systems by name; "none" is no device at all, the ablation.
+SYSTEMS: dict[str, Any] = {
+    "none": None,
+    "acoustic": physics.AcousticCavity,
+    "microwave": physics.MicrowaveCavity,
+    "optical": physics.MultimodeFibre,
+}
+
+#: Probes of the figure that says how nonlinear a device is, for each of its inputs; larger devices have none.
+PROBES_PER_INPUT, LARGEST_PROBED = 12, 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicsConfig:
+    """A device for each layer of a physical network.
+
+    Attributes:
+        system: One of `SYSTEMS`.
+        seeds: Device seeds; every model seed runs on each.
+        shared: Whether one device serves all layers, or each layer has its own.
+        options: Arguments of the system.
+        nonideal: Arguments of `bpfree.physics.NonIdeal` around it, or None.
+    """
+
+    __pydantic_config__ = STRICT
+
+    system: str
+    seeds: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = field(default_factory=lambda: [0])
+    shared: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    nonideal: dict[str, Any] | None = None
+
+
+def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
+    """The checked section.
+
+    Raises:
+        BadValue: If a key is unknown or has a bad value.
+    """
+    found = validate(PhysicsConfig, values, f"{where}physics")
+    if found.system not in SYSTEMS:
+        raise BadValue(
+            f"{where}physics.system = {found.system!r}: unknown; {did_you_mean(found.system, SYSTEMS)}"
+        )
+    for name, options, kinds in (
+        ("options", found.options, _classes(SYSTEMS[found.system])),
+        ("nonideal", found.nonideal or {}, [physics.NonIdeal]),
+    ):
+        known = {p for kind in kinds for p in inspect.signature(kind.__init__).parameters} - _OURS
+        for key in options:
+            if key not in known:
+                raise BadValue(
+                    f"{where}physics.{name}.{key}: unknown key; {did_you_mean(key, sorted(known))}"
+                )
+    return found
+
+
+#: What is not a config's to give.
+_OURS = {"self", "options", "seed_device", "seed_noise", "seed", "system", "device"}
+
+
+def _classes(kind: type | None) -> list[Any]:
+    return [] if kind is None else [c for c in kind.__mro__ if c.__module__.startswith("bpfree.")]
+
+
+def make_devices(values: Mapping[str, Any], n: int, device_seed: int, seed: int) -> list[Any]:
+    """The devices of ``n`` layers, None where there is none.
+
+    Args:
+        values: The section.
+        n: Number of layers.
+        device_seed: Says which disorder.
+        seed: Of the model; with the other it says which noise.
+
+    Raises:
+        BadValue: If the system refuses its options.
+    """
+    config = physics_config(values)
+    if config.system == "none":
+        return [None] * n
+    if config.shared:
+        return [_device(config, device_seed, seed, 0)] * n
+    return [_device(config, device_seed, seed, k) for k in range(n)]
+
+
+def _device(config: PhysicsConfig, device_seed: int, seed: int, number: int) -> physics.Device:
+    options = dict(config.options)
+    if "dtype" in options:
+        options["dtype"] = getattr(torch, str(options["dtype"]), options["dtype"])
+    for key, value in options.items():
+        if isinstance(value, list):
+            options[key] = tuple(value)
+    noise = _seeds.derive(seed, "device noise", device_seed, number)
+    try:
+        system = SYSTEMS[config.system](
+            seed_device=_seeds.derive(device_seed, "device", number), seed_noise=noise, **options
+        )
+        if config.nonideal is not None:
+            system = physics.NonIdeal(system, seed=noise, **config.nonideal)
+    except TypeError as error:
+        raise BadValue(f"physics: {config.system} refuses its options: {error}") from None
+    return physics.Device(system)
+
+
+def report(devices: list[Any], passes: dict[str, int]) -> Mapped:
+    """What a row says of the devices.
+
+    Args:
+        devices: One for each layer.
+        passes: Rows sent until the end of training, by purpose.
+    """
+    own = list({id(d): d for d in devices if d is not None}.values())
+    found: Mapped = {"passes": passes, "devices": [device.report() for device in own]}
+    if own and own[0].n_in <= LARGEST_PROBED and hasattr(own[0].system, "frozen"):
+        with own[0].frozen(), own[0].counters("other"):
+            u = physics.probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
+            found["nonlinearity_index"] = physics.nonlinearity_index(u, own[0].forward(u))
+    return found

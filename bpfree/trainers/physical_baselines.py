@@ -1,0 +1,197 @@
+"""What physical local learning is compared with, on the same devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.cascade import Block, Cascade, Rows
+from bpfree.losses import ClosedForm, LocalCrossEntropy
+from bpfree.losses.closed_form import LAMBDAS
+from bpfree.nn.physical import PhysicalFront
+from bpfree.nn.twins import TwinFront
+from bpfree.readouts import BlockReadout
+from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
+from bpfree.trainers.physical import PhysicalTrainer
+from bpfree.trainers.settings import TrainerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalBackpropSettings(TrainerSettings):
+    """Settings of backpropagation through devices.
+
+    Attributes:
+        model: ``ideal``: the device answers, and gradients are those of its exact twin, which nobody has of a
+            real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``: the
+            twin answers in training, and the weights are then used on the device.
+        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.differentiable_twin`.
+        twin_seed: Which error the twin makes.
+    """
+
+    model: Literal["ideal", "aware", "in_silico"] = "ideal"
+    mismatch: Annotated[float, Ge(0), Le(1)] = 0.0
+    twin_seed: Annotated[int, Ge(0)] = 0
+
+
+class PhysicalBackprop(PhysicalTrainer):
+    """The matrices between the devices by backpropagation, with a twin's gradient in a device's place."""
+
+    id = "physical_backprop"
+    Settings = PhysicalBackpropSettings
+    settings: PhysicalBackpropSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        if s.model == "ideal" and s.mismatch > 0:
+            raise BadValue(f"mismatch = {s.mismatch} with model = 'ideal': the ideal twin is exact; use 'aware'")
+        stages, output = self.stages(s.cut)
+        layers = [
+            self._with_twin(layer) if isinstance(layer, PhysicalFront) else layer
+            for stage in stages
+            for layer in stage
+        ]
+        block = Block(nn.Sequential(*layers), LocalCrossEntropy(output))
+        return Cascade([block], {"last": BlockReadout()}, source=self.net)
+
+    def _with_twin(self, front: PhysicalFront) -> TwinFront:
+        s = self.settings
+        twin = None
+        if front.device is not None:
+            make = getattr(getattr(front.device, "system", None), "differentiable_twin", None)
+            if make is None:
+                raise BadValue(
+                    f"{self.id}: the device has no differentiable twin; only simulated systems have one"
+                )
+            twin = make(s.mismatch, s.twin_seed)
+        return TwinFront(front, twin, "twin" if s.model == "in_silico" else "device")
+
+    @property
+    def locality(self) -> str:
+        return "L0"
+
+
+class PhysicalDirectFeedback(PhysicalTrainer, DirectFeedbackAlignment):
+    """Direct feedback alignment through opaque devices: the output's error reaches each matrix by itself."""
+
+    id = "physical_dfa"
+    Settings = DirectFeedbackSettings
+
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """Nothing: the gradient that the feedback stands for does not exist behind an opaque device."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalRidgeSettings(TrainerSettings):
+    """Settings of random features with ridge regression.
+
+    Attributes:
+        lam: Penalties that validation chooses from.
+    """
+
+    lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
+
+
+class PhysicalRidge(PhysicalTrainer):
+    """The first device as random features, and ridge regression in closed form: an extreme learning machine.
+
+    One pass for each sample, whatever ``epochs``.
+    """
+
+    id = "physical_ridge"
+    Settings = PhysicalRidgeSettings
+    settings: PhysicalRidgeSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        stages, _ = self.stages()
+        front = nn.Sequential(*(m for m in stages[0] if not isinstance(m, nn.Linear)))
+        block = Block(nn.Identity(), ClosedForm(self.settings.lam), front=front, gradients="analytic")
+        return Cascade([block], {"last": BlockReadout()})
+
+    @property
+    def locality(self) -> str:
+        return "L3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalSPSASettings(TrainerSettings):
+    """Settings of simultaneous perturbation.
+
+    Attributes:
+        perturbation: How far each weight is moved, up and down.
+        directions: Random directions whose estimates are averaged in each step.
+    """
+
+    perturbation: Annotated[float, Gt(0)] = 1e-2
+    directions: Annotated[int, Ge(1)] = 1
+
+
+class PhysicalSPSA(PhysicalTrainer):
+    """Simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992): the loss is measured, gradients are guessed.
+
+    All matrices move along a random sign vector at once; two measurements of the loss give the slope along it.
+    The optimizer of the settings takes the estimate for a gradient.
+    """
+
+    id = "physical_spsa"
+    Settings = PhysicalSPSASettings
+    settings: PhysicalSPSASettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        s = self.settings
+        stages, output = self.stages(s.cut)
+        body = nn.Sequential(*(layer for stage in stages for layer in stage))
+        block = PerturbedBlock(body, LocalCrossEntropy(output), s.perturbation, s.directions)
+        return Cascade([block], {"last": BlockReadout()}, source=self.net)
+
+    @property
+    def locality(self) -> str:
+        return "L3"
+
+
+class PerturbedBlock(Block):
+    """A block whose step is guessed from differences of its loss.
+
+    Args:
+        body: The learned part; devices may be inside.
+        loss: The objective.
+        size: How far each weight is moved.
+        directions: Directions for each step.
+    """
+
+    def __init__(self, body: nn.Module, loss: LocalCrossEntropy, size: float, directions: int) -> None:
+        super().__init__(body, loss, gradients="analytic")
+        self.size, self.directions = size, directions
+
+    @torch.no_grad()
+    def update(
+        self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        assert self.optimizer is not None
+        weights = self.trainable()
+        home = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        losses: list[Tensor] = []
+        for _ in range(self.directions):
+            # From the stream of this step and block, see `bpfree.schedules.step`.
+            signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
+            for side in (1, -1):
+                for weight, own, sign in zip(weights, home, signs, strict=True):
+                    weight.copy_(own + side * self.size * sign)
+                output = self.body(sensed)
+                losses.append(self.loss(output, target))
+            slope = (losses[-2] - losses[-1]) / (2 * self.size * self.directions)
+            for weight, sign in zip(weights, signs, strict=True):
+                assert weight.grad is not None
+                weight.grad += slope * sign
+        for weight, own in zip(weights, home, strict=True):
+            weight.copy_(own)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return [torch.stack(losses).mean()], output
