@@ -65,7 +65,9 @@ class Block(nn.Module):
         if self.front is None:
             return rows
         with torch.no_grad():
-            return self.front(rows)  # type: ignore[no-any-return]
+            answer = self.front(rows)
+        # A front of anyone's making may have opened a graph of its own.
+        return answer.detach() if isinstance(answer, Tensor) else answer  # type: ignore[no-any-return]
 
     def forward(self, rows: Rows) -> Tensor:
         return self.body(self.sense(rows))  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from annotated_types import Ge, MinLen
 from bpfree import _seeds, physics
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.physics.calibration import probes
 
 Mapped = dict[str, Any]
 
@@ -131,6 +132,6 @@ def report(devices: list[Any], passes: dict[str, int]) -> Mapped:
     found: Mapped = {"passes": passes, "devices": [device.report() for device in own]}
     if own and own[0].n_in <= LARGEST_PROBED and hasattr(own[0].system, "frozen"):
         with own[0].frozen(), own[0].counters("other"):
-            u = physics.probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
+            u = probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
             found["nonlinearity_index"] = physics.nonlinearity_index(u, own[0].forward(u))
     return found

@@ -15,6 +15,7 @@ from bpfree.testing._agreement import assert_one_block_is_backprop, assert_sched
 from bpfree.testing._common import MakeTrainer, assert_same_bits
 from bpfree.testing._locality import assert_local, assert_locality
 from bpfree.testing._losses import check_local_loss
+from bpfree.testing._physical import assert_model_free, assert_passes, assert_replays
 from bpfree.testing._quiet import assert_nothing_fails_quietly
 from bpfree.testing._reproducible import assert_resumes, assert_same_seed_same_run
 
@@ -22,8 +23,11 @@ __all__ = [
     "MakeTrainer",
     "assert_local",
     "assert_locality",
+    "assert_model_free",
     "assert_nothing_fails_quietly",
     "assert_one_block_is_backprop",
+    "assert_passes",
+    "assert_replays",
     "assert_resumes",
     "assert_same_bits",
     "assert_same_seed_same_run",
