@@ -80,17 +80,17 @@ class TwoBit(MinMax):
         bits = torch.stack([high, torch.where(high, top, low)], 2).to(value.dtype)
         smooth = value.unsqueeze(2)
         if value.requires_grad:
-            bits = bits + smooth - smooth.detach()
+            bits = bits + (smooth - smooth.detach())
         return self.ranged(self.filled(bits.flatten(1)))
 
 
 class Picture(Drive):
     """A square picture that fills the device: for light modulators.
 
-    Of rows that still hold the C label slots and an image, each slot becomes a line above the image and one
-    below it; that is set side by side until it is as wide as high. Other rows are laid out as a square. Whole
-    multiples enlarge the picture as far as it fits, it is cut to the device or surrounded by zeros, and
-    divided by the row's largest value: amplitudes in [-1, 1].
+    Of rows that still hold the C label slots and an image, each slot becomes a line above the image and, where
+    there is room, one below it; that is set side by side until it is about as wide as high. Other rows are laid
+    out as a square. Whole multiples enlarge the picture as far as it fits, what is too wide is cut off, the
+    rest of the device stays dark. Values are divided by the row's largest magnitude.
 
     Args:
         n_in: A square number: values of the device.
@@ -105,11 +105,17 @@ class Picture(Drive):
         self.side, self.image = math.isqrt(n_in), image
         if self.side**2 != n_in:
             raise BadValue(f"a picture drives a square device, not one of {n_in} values")
+        if image is not None and image[0] + image[1] > self.side:
+            raise BadValue(
+                f"{image[0]} label lines and {image[1]} rows of pixels do not fit a device of {self.side} lines"
+            )
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = rows / (rows.abs().amax(1, keepdim=True) + 1e-12)
         picture = self._laid_out(rows)
         height, width = picture.shape[1:]
+        if height > self.side:
+            raise BadValue(f"{rows.shape[1]} values do not fit a device of {self.n_in}: narrower layers")
         times = max(1, self.side // max(height, width))
         picture = picture.repeat_interleave(times, 1).repeat_interleave(times, 2)[:, : self.side, : self.side]
         height, width = picture.shape[1:]
@@ -123,7 +129,8 @@ class Picture(Drive):
             return F.pad(rows, (0, side * side - rows.shape[1])).view(-1, side, side)
         slots, height, width = self.image
         lines = rows[:, :slots].unsqueeze(2).expand(-1, -1, width)
-        picture = torch.cat([lines, rows[:, slots:].view(-1, height, width), lines], 1)
+        below = [lines] if height + 2 * slots <= self.side else []
+        picture = torch.cat([lines, rows[:, slots:].view(-1, height, width), *below], 1)
         return picture.repeat(1, 1, max(1, round(picture.shape[1] / width)))
 
     def extra_repr(self) -> str:
