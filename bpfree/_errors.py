@@ -22,7 +22,7 @@ class DeviceError(BpfreeError, RuntimeError):
 
     Args:
         message: What happened, and to which rows.
-        retryable: Whether asking again may help (a dropped frame, a timeout), or not (wrong shape, bad wiring).
+        retryable: Whether asking again may help (a dropped frame), or not (an answer of the wrong shape).
     """
 
     def __init__(self, message: str, retryable: bool = True) -> None:

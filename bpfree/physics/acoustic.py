@@ -76,7 +76,7 @@ def _smoothing(n: int, length: float) -> Tensor:
     """A symmetric root of the correlation exp(-|i - j| / length), ``[n, n]``."""
     i = torch.arange(n, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(torch.exp(-(i[:, None] - i[None]).abs() / length))
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T  # type: ignore[no-any-return]
 
 
 class _Cavity(nn.Module):
@@ -98,5 +98,4 @@ class _Cavity(nn.Module):
             field = field + self.strength * torch.einsum(
                 "mkij,bmi,bmj->bmk", self.mixing, field, field.conj()
             )
-        y: Tensor = field.abs().flatten(1)
-        return y
+        return field.abs().flatten(1)

@@ -1,4 +1,4 @@
-"""`Device`: the counted, retried, clipped way to a physical system, and the wall that autograd cannot pass."""
+"""`Device`: the counted, retried, clipped way to a physical system; autograd cannot pass it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Device:
     """A `PhysicalSystem` as trainers use it.
 
     Every row answered is counted under the purpose of the surrounding `counters` window; outside any window
-    it is "other". Rows of a failed call are not answered: they stand in `retried_rows`. Drives outside the input
-    range are clipped, and the clipped values counted.
+    it is "other". Rows of a failed call are not answered: they stand in `retried_rows`. Drives outside the
+    input range are clipped, and the clipped values counted.
 
     Args:
         system: Any `PhysicalSystem`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -32,9 +32,9 @@ class Simulated(ABC):
     """A system whose physics is a torch module, a function of its drives and of frozen disorder.
 
     A subclass says how many normal numbers its disorder takes (`_disorder_shapes`) and what module follows
-    from them (`_build`). Everything that tells two devices of one kind apart is in these numbers, so one mechanism
-    makes drift, sudden changes and mismatched twins: ``sqrt(1 - eps^2) disorder + eps * fresh numbers`` is
-    another device of the same statistics, whose disorder is correlated with the first one's.
+    from them (`_build`); `_detect` may add a detector. Everything that tells two devices of one kind apart is
+    in these numbers, so one mechanism makes drift, sudden changes and mismatched twins: ``sqrt(1 - eps^2)
+    disorder + eps * fresh numbers`` is another device of the same statistics, correlated with the first.
 
     Args:
         seed_device: Which disorder.
@@ -71,7 +71,8 @@ class Simulated(ABC):
         if noise < 0 or seconds_per_pass < 0 or (drift_time_s is not None and drift_time_s <= 0) or chunk < 1:
             raise BadValue(
                 f"noise = {noise}, seconds_per_pass = {seconds_per_pass}, drift_time_s = {drift_time_s}, "
-                f"chunk = {chunk}: expected noise and seconds of at least 0, a drift time above 0 or None, chunk >= 1"
+                f"chunk = {chunk}: expected noise and seconds of at least 0, a drift time above 0 or None, "
+                "and a chunk of at least 1"
             )
         self.seed_device, self.seed_noise = seed_device, seed_noise
         self.noise, self.drift_time_s, self.seconds_per_pass = noise, drift_time_s, seconds_per_pass
@@ -79,10 +80,11 @@ class Simulated(ABC):
         self.time_s = 0.0
         self._frozen = False
         self._disorder = self._draw(seed_device, "disorder")
-        self._core: nn.Module | None = None
-        self._noise_rng = random(seed_noise, "noise")
-        self._drift_rng = random(seed_noise, "drift")
-        self._mean_output = float(np.abs(self._answer(self._reference())).mean()) if noise else None
+        self._core: nn.Module | None = self._build(self._disorder, differentiable=False)
+        self._rng = {name: random(seed_noise, name) for name in ("noise", "shot", "drift")}
+        self._mean_output = (
+            float(np.abs(self._answer(self._reference(), noisy=False)).mean()) if noise else 0.0
+        )
 
     @abstractmethod
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -90,30 +92,35 @@ class Simulated(ABC):
 
     @abstractmethod
     def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
-        """The physics: a module ``[B, n_in] -> [B, n_out]`` without parameters.
+        """The physics: a module ``[B, n_in] -> [B, signals]`` without parameters.
 
         ``differentiable`` asks for surrogate gradients where the physics has none, as at a quantiser.
         """
+
+    def _detect(self, signal: Tensor, *, noisy: bool) -> Tensor:
+        """What the detector makes of the signals ``[B, signals]``: ``[B, n_out]``."""
+        return self._with_noise(signal, self._mean_output) if noisy else signal
+
+    def _with_noise(self, signal: Tensor, unit: float) -> Tensor:
+        if self.noise == 0:
+            return signal
+        normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape)))
+        return signal + self.noise * unit * normal.to(signal)
 
     def forward(self, u: Array) -> Array:
         """Answers ``[B, n_out]`` to ``u [B, n_in]``; see `PhysicalSystem`."""
         if not self._frozen and self.seconds_per_pass:
             self.advance(self.seconds_per_pass * len(u))
-        y = self._answer(u)
-        if self._mean_output is not None and not self._frozen:
-            noise = self._noise_rng.standard_normal(y.shape)
-            y = y + (self.noise * self._mean_output * noise).astype(y.dtype)
-        return y.astype(u.dtype, copy=False)
+        return self._answer(u, noisy=not self._frozen).astype(u.dtype, copy=False)
 
-    def _answer(self, u: Array) -> Array:
-        """Without noise."""
+    def _answer(self, u: Array, *, noisy: bool) -> Array:
         if self._core is None:
             self._core = self._build(self._disorder, differentiable=False)
         drive = torch.from_numpy(np.ascontiguousarray(u))
         with torch.no_grad():
             parts = [
-                self._core(part.to(self.device, self.dtype)).cpu()
-                for part in drive.split(self.chunk or len(u))
+                self._detect(self._core(part.to(self.device, self.dtype)), noisy=noisy).cpu()
+                for part in drive.split(self.chunk)
             ]
         return torch.cat(parts).numpy()
 
@@ -133,13 +140,12 @@ class Simulated(ABC):
             mismatch: eps in 0..1. 0 is the exact device, 1 another one of the same kind.
             seed: Which error the twin makes.
         """
-        return self._build(
-            _mixed(self._disorder, self._draw(seed, "twin"), _checked(mismatch)), differentiable=True
-        ).to(self.device)
+        disorder = _mixed(self._disorder, self._draw(seed, "twin"), _checked(mismatch))
+        return _Twin(self._build(disorder, differentiable=True), self._detect)
 
     def disturb(self, eps: float, seed: int = 0) -> None:
         """Change the device at once: disorder becomes ``sqrt(1 - eps^2) disorder + eps * fresh numbers``."""
-        self._disorder = _mixed(self._disorder, self._draw(seed, "disturbance"), _checked(eps), self.drifting)
+        self._disorder = _mixed(self._disorder, self._draw(seed, "disturbance"), _checked(eps))
         self._core = None
 
     def advance(self, seconds: float) -> None:
@@ -152,7 +158,7 @@ class Simulated(ABC):
         if self.drift_time_s is None or seconds == 0:
             return
         fresh = {
-            name: torch.from_numpy(self._drift_rng.standard_normal(part.shape))
+            name: torch.from_numpy(self._rng["drift"].standard_normal(part.shape))
             for name, part in self._disorder.items()
             if self.drifting is None or name in self.drifting
         }
@@ -173,18 +179,28 @@ class Simulated(ABC):
         """Random state, clock, and the disorder where it may have changed."""
         return {
             "time_s": self.time_s,
-            "noise": _rng_state(self._noise_rng),
-            "drift": _rng_state(self._drift_rng),
+            "random": {name: rng_state(rng) for name, rng in self._rng.items()},
             "disorder": {name: part.numpy() for name, part in self._disorder.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` took."""
         self.time_s = state["time_s"]
-        _load_rng(self._noise_rng, state["noise"])
-        _load_rng(self._drift_rng, state["drift"])
+        for name, rng in self._rng.items():
+            load_rng(rng, state["random"][name])
         self._disorder = {name: torch.from_numpy(part).clone() for name, part in state["disorder"].items()}
         self._core = None
+
+
+class _Twin(nn.Module):
+    """A core and the detector behind it, without noise."""
+
+    def __init__(self, core: nn.Module, detect: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.core, self.detect = core, detect
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.detect(self.core(u), noisy=False)
 
 
 def _checked(eps: float) -> float:
@@ -193,22 +209,21 @@ def _checked(eps: float) -> float:
     return eps
 
 
-def _mixed(old: Disorder, fresh: Disorder, eps: float, names: tuple[str, ...] | None = None) -> Disorder:
-    """``sqrt(1 - eps^2) old + eps fresh`` for parts in both and in ``names``; other parts as in ``old``."""
+def _mixed(old: Disorder, fresh: Disorder, eps: float) -> Disorder:
+    """``sqrt(1 - eps^2) old + eps fresh``; parts of which there is nothing fresh stay."""
     keep = math.sqrt(1 - eps**2)
-    return {
-        name: keep * part + eps * fresh[name] if name in fresh and (names is None or name in names) else part
-        for name, part in old.items()
-    }
+    return {name: keep * part + eps * fresh[name] if name in fresh else part for name, part in old.items()}
 
 
-def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
+def rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of a generator made by `random`, as JSON values."""
     state = rng.bit_generator.state
     inner = {name: values.tolist() for name, values in state["state"].items()}
     return {**state, "state": inner, "buffer": state["buffer"].tolist()}
 
 
-def _load_rng(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
+def load_rng(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
+    """Put back what `rng_state` took."""
     inner = {name: np.array(values, np.uint64) for name, values in state["state"].items()}
     rng.bit_generator.state = {**state, "state": inner, "buffer": np.array(state["buffer"], np.uint64)}
 
@@ -216,3 +231,16 @@ def _load_rng(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
 def complex_normal(real: Tensor, imaginary: Tensor, variance: float) -> Tensor:
     """Circular complex normal numbers of the given variance (mean of |z|^2), from standard normal ones."""
     return torch.complex(real, imaginary) * math.sqrt(variance / 2)
+
+
+def haar_unitary(real: Tensor, imaginary: Tensor) -> Tensor:
+    """A unitary matrix of the Haar measure from standard normal numbers ``[..., m, m]``"""
+    q, r = torch.linalg.qr(torch.complex(real, imaginary))
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    unitary: Tensor = q * (diagonal / diagonal.abs()).unsqueeze(-2)
+    return unitary
+
+
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype with real parts of ``dtype``."""
+    return torch.complex64 if dtype == torch.float32 else torch.complex128
