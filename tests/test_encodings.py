@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from bpfree import BadValue
-from bpfree.encodings import DenseRows, Encoding, LabelOverlay, Overlaid, OverlaidLinear
+from bpfree.encodings import DenseRows, Encoding, LabelOverlay, LabelSlots, Overlaid, OverlaidLinear
 from bpfree.nn import LengthNorm
 
 C, B = 5, 8
@@ -161,3 +161,53 @@ def test_overlaid_linear_is_the_dense_layer(view: Any, bias: bool) -> None:
 def test_dense_rows_multiplies_the_views_out() -> None:
     rows = LabelOverlay(C).view(X, "candidates")
     assert torch.equal(DenseRows()(rows), rows.dense())
+
+
+# ---- label slots -----------------------------------------------------------------------------------------
+
+
+def slots(**options: Any) -> LabelSlots:
+    encoding = LabelSlots(C, **options)
+    encoding.amplitude.fill_(3.0)
+    return encoding
+
+
+def test_a_label_stands_in_its_slot_and_the_sample_behind_all_slots() -> None:
+    encoding = slots()
+    drawn = encoding.draw(Y, stream())
+    rows, target = encoding.encode(X, Y, drawn)
+    assert rows.shape == (2 * B, C + 12)
+    assert torch.equal(rows[:, C:], X.flatten(1).repeat(2, 1))
+    labels = torch.cat([Y, drawn[:, 0]])
+    assert torch.equal(rows[:, :C], 3.0 * torch.nn.functional.one_hot(labels, C))
+    assert target.tolist() == [1] * B + [0] * B
+
+
+def test_random_negatives_are_wrong_and_all_negatives_are_each_wrong_label_once() -> None:
+    y = torch.arange(C).repeat(2000)
+    drawn = slots().draw(y, stream())[:, 0]
+    assert not (drawn == y).any()
+    counts = torch.stack([(drawn[y == 2] == c).sum() for c in range(C) if c != 2])
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+    every = slots(negatives="all").draw(Y, stream())
+    assert [sorted([own, *wrong]) for own, wrong in zip(Y.tolist(), every.tolist(), strict=True)] == [
+        list(range(C))
+    ] * B
+
+
+@pytest.mark.parametrize("negatives", ["random", "all"])
+def test_the_rows_shown_are_those_of_the_looks_that_were_chosen(negatives: Any) -> None:
+    encoding = slots(negatives=negatives)
+    drawn = encoding.draw(Y, stream(3))
+    rows, target = encoding.encode(X, Y, drawn)
+    looks = encoding.looks(X).unflatten(0, (C, B))
+    chosen, same = encoding.chosen(Y, drawn)
+    assert torch.equal(looks[chosen, torch.arange(B)].flatten(0, 1), rows)
+    assert torch.equal(target, same)
+
+
+def test_candidates_fill_each_slot_in_turn_and_neutral_rows_none() -> None:
+    encoding = slots()
+    rows = encoding.view(X, "candidates").unflatten(0, (C, B))
+    assert torch.equal(rows[:, :, :C], 3.0 * torch.eye(C).unsqueeze(1).expand(-1, B, -1))
+    assert encoding.view(X, "neutral")[:, :C].abs().sum() == 0
