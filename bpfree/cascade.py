@@ -67,7 +67,7 @@ class Block(nn.Module):
         with torch.no_grad():
             answer = self.front(rows)
         # A front of anyone's making may have opened a graph of its own.
-        return answer.detach() if isinstance(answer, Tensor) else answer  # type: ignore[no-any-return]
+        return answer.detach() if isinstance(answer, Tensor) else answer
 
     def forward(self, rows: Rows) -> Tensor:
         return self.body(self.sense(rows))  # type: ignore[no-any-return]
@@ -102,9 +102,7 @@ class Block(nn.Module):
         with torch.no_grad():
             return first, self.body(sensed)
 
-    def _step(
-        self, sensed: Rows, target: Tensor, lesson: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def _step(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """One step; the losses and the output before it, detached."""
         assert self.optimizer is not None
         if self.gradients == "analytic":

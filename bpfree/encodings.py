@@ -48,7 +48,8 @@ class Encoding:
     redraw: bool = False
 
     def looks(self, x: Tensor) -> Tensor:
-        """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by look.
+        """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by
+        look.
 
         For encodings that are redrawn among a few looks; what is drawn says which are shown, see `chosen`.
         """

@@ -132,9 +132,10 @@ class ClassifierReadout(Readout):
 
 
 class OnePassReadout(ClassifierReadout):
-    """A linear layer with softmax on all blocks' magnitudes ``|z|``, length-normalised, all label slots empty.
+    """A linear layer with softmax on all blocks' magnitudes ``|z|``, length-normalised, all label slots
+    empty.
 
-    A variant of physical local learning that is ours: it asks a device once for each sample where the goodness
+    A variant of physical local learning of ours: it asks a device once for each sample where the goodness
     readout asks once for each class, and it costs passes of its own in training.
     """
 

@@ -98,7 +98,7 @@ class CaFoCNNConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicalNetConfig:
-    """Devices with trained matrices behind them; inputs and classes come from the data, devices from `physics`."""
+    """Devices and the matrices behind them; inputs and classes come from the data, devices from `physics`."""
 
     __pydantic_config__ = STRICT
 
@@ -279,7 +279,13 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )
     found = [
-        Cell(**{**arm, "physics": physics}, dataset=asdict(dataset), seed=seed, device_seed=device_seed, **common)
+        Cell(
+            **{**arm, "physics": physics},
+            dataset=asdict(dataset),
+            seed=seed,
+            device_seed=device_seed,
+            **common,
+        )
         for seed in run.seeds
         for arm in arms
         for physics, device_seed in _devices(arm["physics"])

@@ -19,7 +19,8 @@ EPS = 1e-12
 
 
 class PairCosine(LocalLoss):
-    """Rows under their own label point along xi, rows under a wrong one away (Momeni et al., Science 382, 1297).
+    """Rows under their own label point along xi, rows under a wrong one away (Momeni et al., Science 382,
+    1297).
 
     With ``z [rows, n]`` the block's (flattened) output and xi a fixed random unit vector of the block::
 

@@ -87,10 +87,10 @@ class TwoBit(MinMax):
 class Picture(Drive):
     """A square picture that fills the device: for light modulators.
 
-    Of rows that still hold the C label slots and an image, each slot becomes a line above the image and, where
-    there is room, one below it; that is set side by side until it is about as wide as high. Other rows are laid
-    out as a square. Whole multiples enlarge the picture as far as it fits, what is too wide is cut off, the
-    rest of the device stays dark. Values are divided by the row's largest magnitude.
+    Of rows that still hold the C label slots and an image, each slot becomes a line above the image and,
+    where there is room, one below it; that is set side by side until it is about as wide as high. Other
+    rows are laid out as a square. Whole multiples enlarge the picture as far as it fits, what is too wide
+    is cut off, the rest of the device stays dark. Values are divided by the row's largest magnitude.
 
     Args:
         n_in: A square number: values of the device.
@@ -107,7 +107,7 @@ class Picture(Drive):
             raise BadValue(f"a picture drives a square device, not one of {n_in} values")
         if image is not None and image[0] + image[1] > self.side:
             raise BadValue(
-                f"{image[0]} label lines and {image[1]} rows of pixels do not fit a device of {self.side} lines"
+                f"{image[0]} label lines and {image[1]} rows of pixels: the device has {self.side} lines"
             )
 
     def forward(self, rows: Tensor) -> Tensor:

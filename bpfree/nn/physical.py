@@ -103,7 +103,8 @@ class PhysicalFront(Counted):
         if self.purpose == "shape":
             return drives.new_zeros(len(drives), self.n_out)
         with self.device.counters(self.purpose):
-            return self.device.measure(drives)
+            answers: Tensor = self.device.measure(drives)
+            return answers
 
     def joined(self, answers: Tensor, rows: Tensor) -> Tensor:
         """The features that the layer learns on, of raw answers and of the rows that were sent."""
@@ -114,9 +115,12 @@ class PhysicalFront(Counted):
         """Answers, normalised."""
         if self.normalise == "l2":
             return p * (p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12))
+        if self.normalise == "calibrated":
+            return (p - self.offset) / self.scale
         if self.normalise == "standardise":
-            return (p - p.mean(1, keepdim=True)) / (p.std(1, keepdim=True, correction=0) + 1e-12)
-        return (p - self.offset) / self.scale if self.normalise == "calibrated" else p
+            deviation: Tensor = p.std(1, keepdim=True, correction=0) + 1e-12
+            return (p - p.mean(1, keepdim=True)) / deviation
+        return p
 
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:
@@ -160,7 +164,8 @@ def physical_net(
     names = [drive] * len(devices) if isinstance(drive, str) else list(drive)
     if len(names) != len(devices):
         raise BadValue(f"drive = {names}: expected one name, or {len(devices)}")
-    image = (n_classes, *sample_shape[-2:]) if len(sample_shape) == 3 and sample_shape[0] == 1 else None
+    grey = len(sample_shape) == 3 and sample_shape[0] == 1
+    image = (n_classes, sample_shape[1], sample_shape[2]) if grey else None
     width = n_classes + torch.Size(sample_shape).numel()
     layers: list[nn.Module] = [LeadingZeros(n_classes)]
     for k, (device, name) in enumerate(zip(devices, names, strict=True)):
@@ -171,9 +176,7 @@ def physical_net(
     return nn.Sequential(*layers)
 
 
-def _make_drive(
-    name: str, device: Measuring | None, image: tuple[int, int, int] | None, width: int
-) -> Drive:
+def _make_drive(name: str, device: Measuring | None, image: tuple[int, int, int] | None, width: int) -> Drive:
     if name not in DRIVES:
         raise BadValue(f"drive = {name!r}: unknown; {did_you_mean(name, DRIVES)}")
     if device is None:

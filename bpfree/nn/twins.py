@@ -18,8 +18,8 @@ Forward = Literal["device", "twin"]
 class TwinFront(Counted):
     """A front that trains with the help of a twin, and is used with the device alone.
 
-    ``device``: the device answers, and the gradient is the twin's vector-Jacobian product at the measured input
-    of the layer (physics-aware training, Wright et al., Nature 601, 549); with an exact twin that is
+    ``device``: the device answers, and the gradient is the twin's vector-Jacobian product at the measured
+    input of the layer (physics-aware training, Wright et al., Nature 601, 549); with an exact twin that is
     backpropagation through the device. ``twin``: the twin answers, as in training in simulation.
 
     Args:
@@ -33,7 +33,8 @@ class TwinFront(Counted):
         if front.device is not None and twin is None:
             raise BadValue("a device without a twin: only simulated systems have one")
         self.front, self.answers = front, forward
-        # In a tuple, which nn.Module does not look into: a model of the device is no part of the network's state.
+        # In a tuple, which nn.Module does not look into: a model of the device is no part of the network's
+        # state.
         self._twin = (twin,)
 
     @property
@@ -67,7 +68,7 @@ class _Measured(torch.autograd.Function):
         return front.measured(drives.detach())
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
         (drives,) = ctx.saved_tensors
         with torch.enable_grad():
             drives = drives.detach().requires_grad_()

@@ -117,7 +117,7 @@ class Feed:
             scores: Class scores ``[B, C]``, if the encoding draws hard negatives.
         """
         if self.features is not None and self._looks:
-            x, y = self.samples(indices, epoch, step)
+            _, y = self.samples(indices, epoch, step)
             labels, target = self.cascade.encoding.chosen(y, self._drawn(y, epoch, step, scores))
             return self.features[labels, indices].flatten(0, 1), target
         if self.features is not None and self._targets is not None:

@@ -23,7 +23,13 @@ MakeSystem = Callable[[], PhysicalSystem]
 
 
 def physical_trainer(
-    device: Device, data: TensorData, *, layers: int = 2, seed: int = 0, net: dict[str, Any] | None = None, **settings: Any
+    device: Device,
+    data: TensorData,
+    *,
+    layers: int = 2,
+    seed: int = 0,
+    net: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Physical:
     """Physical local learning on one device that serves all layers.
 
@@ -49,9 +55,10 @@ def assert_model_free(
     """Check that training needs nothing of a device but its answers.
 
     The system takes and returns numpy arrays, and the adapter refuses a tensor that requires a gradient. A
-    whole run, by the closed form and by local autograd, finishes with every answer wrapped in a function whose
-    backward pass raises, and with a differentiable twin that raises when it is asked for. What a layer's loss
-    can reach through the graph is that layer's matrix and bias, and its features require no gradient.
+    whole run, by the closed form and by local autograd, finishes with every answer wrapped in a function
+    whose backward pass raises, and with a differentiable twin that raises when it is asked for. What a
+    layer's loss can reach through the graph is that layer's matrix and bias, and its features require no
+    gradient.
 
     Args:
         make_system: Makes the system.
@@ -123,7 +130,7 @@ class _Poison(torch.autograd.Function):
         return answer.clone()
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, error: Tensor) -> Tensor:
         raise AssertionError("a gradient was sent into the device")
 
 
@@ -147,14 +154,21 @@ class _NoTwin:
 
 
 def assert_passes(
-    make_system: MakeSystem, data: Any, *, layers: int = 2, epochs: int = 2, batch_size: int = 16, **options: Any
+    make_system: MakeSystem,
+    data: Any,
+    *,
+    layers: int = 2,
+    epochs: int = 2,
+    batch_size: int = 16,
+    **options: Any,
 ) -> None:
     """Check that rows are counted, and that they are as many as the formulas say.
 
     With L layers, N samples, E epochs, C classes: joint training sends ``2 L N E`` rows, with all negatives
     ``C L N E``, with the first layer's answers kept ``C N + 2 (L-1) N E``, greedy with all layers' kept
-    ``C L N``; prediction sends ``C L`` for each sample. The number of inner steps changes none of it, nor does
-    a last batch that is short. Rows are counted by what they were sent for, and where the system receives them.
+    ``C L N``; prediction sends ``C L`` for each sample. The number of inner steps changes none of it, nor
+    does a last batch that is short. Rows are counted by what they were sent for, and where the system
+    receives them.
 
     Args:
         make_system: Makes the system.
@@ -179,7 +193,9 @@ def assert_passes(
     for name, settings, expected in cases:
         counting = _Counting(make_system())
         device = Device(counting)
-        trainer = physical_trainer(device, samples, layers=layers, **{"inner_steps": 3, **options, **settings})
+        trainer = physical_trainer(
+            device, samples, layers=layers, **{"inner_steps": 3, **options, **settings}
+        )
         trainer.fit(samples, epochs=epochs, batch_size=batch_size)
         _compare(name, device.passes, {"train": expected}, counting.rows)
         counting.rows = 0

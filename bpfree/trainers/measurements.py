@@ -16,9 +16,9 @@ from bpfree.trainers import checkpoint as ckpt
 class Measurements:
     """The devices behind a cascade, and the files of the answers that the feed keeps.
 
-    Answers are large and change seldom, so they lie beside the checkpoint, a file for each height of the feed,
-    written when they were measured: a run that is taken up measures nothing twice. With no device in the
-    cascade, or no checkpoint, nothing is written.
+    Answers are large and change seldom, so they lie beside the checkpoint, a file for each height of the
+    feed, written when they were measured: a run that is taken up measures nothing twice. With no device in
+    the cascade, or no checkpoint, nothing is written.
 
     Args:
         cascade: The blocks.
@@ -45,7 +45,9 @@ class Measurements:
         from bpfree.physics import split_state
 
         arrays, rest = split_state([one.state_dict() for one in self.apparatus])
-        tensors |= ckpt.prefixed("apparatus", {name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
+        tensors |= ckpt.prefixed(
+            "apparatus", {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+        )
         return rest
 
     def load(self, state: Any, tensors: ckpt.Tensors) -> None:

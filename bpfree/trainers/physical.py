@@ -1,4 +1,4 @@
-"""Physical local learning (Momeni et al., Science 382, 1297, 2023): trained matrices behind opaque devices."""
+"""Physical local learning (Momeni et al., Science 382, 1297): trained matrices behind opaque devices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PhysicalTrainer(Trainer):
     """A trainer of networks that `bpfree.nn.physical_net` made."""
 
     def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
-        """A device and the matrix behind it in each stage; the last is a device alone, its matrix the output."""
+        """A device and the matrix behind it, stage by stage; the last matrix is the output layer."""
         slots, layers = physical_layers(self.net)
         stages = [nn.Sequential(front, linear) for front, linear in layers[:-1]]
         stages.append(nn.Sequential(layers[-1][0]))

@@ -27,8 +27,8 @@ class PhysicalBackpropSettings(TrainerSettings):
 
     Attributes:
         model: ``ideal``: the device answers, and gradients are those of its exact twin, which nobody has of a
-            real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``: the
-            twin answers in training, and the weights are then used on the device.
+            real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``:
+            the twin answers in training, and the weights are then used on the device.
         mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.differentiable_twin`.
         twin_seed: Which error the twin makes.
     """
@@ -48,7 +48,9 @@ class PhysicalBackprop(PhysicalTrainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
         if s.model == "ideal" and s.mismatch > 0:
-            raise BadValue(f"mismatch = {s.mismatch} with model = 'ideal': the ideal twin is exact; use 'aware'")
+            raise BadValue(
+                f"mismatch = {s.mismatch} with model = 'ideal': the ideal twin is exact; use 'aware'"
+            )
         stages, output = self.stages(s.cut)
         layers = [
             self._with_twin(layer) if isinstance(layer, PhysicalFront) else layer
@@ -134,8 +136,8 @@ class PhysicalSPSASettings(TrainerSettings):
 class PhysicalSPSA(PhysicalTrainer):
     """Simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992): the loss is measured, gradients are guessed.
 
-    All matrices move along a random sign vector at once; two measurements of the loss give the slope along it.
-    The optimizer of the settings takes the estimate for a gradient.
+    All matrices move along a random sign vector at once; two measurements of the loss give the slope along
+    it. The optimizer of the settings takes the estimate for a gradient.
     """
 
     id = "physical_spsa"

@@ -47,7 +47,11 @@ def test_every_model_seed_runs_on_every_device_and_an_arm_may_have_its_own() -> 
 
 
 def test_cells_without_devices_keep_the_names_they_had() -> None:
-    plain = {"dataset": {"name": "digits"}, "net": {"name": "mlp", "hidden": [8]}, "trainer": {"id": "backprop"}}
+    plain = {
+        "dataset": {"name": "digits"},
+        "net": {"name": "mlp", "hidden": [8]},
+        "trainer": {"id": "backprop"},
+    }
     (cell,) = cells({**plain, "seeds": [0]})
     known = ("dataset", "net", "trainer", "fit", "seed", "threads", "device", "plugins")
     parts = {key: asdict(cell)[key] for key in known}
@@ -74,7 +78,8 @@ def test_devices_differ_by_seed_and_noise_by_the_models_seed_too() -> None:
 
 def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
     (cell, _, ablated, *_) = cells(changed(physics={"system": "acoustic", "seeds": [0, 1]}, seeds=[0],
-        net={"name": "physical", "hidden": [], "drive": "l2"}, dataset={"name": "digits", "train_size": 64}))  # fmt: skip
+        net={"name": "physical", "hidden": [], "drive": "l2"}, dataset={"name": "digits", "train_size":
+        64}))  # fmt: skip
     with pytest.raises(BadValue, match="do not fit"):
         run(cell, tmp_path, 10.0, lambda done, of: None)
     (cell, _, ablated, *_) = cells(changed(seeds=[0]))
@@ -90,7 +95,8 @@ def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
 
 def test_rows_of_several_devices_are_one_arm() -> None:
     rows = [
-        {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed, "trainer": c.trainer["id"],
+        {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed, 
+         "trainer": c.trainer["id"],
          "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics},
          "metrics": {"test_accuracy": 0.5}}
         for c in cells(changed())
@@ -117,6 +123,10 @@ def test_mistakes_are_told(physics: dict[str, Any], name: str) -> None:
 
 
 def test_other_nets_have_no_devices() -> None:
-    arm = {"net": {"name": "mlp", "hidden": [8]}, "physics": {"system": "none"}, "trainer": {"id": "backprop"}}
+    arm = {
+        "net": {"name": "mlp", "hidden": [8]},
+        "physics": {"system": "none"},
+        "trainer": {"id": "backprop"},
+    }
     with pytest.raises(BadValue, match="physical"):
         cells(changed(controls=[arm]))

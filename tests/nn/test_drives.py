@@ -52,7 +52,9 @@ def test_two_bits_pass_the_gradient_of_the_value() -> None:
 
 
 def slots_and_image(label: int) -> Tensor:
-    return torch.cat([torch.nn.functional.one_hot(torch.tensor([label]), 3).float(), torch.full((1, 16), 0.5)], 1)
+    return torch.cat(
+        [torch.nn.functional.one_hot(torch.tensor([label]), 3).float(), torch.full((1, 16), 0.5)], 1
+    )
 
 
 def test_a_picture_shows_a_label_as_lines_around_the_image() -> None:

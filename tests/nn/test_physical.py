@@ -125,7 +125,7 @@ def test_an_exact_twin_gives_the_gradient_of_the_device_by_differences() -> None
 
 
 def test_the_device_answers_forwards_and_the_wrong_twin_backwards_at_the_measured_input() -> None:
-    layer, system = with_twin(0.5, "device")
+    layer, _ = with_twin(0.5, "device")
     rows = (torch.rand(3, 20, dtype=torch.float64) + 0.1).requires_grad_()
     answer = layer(rows)
     assert torch.equal(answer.detach(), layer.front(rows.detach()))

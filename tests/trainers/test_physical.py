@@ -37,7 +37,9 @@ def cavity(noise: float = 0.05, **options: Any) -> AcousticCavity:
     return AcousticCavity(noise=noise, **options)
 
 
-def trainer_on(device: Any, *, layers: int = 2, skip: bool = True, normalise: Any = "none", **settings: Any) -> Physical:
+def trainer_on(
+    device: Any, *, layers: int = 2, skip: bool = True, normalise: Any = "none", **settings: Any
+) -> Physical:
     torch.manual_seed(0)
     net = physical_net([device] * layers, (WIDTH,), CLASSES, [15] * (layers - 1), "l2", skip, normalise)
     return Physical(net, progress=False, **settings)
@@ -85,7 +87,9 @@ def test_a_device_without_a_derivative_can_be_trained_behind_and_backpropagation
     matrix = torch.from_numpy(Quantised().matrix).float()
     weight = torch.randn(20, 40, requires_grad=True)
     hidden = (data.x @ torch.randn(WIDTH, 40)) @ weight.T
-    answer = (4 * ((hidden.abs() / hidden.norm(dim=1, keepdim=True)) @ matrix)).round().div(4).clamp(-0.5, 0.5)
+    answer = (
+        (4 * ((hidden.abs() / hidden.norm(dim=1, keepdim=True)) @ matrix)).round().div(4).clamp(-0.5, 0.5)
+    )
     torch.autograd.backward(answer.square().sum() + 0 * weight.sum())
     assert torch.equal(weight.grad, torch.zeros_like(weight))  # type: ignore[arg-type]
 
@@ -129,7 +133,10 @@ class Kept(torch.optim.SGD):
 
 def test_a_run_by_the_closed_form_follows_one_by_autograd() -> None:
     data = vectors(32)
-    runs = [make(lambda: cavity(0.0))(gradients=gradients, optimizer="sgd", lr=0.1) for gradients in ("analytic", "autograd")]
+    runs = [
+        make(lambda: cavity(0.0))(gradients=gradients, optimizer="sgd", lr=0.1)
+        for gradients in ("analytic", "autograd")
+    ]
     histories = [trainer.fit(data, epochs=2, batch_size=16) for trainer in runs]
     for ours, theirs in zip(*(h.rows for h in histories), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
@@ -204,7 +211,9 @@ def test_a_resumed_run_ends_as_one_that_never_stopped_passes_included(
     def drifting() -> AcousticCavity:
         return cavity(drift_time_s=500.0, seconds_per_pass=0.1)
 
-    assert_resumes(make(drifting, inner_steps=2, normalise="calibrated", **settings), vectors(), tmp_path, vectors(20))
+    assert_resumes(
+        make(drifting, inner_steps=2, normalise="calibrated", **settings), vectors(), tmp_path, vectors(20)
+    )
 
 
 def test_nothing_fails_quietly() -> None:

@@ -25,7 +25,9 @@ from tests.helpers import CLASSES, easy, vectors
 N, EPOCHS = 40, 2
 
 
-def made(kind: type[PhysicalTrainer], noise: float = 0.0, system: Any = None, **settings: Any) -> PhysicalTrainer:
+def made(
+    kind: type[PhysicalTrainer], noise: float = 0.0, system: Any = None, **settings: Any
+) -> PhysicalTrainer:
     torch.manual_seed(0)
     device = Device(system or AcousticCavity(noise=noise))
     net = physical_net([device] * 2, (12,), CLASSES, [15], "l2", True, "l2")
@@ -64,7 +66,7 @@ def test_backpropagation_with_an_exact_twin_takes_the_step_of_backpropagation_th
     data, system = vectors(16), AcousticCavity(noise=0.0)
     trainer = made(PhysicalBackprop, system=system, optimizer="sgd", lr=0.1, momentum=0.0)
     trainer.build(data.sample_shape, CLASSES)
-    _, front, first, _, output = trainer.net.children()
+    _, _, first, _, output = trainer.net.children()
     weights = [p.detach().clone().requires_grad_() for m in (first, output) for p in m.parameters()]
     core = system.differentiable_twin(0.0)
 
