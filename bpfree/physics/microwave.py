@@ -86,7 +86,7 @@ class MicrowaveCavity(Simulated):
         disorder = disorder or self._disorder
         low, high = self.band_hz
         spacing = 5 * (high - low) / self.modes
-        resonances = low - 2 * (high - low) + spacing * _unfolded_levels(disorder["levels"])
+        resonances = low - 2 * (high - low) + spacing * unfolded_levels(disorder["levels"])
         coupling = torch.full((2 + self.n_in,), self.atom_coupling, dtype=torch.float64)
         coupling[:2] = self.antenna_coupling
         waves = disorder["waves"] * (coupling * spacing / math.pi).sqrt()
@@ -104,7 +104,7 @@ class MicrowaveCavity(Simulated):
         return _Metasurface(s, self.reflection, self.bits, differentiable).to(self.device)
 
 
-def _unfolded_levels(normal: Tensor) -> Tensor:
+def unfolded_levels(normal: Tensor) -> Tensor:
     """Eigenvalues of a Gaussian orthogonal matrix with their mean density made 1: ``[N]`` in 0..N, rising."""
     n = len(normal)
     # (G + G^T) / sqrt(2 n) has a semicircle of radius 2.

@@ -49,7 +49,7 @@ class Simulated(ABC):
         device: Torch device that computes.
     """
 
-    kind: ClassVar[str] = "simulated"
+    kind: str = "simulated"
     input_range: tuple[float, float] = (0.0, 1.0)
     n_in: int
     n_out: int
@@ -79,7 +79,7 @@ class Simulated(ABC):
         self.chunk, self.dtype, self.device = chunk, dtype, torch.device(device)
         self.time_s = 0.0
         self._frozen = False
-        self._disorder = self._draw(seed_device, "disorder")
+        self._disorder = self._first_disorder()
         self._core: nn.Module | None = self._build(self._disorder, differentiable=False)
         self._rng = {name: random(seed_noise, name) for name in ("noise", "shot", "drift")}
         self._mean_output = (
@@ -101,7 +101,7 @@ class Simulated(ABC):
         """What the detector makes of the signals ``[B, signals]``: ``[B, n_out]``."""
         return self._with_noise(signal, self._mean_output) if noisy else signal
 
-    def _with_noise(self, signal: Tensor, unit: float) -> Tensor:
+    def _with_noise(self, signal: Tensor, unit: float | Tensor) -> Tensor:
         if self.noise == 0:
             return signal
         normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape)))
@@ -123,6 +123,9 @@ class Simulated(ABC):
                 for part in drive.split(self.chunk)
             ]
         return torch.cat(parts).numpy()
+
+    def _first_disorder(self) -> Disorder:
+        return self._draw(self.seed_device, "disorder")
 
     def _reference(self) -> Array:
         return probes(_PROBES, self.n_in, self.input_range, seed=0)

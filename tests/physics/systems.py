@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpfree.physics import AcousticCavity, MicrowaveCavity, MultimodeFibre, Simulated
+from bpfree.physics import AcousticCavity, AcousticMembranes, MicrowaveCavity, MultimodeFibre, Simulated
 from bpfree.physics.calibration import probes
 from bpfree.physics.system import Array
 
@@ -20,9 +20,15 @@ def small_microwave(**options: Any) -> MicrowaveCavity:
     return MicrowaveCavity(**{"atoms": 6, "frequencies": 5, "modes": 30, **options})
 
 
+def small_membranes(**options: Any) -> AcousticMembranes:
+    settings = {"sources": 2, "microphones": 2, "membranes": 3, "modes": 8, "tones_hz": (250.0, 500.0)}
+    return AcousticMembranes(**{**settings, "duration_s": 0.024, "step_s": 1 / 16000, **options})
+
+
 #: Every simulated kind, small; each takes the options of `Simulated`.
 SIMULATED: dict[str, Callable[..., Simulated]] = {
     "acoustic": AcousticCavity,
+    "membranes": small_membranes,
     "fibre": small_fibre,
     "fibre with Kerr": lambda **options: small_fibre(kerr=0.5, kerr_steps=2, **options),
     "unitary fibre": lambda **options: small_fibre(transmission="unitary", **options),

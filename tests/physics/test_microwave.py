@@ -11,7 +11,7 @@ import torch
 
 from bpfree._errors import BadValue
 from bpfree.physics import MicrowaveCavity, r_squared
-from bpfree.physics.microwave import _unfolded_levels
+from bpfree.physics.microwave import unfolded_levels
 from bpfree.physics.simulated import random
 from tests.physics.systems import drives, small_microwave
 
@@ -45,7 +45,7 @@ def test_one_resonance_is_the_textbook_lorentzian() -> None:
     w = (cavity._disorder["waves"][0] * math.sqrt(5e8 / math.pi)).numpy()
     w = w * np.sqrt([0.9, 0.9, cavity.atom_coupling])
     f = np.linspace(*cavity.band_hz, cavity.n_out)
-    f0 = cavity.band_hz[0] - 2e8 + 5e8 * float(_unfolded_levels(cavity._disorder["levels"])[0])
+    f0 = cavity.band_hz[0] - 2e8 + 5e8 * float(unfolded_levels(cavity._disorder["levels"])[0])
     # K = w w^T r; (1 + iK)^-1 (1 - iK) has the off-diagonal -2 i w w^T r / (1 + i r |w|^2).
     r = 1 / (f0 - f + 0.5j * f / cavity.q)
     expected = -2j * w[0] * w[1] * r / (1 + 1j * r * (w**2).sum())
@@ -70,7 +70,7 @@ def test_the_answer_is_the_loaded_scattering_matrix() -> None:
 
 def test_levels_are_unfolded_and_repel() -> None:
     normal = torch.from_numpy(random(0, "levels").standard_normal((400, 400)))
-    levels = _unfolded_levels(normal)
+    levels = unfolded_levels(normal)
     spacing = levels.diff()
     assert float(levels.min()) >= 0 and float(levels.max()) <= 400
     assert float(spacing[50:-50].mean()) == pytest.approx(1, rel=0.02)

@@ -95,8 +95,8 @@ def test_the_twin_has_the_gradient_of_finite_differences(make: Any) -> None:
     if getattr(system, "bits", None) is not None:
         pytest.skip("a 1-bit surface has a straight-through gradient only; see test_microwave")
     twin = system.differentiable_twin()
-    u = torch.from_numpy(drives(system, 2) * 0.8 + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: twin(v)[:, :4], (u,), eps=1e-6, atol=1e-4)
+    u = torch.from_numpy(drives(system, 1) * 0.8 + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: twin(v)[:, :2], (u,), eps=1e-6, atol=1e-4)
 
 
 def _name(make: Any) -> str:
