@@ -82,7 +82,9 @@ def read_table(root: Path, download: bool) -> Tokens:
     file = root / "PhyLL" / "vowel_dataset.xlsx"
     if not file.exists():
         if not download:
-            raise DataNotFound(f"vowel_formants: expected {file}; set download=True to fetch it from {_TABLE}")
+            raise DataNotFound(
+                f"vowel_formants: expected {file}; set download=True to fetch it from {_TABLE}"
+            )
         fetch(_TABLE, file, _TABLE_SHA256)
     try:
         from openpyxl import load_workbook
@@ -94,7 +96,9 @@ def read_table(root: Path, download: bool) -> Tokens:
     if len(names) != len(rows) or any(len(row) != 13 or None in row for row in rows):
         raise BadValue(f"{file}: expected rows of a name such as w01ae and 12 formants in Hz")
     x = torch.tensor([[float(str(value)) for value in row[1:]] for row in rows])
-    return Tokens(x, torch.tensor([SEVEN.index(vowel) for _, vowel in names]), [talker for talker, _ in names])
+    return Tokens(
+        x, torch.tensor([SEVEN.index(vowel) for _, vowel in names]), [talker for talker, _ in names]
+    )
 
 
 def split_talkers(talkers: list[str], seed: int, validation: int | None, train: int | None) -> list[Tensor]:

@@ -56,6 +56,13 @@ class UnitNorm(Drive):
         return self.ranged(self.filled(rows.abs() / (rows.norm(dim=1, keepdim=True) + 1e-6)))
 
 
+class Clipped(Drive):
+    """Values from -3 to 3, the spread of standardised features, to the range of the device; what is beyond is cut."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.ranged(self.filled((rows.clamp(-3.0, 3.0) + 3.0) / 6.0))
+
+
 class MinMax(Drive):
     """``(h - min h) / (max h - min h)`` of each row."""
 
@@ -139,6 +146,7 @@ class Picture(Drive):
 
 DRIVES: dict[str, type[Drive]] = {
     "direct": Drive,
+    "clipped": Clipped,
     "l2": UnitNorm,
     "minmax": MinMax,
     "two_bit": TwoBit,

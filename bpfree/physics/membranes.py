@@ -77,7 +77,9 @@ class AcousticMembranes(Simulated):
         **options: Any,
     ) -> None:
         if min(sources, microphones, membranes, modes, len(tones_hz)) < 1 or min(q, membrane_q, step_s) <= 0:
-            raise BadValue("expected at least one source, microphone, membrane, mode and tone; q and steps > 0")
+            raise BadValue(
+                "expected at least one source, microphone, membrane, mode and tone; q and steps > 0"
+            )
         window = duration_s / 2
         for tone in tones_hz:
             if tone <= 0 or abs(tone * window - round(tone * window)) > 1e-6 or tone * window < 3:
@@ -196,7 +198,9 @@ class _Box(nn.Module):
             q, x = q + self.dt * q_rate, x + self.dt * x_rate
             heard.append(q)
         sound = torch.stack(heard) @ self.at_microphones
-        return (q, q_rate, x, x_rate), torch.einsum("tbm,tk->bmk", sound + 0j, self._analyser(start, stop, sound))
+        return (q, q_rate, x, x_rate), torch.einsum(
+            "tbm,tk->bmk", sound + 0j, self._analyser(start, stop, sound)
+        )
 
     def _analyser(self, start: int, stop: int, like: Tensor) -> Tensor:
         """Hann window over the second half times exp(-i w t), so that a sine of amplitude 1 gives 1: [T, F]."""

@@ -106,7 +106,10 @@ class CavitySurrogate(Simulated):
 
     def _first_disorder(self) -> Disorder:
         relative = self._weights / self._size
-        return {"real": torch.from_numpy(relative.real.copy()), "imaginary": torch.from_numpy(relative.imag.copy())}
+        return {
+            "real": torch.from_numpy(relative.real.copy()),
+            "imaginary": torch.from_numpy(relative.imag.copy()),
+        }
 
     def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
         weights = torch.complex(disorder["real"], disorder["imaginary"]) * torch.from_numpy(self._size)

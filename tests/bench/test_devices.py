@@ -95,7 +95,7 @@ def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
 
 def test_rows_of_several_devices_are_one_arm() -> None:
     rows = [
-        {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed, 
+        {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed,
          "trainer": c.trainer["id"],
          "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics},
          "metrics": {"test_accuracy": 0.5}}
