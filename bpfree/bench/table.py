@@ -101,7 +101,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
             table.add_column(
                 column, justify="left" if column in ("arm", "level", "other readouts %") else "right"
             )
-        for column in ("train s", "time ÷ BP", "FLOPs ÷ BP", "saved ÷ BP"):
+        for column in ("train s", "time ÷ BP", "step FLOPs ÷ BP", "all FLOPs ÷ BP", "saved ÷ BP"):
             table.add_column(column, justify="right")
         for arm in arms.values():
             table.add_row(*_line(arm, baseline))
@@ -135,6 +135,7 @@ def _line(arm: Arm, baseline: Arm | None) -> list[str]:
         f"{estimate(list(arm.by_seed('time', 'train_s').values())).mean:.2f}",
         ratio(arm, baseline, "time", "train_s"),
         ratio(arm, baseline, "flops", "train_step"),
+        ratio(arm, baseline, "flops", "train_total"),
         ratio(arm, baseline, "memory", "saved_bytes"),
     ]
 

@@ -127,6 +127,10 @@ class Fit:
     # ---- one stage -------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage) -> None:
+        self.cascade.eval()
+        with self.hooks.window("calibrate"):
+            if self.at == Position(total_steps=self.at.total_steps):
+                calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
         with self.hooks.window("cache"):
             self._enter(stage)
         stopped = self._stale()
@@ -146,9 +150,6 @@ class Fit:
         )
 
     def _enter(self, stage: Stage) -> None:
-        self.cascade.eval()
-        if self.at == Position(total_steps=self.at.total_steps):
-            calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
         self.feed.climb(stage.first)
         if self.evaluator is not None:
             self.evaluator.climb(stage.first, self._judges(stage))
