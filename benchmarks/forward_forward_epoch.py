@@ -5,9 +5,9 @@
 The recipe, as a plain loop: torchvision's data set, one image at a time through ToTensor, of which a Python
 data set makes the positive, negative and neutral copy; a loader with four worker processes; one forward pass
 per copy with a classifier on the neutral one; one backward pass of the summed losses; the loss of each layer
-and its share of rightly told copies logged. Both train MNIST, 3 x 1000, batch 100, with the same optimizer and
-the same losses (threshold and peer normalisation), in one process on the same number of images, taking turns;
-the ratio of the medians counts.
+and its share of rightly told copies logged. Both train MNIST, 3 x 1000, batch 100, with the same optimizer
+and losses (threshold and peer normalisation), in one process on the same number of images, taking turns; the
+ratio of the medians counts.
 """
 
 from __future__ import annotations
