@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from os import _exit
@@ -57,6 +58,28 @@ def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifelin
         pipe.send(("row", row))
 
 
+def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None:
+    """Build the trainer of every cell, without training it; send ``("refused", message)`` if one cannot be.
+
+    So a mistake in the last arm of a config is found before the first has trained for an hour.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    loaded: dict[str, Splits] = {}
+    for cell in cells:
+        try:
+            for plugin in cell.plugins:
+                load_plugin(plugin)
+            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            if key not in loaded:
+                loaded[key] = _load(cell, device)
+            train = loaded[key].train
+            make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
+        except (BadValue, DataNotFound) as error:
+            pipe.send(("refused", f"{cell.arm}: {error}"))
+            return
+
+
 def _die_with(lifeline: Connection) -> None:
     try:
         lifeline.recv()
@@ -93,7 +116,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
     device = _device(cell.device)
     watch = Stopwatch(device)
     with watch("load"):
-        data = load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+        data = _load(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
     reset_device_peak(device)
@@ -143,6 +166,10 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadValue(f"device = {name!r}: this machine has no usable CUDA device")
     return device
+
+
+def _load(cell: Cell, device: torch.device) -> Splits:
+    return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
 
 
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -67,6 +68,7 @@ def run(
         running: list[Running] = []
         try:
             _start_server()
+            _check(pending)
             while pending or running:
                 while pending and len(running) < jobs:
                     running.append(_start(pending.pop(0), results.folder, checkpoint_s))
@@ -102,17 +104,34 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, handler)
 
 
+def _check(pending: Sequence[Cell]) -> None:
+    """Have a process build the trainer of each arm; what else it might die of, the cell itself will tell."""
+    arms = list({json.dumps({**asdict(cell), "seed": 0}): cell for cell in reversed(pending)}.values())
+    if not arms:
+        return
+    one = _spawn(arms[0], cell_module.check, arms)
+    try:
+        kind, message = one.pipe.recv()
+    except EOFError:
+        return
+    finally:
+        _close(one)
+    assert kind == "refused"
+    raise BadValue(message)
+
+
 def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    own_folder = folder / "cells" / cell.id
+    own_folder.mkdir(parents=True, exist_ok=True)
+    return _spawn(cell, cell_module.main, cell, str(own_folder), checkpoint_s)
+
+
+def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
+    """Start ``target(*args, pipe, lifeline)`` in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     lifeline_end, lifeline = context.Pipe(duplex=False)
-    own_folder = folder / "cells" / cell.id
-    own_folder.mkdir(parents=True, exist_ok=True)
-    process = context.Process(
-        target=cell_module.main,
-        args=(cell, str(own_folder), checkpoint_s, theirs, lifeline_end),
-        name=cell.arm,
-    )
+    process = context.Process(target=target, args=(*args, theirs, lifeline_end), name=cell.arm)
     process.start()
     theirs.close()
     lifeline_end.close()

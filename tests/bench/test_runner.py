@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bpfree._errors import BadValue
 from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells
 from bpfree.bench.results import Results
@@ -108,6 +109,23 @@ def test_the_same_cells_again_are_not_run_again(tmp_path: Path) -> None:
     )
     assert started == ["forward_forward"]
     assert again[:2] == first
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"trainer": {"id": "local", "loss": "no_such_loss"}}, "no_such_loss"),
+        ({"trainer": {"id": "mono_forward", "cut": "no_such_child"}}, "no_such_child"),
+        ({"trainer": {"id": "forward_forward", "classifier": False}}, "classifier = false"),
+    ],
+)
+def test_a_mistake_in_the_last_arm_is_found_before_the_first_trains(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    wrong = {"label": "the wrong arm", "trainer": {"id": "backprop"}, **change}
+    with pytest.raises(BadValue, match=f"the wrong arm: .*{named}"):
+        run(cells({**CONFIG, "controls": [*CONFIG["controls"], wrong]}), Results(tmp_path))
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_two_at_once_give_the_same_rows(tmp_path: Path) -> None:
