@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -146,7 +147,7 @@ class Trainer(ABC):
         # Values that differ, so that a net whose order is not its children's is found out.
         count = 2 * int(torch.Size(sample_shape).numel())
         x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with _seeds.borrowed(self.device):
             _seeds.seed_global(self.device, self.seed, "heads")
             try:
                 if not isinstance(self.net, Cascade):
@@ -209,7 +210,7 @@ class Trainer(ABC):
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
-        with progress_bar(self.id, self.progress and hooks is None) as shown:
+        with self.running(), progress_bar(self.id, self.progress and hooks is None) as shown:
             hooks = hooks or Hooks(progress=shown)
             begun = checkpoint is not None and checkpoint.path.exists()
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
@@ -240,6 +241,10 @@ class Trainer(ABC):
         Returns:
             The loss of each block before its step, bottom first, then those of readouts.
         """
+        with self.running():
+            return self._step(x, y, number)
+
+    def _step(self, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
         cascade, scores, extra = self.cascade, None, []
         cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
@@ -309,6 +314,12 @@ class Trainer(ABC):
         self.cascade.eval()
 
     # ---- inside ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What everything that trains runs in: torch's global generators are given back as they were."""
+        with _seeds.borrowed(self.device):
+            yield
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
