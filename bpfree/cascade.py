@@ -21,8 +21,8 @@ Rows = Tensor | Overlaid
 class Block(nn.Module):
     """A body, the local loss that trains it, and the optimizer that takes the step.
 
-    The body is a front and a learned part. The front is fixed: no gradient enters it, and what it answers
-    may be cached. Most blocks have none.
+    The body is a front and a learned part. The front is fixed: no gradient enters it, no optimizer holds its
+    parameters, and what it answers may be cached. Most blocks have none.
 
     Args:
         body: The learned part, ``[rows, ...] -> [rows, ...]``.
@@ -37,8 +37,7 @@ class Block(nn.Module):
         self, body: nn.Module, loss: LocalLoss, front: nn.Module | None = None, gradients: str = "autograd"
     ) -> None:
         super().__init__()
-        self.front = front.requires_grad_(False) if front is not None else None
-        self.body, self.loss, self.gradients = body, loss, gradients
+        self.front, self.body, self.loss, self.gradients = front, body, loss, gradients
         self.autocast: torch.dtype | None = None
         self._objective: Any = self.objective
 
@@ -116,8 +115,9 @@ class Block(nn.Module):
         return self
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that the block's optimizer moves."""
-        return [p for p in self.parameters() if p.requires_grad]
+        """The parameters that the block's optimizer moves: not the front's, which are left as they came."""
+        fixed = {id(p) for p in self.front.parameters()} if self.front is not None else set()
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
 
 
 def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
@@ -197,6 +197,9 @@ class JointBlock(Block):
     def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         """What the inner losses see of the outputs: all of it."""
         return outputs
+
+    def trainable(self) -> list[nn.Parameter]:
+        return list(dict.fromkeys(p for block in self.inner for p in block.trainable()))
 
     def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         """The lesson of each inner loss; here all outputs of the batch are known when they are made."""

@@ -78,6 +78,16 @@ def test_a_front_is_fixed_called_under_no_grad_and_never_in_training_mode() -> N
     assert {tuple(p.shape) for p in block.trainable()} == {(4, 5), (4,), (CLASSES, 4)}
 
 
+def test_a_front_is_left_out_of_what_is_trained_inside_a_joint_block_too() -> None:
+    front = nn.Linear(12, 5)
+    inner = Block(nn.Linear(5, 4), LocalCrossEntropy(), front=front)
+    joint = JointBlock([inner, Block(nn.Linear(4, 4), LocalCrossEntropy())], [1.0, 1.0])
+    joint.build(X, CLASSES)
+    held = {id(p) for p in joint.trainable()}
+    assert held == {id(p) for p in joint.parameters()} - {id(p) for p in front.parameters()}
+    assert all(p.requires_grad for p in front.parameters())
+
+
 # ---- the controls ----------------------------------------------------------------------------------------
 
 

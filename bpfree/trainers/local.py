@@ -133,7 +133,7 @@ class RandomFeaturesSettings(TrainerSettings):
 class RandomFeatures(Trainer):
     """Mono-Forward's heads on blocks that keep their random weights: what the heads can do alone.
 
-    Every stage is a fixed front, and stops requiring gradients.
+    Every stage is a fixed front.
     """
 
     id = "random_features"

@@ -143,6 +143,17 @@ def test_training_on_a_gpu_leaves_its_generator_as_it_was(kind: type[Trainer]) -
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
+@every
+def test_the_network_can_be_trained_by_others_afterwards(kind: type[Trainer]) -> None:
+    net = make_cnn(batch_norm=True)
+    frozen = net[0].bias
+    frozen.requires_grad_(False)
+    kind(net, progress=False).fit(images(), epochs=1, batch_size=16)
+    # Whatever required a gradient still does, and nothing else.
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.bias"]
+    assert all(p.grad is None for p in net.parameters())
+
+
 # ---- using -----------------------------------------------------------------------------------------------
 
 
