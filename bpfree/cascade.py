@@ -71,6 +71,10 @@ class Block(nn.Module):
         output = self.body(sensed)
         return [self.loss(output, target, lesson)], output
 
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        """What is differentiated, of the losses that `objective` gave."""
+        return losses[0]
+
     def update(
         self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
@@ -97,8 +101,7 @@ class Block(nn.Module):
             kind = target.device.type
             with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
                 losses, output = self._objective(sensed, target, lesson)
-            total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-            total.backward()
+            self.total(losses).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
@@ -141,7 +144,7 @@ def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tenso
 class JointBlock(Block):
     """Several blocks under one backward pass: deep supervision, or backpropagation, as one block.
 
-    The loss is the weighted sum of the inner losses. With the walls open (``detach=False``) the gradient of
+    What is differentiated is the weighted sum of the inner losses; told are they themselves. With the walls open (``detach=False``) the gradient of
     each reaches every block below it: this is the control of the local methods, locality L0. With the walls
     closed it is the simultaneous schedule with one summed backward.
 
@@ -191,8 +194,11 @@ class JointBlock(Block):
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         outputs = self.outputs(sensed)
         judged, lessons = self.judged(outputs, target), self.lessons(outputs, target)
-        parts = zip(self.weights, self.losses, judged, lessons, strict=True)
-        return [w * loss(output, target, own) for w, loss, output, own in parts], outputs[-1]
+        parts = zip(self.losses, judged, lessons, strict=True)
+        return [loss(output, target, own) for loss, output, own in parts], outputs[-1]
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        return torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
 
     def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         """What the inner losses see of the outputs: all of it."""

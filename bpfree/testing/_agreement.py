@@ -91,11 +91,13 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, number)
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
+    totals = list(extra)
     for k, (block, lesson) in enumerate(zip(cascade.units, descend(cascade.units), strict=True)):
         _seeds.seed_global(y.device, seed, k)
         found, output = block.objective(block.sense(rows), target, lesson)
         losses, rows = losses + found, output.detach()
-    torch.autograd.backward(torch.stack(losses + extra).sum())
+        totals.append(block.total(found))
+    torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():
         optimizer.step()
         optimizer.zero_grad()

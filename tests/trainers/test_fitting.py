@@ -174,7 +174,9 @@ def test_after_a_run_blocks_can_be_stepped_by_hand_and_trained_again(
     assert {group["lr"] for o in trainer.optimizers.values() for group in o.param_groups} <= {0.02, 0.01}
     again = trainer.fit(easy(), epochs=4, batch_size=16)
     assert [row["stage"] for row in again.rows] == [row["stage"] for row in first.rows]
-    assert all(after["loss"][0] < row["loss"][0] for row, after in zip(first.rows[::4], again.rows[::4]))
+    assert all(
+        after["loss"][0] < row["loss"][0] for row, after in zip(first.rows[::4], again.rows[::4], strict=True)
+    )
 
 
 def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
