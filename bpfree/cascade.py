@@ -38,7 +38,6 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.front, self.body, self.loss, self.gradients = front, body, loss, gradients
-        self.autocast: torch.dtype | None = None
         self._objective: Any = self.objective
 
     @property
@@ -98,10 +97,10 @@ class Block(nn.Module):
                     body_gradients(self.body, sensed, output, error)
             losses = [loss]
         else:
-            kind = target.device.type
-            with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
-                losses, output = self._objective(sensed, target, lesson)
-            self.total(losses).backward()
+            losses, output = self._objective(sensed, target, lesson)
+            # Each product's gradient has the precision that the product had.
+            with torch.autocast(target.device.type, enabled=False):
+                self.total(losses).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
@@ -144,9 +143,10 @@ def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tenso
 class JointBlock(Block):
     """Several blocks under one backward pass: deep supervision, or backpropagation, as one block.
 
-    What is differentiated is the weighted sum of the inner losses; told are they themselves. With the walls open (``detach=False``) the gradient of
-    each reaches every block below it: this is the control of the local methods, locality L0. With the walls
-    closed it is the simultaneous schedule with one summed backward.
+    What is differentiated is the weighted sum of the inner losses; what is told are they themselves. With
+    the walls open (``detach=False``) the gradient of each reaches every block below it: this is the control
+    of the local methods, locality L0. With the walls closed it is the simultaneous schedule with one summed
+    backward.
 
     Args:
         blocks: The inner blocks, bottom first.
@@ -158,7 +158,7 @@ class JointBlock(Block):
         nn.Module.__init__(self)
         self.blocks = nn.ModuleList(blocks)
         self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
-        self.front, self.autocast = None, None
+        self.front = None
         self._objective = self.objective
 
     @property

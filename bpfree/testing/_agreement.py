@@ -97,7 +97,8 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
         found, output = block.objective(block.sense(rows), target, lesson)
         losses, rows = losses + found, output.detach()
         totals.append(block.total(found))
-    torch.autograd.backward(torch.stack(totals).sum())
+    with torch.autocast(y.device.type, enabled=False):
+        torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():
         optimizer.step()
         optimizer.zero_grad()

@@ -344,7 +344,8 @@ def update_readout(
 ) -> Tensor:
     """One step of a readout that learns, on detached outputs; returns its loss."""
     loss = readout.objective(outputs, y)
-    loss.backward()
+    with torch.autocast(y.device.type, enabled=False):
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
