@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -146,7 +147,7 @@ class Trainer(ABC):
         # Values that differ, so that a net whose order is not its children's is found out.
         count = 2 * int(torch.Size(sample_shape).numel())
         x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with _seeds.borrowed(self.device):
             _seeds.seed_global(self.device, self.seed, "heads")
             try:
                 if not isinstance(self.net, Cascade):
@@ -162,12 +163,22 @@ class Trainer(ABC):
                 raise BadValue(
                     f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
                 ) from error
+        self._check_gradients(cascade)
         self._cascade, self.n_classes = cascade, n_classes
         self.reset_optimizers()
         for block in cascade.units:
-            block.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
             if self.settings.compile is not None:
                 block.compile(self.settings.compile)
+
+    def _check_gradients(self, cascade: Cascade) -> None:
+        s = self.settings
+        plain = s.precision == "float32" and s.compile is None
+        closed = (b for b in cascade.units if b.gradients == "analytic")
+        if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
+            raise BadValue(
+                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
+                "closed form is computed in float32 and not compiled; leave precision and compile"
+            )
 
     def reset_optimizers(self) -> None:
         """New optimizers, without momentum."""
@@ -209,7 +220,7 @@ class Trainer(ABC):
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
-        with progress_bar(self.id, self.progress and hooks is None) as shown:
+        with self.running(), progress_bar(self.id, self.progress and hooks is None) as shown:
             hooks = hooks or Hooks(progress=shown)
             begun = checkpoint is not None and checkpoint.path.exists()
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
@@ -240,6 +251,10 @@ class Trainer(ABC):
         Returns:
             The loss of each block before its step, bottom first, then those of readouts.
         """
+        with self.running():
+            return self._step(x, y, number)
+
+    def _step(self, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
         cascade, scores, extra = self.cascade, None, []
         cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
@@ -265,9 +280,9 @@ class Trainer(ABC):
         Returns:
             ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
         """
-        found = Evaluator(self.cascade, self._data(data, self.n_classes)).accuracies(
-            list(self.cascade.readouts)
-        )
+        samples = self._data(data, self.n_classes)
+        with self.running():
+            found = Evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -279,7 +294,8 @@ class Trainer(ABC):
         y = torch.zeros(len(x), dtype=torch.long, device=x.device)
         data = self._data((x, y), self.n_classes)
         headline = self.cascade.headline
-        return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+        with self.running():
+            return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
 
     def save(self, path: str | Path) -> None:
         """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON)."""
@@ -309,6 +325,19 @@ class Trainer(ABC):
         self.cascade.eval()
 
     # ---- inside ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What training, evaluation and prediction run in.
+
+        Inside, everything computes in the precision of the settings; afterwards torch's global generators are
+        as they were.
+        """
+        low = self.settings.precision == "bfloat16"
+        # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+        with _seeds.borrowed(self.device), cast:
+            yield
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""

@@ -121,6 +121,8 @@ class Fit:
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
             self.best = {}
+        # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
+        set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
         return self.history
 
@@ -141,8 +143,8 @@ class Fit:
             self.cascade.load_state_dict(self.best)
         if self.settings.schedule == "greedy":
             for k in range(stage.first, stage.stop):
-                self.cascade.units[k].optimizer = None
-                del self.optimizers[f"block{k}"]
+                # Without its moments an optimizer is as good as new, and holds no memory.
+                self.optimizers[f"block{k}"].state.clear()
         epochs, best = self.at.epoch, self.at.best
         self.history.stages.append(
             {"name": stage.name, "epochs": epochs, "stopped_early": stopped}
@@ -156,8 +158,6 @@ class Fit:
         if stage.readouts and stage.first == stage.stop:
             for _, readout in self._learning(stage):
                 self.feed.keep_outputs(readout.view)
-        for k in range(stage.first, stage.stop):
-            self.cascade.units[k].optimizer = self.optimizers[f"block{k}"]
 
     def _epochs(self, stage: Stage) -> int:
         """How many passes a stage takes at most: one, where another would change nothing."""
@@ -345,7 +345,8 @@ def update_readout(
 ) -> Tensor:
     """One step of a readout that learns, on detached outputs; returns its loss."""
     loss = readout.objective(outputs, y)
-    loss.backward()
+    with torch.autocast(y.device.type, enabled=False):
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()

@@ -156,8 +156,27 @@ def test_a_greedy_run_frees_the_optimizers_of_frozen_blocks() -> None:
     trainer.fit(vectors(), epochs=1, hooks=Hooks(progress=look))
     # Only the block that trains has moments.
     assert alive == [[True, False, False], [False, True, False], [False, False, True]]
-    assert all(block.optimizer is None for block in trainer.cascade.units)
-    assert trainer.optimizers == {}
+    assert not any(optimizer.state for optimizer in trainer.optimizers.values())
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
+@pytest.mark.parametrize("kind", [MonoForward, ForwardForward])
+def test_after_a_run_blocks_can_be_stepped_by_hand_and_trained_again(
+    kind: type[Trainer], schedule: str
+) -> None:
+    trainer = kind(make_mlp(), schedule=schedule, lr_schedule="cosine", lr=0.02, progress=False)
+    first = trainer.fit(easy(), epochs=4, batch_size=16)
+    before = snapshot(trainer.net)
+    trainer.step(*easy(16).batch(torch.arange(16)))
+    moved = [not torch.equal(p, before[name]) for name, p in trainer.net.named_parameters()]
+    # Forward-Forward leaves the net's output layer alone.
+    assert moved == [True] * 4 + [kind is MonoForward] * 2
+    assert {group["lr"] for o in trainer.optimizers.values() for group in o.param_groups} <= {0.02, 0.01}
+    again = trainer.fit(easy(), epochs=4, batch_size=16)
+    assert [row["stage"] for row in again.rows] == [row["stage"] for row in first.rows]
+    assert all(
+        after["loss"][0] < row["loss"][0] for row, after in zip(first.rows[::4], again.rows[::4], strict=True)
+    )
 
 
 def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
