@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from bpfree._errors import BpfreeError
 from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
+from bpfree.bench.protocol import matched, wants_matched
 from bpfree.bench.results import Results, Row
 from bpfree.bench.runner import run
 from bpfree.bench.table import show
@@ -69,7 +71,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there"
     )
     parser.add_argument(
-        "--checkpoint-every", type=float, default=20.0, metavar="S", help="seconds, default 20"
+        "--checkpoint-every", type=_seconds, default=20.0, metavar="S", help="seconds, default 20"
+    )
+    parser.add_argument(
+        "--cooldown", type=_seconds, default=0.0, metavar="S", help="seconds of rest between cells, default 0"
     )
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)"
@@ -82,6 +87,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds of at least 0, not {text!r}")
+    return seconds
+
+
 def _default(arguments: argparse.Namespace) -> int:
     found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
     return _bench(found, arguments, jobs=arguments.jobs or 2)
@@ -92,20 +107,26 @@ def _run(arguments: argparse.Namespace) -> int:
     for assignment in arguments.set:
         override(config, assignment)
     found = cells(config, arguments.seeds, where=f"{arguments.config}: ")
-    return _bench(found, arguments, jobs=arguments.jobs or 1)
+    return _bench(found, arguments, arguments.jobs or 1, wants_matched(config, found))
 
 
-def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int) -> int:
-    folder = arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-"))
-    with watching(found) as watcher:
-        rows = run(found, Results(folder), jobs, arguments.checkpoint_every, watcher)
+def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: bool = False) -> int:
+    results = Results(arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-")))
+
+    def measure(cells: Sequence[Cell]) -> list[Row]:
+        with watching(cells) as watcher:
+            return run(cells, results, jobs, arguments.checkpoint_every, watcher, arguments.cooldown)
+
+    rows = measure(found)
+    if then_matched:
+        rows += measure(matched(found, rows))
     console = _console()
     show(rows, console)
     if jobs > 1:
         console.print(
             f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones", highlight=False
         )
-    console.print(f"rows and weights: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"rows and weights: {results.folder}", highlight=False, soft_wrap=True)
     return _exit_code(rows)
 
 
