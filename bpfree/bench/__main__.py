@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bpfree._errors import BpfreeError
+from bpfree.bench.compare import changes
+from bpfree.bench.compare import show as show_changes
 from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=_default)
     _run_options(parser)
-    commands = parser.add_subparsers(title="commands", metavar="{run,list,report}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     one = commands.add_parser("run", help="run the experiment of a YAML file")
     one.add_argument("config", type=Path, help="for example configs/mono_forward_mnist_mlp.yaml")
@@ -60,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="the table of a folder of results")
     report.add_argument("folder", type=Path)
     report.set_defaults(command=_report)
+
+    comparing = commands.add_parser(
+        "compare",
+        help="what changed between two results",
+        description="Exit code: 0 if nothing is worse, 1 if something is worse or missing, 2 for a mistake.",
+    )
+    comparing.add_argument("before", type=Path)
+    comparing.add_argument("after", type=Path)
+    comparing.set_defaults(command=_compare)
     return parser
 
 
@@ -151,6 +162,12 @@ def _report(arguments: argparse.Namespace) -> int:
     rows = Results(arguments.folder).read()
     show(rows, _console())
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    found = changes(Results(arguments.before).read(), Results(arguments.after).read())
+    show_changes(found, _console())
+    return found.exit_code
 
 
 def _console() -> Console:

@@ -63,6 +63,12 @@ def energy(row: Row) -> float | None:
     return in_one_go(row, "energy", "gpu_gross_j")
 
 
+def energy_scope(row: Row) -> str | None:
+    """Whether the energy of a row was measured or modelled, and by what."""
+    scope = row.get("energy", {}).get("scope")
+    return None if scope is None else str(scope)
+
+
 def _at(*path: str) -> Callable[[Row], float | None]:
     return lambda row: figure(row, *path)
 
@@ -114,6 +120,17 @@ class Comparison:
             return str(self.effect.verdict)
         needed = f"about {self.seeds_needed}" if self.seeds_needed else f"at least {MIN_SEEDS}"
         return f"{self.effect.verdict}: {self.effect.n} seeds, {needed} needed"
+
+
+def short(comparison: Comparison) -> str:
+    """An effect with its interval: a difference in the measure's unit, or a ratio."""
+    effect, scale = comparison.effect, 1.0 if comparison.effect.ratio else comparison.measure.scale
+    pattern = "×{:.3f}" if effect.ratio else "{:+.2f}"
+    text = pattern.format(effect.value * scale)
+    if effect.interval is None or effect.exact:
+        return text
+    low, high = (pattern.removeprefix("×").format(end * scale) for end in effect.interval)
+    return f"{text} [{low}, {high}]"
 
 
 Pair = tuple[str, Arm, Arm]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree.bench.arms import Arm, failures, groups, last_line
-from bpfree.bench.measures import Comparison, against_baseline, compare
+from bpfree.bench.measures import Comparison, against_baseline, compare, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
 
@@ -67,13 +67,7 @@ def _line(arm: Arm, effects: Mapping[str, Comparison]) -> list[str]:
 
 def _points(comparison: Comparison | None) -> str:
     """A difference of accuracies, in points, with its interval and verdict."""
-    if comparison is None:
-        return "–"
-    effect = comparison.effect
-    if effect.interval is None:
-        return f"{100 * effect.value:+.2f}"
-    low, high = effect.interval
-    return f"{100 * effect.value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]\n{comparison.says.lower()}"
+    return "–" if comparison is None else f"{short(comparison)}\n{comparison.says.lower()}"
 
 
 def _ratio(comparison: Comparison | None) -> str:
