@@ -41,13 +41,19 @@ class Group:
     """The arms that share data set, net and protocol: those that may be compared.
 
     Attributes:
-        title: Data set, net, protocol.
+        setting: Data set and net.
+        protocol: One of `PROTOCOLS`.
         arms: In the order in which their first rows come.
     """
 
-    title: str
+    setting: str
     protocol: str
     arms: list[Arm] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Data set, net and protocol."""
+        return f"{self.setting}, {PROTOCOLS[self.protocol]}"
 
     @property
     def baseline(self) -> Arm | None:
@@ -88,7 +94,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         setting = f"{describe(row['config']['dataset'])}, {describe(row['config']['net'])}"
         kind = protocol(row)
         if (setting, kind) not in found:
-            found[setting, kind] = Group(f"{setting}, {PROTOCOLS[kind]}", kind)
+            found[setting, kind] = Group(setting, kind)
         group = found[setting, kind]
         key = json.dumps([setting, kind, row["arm"], row["config"]], sort_keys=True)
         if key not in arms:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree._errors import BadValue
-from bpfree.bench.arms import Arm, failures, groups, last_line
+from bpfree.bench.arms import Arm, differing, failures, groups, last_line
 from bpfree.bench.measures import MEASURES, Comparison, Pair, compare, short
 from bpfree.bench.results import Row
 
@@ -64,13 +64,22 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> Changes:
     measures = [m for m in MEASURES.values() if m.id not in TIMED or not any(elsewhere)]
     found = Changes(compare(pairs, measures), list(_missing(old, new, after)))
     found.new = [f"{title}: {name}" for title, name in new if (title, name) not in old]
+    for title, ours, theirs in pairs:
+        if settings := differing(ours.rows[0], theirs.rows[0]):
+            found.notes.append(f"{title}: {ours.name} has other settings now: {settings}")
     if any(elsewhere):
         found.notes.append("times and energies are not compared: the machines differ, or their threads do")
     return found
 
 
 def _arms(rows: Sequence[Row]) -> dict[tuple[str, str], Arm]:
-    return {(group.title, arm.name): arm for group in groups(rows) for arm in group.arms}
+    # Matched passes show the baseline of own convergence again; once is enough here.
+    return {
+        (group.title, arm.name): arm
+        for group in groups(rows)
+        for arm in group.arms
+        if not (group.protocol == "B" and arm.is_baseline)
+    }
 
 
 def _seeds(arm: Arm) -> set[int]:

@@ -44,6 +44,19 @@ class Measure:
         return effect.value < 1 if self.ratio else effect.value > 0
 
 
+PREFIXES = {"FLOP": (("TFLOP", 1e-12), ("GFLOP", 1e-9), ("MFLOP", 1e-6)), "MiB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10))}
+
+
+def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
+    """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
+    smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
+    units = next((units for end, units in PREFIXES.items() if measure.unit.endswith(end)), ())
+    for unit, scale in units:
+        if smallest * scale >= 1 or (unit, scale) == units[-1]:
+            return replace(measure, unit=unit, scale=scale)
+    return measure
+
+
 def in_one_go(row: Row, *path: str) -> float | None:
     """A time or an energy; None if the run was stopped and resumed, as the machine was then another one."""
     return figure(row, *path) if row.get("segments", 1) == 1 else None

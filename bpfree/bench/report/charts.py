@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from bpfree.bench.arms import Arm, Group
+from bpfree.bench.arms import Group
 from bpfree.bench.measures import MEASURES, Measure, flops_until, joules_at
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
@@ -27,13 +27,13 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0203{i:02d}" for i in range(9))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
-MARKERS = "osD^vPX*<>"
-SYMBOLS = dict(zip(MARKERS, "●■◆▲▼✚✖★◀▶", strict=True))
+MARKERS = "o^Dv*PX<>"
+SYMBOLS = dict(zip("s" + MARKERS, "■●▲◆▼★✚✖◀▶", strict=True))
 
 RC = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bpfree",
-    "font.size": 10,
+    "font.size": 11.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
@@ -80,9 +80,9 @@ class Chart:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """A style for each name of an arm: the first is backpropagation's, and no two are the same before 80."""
+    """A style for each name of an arm: the first is backpropagation's, and no two of 72 are the same."""
     found: dict[str, Style] = {}
-    others = zip(itertools.cycle(SERIES[1:]), itertools.cycle(MARKERS[::-1]), strict=False)
+    others = zip(itertools.cycle(SERIES[1:]), itertools.cycle(MARKERS), strict=False)
     for arm in (arm for group in groups for arm in group.arms):
         if arm.name not in found:
             plain = arm.is_baseline and not any(style.color == SERIES[0] for style in found.values())
@@ -124,13 +124,14 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
     return Chart(title, done(number, title), f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.")
 
 
-def curves(group: Group, cost: str, targets: Sequence[float], looks: Mapping[str, Style], number: int) -> Chart | None:
+def curves(
+    group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
+) -> Chart | None:
     """Validation accuracy against what was spent until then: thin, each seed; thick, their mean."""
-    label, read = CURVE_COSTS[cost]
-    lines = {arm.name: [line for row in arm.rows if (line := _line(row, read))] for arm in group.arms}
+    lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in group.arms}
     if not any(lines.values()):
         return None
-    with drawing(label, "validation accuracy, %") as (axes, done):
+    with drawing(f"{cost.label}, {cost.unit}", "validation accuracy, %") as (axes, done):
         for name, seeds in lines.items():
             color = looks[name].color
             for line in seeds:
@@ -149,25 +150,23 @@ def curves(group: Group, cost: str, targets: Sequence[float], looks: Mapping[str
         axes.set_ylim(low - 0.15 * (top - low), top + 0.1 * (top - low) + 1e-3)
         for target in targets:
             axes.axhline(100 * target, color=INK, linestyle=":", linewidth=1)
-    title = f"Way to the target against {label.partition(',')[0]}"
+    title = f"Way to the target, {cost.label}"
     dotted = f" Dotted: {', '.join(f'{100 * t:g} %' for t in targets)}." if targets else ""
     caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
     return Chart(title, done(number, title), caption)
 
 
-CURVE_COSTS: dict[str, tuple[str, Callable[[Row, Sequence[float]], float | None]]] = {
-    "train_flops": (
-        "training TFLOPs",
-        lambda row, point: None if (n := flops_until(row, point[0])) is None else n * 1e-12,
-    ),
-    "train_s": ("training time, s", lambda row, point: point[2] if row.get("segments", 1) == 1 else None),
-    "energy_j": ("training energy, J", lambda row, point: joules_at(point)),
+#: What a run had spent when it stood at a point of its curve.
+SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
+    "train_flops": lambda row, point: flops_until(row, point[0]),
+    "train_s": lambda row, point: point[2] if row.get("segments", 1) == 1 else None,
+    "energy_j": lambda row, point: joules_at(point),
 }
 
 
-def _line(row: Row, read: Callable[[Row, Sequence[float]], float | None]) -> list[tuple[float, float]]:
-    found = [(read(row, point), 100 * point[1]) for point in row["curve"]]
-    return [(x, y) for x, y in found if x is not None]
+def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
+    found = [(SPENT[cost.id](row, point), 100 * point[1]) for point in row["curve"]]
+    return [(x * cost.scale, y) for x, y in found if x is not None]
 
 
 def memory(groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:

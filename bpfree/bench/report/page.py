@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,11 @@ from bpfree.bench.measures import (
     energy_scope,
     short,
     target_cost,
-    train_flops,
+    readable,
 )
 from bpfree.bench.report import charts
 from bpfree.bench.results import Row
-from bpfree.bench.statistics import MARGIN_DIFFERENCE, MARGIN_RATIO, MIN_SEEDS, RESAMPLES, Verdict, estimate
+from bpfree.bench.statistics import MARGIN_DIFFERENCE, MARGIN_RATIO, MIN_SEEDS, RESAMPLES, Estimate, Verdict, estimate
 
 #: The measures of the main table, and under which of them the ratio to the baseline stands.
 COLUMNS = ("train_s", "energy_j", "train_flops", "peak_alloc", "saved_bytes")
@@ -70,15 +71,13 @@ class Table:
 
 
 NOTHING = Figure("–")
+Units = Mapping[str, Measure]
+Looks = Mapping[str, charts.Style]
 
 
 def number(value: float) -> str:
     """Three figures or more, without an exponent where that can be read."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:#.3g}".rstrip(".")
 
 
 def write(rows: Sequence[Row], path: Path, targets: Sequence[float] = (), sources: Sequence[str] = ()) -> None:
@@ -114,25 +113,27 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         raise BadValue("no row of this result succeeded: there is nothing to report")
     named = sorted({t for row in rows for t in row.get("protocol", {}).get("targets", [])})
     goals = sorted(targets) or named
-    comparisons = compare(against_baseline(found))
+    arms = [arm for group in found for arm in group.arms]
+    units = {name: readable(measure, arms) for name, measure in MEASURES.items()}
+    comparisons = compare(against_baseline(found), tuple(units.values()))
     looks, numbers = charts.styles(found), itertools.count()
     env = Environment(
         loader=PackageLoader("bpfree.bench.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     return env.get_template("page.html.jinja").render(
-        title=", ".join(dict.fromkeys(group.title.partition(",")[0] for group in found)),
+        title=", ".join(dict.fromkeys(group.setting.partition(",")[0].partition(" ")[0] for group in found)),
         facts=_facts(rows, found, sources),
         notes=_notes(rows, found),
         wins=_wins(comparisons, "loses"),
         gains=_wins(comparisons, "wins"),
         compared=bool(comparisons),
-        results=_results(found, comparisons),
-        settings=[_Setting(group, goals, looks, numbers) for group in found],
-        memory=_memory(found, looks, numbers),
-        targets=_targets(found, goals),
+        results=_results(found, comparisons, units),
+        settings=[_Setting(group, goals, units, looks, numbers) for group in found],
+        memory=_memory(found, units, looks, numbers),
+        targets=_targets(found, goals, units),
         post_hoc=bool(targets),
-        budgets=_budgets(found),
+        budgets=_budgets(found, units),
         comparisons=_comparisons(comparisons),
         provenance=_provenance(found),
         failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
@@ -151,23 +152,21 @@ class _Setting:
     """The pictures of a group."""
 
     def __init__(
-        self, group: Group, goals: Sequence[float], looks: Mapping[str, charts.Style], numbers: Iterator[int]
+        self, group: Group, goals: Sequence[float], units: Units, looks: Looks, numbers: Iterator[int]
     ) -> None:
         self.title, self.names = group.title, [arm.name for arm in group.arms]
-        drawn = [charts.pareto(group, MEASURES[cost], looks, next(numbers)) for cost in COSTS]
+        drawn = [charts.pareto(group, units[cost], looks, next(numbers)) for cost in COSTS]
         self.pareto = [chart for chart in drawn if chart is not None]
-        ways = [charts.curves(group, cost, goals, looks, next(numbers)) for cost in COSTS]
+        ways = [charts.curves(group, units[cost], goals, looks, next(numbers)) for cost in COSTS]
         self.curves = [chart for chart in ways if chart is not None]
 
 
-def _memory(
-    found: Sequence[Group], looks: Mapping[str, charts.Style], numbers: Iterator[int]
-) -> list[charts.Chart]:
+def _memory(found: Sequence[Group], units: Units, looks: Looks, numbers: Iterator[int]) -> list[charts.Chart]:
     by_data: dict[tuple[str, str], list[Group]] = {}
     for group in found:
-        by_data.setdefault((group.title.partition(",")[0], group.protocol), []).append(group)
+        by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
     drawn = [
-        charts.memory(several, MEASURES[measure], looks, next(numbers))
+        charts.memory(several, units[measure], looks, next(numbers))
         for several in by_data.values()
         for measure in ("saved_bytes", "peak_alloc")
     ]
@@ -232,7 +231,7 @@ def _wins(comparisons: Sequence[Comparison], which: str) -> list[tuple[str, list
     """By measure: what is decided, and where the one is ahead and the data do not decide."""
     found = []
     for measure in MEASURES.values():
-        mine = [c for c in comparisons if c.measure is measure]
+        mine = [c for c in comparisons if c.measure.id == measure.id]
         decided = [c for c in mine if getattr(c, which)]
         undecided = [
             c
@@ -244,35 +243,40 @@ def _wins(comparisons: Sequence[Comparison], which: str) -> list[tuple[str, list
     return found
 
 
-def _results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
+def _results(found: Sequence[Group], comparisons: Sequence[Comparison], units: Units) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
     heads = ["arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points"]
-    heads += [f"{MEASURES[name].label}, {MEASURES[name].unit}" for name in COLUMNS]
+    heads += [f"{units[name].label}, {units[name].unit}" for name in COLUMNS]
     table = Table("results", "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's", heads)
     table.filters = [1, 2]
     for g, group in enumerate(found):
         for a, arm in enumerate(group.arms):
             accuracy = estimate([100 * v for v in MEASURES["accuracy"].by_seed(arm).values()])
             against = effects.get((group.title, arm.name, "accuracy"))
-            costs = [_cost(MEASURES[name], arm, effects.get((group.title, arm.name, name))) for name in COLUMNS]
+            costs = [_cost(units[name], arm, effects.get((group.title, arm.name, name))) for name in COLUMNS]
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
                 Figure(arm.name, "the baseline" if arm is group.baseline else ""),
-                Figure(group.title),
+                Figure(group.setting, PROTOCOLS[group.protocol]),
                 Figure(str(arm.rows[0]["locality"])),
                 Figure(str(len(arm.rows)), order=len(arm.rows)),
-                Figure(_plus_minus(accuracy.mean, accuracy.half, 2), order=accuracy.mean),
+                Figure(_accuracy(accuracy), order=accuracy.mean),
                 NOTHING if against is None else Figure(short(against), against.says, against.effect.value, _kind(against)),
                 *costs,
             ])  # fmt: skip
     return table.without_empty()
 
 
-def _plus_minus(mean: float, half: float | None, digits: int | None = None) -> str:
-    text = number(mean) if digits is None else f"{mean:.{digits}f}"
-    if half is None or half == 0:
-        return text
-    return f"{text} ± {number(half) if digits is None else f'{half:.{digits}f}'}"
+def _accuracy(found: Estimate) -> str:
+    return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
+
+
+def _plus_minus(mean: float, half: float | None) -> str:
+    """A mean with as many digits as its interval gives sense to: two of the half width."""
+    if half is None or half <= 1e-9 * abs(mean):
+        return number(mean)
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
 
 
 def _cost(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
@@ -289,46 +293,47 @@ def _kind(comparison: Comparison) -> str:
     return "better" if comparison.wins else "worse" if comparison.loses else ""
 
 
-def _targets(found: Sequence[Group], goals: Sequence[float]) -> Table:
-    heads = ["arm", "setting", "target, %", "seeds that reached it", *(f"{MEASURES[c].label}, {MEASURES[c].unit}" for c in COSTS)]
+def _targets(found: Sequence[Group], goals: Sequence[float], units: Units) -> Table:
+    heads = ["arm", "setting", "target, %", "seeds that reached it", *(f"{units[c].label}, {units[c].unit}" for c in COSTS)]
     table = Table("targets", "Median over seeds of the cost to a target of validation accuracy", heads, filters=[1, 2])
     for g, group in enumerate(found):
         for (a, arm), goal in itertools.product(enumerate(group.arms), goals):
             cost = target_cost(arm, goal)
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
-                Figure(arm.name), Figure(group.title), Figure(f"{100 * goal:g}", order=goal),
+                Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]), Figure(f"{100 * goal:g}", order=goal),
                 Figure(f"{cost.hits} of {cost.n}", order=cost.hits / cost.n),
-                *(_median(cost, name) for name in COSTS),
+                *(_median(cost, units[name], arm) for name in COSTS),
             ])  # fmt: skip
     return table.without_empty()
 
 
-def _median(cost: TargetCost, name: str) -> Figure:
-    value = getattr(cost, name)
+def _median(cost: TargetCost, measure: Measure, arm: Arm) -> Figure:
+    value = getattr(cost, measure.id)
     if value is not None:
-        value *= MEASURES[name].scale
-        return Figure(number(value), order=value)
-    return Figure("missed", order=float("inf")) if 2 * cost.hits <= cost.n else NOTHING
+        return Figure(number(value * measure.scale), order=value)
+    missed = 2 * cost.hits <= cost.n and measure.by_seed(arm)
+    return Figure("missed", order=float("inf")) if missed else NOTHING
 
 
-def _budgets(found: Sequence[Group]) -> Table:
+def _budgets(found: Sequence[Group], units: Units) -> Table:
+    spent = units["train_flops"]
     heads = [
-        "arm", "setting", "protocol", "passes over the data", "updates per weight", "training TFLOPs", "stages",
+        "arm", "setting", "protocol", "passes over the data", "updates per weight", f"{spent.label}, {spent.unit}",
+        "stages",
         "stages at the cap", "tuning trials", "tuning, s",
     ]  # fmt: skip
     table = Table("budgets", "What each arm was given: means over seeds", heads, filters=[1, 2])
     for g, group in enumerate(found):
         for a, arm in enumerate(group.arms):
-            flops = [n * 1e-12 for row in arm.rows if (n := train_flops(row)) is not None]
             table.anchors.append(f"rows-{g}-{a}")
-            matched = group.protocol == "B" and arm is not group.baseline
+            matched = group.protocol == "B" and not arm.is_baseline
             table.rows.append([
-                Figure(arm.name), Figure(group.title),
+                Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
                 Figure(PROTOCOLS[group.protocol], _matched_to(arm) if matched else ""),
                 _mean([figure(row, "budget", "passes") for row in arm.rows]),
                 _mean([figure(row, "budget", "updates_per_weight") for row in arm.rows]),
-                _mean(flops),
+                _mean([n * spent.scale for n in spent.by_seed(arm).values()]),
                 _mean([figure(row, "budget", "stages") for row in arm.rows]),
                 _mean([figure(row, "budget", "capped_stages") for row in arm.rows]),
                 _mean([figure(row, "tuning", "trials") for row in arm.rows]),
@@ -373,7 +378,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Table:
         needed = comparison.seeds_needed
         table.anchors.append("")
         table.rows.append([
-            Figure(comparison.arm), Figure(comparison.group), Figure(measure.label), Figure(str(effect.n), order=effect.n),
+            Figure(comparison.arm), Figure(*comparison.group.rsplit(", ", 1)), Figure(measure.label), Figure(str(effect.n), order=effect.n),
             Figure(pattern.format(effect.value * scale), order=effect.value), interval(effect.student),
             interval(effect.bootstrap), p(effect.p_different), p(effect.p_equivalent),
             Figure(str(effect.verdict), kind=_kind(comparison)),
