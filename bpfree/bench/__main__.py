@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from bpfree._errors import BpfreeError
+from bpfree.bench import report
 from bpfree.bench.compare import changes
 from bpfree.bench.compare import show as show_changes
 from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
 from bpfree.bench.protocol import matched, wants_matched
-from bpfree.bench.results import Results, Row
+from bpfree.bench.results import Results, Row, read_all
 from bpfree.bench.runner import run
 from bpfree.bench.table import show
 from bpfree.data import describe
@@ -59,9 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="what trainers, data sets and nets there are")
     listing.set_defaults(command=_list)
 
-    report = commands.add_parser("report", help="the table of a folder of results")
-    report.add_argument("folder", type=Path)
-    report.set_defaults(command=_report)
+    reporting = commands.add_parser("report", help="the table of results, and report.html")
+    reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of results")
+    reporting.add_argument(
+        "--targets", type=_share, nargs="+", default=[], metavar="T", help="validation accuracies, 0 to 1"
+    )
+    reporting.add_argument(
+        "--html", type=Path, metavar="FILE", help="default: report.html in the first folder"
+    )
+    reporting.set_defaults(command=_report)
 
     comparing = commands.add_parser(
         "compare",
@@ -108,6 +115,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _share(text: str) -> float:
+    share = _seconds(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"expected an accuracy between 0 and 1, not {text!r}")
+    return share
+
+
 def _default(arguments: argparse.Namespace) -> int:
     found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
     return _bench(found, arguments, jobs=arguments.jobs or 2)
@@ -121,7 +135,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return _bench(found, arguments, arguments.jobs or 1, wants_matched(config, found))
 
 
-def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: bool = False) -> int:
+def _bench(
+    found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: bool = False
+) -> int:
     results = Results(arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-")))
 
     def measure(cells: Sequence[Cell]) -> list[Row]:
@@ -159,13 +175,17 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    rows = Results(arguments.folder).read()
-    show(rows, _console())
+    rows = read_all(arguments.folders)
+    console = _console()
+    show(rows, console)
+    path = arguments.html or arguments.folders[0] / "report.html"
+    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders])
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    found = changes(Results(arguments.before).read(), Results(arguments.after).read())
+    found = changes(read_all([arguments.before]), read_all([arguments.after]))
     show_changes(found, _console())
     return found.exit_code
 

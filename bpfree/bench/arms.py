@@ -139,9 +139,11 @@ def failures(rows: Iterable[Row]) -> list[Row]:
     """The last row of each cell that has no successful one."""
     rows = list(rows)
     done = {row["cell_id"] for row in rows if row["status"] == "ok"}
-    return list({row["cell_id"]: row for row in rows if row["status"] != "ok" and row["cell_id"] not in done}.values())
+    return list(
+        {row["cell_id"]: row for row in rows if row["status"] != "ok" and row["cell_id"] not in done}.values()
+    )
 
 
 def last_line(row: Row) -> str:
     """What a failed row says, in one line."""
-    return (row["reason"].strip().splitlines() or ["no reason was given"])[-1]
+    return str((row["reason"].strip().splitlines() or ["no reason was given"])[-1])

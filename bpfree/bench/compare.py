@@ -54,7 +54,9 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> Changes:
         BadValue: If no arm with a common seed is in both.
     """
     old, new = _arms(before), _arms(after)
-    pairs: list[Pair] = [(title, new[title, name], arm) for (title, name), arm in old.items() if (title, name) in new]
+    pairs: list[Pair] = [
+        (title, new[title, name], arm) for (title, name), arm in old.items() if (title, name) in new
+    ]
     if not any(_seeds(ours) & _seeds(theirs) for _, ours, theirs in pairs):
         raise BadValue(
             "the two results have no arm with a common seed: nothing can be compared; "
@@ -109,14 +111,18 @@ def _missing(
 def show(found: Changes, console: Console) -> None:
     """Print what changed; what is the same to the last digit is only counted."""
     changed = [c for c in found.comparisons if not (c.effect.exact and c.effect.p_different == 1)]
-    table = Table("setting", "arm", "measure", "pairs", "after against before", "verdict", title_justify="left")
+    table = Table(
+        "setting", "arm", "measure", "pairs", "after against before", "verdict", title_justify="left"
+    )
     for comparison in changed:
         style = "red" if comparison.loses else "green" if comparison.wins else None
         cells = (comparison.group, comparison.arm, comparison.measure.label, str(comparison.effect.n))
         table.add_row(*cells, short(comparison), comparison.says, style=style)
     if changed:
         console.print(table)
-    console.print(f"the same to the last digit: {len(found.comparisons) - len(changed)} of {len(found.comparisons)}")
+    console.print(
+        f"the same to the last digit: {len(found.comparisons) - len(changed)} of {len(found.comparisons)}"
+    )
     for title, lines in (("missing", found.missing), ("new", found.new), ("note", found.notes)):
         for line in lines:
             console.print(f"{title}: {line}", highlight=False, soft_wrap=True)

@@ -218,8 +218,8 @@ SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
-    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second in the opposite
-    order, and so on, so that a machine that slowly gets hotter favours none of them.
+    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second in the
+    opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
 
     Args:
         config: The content of a YAML file.
@@ -251,7 +251,11 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     )
     common |= {"dataset": asdict(dataset), "targets": tuple(run.targets)}
     orders = itertools.cycle((arms, arms[::-1]))
-    found = [Cell(**arm, seed=seed, **common) for seed, order in zip(run.seeds, orders) for arm in order]
+    found = [
+        Cell(**arm, seed=seed, **common)
+        for seed, order in zip(run.seeds, orders, strict=False)
+        for arm in order
+    ]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +21,7 @@ class Measure:
         scale: From the row's unit (SI) to ``unit``.
         read: The figure of a row in the row's unit; None where it was not measured.
         ratio: Compared by ratio and the smaller is better; otherwise by difference, and the larger is better.
-        counted: Counted, not sampled: it does not depend on the seed.
+        counted: Counted, not sampled: where all seeds agree, they need not be many.
     """
 
     id: str
@@ -44,17 +42,20 @@ class Measure:
         return effect.value < 1 if self.ratio else effect.value > 0
 
 
-PREFIXES = {"FLOP": (("TFLOP", 1e-12), ("GFLOP", 1e-9), ("MFLOP", 1e-6)), "MiB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10))}
+PREFIXES = {
+    "FLOP": (("TFLOP", 1e-12), ("GFLOP", 1e-9), ("MFLOP", 1e-6)),
+    "MiB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10)),
+}
 
 
 def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
     """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
     smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
-    units = next((units for end, units in PREFIXES.items() if measure.unit.endswith(end)), ())
-    for unit, scale in units:
-        if smallest * scale >= 1 or (unit, scale) == units[-1]:
-            return replace(measure, unit=unit, scale=scale)
-    return measure
+    units = next((units for end, units in PREFIXES.items() if measure.unit.endswith(end)), None)
+    if units is None:
+        return measure
+    unit, scale = next((found for found in units if smallest * found[1] >= 1), units[-1])
+    return replace(measure, unit=unit, scale=scale)
 
 
 def in_one_go(row: Row, *path: str) -> float | None:
@@ -92,9 +93,11 @@ MEASURES = {
         Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
         Measure("train_s", "training time", "s", 1, lambda row: in_one_go(row, "time", "train_s")),
         Measure("energy_j", "training energy", "J", 1, energy),
-        Measure("train_flops", "training FLOPs", "TFLOP", 1e-12, train_flops),
+        Measure("train_flops", "training FLOPs", "TFLOP", 1e-12, train_flops, counted=True),
         Measure("step_flops", "FLOPs of a step", "GFLOP", 1e-9, _at("flops", "train_step"), counted=True),
-        Measure("saved_bytes", "saved for backward", "MiB", 2**-20, _at("memory", "saved_bytes"), counted=True),
+        Measure(
+            "saved_bytes", "saved for backward", "MiB", 2**-20, _at("memory", "saved_bytes"), counted=True
+        ),
         Measure("peak_alloc", "allocator peak", "MiB", 2**-20, _at("memory", "peak_alloc"), counted=True),
     )
 }
@@ -122,7 +125,7 @@ class Comparison:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds with which a verdict can be expected, where there is none; None if the spread is not known."""
+        """Seeds with which a verdict can be expected, where there is none; None if no spread is known."""
         undecided = self.effect.verdict is Verdict.INCONCLUSIVE
         return max(self.effect.needed, self.effect.n + 1) if undecided and self.effect.needed else None
 
@@ -149,7 +152,9 @@ def short(comparison: Comparison) -> str:
 Pair = tuple[str, Arm, Arm]
 
 
-def compare(pairs: Iterable[Pair], measures: Sequence[Measure] = tuple(MEASURES.values())) -> list[Comparison]:
+def compare(
+    pairs: Iterable[Pair], measures: Sequence[Measure] = tuple(MEASURES.values())
+) -> list[Comparison]:
     """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family."""
     pairs, found = list(pairs), []
     for measure in measures:
@@ -171,68 +176,3 @@ def against_baseline(groups: Iterable[Group]) -> list[Pair]:
         for arm in group.arms
         if group.baseline is not None and arm is not group.baseline
     ]
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What it took a run to reach a target."""
-
-    step: float
-    train_s: float
-    train_flops: float | None
-    energy_j: float | None
-
-
-def to_target(row: Row, target: float) -> Reached | None:
-    """The cost at the first of two evaluations in a row that reach ``target`` (validation accuracy, 0 to 1).
-
-    Returns:
-        None for a run that never did: a miss is a miss, and no number.
-    """
-    points = row["curve"]
-    for point, following in zip(points, points[1:], strict=False):
-        if point[1] >= target and following[1] >= target:
-            return Reached(point[0], point[2], flops_until(row, point[0]), joules_at(point))
-    return None
-
-
-def flops_until(row: Row, step: float) -> float | None:
-    """FLOPs of the training up to a step; None for several stages, whose steps are not alike."""
-    total = train_flops(row)
-    return None if total is None or row["budget"]["stages"] > 1 else total * step / row["budget"]["steps"]
-
-
-def joules_at(point: Sequence[float]) -> float | None:
-    """Joules up to a point of a curve, where they were metered."""
-    return float(point[3]) if len(point) > 3 else None
-
-
-@dataclass(frozen=True)
-class TargetCost:
-    """How an arm did against a target: how many of its seeds reached it, and the medians of what it took.
-
-    A seed that missed counts as infinitely dear, so a median is None where half of the seeds or more missed, or
-    where it was not measured.
-    """
-
-    target: float
-    hits: int
-    n: int
-    train_s: float | None
-    train_flops: float | None
-    energy_j: float | None
-
-
-def target_cost(arm: Arm, target: float) -> TargetCost:
-    """The cost of an arm to a target, over its seeds."""
-    found = [to_target(row, target) for row in arm.rows]
-
-    def median(name: str) -> float | None:
-        reached = [getattr(one, name) for one in found if one is not None]
-        if None in reached:
-            return None
-        value = statistics.median([*reached, *[math.inf] * (len(found) - len(reached))])
-        return value if math.isfinite(value) else None
-
-    hits = sum(one is not None for one in found)
-    return TargetCost(target, hits, len(found), median("train_s"), median("train_flops"), median("energy_j"))

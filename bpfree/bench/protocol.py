@@ -1,7 +1,8 @@
 """Matched passes: what runs after own convergence, and how many epochs it takes.
 
-Own convergence (A) lets every arm stop by one rule. Matched passes (B) give every other arm the passes over the
-data that backpropagation took, shared out among its stages, with no early stop; backpropagation is not run again.
+Own convergence (A) lets every arm stop by one rule. Matched passes (B) give every other arm the passes over
+the data that backpropagation took, shared out among its stages, with no early stop; backpropagation is not run
+again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
     """Whether a config asks for matched passes after own convergence.
 
     Raises:
-        BadValue: If it asks for something else, or its arms cannot be matched: a stop rule and a baseline on the
-            same net are needed.
+        BadValue: If it asks for something else, or its arms cannot be matched: a stop rule and a baseline on
+            the same net are needed.
     """
     protocols = config.get("protocols", ["A"])
     if protocols == ["A"]:
@@ -32,12 +33,12 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
     for cell in cells:
         if cell.fit["patience"] is None:
             raise BadValue(
-                f"protocols = [A, B]: {cell.arm} has no stop rule, so that there is no convergence of its own; "
+                f"protocols = [A, B]: {cell.arm} has no stop rule, so no convergence of its own; "
                 "give fit.patience, for example 20"
             )
         if not any(other.trainer["id"] == BASELINE and other.net == cell.net for other in cells):
             raise BadValue(
-                f"protocols = [A, B]: {cell.arm} has no {BASELINE} arm on the same net to match the passes of; "
+                f"protocols = [A, B]: {cell.arm} has no {BASELINE} arm on its net to match the passes of; "
                 "add one under controls"
             )
     return True
@@ -46,8 +47,9 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
 def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
     """The cells of protocol B, for cells of protocol A and the rows that they gave, in the same order.
 
-    An arm takes ``ceil(mean over seeds of backpropagation's passes / number of stages)`` epochs a stage. An arm
-    of which no seed succeeded has no known number of stages, and is left out, as is one without a baseline.
+    An arm takes ``ceil(mean over seeds of backpropagation's passes / number of stages)`` epochs a stage. An
+    arm of which no seed succeeded has no known number of stages, and is left out, as is one whose baseline
+    failed.
     """
     epochs: dict[str, tuple[float, int]] = {}
     for group in groups(rows):
@@ -60,7 +62,11 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
                     epochs |= dict.fromkeys((row["cell_id"] for row in arm.rows), share)
     of_arm = {_arm(cell): epochs[cell.id] for cell in cells if cell.id in epochs}
     return [
-        replace(cell, fit={**cell.fit, "epochs": of_arm[_arm(cell)][1], "patience": None}, matched=of_arm[_arm(cell)][0])
+        replace(
+            cell,
+            fit={**cell.fit, "epochs": of_arm[_arm(cell)][1], "patience": None},
+            matched=of_arm[_arm(cell)][0],
+        )
         for cell in cells
         if _arm(cell) in of_arm
     ]

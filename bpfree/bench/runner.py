@@ -67,7 +67,9 @@ def run(
     """
     watcher = watcher or Watcher()
     if cooldown_s and jobs > 1:
-        raise BadValue(f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once")
+        raise BadValue(
+            f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once"
+        )
     with results.writing():
         rows = results.done()
         pending = [cell for cell in cells if cell.id not in rows]

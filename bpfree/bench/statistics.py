@@ -1,7 +1,7 @@
 """Means, intervals and verdicts over seeds. The tests are SciPy's and statsmodels'; the margins are ours.
 
 The unit is the seed. Two arms are compared on the seeds that both have, pair by pair: accuracies by their
-difference, costs by their ratio, which is taken in logarithms, so that A against B is the inverse of B against A.
+difference, costs by their ratio. Ratios are taken in logarithms, so that A against B is the inverse of B against A.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """From the two p values; nothing is said of fewer than `MIN_SEEDS` pairs, unless the value is exact."""
+        """From the two p values; of fewer than `MIN_SEEDS` pairs nothing is said, unless the value is exact."""
         if self.p_different is None or self.p_equivalent is None or (self.n < MIN_SEEDS and not self.exact):
             return Verdict.INCONCLUSIVE
         different, equivalent = self.p_different < ALPHA, self.p_equivalent < ALPHA
@@ -118,7 +119,7 @@ def paired(
         ours: A figure of each seed.
         theirs: The same of the other arm.
         ratio: Compare by ``ours / theirs``; all figures must then be positive.
-        counted: The figure is counted and does not depend on the seed, so a single pair is enough.
+        counted: The figure is counted, not sampled: where all pairs agree, one is enough.
 
     Returns:
         The effect; None if no seed is common to both, or a ratio has no meaning.
@@ -229,7 +230,9 @@ def _needed(distance: float, spread: float, margin: float) -> int:
         return high
 
     different = pairs(distance / spread, POWER, "two-sided") if distance > 0 else math.inf
-    equivalent = pairs((margin - distance) / spread, (1 + POWER) / 2, "larger") if distance < margin else math.inf
+    equivalent = (
+        pairs((margin - distance) / spread, (1 + POWER) / 2, "larger") if distance < margin else math.inf
+    )
     fewest = min(different, equivalent)
     return max(MIN_SEEDS, int(min(fewest, 10**6)))
 
@@ -242,7 +245,8 @@ def holm(effects: Sequence[Effect]) -> list[Effect]:
         if tested:
             values = _holm([getattr(adjusted[i], name) for i in tested])
             for i, value in zip(tested, values, strict=True):
-                adjusted[i] = replace(adjusted[i], **{name: value})
+                changed: dict[str, Any] = {name: value}
+                adjusted[i] = replace(adjusted[i], **changed)
     return adjusted
 
 

@@ -34,7 +34,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
         for column in ("train s", "time ÷ BP", "step FLOPs ÷ BP", "all FLOPs ÷ BP", "saved ÷ BP"):
             table.add_column(column, justify="right")
         for arm in group.arms:
-            of_arm = {m: c for (title, name, m), c in effects.items() if (title, name) == (group.title, arm.name)}
+            of_arm = {
+                m: c for (title, name, m), c in effects.items() if (title, name) == (group.title, arm.name)
+            }
             table.add_row(*_line(arm, of_arm))
         console.print(table)
         if group.baseline is not None:
@@ -75,10 +77,8 @@ def _ratio(comparison: Comparison | None) -> str:
 
 
 def _where_baseline_wins(accuracies: Sequence[Comparison]) -> str:
-    """The arms that backpropagation is more accurate than, and those where it is ahead and the data do not decide."""
+    """The arms that backpropagation is more accurate than, and those of which it is ahead, undecided."""
     behind = [c.arm for c in accuracies if c.loses]
-    open_ = [
-        c.arm for c in accuracies if c.effect.value < 0 and c.effect.verdict is Verdict.INCONCLUSIVE
-    ]
+    open_ = [c.arm for c in accuracies if c.effect.value < 0 and c.effect.verdict is Verdict.INCONCLUSIVE]
     text = f"Backpropagation is more accurate than: {', '.join(behind) or 'none of them'}"
     return f"{text}; ahead, and not decided, of: {', '.join(open_)}" if open_ else text

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bpfree.bench.arms import Group
-from bpfree.bench.measures import MEASURES, Measure, flops_until, joules_at
+from bpfree.bench.measures import MEASURES, Measure
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
+from bpfree.bench.targets import flops_until, joules_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,13 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 #: Stand-ins that matplotlib can draw with, and what the page puts in their place.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0203{i:02d}" for i in range(9))
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
+    c: f"--series-{i}" for i, c in enumerate(SERIES)
+}
 MARKERS = "o^Dv*PX<>"
 SYMBOLS = dict(zip("s" + MARKERS, "■●▲◆▼★✚✖◀▶", strict=True))
 
-RC = {
+RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bpfree",
     "font.size": 11.5,
@@ -100,7 +103,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
-    """Accuracy against a cost, means over seeds with 95 % intervals, and the front of what none other beats."""
+    """Accuracy against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
     accuracy, points = MEASURES["accuracy"], {}
     for arm in group.arms:
         xs, ys = list(cost.by_seed(arm).values()), list(accuracy.by_seed(arm).values())
@@ -114,7 +117,9 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
         spread = [mean for mean, _ in means.values()]
         axes.set_xscale("log" if max(spread) > 4 * min(spread) > 0 else "linear")
         stairs = [means[name] for name in best]
-        axes.step(*zip(*stairs, strict=True), where="post", color=MUTED, linestyle="--", linewidth=1.2, zorder=2)
+        axes.step(
+            *zip(*stairs, strict=True), where="post", color=MUTED, linestyle="--", linewidth=1.2, zorder=2
+        )
         for name, (x, y) in points.items():
             axes.errorbar(
                 x.mean, y.mean, xerr=x.half, yerr=y.half, color=looks[name].color, marker=looks[name].marker,
@@ -169,7 +174,9 @@ def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
     return [(x * cost.scale, y) for x, y in found if x is not None]
 
 
-def memory(groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
+def memory(
+    groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int
+) -> Chart | None:
     """Bytes against the number of layers with weights, for arms that were run on nets of several depths."""
     lines: dict[str, dict[int, list[float]]] = {}
     for arm in (arm for group in groups for arm in group.arms):
@@ -180,6 +187,8 @@ def memory(groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style]
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     with drawing("layers with weights", f"{measure.label}, {measure.unit}") as (axes, done):
         for name, line in lines.items():
             points = [(layers, sum(sizes) / len(sizes)) for layers, sizes in sorted(line.items())]
@@ -187,7 +196,7 @@ def memory(groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style]
                 *zip(*points, strict=True), color=looks[name].color, marker=looks[name].marker, linewidth=1.6
             )
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = f"Memory against depth: {measure.label}"
     return Chart(title, done(number, title), "Counted for one training step at the batch size of the runs.")
 
@@ -214,14 +223,16 @@ def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
         def done(number: int, label: str) -> str:
             file = io.StringIO()
             with mpl.rc_context(RC):
-                figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+                figure.savefig(
+                    file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+                )
             return inline(file.getvalue(), f"chart{number}-", label)
 
         yield axes, done
 
 
 def inline(svg: str, prefix: str, label: str) -> str:
-    """A picture as an element of a page: ids of its own, colours and font of the page, a name for who cannot see."""
+    """A picture as an element of a page: its own ids, the page's colours and font, a name for screen readers."""
     root = ElementTree.fromstring(svg.encode())
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")
