@@ -61,7 +61,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     for row in found:
         row["curve"] = [point[:2] for point in row["curve"]]
-        del row["time"], row["segments"], row["memory"]["rss"]
+        del row["time"], row["segments"], row["memory"]["rss"], row["protocol"]["started"]
     return sorted(found, key=lambda row: row["cell_id"])
 
 

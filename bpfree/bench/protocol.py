@@ -1,8 +1,7 @@
 """Matched passes: what runs after own convergence, and how many epochs it takes.
 
 Own convergence (A) lets every arm stop by one rule. Matched passes (B) give every other arm the passes over
-the data that backpropagation took, shared out among its stages, with no early stop; backpropagation is not run
-again.
+the data that backpropagation took, shared out among its stages, with no early stop.
 """
 
 from __future__ import annotations

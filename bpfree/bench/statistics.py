@@ -1,7 +1,8 @@
 """Means, intervals and verdicts over seeds. The tests are SciPy's and statsmodels'; the margins are ours.
 
 The unit is the seed. Two arms are compared on the seeds that both have, pair by pair: accuracies by their
-difference, costs by their ratio. Ratios are taken in logarithms, so that A against B is the inverse of B against A.
+difference, costs by their ratio. Ratios are taken in logarithms, so that A against B is the inverse of B
+against A.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """From the two p values; of fewer than `MIN_SEEDS` pairs nothing is said, unless the value is exact."""
+        """From the two p values; nothing is said of fewer than `MIN_SEEDS` pairs, unless exact."""
         if self.p_different is None or self.p_equivalent is None or (self.n < MIN_SEEDS and not self.exact):
             return Verdict.INCONCLUSIVE
         different, equivalent = self.p_different < ALPHA, self.p_equivalent < ALPHA

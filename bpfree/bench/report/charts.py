@@ -232,7 +232,7 @@ def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
 
 
 def inline(svg: str, prefix: str, label: str) -> str:
-    """A picture as an element of a page: its own ids, the page's colours and font, a name for screen readers."""
+    """A picture as an element of a page: its own ids, the page's colours and font, a name to read out."""
     root = ElementTree.fromstring(svg.encode())
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")
