@@ -19,7 +19,7 @@ import torch
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
-from bpfree.bench.config import Cell, load_plugin, net_config
+from bpfree.bench.config import LABELS, Cell, load_plugin, net_config
 from bpfree.bench.cost import measure
 from bpfree.bench.environment import environment, git
 from bpfree.data import Splits, TensorData, load
@@ -101,7 +101,7 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")}
+        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -37,6 +39,7 @@ class Running:
     process: BaseProcess
     pipe: Connection
     lifeline: Connection
+    since: datetime
 
 
 def run(
@@ -45,6 +48,7 @@ def run(
     jobs: int = 1,
     checkpoint_s: float = 20.0,
     watcher: Watcher | None = None,
+    cooldown_s: float = 0.0,
 ) -> list[Row]:
     """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
 
@@ -57,20 +61,29 @@ def run(
         jobs: How many cells at once; more than one shares the machine, so compare no times then.
         checkpoint_s: Seconds between checkpoints within a cell.
         watcher: Who is told.
+        cooldown_s: Seconds of rest between one cell and the next.
 
     Raises:
         BadValue: If a cell cannot be run because of what it asks for, or the folder cannot be used.
     """
     watcher = watcher or Watcher()
+    if cooldown_s and jobs > 1:
+        raise BadValue(
+            f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once"
+        )
     with results.writing():
         rows = results.done()
         pending = [cell for cell in cells if cell.id not in rows]
         running: list[Running] = []
+        worked = False
         try:
             _start_server()
             _check(pending)
             while pending or running:
                 while pending and len(running) < jobs:
+                    if worked:
+                        time.sleep(cooldown_s)
+                    worked = True
                     running.append(_start(pending.pop(0), results.folder, checkpoint_s))
                     watcher.started(running[-1].cell)
                 for pipe in wait([one.pipe for one in running]):
@@ -79,6 +92,7 @@ def run(
                     if row is not None:
                         running.remove(one)
                         _close(one)
+                        row["protocol"] = _protocol(one, jobs, cooldown_s)
                         results.append(row)
                         rows[one.cell.id] = row
                         watcher.finished(one.cell, row)
@@ -135,7 +149,7 @@ def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
     process.start()
     theirs.close()
     lifeline_end.close()
-    return Running(cell, process, ours, lifeline)
+    return Running(cell, process, ours, lifeline, datetime.now(UTC))
 
 
 def _receive(one: Running, watcher: Watcher) -> Row | None:
@@ -154,6 +168,15 @@ def _receive(one: Running, watcher: Watcher) -> Row | None:
         raise BadValue(content[0])
     row: dict[str, Any] = content[0]
     return row
+
+
+def _protocol(one: Running, jobs: int, cooldown_s: float) -> Row:
+    """What a row is there for, and the conditions under which it came about."""
+    conditions = {"started": one.since.isoformat(timespec="seconds"), "jobs": jobs, "cooldown_s": cooldown_s}
+    if one.cell.matched is not None:
+        return {"id": "B", "matched_passes": one.cell.matched, "targets": [*one.cell.targets], **conditions}
+    own = "fixed" if one.cell.fit["patience"] is None else "A"
+    return {"id": own, "targets": [*one.cell.targets], **conditions}
 
 
 def _close(one: Running) -> None:

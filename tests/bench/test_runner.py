@@ -55,7 +55,7 @@ def without_noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = json.loads(json.dumps(rows))
     for row in rows:
         row["curve"] = [point[:2] for point in row["curve"]]
-        del row["time"], row["segments"], row["memory"]["rss"]
+        del row["time"], row["segments"], row["memory"]["rss"], row["protocol"]["started"]
     return rows
 
 
