@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,26 @@ Tensors = dict[str, Tensor]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part."""
+    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part.
+
+    Raises:
+        BadValue: If it cannot be written; what stood there before still does.
+    """
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(save(contiguous, metadata={"state": json.dumps(state)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(save(contiguous, metadata={"state": json.dumps(state)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:

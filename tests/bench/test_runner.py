@@ -66,7 +66,8 @@ def test_rows_say_what_was_measured(tmp_path: Path) -> None:
         Results(tmp_path),
         watcher=Watcher(finished=lambda cell, row: finished.append(cell.arm)),
     )
-    assert finished == ["mono_forward", "backprop", "forward_forward"] * 2
+    order = ["mono_forward", "backprop", "forward_forward"]
+    assert finished == order + order[::-1]
     assert found == Results(tmp_path).read()
     for row in found:
         assert row["status"] == "ok"
