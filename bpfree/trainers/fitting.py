@@ -322,7 +322,9 @@ class Fit:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         tensors, state = ckpt.read(checkpoint.path, self.train.y.device)
-        if state.get("fingerprint") != self.fingerprint:
+        if "fingerprint" not in state:
+            raise BadValue(f"{checkpoint.path} was written by Trainer.save, not by a run: name another file")
+        if state["fingerprint"] != self.fingerprint:
             raise BadValue(
                 f"{checkpoint.path} belongs to another run (other settings, seed or data): "
                 "remove it, or name another file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_weight_that_moved_is_seen_moved() -> None:
     trainer = TRAINERS["mono_forward"](make_mlp(), precision="bfloat16", lr=0.05, progress=False)
     history = trainer.fit(easy(), epochs=6, batch_size=120)
     first = [row["loss"][0] for row in history.rows]
-    assert all(after < before for before, after in zip(first, first[1:], strict=False))
+    assert all(after < before for before, after in pairwise(first))
 
 
 def test_a_callers_autocast_changes_nothing() -> None:
