@@ -163,6 +163,7 @@ class PrototypeOutput(LocalCrossEntropy):
         self.ramp = Ramp(warmup)
 
     def build(self, output: Tensor, n_classes: int) -> None:
+        super().build(output, n_classes)
         self.n_classes = n_classes
 
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:

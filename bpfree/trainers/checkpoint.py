@@ -25,10 +25,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
     """
     from safetensors.torch import save
 
+    check_path(path)
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(save(contiguous, metadata={"state": json.dumps(state)}))
             file.flush()
@@ -40,6 +40,22 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
         raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def check_path(path: Path) -> None:
+    """Check that a file can stand at ``path``, whose folder is made.
+
+    Raises:
+        BadValue: If it cannot.
+    """
+    if path.is_dir():
+        raise BadValue(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadValue(f"{path}: {path.parent} is a file, not a folder; name another file") from None
+    except OSError as error:
+        raise BadValue(f"{path}: {path.parent} cannot be made: {error.strerror or error}") from None
+
+
 def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
     """What `write` wrote.
 
@@ -48,6 +64,8 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise BadValue(f"{path} is a folder: name the file in it")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -57,6 +75,8 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
         raise BadValue(
             f"{path}: no such file; it is written by Trainer.save or Trainer.fit(checkpoint=...)"
         ) from None
+    except OSError as error:
+        raise BadValue(f"{path}: cannot be read: {error}") from None
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise BadValue(f"{path}: not a bpfree state file ({error})") from None
 

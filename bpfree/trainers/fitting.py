@@ -48,8 +48,8 @@ class Checkpoint:
     """Where, and how often, a run leaves its state.
 
     Attributes:
-        path: The file; an existing one of the same run is taken up.
-        every_s: Seconds between two writes.
+        path: The file; an existing one of the same run is taken up. At the end it holds the finished run.
+        every_s: Seconds between two writes, at least.
         carried: What else is saved with it.
     """
 
@@ -117,6 +117,7 @@ class Fit:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
+        finished = self.at.stage == len(self.stages)
         while self.at.stage < len(self.stages):
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
@@ -124,6 +125,8 @@ class Fit:
         # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
         set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
+        if self.checkpoint is not None and not finished:
+            self._save(self.checkpoint)
         return self.history
 
     # ---- one stage -------------------------------------------------------------------------------------
@@ -302,11 +305,14 @@ class Fit:
     def _save_if_due(self) -> None:
         due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
         if due and self.checkpoint is not None:
-            with self.hooks.window("io"):
-                self._save(self.checkpoint)
-            self.saved_at = time.monotonic()
+            self._save(self.checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> None:
+        with self.hooks.window("io"):
+            self._write(checkpoint)
+        self.saved_at = time.monotonic()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
         tensors = ckpt.prefixed("model", self.cascade.state_dict()) | ckpt.prefixed("best", self.best)
         for name, optimizer in self.optimizers.items():
             tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
@@ -322,7 +328,9 @@ class Fit:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         tensors, state = ckpt.read(checkpoint.path, self.train.y.device)
-        if state.get("fingerprint") != self.fingerprint:
+        if "fingerprint" not in state:
+            raise BadValue(f"{checkpoint.path} was written by Trainer.save, not by a run: name another file")
+        if state["fingerprint"] != self.fingerprint:
             raise BadValue(
                 f"{checkpoint.path} belongs to another run (other settings, seed or data): "
                 "remove it, or name another file"

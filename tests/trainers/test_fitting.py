@@ -223,7 +223,7 @@ def test_the_windows_of_a_run_come_in_order() -> None:
 
     mf().fit(vectors(), vectors(), epochs=2, hooks=Hooks(window))
     epoch = ["+train", "-train", "+eval", "-eval"]
-    assert names == ["+cache", "-cache", *epoch, *epoch]
+    assert names == ["+calibrate", "-calibrate", "+cache", "-cache", *epoch, *epoch]
 
 
 # ---- errors and checkpoints ------------------------------------------------------------------------------
@@ -281,10 +281,24 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
 
 
-def test_checkpoints_are_written_no_more_often_than_asked(tmp_path: Path) -> None:
-    path = tmp_path / "run.state"
-    mf().fit(vectors(), epochs=2, checkpoint=Checkpoint(path, every_s=3600.0))
-    assert not path.exists()
+def test_checkpoints_are_written_no_more_often_than_asked_and_at_the_end(tmp_path: Path) -> None:
+    path, windows = tmp_path / "run.state", list[str]()
+
+    @contextmanager
+    def window(name: str) -> Iterator[None]:
+        windows.append(name)
+        yield
+
+    first = mf()
+    run = Checkpoint(path, every_s=3600.0)
+    history = first.fit(vectors(), epochs=2, checkpoint=run, hooks=Hooks(window))
+    assert windows.count("io") == 1
+    # It holds the finished run: nothing is trained again, and nothing is written.
+    written, again = path.read_bytes(), mf()
+    found = again.fit(vectors(), epochs=2, checkpoint=run)
+    assert (found.rows, found.resumed) == (history.rows, 1)
+    assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
+    assert path.read_bytes() == written
 
 
 # ---- that it learns --------------------------------------------------------------------------------------
