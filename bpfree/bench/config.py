@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
 
 from bpfree import nn
@@ -37,7 +38,6 @@ class DatasetConfig:
     split_seed: Annotated[int, Ge(0)] = 0
     path: str | None = None
     image_size: Positive | None = None
-    features: str | None = None
     download: bool | None = None
 
 
@@ -144,11 +144,19 @@ class RunConfig:
     threads: Positive = 1
     device: str = "cpu"
     plugins: list[str] | None = None
+    protocols: list[Literal["A", "B"]] = field(default_factory=lambda: ["A"])
+    targets: list[Annotated[float, Gt(0), Lt(1)]] = field(default_factory=list)
+
+
+#: What is in a cell and is no part of what its result depends on.
+LABELS = ("arm", "targets", "matched")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a benchmark: everything that its result depends on, as plain JSON-able data."""
+    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets`` and
+    ``matched`` what it is there for, as plain JSON-able data.
+    """
 
     arm: str
     dataset: Mapped
@@ -160,14 +168,16 @@ class Cell:
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
     plugin_hashes: tuple[str, ...] = ()
+    targets: tuple[float, ...] = ()
+    matched: float | None = None
     physics: Mapped | None = None
     device_seed: int | None = None
 
     @property
     def id(self) -> str:
-        """A hash of all but the name of the arm."""
-        left_out = ["arm", "plugins" if self.plugin_hashes else "plugin_hashes"]
-        left_out += ["physics", "device_seed"] if self.physics is None else []
+        """A hash of all that its result depends on."""
+        left_out = [*LABELS, "plugins" if self.plugin_hashes else "plugin_hashes"]
+        left_out += [] if self.physics else ["physics", "device_seed"]
         parts = {k: v for k, v in asdict(self).items() if k not in left_out}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -231,25 +241,14 @@ def _child(at: Any, key: str, assignment: str) -> Any:
     raise BadValue(f"--set {assignment}: no item {key!r} there")
 
 
-SECTIONS = (
-    "name",
-    "dataset",
-    "net",
-    "physics",
-    "trainer",
-    "fit",
-    "label",
-    "controls",
-    "seeds",
-    "threads",
-    "device",
-    "plugins",
-)
+RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
 ARM_SECTIONS = ("trainer", "fit", "net", "physics", "label")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
-    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second.
+    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second in the
+    opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
 
     Args:
         config: The content of a YAML file.
@@ -279,17 +278,13 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     common["plugin_hashes"] = tuple(
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )
+    common |= {"dataset": asdict(dataset), "targets": tuple(run.targets)}
+    orders = itertools.cycle((arms, arms[::-1]))
     found = [
-        Cell(
-            **{**arm, "physics": physics},
-            dataset=asdict(dataset),
-            seed=seed,
-            device_seed=device_seed,
-            **common,
-        )
-        for seed in run.seeds
-        for arm in arms
-        for physics, device_seed in _devices(arm["physics"])
+        Cell(**{**arm, "physics": physics}, seed=seed, device_seed=device, **common)
+        for seed, order in zip(run.seeds, orders, strict=False)
+        for arm in order
+        for physics, device in _devices(arm["physics"])
     ]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
@@ -305,7 +300,7 @@ def _devices(physics: Mapped | None) -> list[tuple[Mapped | None, int | None]]:
 
 
 def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
-    values: Mapped = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
+    values: Mapped = {k: config[k] for k in RUN_SECTIONS if k in config}
     if seeds is not None:
         if seeds < 1:
             raise BadValue(f"--seeds {seeds}: expected at least 1")
@@ -334,11 +329,9 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     label = arm.get("label", name)
     if not isinstance(label, str):
         raise BadValue(f"{where}label = {label!r}: expected a name")
-    made = net_config(net, where)
     return {
         "arm": label,
-        "net": {"name": net.get("name"), **asdict(made)},
-        "physics": _physics(arm, config, isinstance(made, PhysicalNetConfig), where),
+        "net": {"name": net.get("name"), **asdict(net_config(net, where))},
         "trainer": {"id": name, **asdict(settings)},
         "fit": asdict(fit),
     }

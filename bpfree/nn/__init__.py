@@ -2,7 +2,7 @@
 
 from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
-from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU
+from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU, widened
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
 
@@ -25,4 +25,5 @@ __all__ = [
     "mlp",
     "passes",
     "physical_net",
+    "widened",
 ]

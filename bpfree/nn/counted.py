@@ -65,8 +65,11 @@ def passes(module: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def asking(module: nn.Module, purpose: Purpose) -> Iterator[None]:
-    """Count the calls that are made inside for ``purpose``, and go on as before afterwards."""
-    before = [(m, m.purpose) for m in counted(module)]
+    """Count the calls that are made inside for ``purpose``, and go on as before afterwards.
+
+    Modules that are asked for shapes alone stay so.
+    """
+    before = [(m, m.purpose) for m in counted(module) if m.purpose != "shape"]
     for m, _ in before:
         m.purpose = purpose
     try:
