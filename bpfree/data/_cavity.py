@@ -52,5 +52,7 @@ def acoustic_cavity(
             raise DataNotFound(f"{file} cannot be read ({error}); remove it and try again") from error
     x, y = found
     if x.shape != y.shape or x.shape[1] != 20:
-        raise DataNotFound(f"{folder}: drives {list(x.shape)} and answers {list(y.shape)}; expected [N, 20] both")
+        raise DataNotFound(
+            f"{folder}: drives {list(x.shape)} and answers {list(y.shape)}; expected [N, 20] both"
+        )
     return x, y

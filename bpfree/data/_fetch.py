@@ -37,7 +37,9 @@ def fetch(url: str, file: Path, sha256: str | None) -> Path:
             pooch.retrieve(url, known, file.name, file.parent, downloader=_Resuming(part))
             part.unlink(missing_ok=True)
     except (requests.RequestException, OSError) as error:
-        raise DataNotFound(f"{url} could not be downloaded ({error}); try again, it goes on at {part}") from error
+        raise DataNotFound(
+            f"{url} could not be downloaded ({error}); try again, it goes on at {part}"
+        ) from error
     except ValueError as error:  # pooch's word for another checksum
         part.unlink(missing_ok=True)
         raise DataNotFound(f"{url} is not the file that was expected ({error})") from error

@@ -1,4 +1,4 @@
-"""A measured cavity as a device: a model with its shape, fitted to what was measured. Not the cavity itself."""
+"""A measured cavity as a device: a model of its form, fitted to what was measured. Not the cavity itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FEW_ROWS = 1000
 class CavitySurrogate(Simulated):
     """Coherent mixing and magnitudes, fitted to drives and measured answers of an acoustic cavity.
 
-    Each answer is a function of the loudspeakers' amplitudes at one tone (the one that it depends on most)::
+    Each answer is a function of the loudspeakers' amplitudes at one tone, that which it depends on most::
 
         y = | sum_s H_s a_s + offset | ,   H, offset complex;   or   y = c_0 + sum_s c_s a_s ,   c real
 
-    whichever predicts held-out measurements better: outputs that are mostly noise come out linear. The noise is
-    what the model leaves unexplained on held-out rows, of every output. The surrogate knows the cavity where it
-    was measured; drives whose length is outside the measured lengths are counted as out of range.
+    whichever predicts held-out measurements better. The noise is what the model leaves unexplained on
+    held-out rows, of every output. The surrogate knows the cavity where it was measured; drives whose length
+    is outside the measured lengths are counted as out of range.
 
     Args:
         u: Measured drives ``[N, sources * tones]``, amplitudes (index = tones * source + tone).
@@ -60,8 +60,8 @@ class CavitySurrogate(Simulated):
     ) -> None:
         if u.ndim != 2 or y.ndim != 2 or len(u) != len(y) or len(u) < 100 or u.shape[1] % sources:
             raise BadValue(
-                f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, {sources} * tones] and [N, n_out] with "
-                "the same N of at least 100"
+                f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, {sources} * tones] and [N, n_out] "
+                "with the same N of at least 100"
             )
         self.sources, self.n_in, self.n_out = sources, u.shape[1], y.shape[1]
         self.input_range = (float(u.min()), float(u.max()))
@@ -106,7 +106,10 @@ class CavitySurrogate(Simulated):
 
     def _first_disorder(self) -> Disorder:
         relative = self._weights / self._size
-        return {"real": torch.from_numpy(relative.real.copy()), "imaginary": torch.from_numpy(relative.imag.copy())}
+        return {
+            "real": torch.from_numpy(relative.real.copy()),
+            "imaginary": torch.from_numpy(relative.imag.copy()),
+        }
 
     def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
         weights = torch.complex(disorder["real"], disorder["imaginary"]) * torch.from_numpy(self._size)
@@ -173,10 +176,10 @@ def fit_magnitudes(a: Array, y: Array, seed: int = 0) -> Array:
 
 
 def _levenberg_marquardt(a: Array, y: Array, weights: Array, steps: int) -> tuple[Array, Array]:
-    """Improve each of ``weights [R, K, S]`` on its own; returns them and their mean squared errors ``[R, K]``."""
+    """Improve each of ``weights [R, K, S]`` alone; returns them and their mean squared errors ``[R, K]``."""
 
     def mix(w: Array) -> Array:
-        return np.einsum("nks,rks->rnk", a, w)
+        return np.asarray(np.einsum("nks,rks->rnk", a, w))
 
     def error(w: Array) -> Array:
         return np.asarray(np.square(np.abs(mix(w)) - y).mean(axis=1))
@@ -225,7 +228,9 @@ class _Surrogate(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """``[B, n_in] -> [B, n_out]``"""
-        amplitudes = u.view(len(u), self.sources, -1)[:, :, self.tone].to(self.weights.dtype)
+        amplitudes = u.view(len(u), self.sources, u.shape[1] // self.sources)[:, :, self.tone].to(
+            self.weights.dtype
+        )
         sums = torch.einsum("bsk,ks->bk", amplitudes, self.weights[:, :-1]) + self.weights[:, -1]
         y: Tensor = torch.where(self.magnitudes, sums.abs(), sums.real).to(u.dtype)
         return y

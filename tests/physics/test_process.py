@@ -132,7 +132,9 @@ def test_serve_answers_in_the_same_process_too() -> None:
     serve(Doubler(), io.BytesIO(requests), answers)
     answers.seek(0)
     facts, ok = json.loads(answers.readline()), json.loads(answers.readline())
-    assert facts == {"n_in": 3, "n_out": 6, "input_range": [-1.0, 1.0], "kind": "device"} and ok == {"ok": True}
+    assert facts == {"n_in": 3, "n_out": 6, "input_range": [-1.0, 1.0], "kind": "device"} and ok == {
+        "ok": True
+    }
     np.testing.assert_array_equal(
         np.frombuffer(answers.read(2 * 6 * 8), "<f8").reshape(2, 6), Doubler().forward(u)
     )
