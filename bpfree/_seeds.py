@@ -8,6 +8,8 @@ schedule draws the same numbers for the same block and step.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,8 +27,18 @@ def generator(device: torch.device, seed: int, *parts: Part) -> torch.Generator:
     return torch.Generator(device).manual_seed(derive(seed, *parts))
 
 
+@contextmanager
+def borrowed(device: torch.device) -> Iterator[None]:
+    """Inside, `seed_global` may be called; the CPU's and ``device``'s generators are then put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 def seed_global(device: torch.device, seed: int, *parts: Part) -> None:
-    """Point the global generator of ``device`` (dropout, noise layers) at the stream named by ``parts``."""
+    """Point the global generator of ``device`` (dropout, noise layers) at the stream named by ``parts``.
+
+    Only inside `borrowed`: what others draw later must not depend on where a run left it.
+    """
     value = derive(seed, *parts)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(value)

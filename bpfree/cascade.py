@@ -21,8 +21,8 @@ Rows = Tensor | Overlaid
 class Block(nn.Module):
     """A body, the local loss that trains it, and the optimizer that takes the step.
 
-    The body is a front and a learned part. The front is fixed: no gradient enters it, and what it answers
-    may be cached. Most blocks have none.
+    The body is a front and a learned part. The front is fixed: no gradient enters it, no optimizer holds its
+    parameters, and what it answers may be cached. Most blocks have none.
 
     Args:
         body: The learned part, ``[rows, ...] -> [rows, ...]``.
@@ -37,9 +37,7 @@ class Block(nn.Module):
         self, body: nn.Module, loss: LocalLoss, front: nn.Module | None = None, gradients: str = "autograd"
     ) -> None:
         super().__init__()
-        self.front = front.requires_grad_(False) if front is not None else None
-        self.body, self.loss, self.gradients = body, loss, gradients
-        self.autocast: torch.dtype | None = None
+        self.front, self.body, self.loss, self.gradients = front, body, loss, gradients
         self._objective: Any = self.objective
 
     @property
@@ -72,6 +70,10 @@ class Block(nn.Module):
         output = self.body(sensed)
         return [self.loss(output, target, lesson)], output
 
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        """What is differentiated, of the losses that `objective` gave."""
+        return losses[0]
+
     def update(
         self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
@@ -95,11 +97,10 @@ class Block(nn.Module):
                     body_gradients(self.body, sensed, output, error)
             losses = [loss]
         else:
-            kind = target.device.type
-            with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
-                losses, output = self._objective(sensed, target, lesson)
-            total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-            total.backward()
+            losses, output = self._objective(sensed, target, lesson)
+            # Each product's gradient has the precision that the product had.
+            with torch.autocast(target.device.type, enabled=False):
+                self.total(losses).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
@@ -116,8 +117,9 @@ class Block(nn.Module):
         return self
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that the block's optimizer moves."""
-        return [p for p in self.parameters() if p.requires_grad]
+        """The parameters that the block's optimizer moves: not the front's, which are left as they came."""
+        fixed = {id(p) for p in self.front.parameters()} if self.front is not None else set()
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
 
 
 def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
@@ -141,9 +143,10 @@ def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tenso
 class JointBlock(Block):
     """Several blocks under one backward pass: deep supervision, or backpropagation, as one block.
 
-    The loss is the weighted sum of the inner losses. With the walls open (``detach=False``) the gradient of
-    each reaches every block below it: this is the control of the local methods, locality L0. With the walls
-    closed it is the simultaneous schedule with one summed backward.
+    What is differentiated is the weighted sum of the inner losses; what is told are they themselves. With
+    the walls open (``detach=False``) the gradient of each reaches every block below it: this is the control
+    of the local methods, locality L0. With the walls closed it is the simultaneous schedule with one summed
+    backward.
 
     Args:
         blocks: The inner blocks, bottom first.
@@ -155,7 +158,7 @@ class JointBlock(Block):
         nn.Module.__init__(self)
         self.blocks = nn.ModuleList(blocks)
         self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
-        self.front, self.autocast = None, None
+        self.front = None
         self._objective = self.objective
 
     @property
@@ -191,12 +194,18 @@ class JointBlock(Block):
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         outputs = self.outputs(sensed)
         judged, lessons = self.judged(outputs, target), self.lessons(outputs, target)
-        parts = zip(self.weights, self.losses, judged, lessons, strict=True)
-        return [w * loss(output, target, own) for w, loss, output, own in parts], outputs[-1]
+        parts = zip(self.losses, judged, lessons, strict=True)
+        return [loss(output, target, own) for loss, output, own in parts], outputs[-1]
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        return torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
 
     def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         """What the inner losses see of the outputs: all of it."""
         return outputs
+
+    def trainable(self) -> list[nn.Parameter]:
+        return list(dict.fromkeys(p for block in self.inner for p in block.trainable()))
 
     def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         """The lesson of each inner loss; here all outputs of the batch are known when they are made."""

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.encodings import View
 from bpfree.losses import LocalLoss
-from bpfree.nn import LengthNorm
+from bpfree.nn import LengthNorm, widened
 
 
 def _scores(output: Tensor, loss: LocalLoss) -> Tensor:
     scores = loss.scores(output)
     if scores is None:
         raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
-    return scores
+    return widened(scores)
 
 
 class Readout(nn.Module):

@@ -78,6 +78,16 @@ def test_a_front_is_fixed_called_under_no_grad_and_never_in_training_mode() -> N
     assert {tuple(p.shape) for p in block.trainable()} == {(4, 5), (4,), (CLASSES, 4)}
 
 
+def test_a_front_is_left_out_of_what_is_trained_inside_a_joint_block_too() -> None:
+    front = nn.Linear(12, 5)
+    inner = Block(nn.Linear(5, 4), LocalCrossEntropy(), front=front)
+    joint = JointBlock([inner, Block(nn.Linear(4, 4), LocalCrossEntropy())], [1.0, 1.0])
+    joint.build(X, CLASSES)
+    held = {id(p) for p in joint.trainable()}
+    assert held == {id(p) for p in joint.parameters()} - {id(p) for p in front.parameters()}
+    assert all(p.requires_grad for p in front.parameters())
+
+
 # ---- the controls ----------------------------------------------------------------------------------------
 
 
@@ -104,10 +114,27 @@ def test_mf_joint_has_the_losses_of_mono_forward_and_other_gradients() -> None:
         assert torch.equal(mine[name].grad, other[name].grad), name  # type: ignore[arg-type]
 
 
-def test_the_weight_of_a_joint_block_multiplies_its_inner_losses() -> None:
+def test_the_weight_of_a_joint_block_counts_in_the_sum_alone() -> None:
     plain, weighted = (built(MFJoint, aux_weight=w).cascade.units[0] for w in (1.0, 0.25))
     ones, found = (block.objective(X, Y, None)[0] for block in (plain, weighted))
-    torch.testing.assert_close(found, [0.25 * ones[0], ones[1]])
+    assert all(torch.equal(a, b) for a, b in zip(ones, found, strict=True))
+    torch.testing.assert_close(plain.total(found), ones[0] + ones[1])
+    torch.testing.assert_close(weighted.total(found), 0.25 * ones[0] + ones[1])
+
+
+@pytest.mark.parametrize("kind", [MFJoint, DeepSupervision])
+def test_a_history_tells_losses_that_can_be_compared_whatever_their_weights(kind: type[Trainer]) -> None:
+    told = []
+    for weight in (1.0, 0.25):
+        # At so small a rate nothing moves: the losses are those of the first weights.
+        trainer = built(kind, aux_weight=weight, lr=1e-12)
+        told.append(trainer.fit(vectors(48), epochs=1, batch_size=16).rows[0]["loss"])
+        assert told[-1] == pytest.approx(
+            [loss(o, vectors(48).y).item() for loss, o in zip(
+                trainer.cascade.losses, trainer.cascade.outputs(vectors(48).x), strict=True
+            )], rel=1e-5,
+        )  # fmt: skip
+    assert told[0] == pytest.approx(told[1], rel=1e-6)
 
 
 def test_deep_supervision_of_weight_zero_is_backpropagation() -> None:
@@ -132,7 +159,7 @@ def test_deep_supervision_is_the_published_sum() -> None:
         expected = expected + 0.3 * F.cross_entropy(head(a), Y)  # type: ignore[operator]
     found, _ = trainer.cascade.units[0].objective(X, Y, None)
     assert len(found) == 3
-    torch.testing.assert_close(torch.stack(found).sum(), expected)
+    torch.testing.assert_close(trainer.cascade.units[0].total(found), expected)
 
 
 def test_closed_walls_inside_a_joint_block_keep_gradients_in() -> None:

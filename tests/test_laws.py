@@ -92,6 +92,8 @@ CASES: dict[str, Case] = {
     "mf cnn": mf(net=make_cnn, readout="sum_probabilities"),
     "mf cnn norm": mf(net=cnn_with_norm),
     "mf two blocks": mf("L1", net=deep_mlp, cut=2),
+    "mf bfloat16": mf(precision="bfloat16"),
+    "ff greedy bfloat16": ff(schedule="greedy", redraw_negatives=False, precision="bfloat16"),
     "cafo": cafo(),
     "cafo simultaneous": cafo(schedule="simultaneous", readout="sum"),
     "cafo sparsemax analytic": cafo("L3", predictor="sparsemax", gradients="analytic"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,10 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from bpfree._errors import BpfreeError
+from bpfree.bench import report
+from bpfree.bench.compare import changes
+from bpfree.bench.compare import show as show_changes
 from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
-from bpfree.bench.results import Results, Row
+from bpfree.bench.protocol import matched, wants_matched
+from bpfree.bench.results import Results, Row, read_all
 from bpfree.bench.runner import run
 from bpfree.bench.table import show
 from bpfree.data import describe
@@ -42,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=_default)
     _run_options(parser)
-    commands = parser.add_subparsers(title="commands", metavar="{run,list,report}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     one = commands.add_parser("run", help="run the experiment of a YAML file")
     one.add_argument("config", type=Path, help="for example configs/mono_forward_mnist_mlp.yaml")
@@ -55,9 +60,24 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="what trainers, data sets and nets there are")
     listing.set_defaults(command=_list)
 
-    report = commands.add_parser("report", help="the table of a folder of results")
-    report.add_argument("folder", type=Path)
-    report.set_defaults(command=_report)
+    reporting = commands.add_parser("report", help="the table of results, and report.html")
+    reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of results")
+    reporting.add_argument(
+        "--targets", type=_share, nargs="+", default=[], metavar="T", help="validation accuracies, 0 to 1"
+    )
+    reporting.add_argument(
+        "--html", type=Path, metavar="FILE", help="default: report.html in the first folder"
+    )
+    reporting.set_defaults(command=_report)
+
+    comparing = commands.add_parser(
+        "compare",
+        help="what changed between two results",
+        description="Exit code: 0 if nothing is worse, 1 if something is worse or missing, 2 for a mistake.",
+    )
+    comparing.add_argument("before", type=Path)
+    comparing.add_argument("after", type=Path)
+    comparing.set_defaults(command=_compare)
     return parser
 
 
@@ -69,7 +89,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there"
     )
     parser.add_argument(
-        "--checkpoint-every", type=float, default=20.0, metavar="S", help="seconds, default 20"
+        "--checkpoint-every", type=_seconds, default=20.0, metavar="S", help="seconds, default 20"
+    )
+    parser.add_argument(
+        "--cooldown", type=_seconds, default=0.0, metavar="S", help="seconds of rest between cells, default 0"
     )
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)"
@@ -82,6 +105,23 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds of at least 0, not {text!r}")
+    return seconds
+
+
+def _share(text: str) -> float:
+    share = _seconds(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"expected an accuracy between 0 and 1, not {text!r}")
+    return share
+
+
 def _default(arguments: argparse.Namespace) -> int:
     found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
     return _bench(found, arguments, jobs=arguments.jobs or 2)
@@ -92,20 +132,28 @@ def _run(arguments: argparse.Namespace) -> int:
     for assignment in arguments.set:
         override(config, assignment)
     found = cells(config, arguments.seeds, where=f"{arguments.config}: ")
-    return _bench(found, arguments, jobs=arguments.jobs or 1)
+    return _bench(found, arguments, arguments.jobs or 1, wants_matched(config, found))
 
 
-def _bench(found: Sequence[Cell], arguments: argparse.Namespace, jobs: int) -> int:
-    folder = arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-"))
-    with watching(found) as watcher:
-        rows = run(found, Results(folder), jobs, arguments.checkpoint_every, watcher)
+def _bench(
+    found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: bool = False
+) -> int:
+    results = Results(arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-")))
+
+    def measure(cells: Sequence[Cell]) -> list[Row]:
+        with watching(cells) as watcher:
+            return run(cells, results, jobs, arguments.checkpoint_every, watcher, arguments.cooldown)
+
+    rows = measure(found)
+    if then_matched:
+        rows += measure(matched(found, rows))
     console = _console()
     show(rows, console)
     if jobs > 1:
         console.print(
             f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones", highlight=False
         )
-    console.print(f"rows and weights: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"rows and weights: {results.folder}", highlight=False, soft_wrap=True)
     return _exit_code(rows)
 
 
@@ -127,9 +175,19 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    rows = Results(arguments.folder).read()
-    show(rows, _console())
+    rows = read_all(arguments.folders)
+    console = _console()
+    show(rows, console)
+    path = arguments.html or arguments.folders[0] / "report.html"
+    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders])
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    found = changes(read_all([arguments.before]), read_all([arguments.after]))
+    show_changes(found, _console())
+    return found.exit_code
 
 
 def _console() -> Console:

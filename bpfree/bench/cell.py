@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from os import _exit
@@ -18,17 +19,15 @@ import torch
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
-from bpfree.bench.config import Cell, load_plugin, net_config
+from bpfree.bench.config import LABELS, Cell, load_plugin, net_config
+from bpfree.bench.cost import measure
 from bpfree.bench.environment import environment, git
 from bpfree.data import Splits, TensorData, load
 from bpfree.meters import (
     Stopwatch,
-    count_flops,
     device_peak,
     process_peak_rss,
     reset_device_peak,
-    saved_for_backward,
-    tensor_bytes,
 )
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 
@@ -59,6 +58,28 @@ def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifelin
         pipe.send(("row", row))
 
 
+def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None:
+    """Build the trainer of every cell, without training it; send ``("refused", message)`` if one cannot be.
+
+    So a mistake in the last arm of a config is found before the first has trained for an hour.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    loaded: dict[str, Splits] = {}
+    for cell in cells:
+        try:
+            for plugin in cell.plugins:
+                load_plugin(plugin)
+            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            if key not in loaded:
+                loaded[key] = _load(cell, device)
+            train = loaded[key].train
+            make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
+        except (BadValue, DataNotFound) as error:
+            pipe.send(("refused", f"{cell.arm}: {error}"))
+            return
+
+
 def _die_with(lifeline: Connection) -> None:
     try:
         lifeline.recv()
@@ -80,7 +101,7 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in ("arm", "seed")}
+        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
@@ -95,8 +116,8 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
     device = _device(cell.device)
     watch = Stopwatch(device)
     with watch("load"):
-        data = load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
-    cost = measure_step(cell, data, device)
+        data = _load(cell, device)
+    cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
     reset_device_peak(device)
 
@@ -128,8 +149,8 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
             "blocks": test["blocks"],
         },
         "time": {f"{name}_s": seconds for name, seconds in watch.state().items()},
-        "memory": {**cost["memory"], **device_peak(device), "rss": process_peak_rss()},
-        "flops": cost["flops"],
+        "memory": {**cost.memory, **device_peak(device), "rss": process_peak_rss()},
+        "flops": cost.flops(history, len(data.train)),
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
         "weights_sha256": _hash(trainer),
@@ -147,6 +168,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _load(cell: Cell, device: torch.device) -> Splits:
+    return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+
+
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:
     """The cell's trainer with its freshly drawn net; ``settings`` take the place of the cell's own."""
     torch.manual_seed(_seeds.derive(cell.seed, "net"))
@@ -154,33 +179,6 @@ def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any
     own = {k: v for k, v in cell.trainer.items() if k != "id"}
     kind = get_trainer(cell.trainer["id"])
     return kind(net, seed=cell.seed, device=device, progress=False, **{**own, **settings})
-
-
-def measure_step(cell: Cell, data: Splits, device: torch.device) -> Row:
-    """FLOPs and bytes of one real training step, on a trainer of its own, uncompiled.
-
-    A step outside the loop updates all blocks at once, which is not what a greedy schedule does: there the
-    figures of a step are absent.
-    """
-    probe = make_trainer(cell, data, device, compile=None)
-    probe.build(data.train.sample_shape, data.train.n_classes)
-    n = min(cell.fit["batch_size"], len(data.train))
-    x, y = data.train.batch(torch.arange(n, device=device))
-    flops = count_flops(probe.step, x, y)
-    with saved_for_backward() as saved:
-        probe.step(x, y, 1)
-    states = [v for o in probe.optimizers.values() for slot in o.state.values() for v in slot.values()]
-    with torch.inference_mode():
-        infer = count_flops(probe.cascade.eval(), x[:1])
-    greedy = cell.trainer["schedule"] == "greedy"
-    return {
-        "flops": ({} if greedy else {"train_step": flops}) | {"batch": n, "infer": infer},
-        "memory": ({} if greedy else {"saved_bytes": saved.peak_bytes})
-        | {
-            "params": tensor_bytes(probe.cascade.parameters()),
-            "optim": tensor_bytes(v for v in states if isinstance(v, torch.Tensor)),
-        },
-    }
 
 
 def _budget(cell: Cell, train: TensorData, history: History) -> Row:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
 
 from bpfree import nn
@@ -118,11 +119,19 @@ class RunConfig:
     threads: Positive = 1
     device: str = "cpu"
     plugins: list[str] | None = None
+    protocols: list[Literal["A", "B"]] = field(default_factory=lambda: ["A"])
+    targets: list[Annotated[float, Gt(0), Lt(1)]] = field(default_factory=list)
+
+
+#: What is in a cell and is no part of what its result depends on.
+LABELS = ("arm", "targets", "matched")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a benchmark: everything that its result depends on, as plain JSON-able data."""
+    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets`` and
+    ``matched`` what it is there for, as plain JSON-able data.
+    """
 
     arm: str
     dataset: Mapped
@@ -134,11 +143,13 @@ class Cell:
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
     plugin_hashes: tuple[str, ...] = ()
+    targets: tuple[float, ...] = ()
+    matched: float | None = None
 
     @property
     def id(self) -> str:
-        """A hash of all but the name of the arm."""
-        left_out = ("arm", "plugins") if self.plugin_hashes else ("arm", "plugin_hashes")
+        """A hash of all that its result depends on."""
+        left_out = (*LABELS, "plugins" if self.plugin_hashes else "plugin_hashes")
         parts = {k: v for k, v in asdict(self).items() if k not in left_out}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -202,24 +213,14 @@ def _child(at: Any, key: str, assignment: str) -> Any:
     raise BadValue(f"--set {assignment}: no item {key!r} there")
 
 
-SECTIONS = (
-    "name",
-    "dataset",
-    "net",
-    "trainer",
-    "fit",
-    "label",
-    "controls",
-    "seeds",
-    "threads",
-    "device",
-    "plugins",
-)
+RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
 ARM_SECTIONS = ("trainer", "fit", "net", "label")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
-    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second.
+    """The cells of an experiment, interleaved: all arms of the first seed, then all of the second in the
+    opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
 
     Args:
         config: The content of a YAML file.
@@ -249,14 +250,20 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     common["plugin_hashes"] = tuple(
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )
-    found = [Cell(**arm, dataset=asdict(dataset), seed=seed, **common) for seed in run.seeds for arm in arms]
+    common |= {"dataset": asdict(dataset), "targets": tuple(run.targets)}
+    orders = itertools.cycle((arms, arms[::-1]))
+    found = [
+        Cell(**arm, seed=seed, **common)
+        for seed, order in zip(run.seeds, orders, strict=False)
+        for arm in order
+    ]
     if len({cell.id for cell in found}) != len(found):
         raise BadValue(f"{where}controls: two arms are the same; a cell may stand there once only")
     return found
 
 
 def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
-    values: Mapped = {k: config[k] for k in ("name", "seeds", "threads", "device", "plugins") if k in config}
+    values: Mapped = {k: config[k] for k in RUN_SECTIONS if k in config}
     if seeds is not None:
         if seeds < 1:
             raise BadValue(f"--seeds {seeds}: expected at least 1")

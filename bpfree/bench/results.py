@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,7 @@ class Results:
         """
         if not self.path.exists():
             return {}
-        found: dict[str, Row] = {}
-        for row in self.read():
-            if row["status"] == "ok":
-                if row["cell_id"] in found:
-                    raise BadValue(
-                        f"{self.path}: cell {row['cell_id']} (seed {row['seed']}) stands there twice"
-                    )
-                found[row["cell_id"]] = row
-        return found
+        return successes(self.read(), str(self.path))
 
     def _cut_torn_line(self) -> None:
         if self.path.exists():
@@ -105,3 +97,29 @@ class Results:
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 os.truncate(self.path, whole)
+
+
+def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
+    """The successful rows by cell id.
+
+    Raises:
+        BadValue: If a cell, that is a config with a seed, is there twice: one run is not two replicates.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            if row["cell_id"] in found:
+                raise BadValue(f"{where}: cell {row['cell_id']} (seed {row['seed']}) stands there twice")
+            found[row["cell_id"]] = row
+    return found
+
+
+def read_all(folders: Sequence[Path]) -> list[Row]:
+    """The rows of all folders.
+
+    Raises:
+        BadValue: If one cannot be read, or a cell succeeded twice.
+    """
+    rows = [row for folder in folders for row in Results(folder).read()]
+    successes(rows, ", ".join(map(str, folders)))
+    return rows

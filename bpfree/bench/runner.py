@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -36,6 +39,7 @@ class Running:
     process: BaseProcess
     pipe: Connection
     lifeline: Connection
+    since: datetime
 
 
 def run(
@@ -44,6 +48,7 @@ def run(
     jobs: int = 1,
     checkpoint_s: float = 20.0,
     watcher: Watcher | None = None,
+    cooldown_s: float = 0.0,
 ) -> list[Row]:
     """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
 
@@ -56,19 +61,29 @@ def run(
         jobs: How many cells at once; more than one shares the machine, so compare no times then.
         checkpoint_s: Seconds between checkpoints within a cell.
         watcher: Who is told.
+        cooldown_s: Seconds of rest between one cell and the next.
 
     Raises:
         BadValue: If a cell cannot be run because of what it asks for, or the folder cannot be used.
     """
     watcher = watcher or Watcher()
+    if cooldown_s and jobs > 1:
+        raise BadValue(
+            f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once"
+        )
     with results.writing():
         rows = results.done()
         pending = [cell for cell in cells if cell.id not in rows]
         running: list[Running] = []
+        worked = False
         try:
             _start_server()
+            _check(pending)
             while pending or running:
                 while pending and len(running) < jobs:
+                    if worked:
+                        time.sleep(cooldown_s)
+                    worked = True
                     running.append(_start(pending.pop(0), results.folder, checkpoint_s))
                     watcher.started(running[-1].cell)
                 for pipe in wait([one.pipe for one in running]):
@@ -77,6 +92,7 @@ def run(
                     if row is not None:
                         running.remove(one)
                         _close(one)
+                        row["protocol"] = _protocol(one, jobs, cooldown_s)
                         results.append(row)
                         rows[one.cell.id] = row
                         watcher.finished(one.cell, row)
@@ -102,21 +118,38 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, handler)
 
 
+def _check(pending: Sequence[Cell]) -> None:
+    """Have a process build the trainer of each arm; what else it might die of, the cell itself will tell."""
+    arms = list({json.dumps({**asdict(cell), "seed": 0}): cell for cell in reversed(pending)}.values())
+    if not arms:
+        return
+    one = _spawn(arms[0], cell_module.check, arms)
+    try:
+        kind, message = one.pipe.recv()
+    except EOFError:
+        return
+    finally:
+        _close(one)
+    assert kind == "refused"
+    raise BadValue(message)
+
+
 def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    own_folder = folder / "cells" / cell.id
+    own_folder.mkdir(parents=True, exist_ok=True)
+    return _spawn(cell, cell_module.main, cell, str(own_folder), checkpoint_s)
+
+
+def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
+    """Start ``target(*args, pipe, lifeline)`` in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     lifeline_end, lifeline = context.Pipe(duplex=False)
-    own_folder = folder / "cells" / cell.id
-    own_folder.mkdir(parents=True, exist_ok=True)
-    process = context.Process(
-        target=cell_module.main,
-        args=(cell, str(own_folder), checkpoint_s, theirs, lifeline_end),
-        name=cell.arm,
-    )
+    process = context.Process(target=target, args=(*args, theirs, lifeline_end), name=cell.arm)
     process.start()
     theirs.close()
     lifeline_end.close()
-    return Running(cell, process, ours, lifeline)
+    return Running(cell, process, ours, lifeline, datetime.now(UTC))
 
 
 def _receive(one: Running, watcher: Watcher) -> Row | None:
@@ -135,6 +168,15 @@ def _receive(one: Running, watcher: Watcher) -> Row | None:
         raise BadValue(content[0])
     row: dict[str, Any] = content[0]
     return row
+
+
+def _protocol(one: Running, jobs: int, cooldown_s: float) -> Row:
+    """What a row is there for, and the conditions under which it came about."""
+    conditions = {"started": one.since.isoformat(timespec="seconds"), "jobs": jobs, "cooldown_s": cooldown_s}
+    if one.cell.matched is not None:
+        return {"id": "B", "matched_passes": one.cell.matched, "targets": [*one.cell.targets], **conditions}
+    own = "fixed" if one.cell.fit["patience"] is None else "A"
+    return {"id": own, "targets": [*one.cell.targets], **conditions}
 
 
 def _close(one: Running) -> None:

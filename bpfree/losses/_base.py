@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from bpfree.nn import widened
+
 
 class LocalLoss(nn.Module, ABC):
     """The objective of one block, with whatever head or teacher side belongs to it.
@@ -53,7 +55,7 @@ class LocalLoss(nn.Module, ABC):
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """What class scores ``[rows, C]`` mean as probabilities, ``[rows, C]``; by default their softmax."""
-        return scores.softmax(1)
+        return widened(scores).softmax(1)
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Receive the message from above, once per step and before the block is updated.

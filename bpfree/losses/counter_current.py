@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.nn import widened
 from bpfree.nn._closed_form import body_gradients
 
 Form = Literal["dot", "cosine", "decorrelated"]
@@ -111,12 +112,12 @@ class CounterCurrent(LocalLoss):
         assert lesson is not None
         a, b, same = output.flatten(1), *self._partners(target, lesson.flatten(1))
         if self.form == "dot":
-            return self.ramp(self._scale(a) * (a @ b.T - same).square().mean())  # type: ignore[no-any-return]
-        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (a, b))
-        loss = self.weight * (a @ b.T - same).square().mean()
+            return self.ramp(self._scale(a) * _distance(a, b, same))  # type: ignore[no-any-return]
+        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (widened(a), widened(b)))
+        loss = self.weight * _distance(a, b, same)
         if self.form == "decorrelated":
             loss = loss + self.decorrelation * sum(
-                (x @ x.T - torch.eye(len(x), dtype=x.dtype, device=x.device)).square().mean() for x in (a, b)
+                _distance(x, x, torch.eye(len(x), dtype=x.dtype, device=x.device)) for x in (a, b)
             )
         return self.ramp(loss)  # type: ignore[no-any-return]
 
@@ -144,6 +145,11 @@ class CounterCurrent(LocalLoss):
         return self.base * self.k / a.shape[1]
 
 
+def _distance(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
+    """``mean((a b^T - same)^2)``."""
+    return (widened(a @ b.T) - same).square().mean()
+
+
 class PrototypeOutput(LocalCrossEntropy):
     """Cross-entropy of the network's output layer, which sends each class once down the wire: ``[C, C]``.
 
@@ -157,6 +163,7 @@ class PrototypeOutput(LocalCrossEntropy):
         self.ramp = Ramp(warmup)
 
     def build(self, output: Tensor, n_classes: int) -> None:
+        super().build(output, n_classes)
         self.n_classes = n_classes
 
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
 from bpfree.nn import RootMeanSquarePool
@@ -39,6 +40,13 @@ class LocalCrossEntropy(LocalLoss):
             features = flat_features(self.pool)
             projection = nn.Linear(features(output).shape[1], n_classes, bias=self.bias)
             self.head = nn.Sequential(*features, projection).to(output.device)
+            return
+        width = list(self.head(output).shape[1:])
+        if width != [n_classes]:
+            raise BadValue(
+                f"the output layer gives {width} scores a sample, the data have {n_classes} classes: give "
+                f"the network {n_classes} outputs, or name all classes by TensorData(x, y, n_classes=...)"
+            )
 
     def scores(self, output: Tensor) -> Tensor:
         assert self.head is not None

@@ -1,6 +1,7 @@
 """FLOPs of a real call, by torch's counter with its gaps filled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NoReturn, ParamSpec
 
@@ -34,8 +35,21 @@ _UNKNOWN = (
 )
 
 
-def count_flops(fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> int:
-    """Call ``fn(*args, **kwargs)`` for real and return its FLOPs (a multiply-add is two).
+class Flops:
+    """FLOPs counted so far; made by :func:`counting_flops`."""
+
+    def __init__(self, total: Callable[[], int]) -> None:
+        self._total = total
+
+    @property
+    def total(self) -> int:
+        """FLOPs since the ``with`` block began, also after its end."""
+        return int(self._total())
+
+
+@contextmanager
+def counting_flops() -> Iterator[Flops]:
+    """Count the FLOPs of what runs inside the ``with`` block (a multiply-add is two).
 
     Counted are matrix products, convolutions, attention, and Cholesky, LU and triangular solves,
     wherever they run: forward, backward, optimizer, under ``no_grad`` or ``inference_mode``.
@@ -47,14 +61,20 @@ def count_flops(fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -
     Computations, 4th ed., sections 3.1, 3.2 and 4.2, for the factorizations.
 
     Raises:
-        BadValue: ``fn`` used a heavy operation that no rule covers (least squares, SVD, FFT, a
-            fused recurrent layer, ...), where the count would be silently too low.
+        BadValue: a heavy operation ran that no rule covers (least squares, SVD, FFT, a fused
+            recurrent layer, ...), where the count would be silently too low.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False, custom_mapping=_rules()) as counter:
+        yield Flops(counter.get_total_flops)
+
+
+def count_flops(fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> int:
+    """Call ``fn(*args, **kwargs)`` for real and return its FLOPs; see :func:`counting_flops`."""
+    with counting_flops() as flops:
         fn(*args, **kwargs)
-    return int(counter.get_total_flops())
+    return flops.total
 
 
 def _rules() -> dict[Any, _Rule]:

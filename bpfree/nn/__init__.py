@@ -1,7 +1,7 @@
 """Bodies: networks and the small layers that they are made of."""
 
 from bpfree.nn.autoencoder import autoencoder
-from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU
+from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU, widened
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "cafo_cnn",
     "cnn",
     "mlp",
+    "widened",
 ]

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32 if it is narrower: sums of squares and of probabilities need more than 8 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class LengthNorm(nn.Module):
     """Divide each row by the root of its mean square, so that no length reaches the next block.
 
@@ -21,6 +26,7 @@ class LengthNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        x = widened(x)
         rms = x.flatten(1).square().mean(1).sqrt()
         return x / (rms.view(-1, *[1] * (x.dim() - 1)) + self.eps)
 
@@ -33,7 +39,7 @@ class RootMeanSquarePool(nn.Module):
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x.square(), self.side).sqrt()
+        return F.adaptive_avg_pool2d(widened(x).square(), self.side).sqrt()
 
 
 class _StraightThrough(torch.autograd.Function):

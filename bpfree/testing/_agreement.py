@@ -67,7 +67,9 @@ def _assert_sum_agrees(
         indices = torch.arange(number * batch_size, (number + 1) * batch_size) % len(data)
         x, y = data.batch(indices)
         x, y = x.to(apart.device), y.to(apart.device)
-        ours, theirs = apart.step(x, y, number), _summed_step(summed, x, y, number)
+        ours = apart.step(x, y, number)
+        with summed.running():
+            theirs = _summed_step(summed, x, y, number)
         for k, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             if not torch.equal(one, other):
                 raise AssertionError(f"{what}: loss {k + 1} of step {number + 1}: {one} and {other}")
@@ -89,11 +91,14 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, number)
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
+    totals = list(extra)
     for k, (block, lesson) in enumerate(zip(cascade.units, descend(cascade.units), strict=True)):
         _seeds.seed_global(y.device, seed, k)
         found, output = block.objective(block.sense(rows), target, lesson)
         losses, rows = losses + found, output.detach()
-    torch.autograd.backward(torch.stack(losses + extra).sum())
+        totals.append(block.total(found))
+    with torch.autocast(y.device.type, enabled=False):
+        torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():
         optimizer.step()
         optimizer.zero_grad()
@@ -149,7 +154,8 @@ def assert_one_block_is_backprop(
         history = trainer.fit(samples, epochs=epochs, batch_size=batch_size)
         net = make_net()
         optimizer = kind(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-        means = _plain_loop(net, optimizer, samples.to(trainer.device), epochs, batch_size, seed)
+        with trainer.running():
+            means = _plain_loop(net, optimizer, samples.to(trainer.device), epochs, batch_size, seed)
         what = f"a cascade of one block and a plain loop, both with {name}"
         assert_same_bits(trainer.model, net, what)
         found = [row["loss"][0] for row in history.rows]

@@ -11,13 +11,15 @@ import torch
 from bpfree._errors import BadValue, Diverged
 from bpfree.data import as_data
 from bpfree.testing._common import MakeTrainer
+from bpfree.trainers import Trainer
 
 
 def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_lr: float = 1e38) -> None:
     """Check that what goes wrong ends in an error that says so, and not in a history.
 
-    A NaN in the data, and a learning rate under which the weights explode, must raise `Diverged`; a setting
-    that is unknown or out of range must raise `BadValue` with the setting's name, in the trainer as in `fit`.
+    A weight that is NaN, and a learning rate under which the weights explode, must raise `Diverged`; a NaN
+    in the data must raise `BadValue` with the number of the sample, and a setting that is unknown or out of
+    range with the setting's name, in the trainer as in `fit`.
 
     Args:
         make_trainer: Makes the trainer; given ``lr``, and a setting that no trainer has.
@@ -28,22 +30,22 @@ def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_l
         AssertionError: naming what went wrong without an error.
     """
     samples = as_data(data)
-    x = samples.batch(torch.arange(len(samples)))[0]
-    x[len(x) // 2] = math.nan
-    poisoned = replace(samples, x=x, mean=None, std=None, augment=())
-    for what, settings, train in (
-        ("a NaN in the data", {}, poisoned),
-        (f"lr = {huge_lr}", {"lr": huge_lr}, samples),
-    ):
+    for what, settings in (("a weight that is NaN", {}), (f"lr = {huge_lr}", {"lr": huge_lr})):
         trainer = make_trainer(**settings)
         trainer.build(samples.sample_shape, samples.n_classes)
         if settings and all(loss.one_pass for loss in trainer.cascade.losses):
             continue  # it takes no steps
+        if not settings:
+            _poison(trainer)
         try:
-            history = trainer.fit(train, epochs=3, batch_size=16)
+            history = trainer.fit(samples, epochs=3, batch_size=16)
         except Diverged:
             continue
         raise AssertionError(f"{trainer.id}: {what} gave no error, but the history {history.rows}")
+    x = samples.batch(torch.arange(len(samples)))[0]
+    x[len(x) // 2] = math.nan
+    poisoned = replace(samples, x=x, mean=None, std=None, augment=())
+    _assert_refused(f"number {len(x) // 2}", lambda: make_trainer().fit(poisoned))
     _assert_refused("no_such_setting", lambda: make_trainer(no_such_setting=1))
     _assert_refused("lr", lambda: make_trainer(lr=math.nan))
     _assert_refused("lr", lambda: make_trainer(lr=0.0))
@@ -51,11 +53,17 @@ def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_l
     _assert_refused("epochs", lambda: make_trainer().fit(samples, epochs=0))
 
 
+@torch.no_grad()
+def _poison(trainer: Trainer) -> None:
+    """Make one weight of the lowest block NaN, so that every row has a NaN from there on."""
+    next(p for p in trainer.cascade.units[0].parameters() if p.ndim > 1)[0].fill_(math.nan)
+
+
 def _assert_refused(key: str, call: Any) -> None:
     try:
         call()
     except BadValue as error:
         if key not in str(error):
-            raise AssertionError(f"the error about the setting {key!r} does not name it: {error}") from None
+            raise AssertionError(f"the error about {key!r} does not name it: {error}") from None
         return
-    raise AssertionError(f"a bad value for the setting {key!r} was taken without an error")
+    raise AssertionError(f"a bad value for {key!r} was taken without an error")

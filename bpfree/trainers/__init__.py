@@ -8,7 +8,7 @@ from bpfree.trainers.base import LEVELS, Trainer
 from bpfree.trainers.cascaded_forward import CascadedForward
 from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
-from bpfree.trainers.fitting import Checkpoint, Hooks
+from bpfree.trainers.fitting import CALIBRATION_SAMPLES, Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
 from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
@@ -43,6 +43,7 @@ def get_trainer(name: str) -> type[Trainer]:
 
 
 __all__ = [
+    "CALIBRATION_SAMPLES",
     "LEVELS",
     "TRAINERS",
     "Autoencoder",

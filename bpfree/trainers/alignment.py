@@ -23,6 +23,7 @@ def weight_alignment(forward: Tensor, feedback: Tensor) -> float:
 def between_within(output: Tensor, y: Tensor) -> float:
     """Variance of the class means over that inside classes, of ``output [B, d]`` with labels ``y [B]``."""
     labels, index = y.unique(return_inverse=True)
+    output = output.double()
     sums = torch.zeros(len(labels), output.shape[1], dtype=output.dtype, device=output.device)
     means = sums.index_add(0, index, output) / index.bincount().unsqueeze(1)
     inside = (output - means[index]).square().sum()
@@ -33,7 +34,8 @@ def between_within(output: Tensor, y: Tensor) -> float:
 def linear_cka(one: Tensor, other: Tensor) -> float:
     """Linear centred kernel alignment, 0 to 1, of ``[B, d]`` and ``[B, e]`` (Kornblith, 1905.00414)."""
     grams = []
-    for x in (one, other):
+    # In float64, which no autocast narrows.
+    for x in (one.double(), other.double()):
         centred = x - x.mean(0)
         grams.append((centred @ centred.T).flatten())
     return F.cosine_similarity(grams[0], grams[1], 0).item()

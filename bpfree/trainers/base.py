@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,13 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
-from bpfree.data import TensorData, as_data
+from bpfree.data import TensorData
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.evaluation import Evaluator
 from bpfree.trainers.fitting import Checkpoint, Fit, Hooks, make_optimizers, update_readout
 from bpfree.trainers.history import History
+from bpfree.trainers.inputs import accepting, check_batch, check_data, find_device, probe_samples
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.settings import FitSettings, TrainerSettings
 
@@ -68,11 +70,16 @@ class Trainer(ABC):
         **settings: Any,
     ) -> None:
         self.settings = validate(self.Settings, settings, self.id)
+        if not isinstance(net, nn.Module):
+            raise BadValue(f"net is a {type(net).__name__}: expected a torch.nn.Module")
+        if not isinstance(seed, int):
+            raise BadValue(f"seed = {seed!r}: expected an integer")
         self.seed, self.progress = seed, progress
         found = next((p.device for p in net.parameters()), torch.device("cpu"))
-        self.device = torch.device(device) if device is not None else found
+        self.device = find_device(device) if device is not None else found
         self.net = net.to(self.device)
         self.n_classes: int | None = None
+        self._shape: tuple[int, ...] = ()
         self._cascade: Cascade | None = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -142,32 +149,44 @@ class Trainer(ABC):
                 raise BadValue(
                     f"the trainer was built for {self.n_classes} classes, the data have {n_classes}"
                 )
+            self._check_shape(sample_shape)
             return
-        # Values that differ, so that a net whose order is not its children's is found out.
-        count = 2 * int(torch.Size(sample_shape).numel())
-        x = torch.linspace(0, 1, count, device=self.device).view(2, *sample_shape)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        x = probe_samples(sample_shape, self.device)
+        with _seeds.borrowed(self.device), accepting(sample_shape):
             _seeds.seed_global(self.device, self.seed, "heads")
-            try:
-                if not isinstance(self.net, Cascade):
-                    stages, output = self.stages(self.settings.cut)
-                    check_order(self.net, nn.Sequential(*stages, output), x)
-                cascade = self.make_cascade(n_classes).to(self.device)
-                cascade.eval().build(x, n_classes)
-                if isinstance(self.net, Cascade):
-                    check_order(self.net.to_module(), self.net, x)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise BadValue(
-                    f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
-                ) from error
-        self._cascade, self.n_classes = cascade, n_classes
+            if not isinstance(self.net, Cascade):
+                stages, output = self.stages(self.settings.cut)
+                check_order(self.net, nn.Sequential(*stages, output), x)
+            cascade = self.make_cascade(n_classes).to(self.device)
+            cascade.eval().build(x, n_classes)
+            if isinstance(self.net, Cascade):
+                check_order(self.net.to_module(), self.net, x)
+        self._check_gradients(cascade)
+        self._cascade, self.n_classes, self._shape = cascade, n_classes, tuple(sample_shape)
         self.reset_optimizers()
         for block in cascade.units:
-            block.autocast = torch.bfloat16 if self.settings.precision == "bfloat16" else None
             if self.settings.compile is not None:
                 block.compile(self.settings.compile)
+
+    @torch.no_grad()
+    def _check_shape(self, sample_shape: Sequence[int]) -> None:
+        """Check that the built cascade takes samples of another shape than those it was built with."""
+        if tuple(sample_shape) == self._shape:
+            return
+        training = self.cascade.training
+        with accepting(sample_shape):
+            self.cascade.eval()(probe_samples(sample_shape, self.device))
+        self.cascade.train(training)
+
+    def _check_gradients(self, cascade: Cascade) -> None:
+        s = self.settings
+        plain = s.precision == "float32" and s.compile is None
+        closed = (b for b in cascade.units if b.gradients == "analytic")
+        if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
+            raise BadValue(
+                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
+                "closed form is computed in float32 and not compiled; leave precision and compile"
+            )
 
     def reset_optimizers(self) -> None:
         """New optimizers, without momentum."""
@@ -191,8 +210,8 @@ class Trainer(ABC):
         Args:
             train: `bpfree.data.TensorData`, a pair of tensors, or a map-style data set.
             validation: The same; without it there is neither early stopping nor a best to restore.
-            checkpoint: File to save the run's state in now and then. If it exists, the run goes on from it,
-                and ends bit for bit as one that was never stopped.
+            checkpoint: File to save the run's state in every 30 seconds (see `Checkpoint`), and at the end. If
+                it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
             **settings: The fields of `FitSettings`.
 
@@ -201,15 +220,19 @@ class Trainer(ABC):
             Diverged: If a loss became NaN or infinite.
         """
         fit = validate(FitSettings, settings, "fit")
-        data = self._data(train)
-        judge = None if validation is None else self._data(validation, data.n_classes)
+        data = check_data(train, self.n_classes, self.device)
+        judge = None if validation is None else check_data(validation, data.n_classes, self.device)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         self.build(data.sample_shape, data.n_classes)
+        if judge is not None:
+            self._check_shape(judge.sample_shape)
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
-        with progress_bar(self.id, self.progress and hooks is None) as shown:
+        if checkpoint is not None:
+            ckpt.check_path(checkpoint.path)
+        with self.running(), progress_bar(self.id, self.progress and hooks is None) as shown:
             hooks = hooks or Hooks(progress=shown)
             begun = checkpoint is not None and checkpoint.path.exists()
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
@@ -239,8 +262,18 @@ class Trainer(ABC):
 
         Returns:
             The loss of each block before its step, bottom first, then those of readouts.
+
+        Raises:
+            BadValue: If the batch does not fit.
         """
-        cascade, scores, extra = self.cascade, None, []
+        cascade = self.cascade
+        check_batch(x, y, self.n_classes, self.device)
+        self._check_shape(x.shape[1:])
+        with self.running():
+            return self._step(cascade, x, y, number)
+
+    def _step(self, cascade: Cascade, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
+        scores, extra = None, []
         cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
         for name in cascade.readouts:
@@ -264,10 +297,14 @@ class Trainer(ABC):
 
         Returns:
             ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+
+        Raises:
+            BadValue: If the data do not fit what the trainer was built for.
+            Diverged: If scores are not finite.
         """
-        found = Evaluator(self.cascade, self._data(data, self.n_classes)).accuracies(
-            list(self.cascade.readouts)
-        )
+        samples = self._data(data)
+        with self.running():
+            found = Evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -275,14 +312,22 @@ class Trainer(ABC):
         }
 
     def predict(self, x: Tensor) -> Tensor:
-        """The class of each sample ``x [B, ...]``, ``[B]``."""
-        y = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        data = self._data((x, y), self.n_classes)
+        """The class of each sample ``x [B, ...]``, ``[B]``.
+
+        Raises:
+            BadValue: If the samples do not fit what the trainer was built for.
+        """
+        data = self._data((x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
         headline = self.cascade.headline
-        return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+        with self.running():
+            return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
 
     def save(self, path: str | Path) -> None:
-        """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON)."""
+        """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
+
+        Raises:
+            BadValue: If nothing can be written there, or the trainer has not been built.
+        """
         state = {"trainer": self.id, "settings": asdict(self.settings), "n_classes": self.n_classes}
         ckpt.write(Path(path), self.cascade.state_dict(), state)
 
@@ -297,8 +342,12 @@ class Trainer(ABC):
             BadValue: If the file is of another trainer or network, or the shape is needed.
         """
         tensors, state = ckpt.read(Path(path), self.device)
-        if state.get("trainer") != self.id:
-            raise BadValue(f"{path} was saved by {state.get('trainer')!r}, not by {self.id!r}")
+        if "trainer" not in state:
+            raise BadValue(f"{path} is the checkpoint of a run: go on with it by fit(checkpoint=...)")
+        if state["trainer"] != self.id:
+            raise BadValue(
+                f"{path} was saved by {state['trainer']!r}, not by {self.id!r}: load it into one of that kind"
+            )
         if self._cascade is None:
             if sample_shape is None:
                 raise BadValue(
@@ -309,6 +358,19 @@ class Trainer(ABC):
         self.cascade.eval()
 
     # ---- inside ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What training, evaluation and prediction run in.
+
+        Inside, everything computes in the precision of the settings; afterwards torch's global generators are
+        as they were.
+        """
+        low = self.settings.precision == "bfloat16"
+        # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+        with _seeds.borrowed(self.device), cast:
+            yield
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
@@ -330,8 +392,10 @@ class Trainer(ABC):
             return {}
         return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
 
-    def _data(self, data: Any, n_classes: int | None = None) -> TensorData:
-        return as_data(data, n_classes).to(self.device)
+    def _data(self, data: Any) -> TensorData:
+        found = check_data(data, self.n_classes, self.device)
+        self._check_shape(found.sample_shape)
+        return found
 
     def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]

@@ -136,9 +136,6 @@ class CascadedForward(Trainer):
         s = self.settings
         if s.blocks == "random":
             return History()
-        fronts = [block.front for block in self.cascade.units if block.front is not None]
-        for front in fronts:
-            front.requires_grad_(True)
         trainer = DirectFeedbackAlignment(
             self.net,
             seed=self.seed,
@@ -151,8 +148,6 @@ class CascadedForward(Trainer):
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
         rest = {name: getattr(fit, name) for name in ("batch_size", "restore_best", "eval_every")}
         history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, epochs=s.block_epochs, **rest)
-        for front in fronts:
-            front.requires_grad_(False)
         for row in history.rows:
             row["stage"] = "blocks by dfa"
         for stage in history.stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,42 @@ Tensors = dict[str, Tensor]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part."""
+    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part.
+
+    Raises:
+        BadValue: If it cannot be written; what stood there before still does.
+    """
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_path(path)
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(save(contiguous, metadata={"state": json.dumps(state)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(save(contiguous, metadata={"state": json.dumps(state)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_path(path: Path) -> None:
+    """Check that a file can stand at ``path``, whose folder is made.
+
+    Raises:
+        BadValue: If it cannot.
+    """
+    if path.is_dir():
+        raise BadValue(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadValue(f"{path}: {path.parent} is a file, not a folder; name another file") from None
+    except OSError as error:
+        raise BadValue(f"{path}: {path.parent} cannot be made: {error.strerror or error}") from None
 
 
 def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
@@ -38,6 +64,8 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise BadValue(f"{path} is a folder: name the file in it")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -47,6 +75,8 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
         raise BadValue(
             f"{path}: no such file; it is written by Trainer.save or Trainer.fit(checkpoint=...)"
         ) from None
+    except OSError as error:
+        raise BadValue(f"{path}: cannot be read: {error}") from None
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise BadValue(f"{path}: not a bpfree state file ({error})") from None
 

@@ -48,8 +48,8 @@ class Checkpoint:
     """Where, and how often, a run leaves its state.
 
     Attributes:
-        path: The file; an existing one of the same run is taken up.
-        every_s: Seconds between two writes.
+        path: The file; an existing one of the same run is taken up. At the end it holds the finished run.
+        every_s: Seconds between two writes, at least.
         carried: What else is saved with it.
     """
 
@@ -117,16 +117,25 @@ class Fit:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
+        finished = self.at.stage == len(self.stages)
         while self.at.stage < len(self.stages):
             self._run_stage(self.stages[self.at.stage])
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
             self.best = {}
+        # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
+        set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
+        if self.checkpoint is not None and not finished:
+            self._save(self.checkpoint)
         return self.history
 
     # ---- one stage -------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage) -> None:
+        self.cascade.eval()
+        with self.hooks.window("calibrate"):
+            if self.at == Position(total_steps=self.at.total_steps):
+                calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
         with self.hooks.window("cache"):
             self._enter(stage)
         stopped = self._stale()
@@ -137,8 +146,8 @@ class Fit:
             self.cascade.load_state_dict(self.best)
         if self.settings.schedule == "greedy":
             for k in range(stage.first, stage.stop):
-                self.cascade.units[k].optimizer = None
-                del self.optimizers[f"block{k}"]
+                # Without its moments an optimizer is as good as new, and holds no memory.
+                self.optimizers[f"block{k}"].state.clear()
         epochs, best = self.at.epoch, self.at.best
         self.history.stages.append(
             {"name": stage.name, "epochs": epochs, "stopped_early": stopped}
@@ -146,17 +155,12 @@ class Fit:
         )
 
     def _enter(self, stage: Stage) -> None:
-        self.cascade.eval()
-        if self.at == Position(total_steps=self.at.total_steps):
-            calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
         self.feed.climb(stage.first)
         if self.evaluator is not None:
             self.evaluator.climb(stage.first, self._judges(stage))
         if stage.readouts and stage.first == stage.stop:
             for _, readout in self._learning(stage):
                 self.feed.keep_outputs(readout.view)
-        for k in range(stage.first, stage.stop):
-            self.cascade.units[k].optimizer = self.optimizers[f"block{k}"]
 
     def _epochs(self, stage: Stage) -> int:
         """How many passes a stage takes at most: one, where another would change nothing."""
@@ -301,11 +305,14 @@ class Fit:
     def _save_if_due(self) -> None:
         due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
         if due and self.checkpoint is not None:
-            with self.hooks.window("io"):
-                self._save(self.checkpoint)
-            self.saved_at = time.monotonic()
+            self._save(self.checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> None:
+        with self.hooks.window("io"):
+            self._write(checkpoint)
+        self.saved_at = time.monotonic()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
         tensors = ckpt.prefixed("model", self.cascade.state_dict()) | ckpt.prefixed("best", self.best)
         for name, optimizer in self.optimizers.items():
             tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
@@ -321,7 +328,9 @@ class Fit:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         tensors, state = ckpt.read(checkpoint.path, self.train.y.device)
-        if state.get("fingerprint") != self.fingerprint:
+        if "fingerprint" not in state:
+            raise BadValue(f"{checkpoint.path} was written by Trainer.save, not by a run: name another file")
+        if state["fingerprint"] != self.fingerprint:
             raise BadValue(
                 f"{checkpoint.path} belongs to another run (other settings, seed or data): "
                 "remove it, or name another file"
@@ -344,7 +353,8 @@ def update_readout(
 ) -> Tensor:
     """One step of a readout that learns, on detached outputs; returns its loss."""
     loss = readout.objective(outputs, y)
-    loss.backward()
+    with torch.autocast(y.device.type, enabled=False):
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()

@@ -94,11 +94,6 @@ class MonoForward(Trainer):
     settings: MonoForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        s = self.settings
-        if s.gradients == "analytic" and (s.precision != "float32" or s.compile is not None):
-            raise BadValue(
-                "gradients = 'analytic': computed in float32 and not compiled; leave precision and compile"
-            )
         if isinstance(self.net, Cascade):
             for block in self.net.units:
                 block.gradients = self.settings.gradients
@@ -133,7 +128,7 @@ class RandomFeaturesSettings(TrainerSettings):
 class RandomFeatures(Trainer):
     """Mono-Forward's heads on blocks that keep their random weights: what the heads can do alone.
 
-    Every stage is a fixed front, and stops requiring gradients.
+    Every stage is a fixed front.
     """
 
     id = "random_features"

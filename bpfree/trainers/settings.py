@@ -31,7 +31,8 @@ class TrainerSettings:
             and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code.
         schedule: ``simultaneous`` or ``greedy``.
         cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
-        precision: ``bfloat16`` runs forward passes and losses under autocast.
+        precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
+            prediction) in it, under autocast; weights and losses stay float32.
         compile: Name of a `torch.compile` backend for the blocks, or None.
         cut: Where blocks begin, see `bpfree.split`.
     """

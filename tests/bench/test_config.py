@@ -67,6 +67,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("threads", 1.5), ("device", 4), ("controls", {"trainer": {}}), ("controls.0", "backprop"),
     ("controls.0.trainer", DROP), ("controls.0.label", 3), ("plugins", ["nowhere.py"]),
     ("plugins", "rule.py"),
+    ("protocols", ["A", "C"]), ("protocols", "A"), ("targets", [1.5]), ("targets", [0.0]), ("targets", 0.9),
 ]  # fmt: skip
 AT_RUN_TIME: list[tuple[str, Any]] = [
     ("dataset.augment", ["twirl"]), ("dataset.train_size", 10**6), ("dataset.path", "somewhere"),
@@ -115,7 +116,8 @@ def test_there_are_a_hundred_mangled_configs() -> None:
 def test_the_good_config_is_good() -> None:
     found = cells(copy.deepcopy(GOOD))
     assert [(cell.arm, cell.seed) for cell in found] == [
-        (arm, seed) for seed in (3, 4) for arm in ("mono_forward", "backprop", "ff")
+        *((arm, 3) for arm in ("mono_forward", "backprop", "ff")),
+        *((arm, 4) for arm in ("ff", "backprop", "mono_forward")),
     ]
     assert found[1].fit["epochs"] == 3
     assert found[1].fit["batch_size"] == 64

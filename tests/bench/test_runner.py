@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bpfree._errors import BadValue
 from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells
 from bpfree.bench.results import Results
@@ -54,7 +55,7 @@ def without_noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = json.loads(json.dumps(rows))
     for row in rows:
         row["curve"] = [point[:2] for point in row["curve"]]
-        del row["time"], row["segments"], row["memory"]["rss"]
+        del row["time"], row["segments"], row["memory"]["rss"], row["protocol"]["started"]
     return rows
 
 
@@ -65,7 +66,8 @@ def test_rows_say_what_was_measured(tmp_path: Path) -> None:
         Results(tmp_path),
         watcher=Watcher(finished=lambda cell, row: finished.append(cell.arm)),
     )
-    assert finished == ["mono_forward", "backprop", "forward_forward"] * 2
+    order = ["mono_forward", "backprop", "forward_forward"]
+    assert finished == order + order[::-1]
     assert found == Results(tmp_path).read()
     for row in found:
         assert row["status"] == "ok"
@@ -108,6 +110,23 @@ def test_the_same_cells_again_are_not_run_again(tmp_path: Path) -> None:
     )
     assert started == ["forward_forward"]
     assert again[:2] == first
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"trainer": {"id": "local", "loss": "no_such_loss"}}, "no_such_loss"),
+        ({"trainer": {"id": "mono_forward", "cut": "no_such_child"}}, "no_such_child"),
+        ({"trainer": {"id": "forward_forward", "classifier": False}}, "classifier = false"),
+    ],
+)
+def test_a_mistake_in_the_last_arm_is_found_before_the_first_trains(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    wrong = {"label": "the wrong arm", "trainer": {"id": "backprop"}, **change}
+    with pytest.raises(BadValue, match=f"the wrong arm: .*{named}"):
+        run(cells({**CONFIG, "controls": [*CONFIG["controls"], wrong]}), Results(tmp_path))
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_two_at_once_give_the_same_rows(tmp_path: Path) -> None:

@@ -110,12 +110,12 @@ def test_a_row_of_zeros_gets_no_gradient_and_no_nan() -> None:
 
 
 def test_the_output_sends_each_class_once() -> None:
-    top = PrototypeOutput(nn.Linear(D, C))
+    top = PrototypeOutput(nn.Linear(D, C, dtype=OUTPUT.dtype))
     top.build(OUTPUT, C)
     lesson, below = top.teach(None)
     assert lesson is None
     assert below is not None
-    assert torch.equal(below, torch.eye(C))
+    assert torch.equal(below, torch.eye(C, dtype=OUTPUT.dtype))
 
 
 def test_the_ramp_rises_in_training_alone() -> None:

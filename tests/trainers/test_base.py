@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import bpfree
 from bpfree import (
     Backprop,
     BadValue,
     DeepSupervision,
     Diverged,
     ForwardForward,
+    Hooks,
     Local,
     MFJoint,
     MonoForward,
@@ -93,6 +95,65 @@ def test_a_cascade_that_was_cut_already_is_trained_as_it_is(kind: type[Trainer])
     assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.9
 
 
+# ---- the caller's generators -----------------------------------------------------------------------------
+
+
+@every
+def test_training_leaves_the_global_generator_as_it_was(kind: type[Trainer]) -> None:
+    trainer = kind(make_mlp(dropout=0.3), progress=False)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trainer.build((12,), CLASSES)
+    trainer.step(*vectors(16).batch(torch.arange(16)))
+    assert torch.equal(torch.get_rng_state(), before)
+    trainer.fit(vectors(), vectors(), epochs=1, batch_size=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_is_broken_off_gives_the_generator_back_too() -> None:
+    def stop(done: int, of: int, row: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer = MonoForward(make_mlp(), progress=False)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(vectors(), epochs=2, hooks=Hooks(progress=stop))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_nets_drawn_after_two_runs_differ() -> None:
+    nets = []
+    for _ in range(2):
+        MonoForward(make_mlp_unseeded(), progress=False).fit(vectors(), epochs=1)
+        nets.append(make_mlp_unseeded())
+    assert not torch.equal(nets[0][1].weight, nets[1][1].weight)
+
+
+def make_mlp_unseeded() -> nn.Sequential:
+    return bpfree.nn.mlp([12, 16, 16, CLASSES])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every
+def test_training_on_a_gpu_leaves_its_generator_as_it_was(kind: type[Trainer]) -> None:
+    trainer = kind(make_mlp(dropout=0.3), device="cuda", progress=False)
+    torch.cuda.manual_seed(3)
+    before = torch.cuda.get_rng_state()
+    trainer.fit(vectors(), vectors(), epochs=1, batch_size=16)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@every
+def test_the_network_can_be_trained_by_others_afterwards(kind: type[Trainer]) -> None:
+    net = make_cnn(batch_norm=True)
+    frozen = net[0].bias
+    frozen.requires_grad_(False)
+    kind(net, progress=False).fit(images(), epochs=1, batch_size=16)
+    # Whatever required a gradient still does, and nothing else.
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.bias"]
+    assert all(p.grad is None for p in net.parameters())
+
+
 # ---- using -----------------------------------------------------------------------------------------------
 
 
@@ -147,10 +208,10 @@ def test_each_block_is_judged_alone(kind: type[Trainer], blocks: int) -> None:
 def test_scores_that_are_not_numbers_are_not_judged_quietly(kind: type[Trainer]) -> None:
     trainer = kind(make_mlp(), progress=False)
     trainer.build((12,), CLASSES)
-    x = vectors().x.clone()
-    x[3] = torch.nan
+    with torch.no_grad():
+        trainer.net[1].weight[0] = torch.nan  # type: ignore[index]
     with pytest.raises(Diverged):
-        trainer.evaluate((x, vectors().y))
+        trainer.evaluate(vectors())
 
 
 @every

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bpfree import BadValue, CascadedForward, Diverged, RidgeAccumulator, nn, testing
+from bpfree import BadValue, CascadedForward, RidgeAccumulator, nn, testing
 from bpfree.data import TensorData
 from bpfree.schedules import Feed
 
@@ -149,7 +149,6 @@ def test_blocks_can_be_trained_before_the_predictors() -> None:
     assert [row["stage"] for row in history.rows] == ["blocks by dfa"] * 3 + ["block 1"] * 2 + ["block 2"] * 2
     steps = [row["step"] for row in history.rows]
     assert steps == [4 * (k + 1) for k in range(7)]
-    assert not any(p.requires_grad for block in trainer.cascade.units for p in block.front.parameters())
     assert trainer.locality == "L1"
     assert history.rows[0]["diagnosis"]["feedback_cos"]
 
@@ -158,7 +157,7 @@ def test_nan_in_the_data_is_told() -> None:
     x = TRAIN.x.clone()
     x[7] = float("nan")
     for settings in VARIANTS:
-        with pytest.raises(Diverged):
+        with pytest.raises(BadValue, match="number 7"):
             make(**settings).fit(TensorData(x, TRAIN.y, 3), epochs=2, batch_size=16)
 
 

@@ -39,9 +39,10 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, broken)
-            with pytest.raises(OSError, match="full"):
+            with pytest.raises(BadValue, match="file: cannot be written: the disk is full"):
                 ckpt.write(path, {"a": torch.ones(1)}, {"old": False})
         assert ckpt.read(path, CPU)[1] == {"old": True}
+        assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:

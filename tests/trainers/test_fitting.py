@@ -156,8 +156,27 @@ def test_a_greedy_run_frees_the_optimizers_of_frozen_blocks() -> None:
     trainer.fit(vectors(), epochs=1, hooks=Hooks(progress=look))
     # Only the block that trains has moments.
     assert alive == [[True, False, False], [False, True, False], [False, False, True]]
-    assert all(block.optimizer is None for block in trainer.cascade.units)
-    assert trainer.optimizers == {}
+    assert not any(optimizer.state for optimizer in trainer.optimizers.values())
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
+@pytest.mark.parametrize("kind", [MonoForward, ForwardForward])
+def test_after_a_run_blocks_can_be_stepped_by_hand_and_trained_again(
+    kind: type[Trainer], schedule: str
+) -> None:
+    trainer = kind(make_mlp(), schedule=schedule, lr_schedule="cosine", lr=0.02, progress=False)
+    first = trainer.fit(easy(), epochs=4, batch_size=16)
+    before = snapshot(trainer.net)
+    trainer.step(*easy(16).batch(torch.arange(16)))
+    moved = [not torch.equal(p, before[name]) for name, p in trainer.net.named_parameters()]
+    # Forward-Forward leaves the net's output layer alone.
+    assert moved == [True] * 4 + [kind is MonoForward] * 2
+    assert {group["lr"] for o in trainer.optimizers.values() for group in o.param_groups} <= {0.02, 0.01}
+    again = trainer.fit(easy(), epochs=4, batch_size=16)
+    assert [row["stage"] for row in again.rows] == [row["stage"] for row in first.rows]
+    assert all(
+        after["loss"][0] < row["loss"][0] for row, after in zip(first.rows[::4], again.rows[::4], strict=True)
+    )
 
 
 def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
@@ -204,7 +223,7 @@ def test_the_windows_of_a_run_come_in_order() -> None:
 
     mf().fit(vectors(), vectors(), epochs=2, hooks=Hooks(window))
     epoch = ["+train", "-train", "+eval", "-eval"]
-    assert names == ["+cache", "-cache", *epoch, *epoch]
+    assert names == ["+calibrate", "-calibrate", "+cache", "-cache", *epoch, *epoch]
 
 
 # ---- errors and checkpoints ------------------------------------------------------------------------------
@@ -262,10 +281,24 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
 
 
-def test_checkpoints_are_written_no_more_often_than_asked(tmp_path: Path) -> None:
-    path = tmp_path / "run.state"
-    mf().fit(vectors(), epochs=2, checkpoint=Checkpoint(path, every_s=3600.0))
-    assert not path.exists()
+def test_checkpoints_are_written_no_more_often_than_asked_and_at_the_end(tmp_path: Path) -> None:
+    path, windows = tmp_path / "run.state", list[str]()
+
+    @contextmanager
+    def window(name: str) -> Iterator[None]:
+        windows.append(name)
+        yield
+
+    first = mf()
+    run = Checkpoint(path, every_s=3600.0)
+    history = first.fit(vectors(), epochs=2, checkpoint=run, hooks=Hooks(window))
+    assert windows.count("io") == 1
+    # It holds the finished run: nothing is trained again, and nothing is written.
+    written, again = path.read_bytes(), mf()
+    found = again.fit(vectors(), epochs=2, checkpoint=run)
+    assert (found.rows, found.resumed) == (history.rows, 1)
+    assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
+    assert path.read_bytes() == written
 
 
 # ---- that it learns --------------------------------------------------------------------------------------

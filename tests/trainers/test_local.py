@@ -149,12 +149,6 @@ def test_it_learns(kind: type[Trainer], settings: Any) -> None:
     assert all(value > 0.9 for value in found["readouts"].values())
 
 
-@pytest.mark.parametrize("extra", [{"precision": "bfloat16"}, {"compile": "aot_eager"}])
-def test_the_closed_form_refuses_what_it_would_ignore(extra: dict[str, Any]) -> None:
-    with pytest.raises(BadValue, match="analytic"):
-        built(MonoForward, gradients="analytic", **extra)
-
-
 @pytest.mark.parametrize("kind", [MonoForward, Local])
 def test_a_localized_network_is_read_out_as_asked(kind: type[Trainer]) -> None:
     net = make_mlp()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree import ForwardForward, MonoForward
+from bpfree import ForwardForward, Hooks, MonoForward
 from bpfree.trainers import TrainerSettings
 from bpfree.trainers.settings import lr_factor, make_optimizer, set_lr
 from tests.helpers import make_mlp, vectors
@@ -64,9 +64,16 @@ def test_each_epoch_trains_with_its_rate(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_second_fit_starts_at_the_full_rate_again() -> None:
     trainer = MonoForward(make_mlp(), lr_schedule="cosine", progress=False)
+    rates: list[float] = []
+
+    def look(done: int, of: int, row: Any) -> None:
+        rates.append(trainer.optimizers["block0"].param_groups[0]["lr"])
+
     for _ in range(2):
-        assert trainer.fit(vectors(), epochs=3).rows[0]["lr"] == 1.0
-        assert trainer.optimizers["block0"].param_groups[0]["lr"] < 1e-3
+        assert trainer.fit(vectors(), epochs=3, hooks=Hooks(progress=look)).rows[0]["lr"] == 1.0
+        # A step by hand has the rate of the settings.
+        assert trainer.optimizers["block0"].param_groups[0]["lr"] == 1e-3
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.25e-3] * 2)
 
 
 @pytest.mark.parametrize(

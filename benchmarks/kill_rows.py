@@ -1,0 +1,112 @@
+"""A bench of many short cells, killed by SIGKILL at random moments: no row is lost, none comes twice, none is torn.
+
+    python -m benchmarks.kill_rows [--kills 20] [--seed 0]
+
+Every second kill takes the cells and the fork server along. After each, the rows of before must stand where they
+stood, byte by byte, and no cell may have two; a half-written line, if there is one, must be gone after the next
+start. At the end every cell has its row. `benchmarks.kill_resume` does the same to long cells, and compares
+their weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._record import record
+
+#: Seconds from the start of a bench, in which it begins to work after about three.
+LATEST_KILL_S = 12.0
+
+CONFIG: dict[str, Any] = {
+    "name": "kill_rows",
+    "dataset": {"name": "digits", "train_size": 200},
+    "net": {"name": "mlp", "hidden": [16]},
+    "fit": {"epochs": 1, "batch_size": 50},
+    "trainer": {"id": "mono_forward"},
+    "controls": [{"trainer": {"id": "backprop"}}],
+    "seeds": list(range(120)),
+}
+
+
+class Rows:
+    """The file of rows, as it was last seen."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seen = path, b""
+        self.lost = self.twice = self.torn = 0
+
+    def look(self) -> None:
+        """Compare the file with what it was."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole, end, rest = content.rpartition(b"\n")
+        self.torn += bool(rest)
+        self.lost += not (whole + end).startswith(self.seen)
+        self.seen = whole + end
+        cells = [json.loads(line)["cell_id"] for line in self.seen.splitlines()]
+        self.twice += len(cells) != len(set(cells))
+
+
+def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A bench in a process group of its own."""
+    command = [sys.executable, "-m", "bpfree.bench", "run", str(config), "--out", str(out)]
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def main() -> int:
+    """Run, kill, look; 0 if nothing was lost."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        config, out = Path(folder, "config.yaml"), Path(folder, "out")
+        config.write_text(json.dumps(CONFIG))
+        rows, moments, counts = Rows(out / "results.jsonl"), [], []
+        while len(moments) < arguments.kills:
+            process, moment = start(config, out), draw.uniform(0.0, LATEST_KILL_S)
+            time.sleep(moment)
+            if process.poll() is not None:
+                break  # it was done before the moment came: fewer kills, and the record says so
+            if len(moments) % 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            moments.append(round(moment, 2))
+            rows.look()
+            counts.append(rows.seen.count(b"\n"))
+        final = start(config, out).wait()
+        rows.look()
+        statuses = [json.loads(line)["status"] for line in rows.seen.splitlines()]
+        cells = 2 * len(CONFIG["seeds"])
+        figures = {
+            "kills": len(moments),
+            "killed_after_s": moments,
+            "rows_after_each_kill": counts,
+            "torn_lines_met_and_cut": rows.torn,
+            "times_a_row_was_lost": rows.lost,
+            "times_a_cell_had_two_rows": rows.twice,
+            "cells": cells,
+            "rows_at_the_end": len(statuses),
+        }
+    sound = final == 0 and not rows.lost and not rows.twice and statuses == ["ok"] * cells
+    at_work = sum(after > before for before, after in zip([0, *counts], counts, strict=False))
+    return record(
+        "kill_rows", figures, sound and len(moments) == arguments.kills and at_work >= len(moments) // 3
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Rows put together: one arm is one method in one setting, its rows are its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bpfree.bench.results import Row
+
+BASELINE = "backprop"
+
+PROTOCOLS = {
+    "fixed": "fixed epochs",
+    "A": "own convergence",
+    "B": "matched passes",
+}
+
+
+@dataclass
+class Arm:
+    """The rows of one method on one data set and net."""
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is backpropagation."""
+        return bool(self.rows[0]["trainer"] == BASELINE)
+
+    def by_seed(self, *path: str) -> dict[int, float]:
+        """A figure of each seed that has it."""
+        found = {row["seed"]: figure(row, *path) for row in self.rows}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclass
+class Group:
+    """The arms that share data set, net and protocol: those that may be compared.
+
+    Attributes:
+        setting: Data set and net.
+        protocol: One of `PROTOCOLS`.
+        arms: In the order in which their first rows come.
+    """
+
+    setting: str
+    protocol: str
+    arms: list[Arm] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Data set, net and protocol."""
+        return f"{self.setting}, {PROTOCOLS[self.protocol]}"
+
+    @property
+    def baseline(self) -> Arm | None:
+        """Backpropagation; of several, the one with the best validation accuracy."""
+        return max((arm for arm in self.arms if arm.is_baseline), key=_validation, default=None)
+
+
+def _validation(arm: Arm) -> float:
+    values = arm.by_seed("metrics", "val_accuracy")
+    return sum(values.values()) / len(values) if values else 0.0
+
+
+def figure(row: Row, *path: str) -> float | None:
+    """The number at a path of keys; None if it is not there."""
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def protocol(row: Row) -> str:
+    """The protocol of a row: one of `PROTOCOLS`."""
+    named = row.get("protocol", {}).get("id")
+    return str(named or ("fixed" if row["config"]["fit"]["patience"] is None else "A"))
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Successful rows by data set, net and protocol, and by arm, in the order in which they come.
+
+    Arms of one name but other settings stay apart; what differs is added to the name. Matched passes have the
+    baseline of own convergence, whose passes they match.
+    """
+    found: dict[tuple[str, str], Group] = {}
+    arms: dict[str, Arm] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        setting = f"{describe(row['config']['dataset'])}, {describe(row['config']['net'])}"
+        kind = protocol(row)
+        if (setting, kind) not in found:
+            found[setting, kind] = Group(setting, kind)
+        group = found[setting, kind]
+        key = json.dumps([setting, kind, row["arm"], row["config"]], sort_keys=True)
+        if key not in arms:
+            namesake = next((a for a in group.arms if a.rows[0]["arm"] == row["arm"]), None)
+            suffix = f" [{differing(row, namesake.rows[0])}]" if namesake is not None else ""
+            arms[key] = Arm(row["arm"] + suffix)
+            group.arms.append(arms[key])
+        arms[key].rows.append(row)
+    for (setting, kind), group in found.items():
+        own = found.get((setting, "A"))
+        if kind == "B" and own is not None and own.baseline is not None:
+            group.arms.insert(0, own.baseline)
+    return list(found.values())
+
+
+def differing(row: Row, other: Row) -> str:
+    """The settings of ``row`` that ``other`` does not share."""
+    pairs = [(row["config"], other["config"], "")]
+    found = []
+    while pairs:
+        ours, theirs, path = pairs.pop(0)
+        for key, value in ours.items():
+            if isinstance(value, dict):
+                pairs.append((value, theirs.get(key, {}), f"{path}{key}."))
+            elif theirs.get(key) != value:
+                found.append(f"{path}{key}={value}")
+    return ", ".join(found)
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """A data set or net with the settings that were given."""
+    usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
+    parts = [
+        f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
+        for k, v in sorted(settings.items())
+        if v and usual.get(k) != v
+    ]
+    return " ".join([settings["name"], *parts])
+
+
+def failures(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each cell that has no successful one."""
+    rows = list(rows)
+    done = {row["cell_id"] for row in rows if row["status"] == "ok"}
+    return list(
+        {row["cell_id"]: row for row in rows if row["status"] != "ok" and row["cell_id"] not in done}.values()
+    )
+
+
+def last_line(row: Row) -> str:
+    """What a failed row says, in one line."""
+    return str((row["reason"].strip().splitlines() or ["no reason was given"])[-1])

@@ -1,0 +1,130 @@
+"""What changed between two folders of results: `python -m bpfree.bench compare BEFORE AFTER`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from bpfree._errors import BadValue
+from bpfree.bench.arms import Arm, differing, failures, groups, last_line
+from bpfree.bench.measures import MEASURES, Comparison, Pair, compare, short
+from bpfree.bench.results import Row
+
+#: What of a row's environment must be the same for its times and energies to be comparable.
+MACHINE = ("cpu", "gpu_name", "gpu_uuid", "threads")
+
+#: The measures that depend on the machine.
+TIMED = ("train_s", "energy_j")
+
+
+@dataclass
+class Changes:
+    """The second result against the first.
+
+    Attributes:
+        comparisons: Each arm that both have, after against before, in every measure that both have.
+        missing: Arms and seeds that only the first has, each with the reason.
+        new: Arms that only the second has.
+        notes: What was not compared, and why.
+    """
+
+    comparisons: list[Comparison]
+    missing: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worse(self) -> list[Comparison]:
+        """Where the second is worse, by more than a negligible amount."""
+        return [comparison for comparison in self.comparisons if comparison.loses]
+
+    @property
+    def exit_code(self) -> int:
+        """0; or 1 if something is worse or missing."""
+        return int(bool(self.worse or self.missing))
+
+
+def changes(before: Sequence[Row], after: Sequence[Row]) -> Changes:
+    """Compare two results, arm by arm of the same name in the same setting, paired by seed.
+
+    Raises:
+        BadValue: If no arm with a common seed is in both.
+    """
+    old, new = _arms(before), _arms(after)
+    pairs: list[Pair] = [
+        (title, new[title, name], arm) for (title, name), arm in old.items() if (title, name) in new
+    ]
+    if not any(_seeds(ours) & _seeds(theirs) for _, ours, theirs in pairs):
+        raise BadValue(
+            "the two results have no arm with a common seed: nothing can be compared; "
+            f"the first has {_list(old)}, the second {_list(new)}"
+        )
+    elsewhere = [_machines(theirs) != _machines(ours) for _, ours, theirs in pairs]
+    measures = [m for m in MEASURES.values() if m.id not in TIMED or not any(elsewhere)]
+    found = Changes(compare(pairs, measures), list(_missing(old, new, after)))
+    found.new = [f"{title}: {name}" for title, name in new if (title, name) not in old]
+    for title, ours, theirs in pairs:
+        if settings := differing(ours.rows[0], theirs.rows[0]):
+            found.notes.append(f"{title}: {ours.name} has other settings now: {settings}")
+    if any(elsewhere):
+        found.notes.append("times and energies are not compared: the machines differ, or their threads do")
+    return found
+
+
+def _arms(rows: Sequence[Row]) -> dict[tuple[str, str], Arm]:
+    # Matched passes show the baseline of own convergence again; once is enough here.
+    return {
+        (group.title, arm.name): arm
+        for group in groups(rows)
+        for arm in group.arms
+        if not (group.protocol == "B" and arm.is_baseline)
+    }
+
+
+def _seeds(arm: Arm) -> set[int]:
+    return {row["seed"] for row in arm.rows}
+
+
+def _list(arms: dict[tuple[str, str], Arm]) -> str:
+    return ", ".join(f"{name} ({title})" for title, name in arms) or "none"
+
+
+def _machines(arm: Arm) -> set[tuple[str, ...]]:
+    return {tuple(str(row["env"].get(key)) for key in MACHINE) for row in arm.rows}
+
+
+def _missing(
+    old: dict[tuple[str, str], Arm], new: dict[tuple[str, str], Arm], after: Sequence[Row]
+) -> Iterator[str]:
+    failed = {(row["arm"], row["seed"]): row for row in failures(after)}
+    for (title, name), arm in old.items():
+        there = _seeds(new[title, name]) if (title, name) in new else set()
+        for seed in sorted(_seeds(arm) - there):
+            row = failed.get((arm.rows[0]["arm"], seed))
+            why = "no row" if row is None else f"{row['status']}: {last_line(row)}"
+            yield f"{title}: {name}, seed {seed}: {why}"
+
+
+def show(found: Changes, console: Console) -> None:
+    """Print what changed; what is the same to the last digit is only counted."""
+    changed = [c for c in found.comparisons if not (c.effect.exact and c.effect.p_different == 1)]
+    table = Table(
+        "setting", "arm", "measure", "pairs", "after against before", "verdict", title_justify="left"
+    )
+    for comparison in changed:
+        style = "red" if comparison.loses else "green" if comparison.wins else None
+        cells = (comparison.group, comparison.arm, comparison.measure.label, str(comparison.effect.n))
+        table.add_row(*cells, short(comparison), comparison.says, style=style)
+    if changed:
+        console.print(table)
+    console.print(
+        f"the same to the last digit: {len(found.comparisons) - len(changed)} of {len(found.comparisons)}"
+    )
+    for title, lines in (("missing", found.missing), ("new", found.new), ("note", found.notes)):
+        for line in lines:
+            console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
+    worse = ", ".join(f"{c.arm} in {c.measure.label}" for c in found.worse)
+    console.print(f"worse: {worse or 'nothing that these seeds can show'}", highlight=False, soft_wrap=True)

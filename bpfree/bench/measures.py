@@ -1,0 +1,178 @@
+"""What is read off a row and compared: accuracy, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bpfree.bench.arms import Arm, Group, figure
+from bpfree.bench.results import Row
+from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a row.
+
+    Attributes:
+        id: Its name in a comparison.
+        label: How it is called in a report.
+        unit: Of the figure as it is shown.
+        scale: From the row's unit (SI) to ``unit``.
+        read: The figure of a row in the row's unit; None where it was not measured.
+        ratio: Compared by ratio and the smaller is better; otherwise by difference, and the larger is better.
+        counted: Counted, not sampled: where all seeds agree, they need not be many.
+    """
+
+    id: str
+    label: str
+    unit: str
+    scale: float
+    read: Callable[[Row], float | None]
+    ratio: bool = True
+    counted: bool = False
+
+    def by_seed(self, arm: Arm) -> dict[int, float]:
+        """The figure of each seed that has it, in the row's unit."""
+        found = {row["seed"]: self.read(row) for row in arm.rows}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def better(self, effect: Effect) -> bool:
+        """Whether the first of the two that were compared is the better one."""
+        return effect.value < 1 if self.ratio else effect.value > 0
+
+
+PREFIXES = {
+    "FLOP": (("TFLOP", 1e-12), ("GFLOP", 1e-9), ("MFLOP", 1e-6)),
+    "MiB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10)),
+}
+
+
+def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
+    """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
+    smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
+    units = next((units for end, units in PREFIXES.items() if measure.unit.endswith(end)), None)
+    if units is None:
+        return measure
+    unit, scale = next((found for found in units if smallest * found[1] >= 1), units[-1])
+    return replace(measure, unit=unit, scale=scale)
+
+
+def in_one_go(row: Row, *path: str) -> float | None:
+    """A time or an energy; None if the run was stopped and resumed, as the machine was then another one."""
+    return figure(row, *path) if row.get("segments", 1) == 1 else None
+
+
+def train_flops(row: Row) -> float | None:
+    """FLOPs of all the training; of a row without them, those of its steps, where all its steps are alike."""
+    total = figure(row, "flops", "train_total")
+    step, steps = figure(row, "flops", "train_step"), figure(row, "budget", "steps")
+    if total is None and step is not None and steps is not None and row["budget"]["stages"] == 1:
+        return step * steps
+    return total
+
+
+def energy(row: Row) -> float | None:
+    """Joules of the training steps, gross, of the device that trained; None where none were metered."""
+    return in_one_go(row, "energy", "gpu_gross_j")
+
+
+def energy_scope(row: Row) -> str | None:
+    """Whether the energy of a row was measured or modelled, and by what."""
+    scope = row.get("energy", {}).get("scope")
+    return None if scope is None else str(scope)
+
+
+def _at(*path: str) -> Callable[[Row], float | None]:
+    return lambda row: figure(row, *path)
+
+
+MEASURES = {
+    measure.id: measure
+    for measure in (
+        Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
+        Measure("train_s", "training time", "s", 1, lambda row: in_one_go(row, "time", "train_s")),
+        Measure("energy_j", "training energy", "J", 1, energy),
+        Measure("train_flops", "training FLOPs", "TFLOP", 1e-12, train_flops, counted=True),
+        Measure("step_flops", "FLOPs of a step", "GFLOP", 1e-9, _at("flops", "train_step"), counted=True),
+        Measure(
+            "saved_bytes", "saved for backward", "MiB", 2**-20, _at("memory", "saved_bytes"), counted=True
+        ),
+        Measure("peak_alloc", "allocator peak", "MiB", 2**-20, _at("memory", "peak_alloc"), counted=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against another one in one measure."""
+
+    group: str
+    arm: str
+    against: str
+    measure: Measure
+    effect: Effect
+
+    @property
+    def wins(self) -> bool:
+        """The arm is better, and by more than a negligible amount."""
+        return self.effect.verdict is Verdict.DIFFERENT and self.measure.better(self.effect)
+
+    @property
+    def loses(self) -> bool:
+        """The arm is worse, and by more than a negligible amount."""
+        return self.effect.verdict is Verdict.DIFFERENT and not self.measure.better(self.effect)
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Seeds with which a verdict can be expected, where there is none; None if no spread is known."""
+        undecided = self.effect.verdict is Verdict.INCONCLUSIVE
+        return max(self.effect.needed, self.effect.n + 1) if undecided and self.effect.needed else None
+
+    @property
+    def says(self) -> str:
+        """The verdict and, where there is none, what is missing."""
+        if self.effect.verdict is not Verdict.INCONCLUSIVE:
+            return str(self.effect.verdict)
+        needed = f"about {self.seeds_needed}" if self.seeds_needed else f"at least {MIN_SEEDS}"
+        return f"{self.effect.verdict}: {self.effect.n} seeds, {needed} needed"
+
+
+def short(comparison: Comparison) -> str:
+    """An effect with its interval: a difference in the measure's unit, or a ratio."""
+    effect, scale = comparison.effect, 1.0 if comparison.effect.ratio else comparison.measure.scale
+    pattern = "×{:.3f}" if effect.ratio else "{:+.2f}"
+    text = pattern.format(effect.value * scale)
+    if effect.interval is None or effect.exact:
+        return text
+    low, high = (pattern.removeprefix("×").format(end * scale) for end in effect.interval)
+    return f"{text} [{low}, {high}]"
+
+
+Pair = tuple[str, Arm, Arm]
+
+
+def compare(
+    pairs: Iterable[Pair], measures: Sequence[Measure] = tuple(MEASURES.values())
+) -> list[Comparison]:
+    """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family."""
+    pairs, found = list(pairs), []
+    for measure in measures:
+        family = []
+        for group, arm, other in pairs:
+            effect = paired(measure.by_seed(arm), measure.by_seed(other), measure.ratio, measure.counted)
+            if effect is not None:
+                family.append(Comparison(group, arm.name, other.name, measure, effect))
+        adjusted = holm([comparison.effect for comparison in family])
+        found += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
+    return found
+
+
+def against_baseline(groups: Iterable[Group]) -> list[Pair]:
+    """Every arm with the baseline of its group."""
+    return [
+        (group.title, arm, group.baseline)
+        for group in groups
+        for arm in group.arms
+        if group.baseline is not None and arm is not group.baseline
+    ]

@@ -1,0 +1,263 @@
+"""The pictures of a report: matplotlib draws them, the page colours them.
+
+Each is inline SVG whose colours are the page's CSS variables, so that light and dark need one picture only.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from bpfree.bench.arms import Group
+from bpfree.bench.measures import MEASURES, Measure
+from bpfree.bench.results import Row
+from bpfree.bench.statistics import estimate
+from bpfree.bench.targets import flops_until, joules_at
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+
+#: Stand-ins that matplotlib can draw with, and what the page puts in their place.
+INK, MUTED, GRID = "#010203", "#010204", "#010205"
+SERIES = tuple(f"#0203{i:02d}" for i in range(9))
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
+    c: f"--series-{i}" for i, c in enumerate(SERIES)
+}
+MARKERS = "o^Dv*PX<>"
+SYMBOLS = dict(zip("s" + MARKERS, "■●▲◆▼★✚✖◀▶", strict=True))
+
+RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bpfree",
+    "font.size": 11.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.linewidth": 0.7,
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks, wherever it is drawn."""
+
+    color: str
+    marker: str
+
+    @property
+    def css(self) -> str:
+        """The page's variable of the colour."""
+        return VARIABLES[self.color]
+
+    @property
+    def symbol(self) -> str:
+        """The marker as a character."""
+        return SYMBOLS[self.marker]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with what it says in words."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def styles(groups: Sequence[Group]) -> dict[str, Style]:
+    """A style for each name of an arm: the first is backpropagation's, and no two of 72 are the same."""
+    found: dict[str, Style] = {}
+    others = zip(itertools.cycle(SERIES[1:]), itertools.cycle(MARKERS), strict=False)
+    for arm in (arm for group in groups for arm in group.arms):
+        if arm.name not in found:
+            plain = arm.is_baseline and not any(style.color == SERIES[0] for style in found.values())
+            found[arm.name] = Style(SERIES[0], "s") if plain else Style(*next(others))
+    return found
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points (cost, accuracy) that no other one beats in both, from cheap to dear."""
+    found: list[str] = []
+    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not found or accuracy > points[found[-1]][1]:
+            found.append(name)
+    return found
+
+
+def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
+    """Accuracy against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
+    accuracy, points = MEASURES["accuracy"], {}
+    for arm in group.arms:
+        xs, ys = list(cost.by_seed(arm).values()), list(accuracy.by_seed(arm).values())
+        if xs and ys:
+            points[arm.name] = estimate([x * cost.scale for x in xs]), estimate([100 * y for y in ys])
+    if len(points) < 2:
+        return None
+    means = {name: (x.mean, y.mean) for name, (x, y) in points.items()}
+    best = front(means)
+    with drawing(f"{cost.label}, {cost.unit}", "test accuracy, %") as (axes, done):
+        spread = [mean for mean, _ in means.values()]
+        axes.set_xscale("log" if max(spread) > 4 * min(spread) > 0 else "linear")
+        stairs = [means[name] for name in best]
+        axes.step(
+            *zip(*stairs, strict=True), where="post", color=MUTED, linestyle="--", linewidth=1.2, zorder=2
+        )
+        for name, (x, y) in points.items():
+            axes.errorbar(
+                x.mean, y.mean, xerr=x.half, yerr=y.half, color=looks[name].color, marker=looks[name].marker,
+                markersize=8 if name in best else 6, capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3,
+            )  # fmt: skip
+    title = f"Accuracy against {cost.label}"
+    return Chart(title, done(number, title), f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.")
+
+
+def curves(
+    group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
+) -> Chart | None:
+    """Validation accuracy against what was spent until then: thin, each seed; thick, their mean."""
+    lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in group.arms}
+    if not any(lines.values()):
+        return None
+    with drawing(f"{cost.label}, {cost.unit}", "validation accuracy, %") as (axes, done):
+        for name, seeds in lines.items():
+            color = looks[name].color
+            for line in seeds:
+                axes.plot(*zip(*line, strict=True), color=color, linewidth=0.6, alpha=0.4)
+            mean = [
+                tuple(sum(values) / len(seeds) for values in zip(*points, strict=True))
+                for points in zip(*seeds, strict=False)
+            ]
+            if mean:
+                axes.plot(
+                    *zip(*mean, strict=True), color=color, linewidth=1.8, marker=looks[name].marker,
+                    markevery=max(1, len(mean) // 6), markersize=5,
+                )  # fmt: skip
+        reached = sorted(y for seeds in lines.values() for line in seeds for _, y in line)
+        top, low = reached[-1], reached[len(reached) // 8]
+        axes.set_ylim(low - 0.15 * (top - low), top + 0.1 * (top - low) + 1e-3)
+        for target in targets:
+            axes.axhline(100 * target, color=INK, linestyle=":", linewidth=1)
+    title = f"Way to the target, {cost.label}"
+    dotted = f" Dotted: {', '.join(f'{100 * t:g} %' for t in targets)}." if targets else ""
+    caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
+    return Chart(title, done(number, title), caption)
+
+
+#: What a run had spent when it stood at a point of its curve.
+SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
+    "train_flops": lambda row, point: flops_until(row, point[0]),
+    "train_s": lambda row, point: point[2] if row.get("segments", 1) == 1 else None,
+    "energy_j": lambda row, point: joules_at(point),
+}
+
+
+def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
+    found = [(SPENT[cost.id](row, point), 100 * point[1]) for point in row["curve"]]
+    return [(x * cost.scale, y) for x, y in found if x is not None]
+
+
+def memory(
+    groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int
+) -> Chart | None:
+    """Bytes against the number of layers with weights, for arms that were run on nets of several depths."""
+    lines: dict[str, dict[int, list[float]]] = {}
+    for arm in (arm for group in groups for arm in group.arms):
+        for row in arm.rows:
+            layers, size = depth(row), measure.read(row)
+            if layers is not None and size is not None:
+                lines.setdefault(arm.name, {}).setdefault(layers, []).append(size * measure.scale)
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    if not lines:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    with drawing("layers with weights", f"{measure.label}, {measure.unit}") as (axes, done):
+        for name, line in lines.items():
+            points = [(layers, sum(sizes) / len(sizes)) for layers, sizes in sorted(line.items())]
+            axes.plot(
+                *zip(*points, strict=True), color=looks[name].color, marker=looks[name].marker, linewidth=1.6
+            )
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    title = f"Memory against depth: {measure.label}"
+    return Chart(title, done(number, title), "Counted for one training step at the batch size of the runs.")
+
+
+def depth(row: Row) -> int | None:
+    """Layers with weights of a net that is described by its widths; None for another."""
+    net: Mapping[str, Any] = row["config"]["net"]
+    widths = net.get("hidden") or net.get("channels")
+    return len(widths) + 1 if isinstance(widths, list) else None
+
+
+@contextmanager
+def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
+    """Axes to draw on, and what turns them into SVG afterwards."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+        def done(number: int, label: str) -> str:
+            file = io.StringIO()
+            with mpl.rc_context(RC):
+                figure.savefig(
+                    file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+                )
+            return inline(file.getvalue(), f"chart{number}-", label)
+
+        yield axes, done
+
+
+def inline(svg: str, prefix: str, label: str) -> str:
+    """A picture as an element of a page: its own ids, the page's colours and font, a name to read out."""
+    root = ElementTree.fromstring(svg.encode())
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(f"{{{SVG}}}")
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            element.set(key.removeprefix(f"{{{XLINK}}}"), _adopted(key, value, prefix))
+    for size in ("width", "height"):
+        del root.attrib[size]
+    root.attrib |= {"role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adopted(key: str, value: str, prefix: str) -> str:
+    if key == "id":
+        return prefix + value
+    if value.startswith("#"):
+        return f"#{prefix}{value[1:]}" if key.endswith("href") else _colored(value)
+    value = value.replace("url(#", f"url(#{prefix}")
+    if "font:" in value:
+        size = value.partition("font:")[2].split()[0]
+        value = value.replace(value.partition("font:")[2].partition(";")[0], f" {size} var(--font)")
+    return _colored(value)
+
+
+def _colored(value: str) -> str:
+    for color, variable in VARIABLES.items():
+        value = value.replace(color, f"var({variable})")
+    return value

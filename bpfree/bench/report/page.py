@@ -1,0 +1,213 @@
+"""What stands on a report's page, and the page itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bpfree._errors import BadValue
+from bpfree.bench.arms import Group, failures, groups, last_line
+from bpfree.bench.measures import (
+    MEASURES,
+    Comparison,
+    against_baseline,
+    compare,
+    energy_scope,
+    readable,
+    short,
+)
+from bpfree.bench.report import charts, tables
+from bpfree.bench.results import Row
+from bpfree.bench.statistics import (
+    MARGIN_DIFFERENCE,
+    MARGIN_RATIO,
+    MIN_SEEDS,
+    RESAMPLES,
+    Verdict,
+)
+from bpfree.bench.targets import COSTS
+
+Looks = Mapping[str, charts.Style]
+
+
+def write(
+    rows: Sequence[Row], path: Path, targets: Sequence[float] = (), sources: Sequence[str] = ()
+) -> None:
+    """Write the page of these rows to ``path``, whole or not at all.
+
+    Raises:
+        BadValue: If no row succeeded, or the file cannot be written.
+    """
+    content = html(rows, targets, sources)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise BadValue(f"{path}: the report cannot be written there: {error}") from None
+
+
+def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[str] = ()) -> str:
+    """The page.
+
+    Args:
+        rows: The rows of one or more results.
+        targets: Validation accuracies, 0 to 1, chosen now; without any, those that the rows name.
+        sources: The files of the rows, as they are to be named.
+
+    Raises:
+        BadValue: If no row succeeded.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = groups(rows)
+    if not found:
+        raise BadValue("no row of this result succeeded: there is nothing to report")
+    named = sorted({t for row in rows for t in row.get("protocol", {}).get("targets", [])})
+    goals = sorted(targets) or named
+    arms = [arm for group in found for arm in group.arms]
+    units = {name: readable(measure, arms) for name, measure in MEASURES.items()}
+    comparisons = compare(against_baseline(found), tuple(units.values()))
+    looks, numbers = charts.styles(found), itertools.count()
+    env = Environment(
+        loader=PackageLoader("bpfree.bench.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return env.get_template("page.html.jinja").render(
+        title=", ".join(dict.fromkeys(group.setting.partition(",")[0].partition(" ")[0] for group in found)),
+        facts=_facts(rows, found, sources),
+        notes=_notes(rows, found),
+        wins=_wins(comparisons, "loses"),
+        gains=_wins(comparisons, "wins"),
+        compared=bool(comparisons),
+        results=tables.results(found, comparisons, units),
+        settings=[_Setting(group, goals, units, looks, numbers) for group in found],
+        memory=_memory(found, units, looks, numbers),
+        targets=tables.targets(found, goals, units),
+        post_hoc=bool(targets),
+        budgets=tables.budgets(found, units),
+        comparisons=tables.comparisons(comparisons),
+        provenance=tables.provenance(found),
+        failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
+        looks=looks,
+        short=short,
+        rules={
+            "margin": 100 * MARGIN_DIFFERENCE,
+            "ratio": 100 * (MARGIN_RATIO - 1),
+            "seeds": MIN_SEEDS,
+            "resamples": RESAMPLES,
+        },
+    )
+
+
+class _Setting:
+    """The pictures of a group."""
+
+    def __init__(
+        self, group: Group, goals: Sequence[float], units: tables.Units, looks: Looks, numbers: Iterator[int]
+    ) -> None:
+        self.title, self.names = group.title, [arm.name for arm in group.arms]
+        drawn = [charts.pareto(group, units[cost], looks, next(numbers)) for cost in COSTS]
+        self.pareto = [chart for chart in drawn if chart is not None]
+        ways = [charts.curves(group, units[cost], goals, looks, next(numbers)) for cost in COSTS]
+        self.curves = [chart for chart in ways if chart is not None]
+
+
+def _memory(
+    found: Sequence[Group], units: tables.Units, looks: Looks, numbers: Iterator[int]
+) -> list[charts.Chart]:
+    by_data: dict[tuple[str, str], list[Group]] = {}
+    for group in found:
+        by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
+    drawn = [
+        charts.memory(several, units[measure], looks, next(numbers))
+        for several in by_data.values()
+        for measure in ("saved_bytes", "peak_alloc")
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _distinct(values: Iterator[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) -> list[tuple[str, str]]:
+    good = [row for row in rows if row["status"] == "ok"]
+    seeds = sorted({row["seed"] for row in good})
+    env = [row["env"] for row in good]
+    return [
+        ("rows", f"{len(good)}" + (f" of {len(rows)}" if len(good) < len(rows) else "")),
+        ("settings", str(len(found))),
+        ("arms", str(len({arm.name for group in found for arm in group.arms}))),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("machine", "; ".join(_distinct(e.get("gpu_name") or e.get("cpu") for e in env))),
+        ("versions", "; ".join(_distinct(f"torch {e.get('torch')}, Python {e.get('python')}" for e in env))),
+        (
+            "commit",
+            ", ".join(c[:10] for c in _distinct(row.get("git", {}).get("commit") for row in good)) or "none",
+        ),
+        ("files", ", ".join(sources) or "–"),
+    ]
+
+
+def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
+    """What a reader must know before believing a figure."""
+    good = [row for row in rows if row["status"] == "ok"]
+    few = [
+        f"{arm.name} ({len(arm.rows)})" for group in found for arm in group.arms if len(arm.rows) < MIN_SEEDS
+    ]
+    shared = sum(row.get("protocol", {}).get("jobs", 1) > 1 for row in good)
+    resumed = sum(row.get("segments", 1) > 1 for row in good)
+    dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
+    alone = [group.title for group in found if group.baseline is None]
+    scopes = _distinct(energy_scope(row) for row in good)
+    twins = _same_weights(good)
+    notes = [
+        f"Energy: {', '.join(scopes)}." if scopes else "No energy was metered, so no energy is shown.",
+        f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
+        f"{shared} rows come from cells that shared the machine with others: their times are rough."
+        if shared
+        else "",
+        f"{resumed} rows were stopped and resumed: their times and energies are left out." if resumed else "",
+        f"{dirty} rows come from a source tree with changes that were not committed." if dirty else "",
+        f"Without backpropagation beside them: {'; '.join(alone)}." if alone else "",
+        f"Different seeds ended with the same weights, so they are not replicates: {'; '.join(twins)}."
+        if twins
+        else "",
+    ]
+    return [note for note in notes if note]
+
+
+def _same_weights(rows: Sequence[Row]) -> list[str]:
+    by_weights: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("weights_sha256"):
+            by_weights.setdefault(row["weights_sha256"], []).append(row)
+    return [
+        f"{same[0]['arm']}, seeds {', '.join(str(row['seed']) for row in same)}"
+        for same in by_weights.values()
+        if len({row["seed"] for row in same}) > 1
+    ]
+
+
+def _wins(
+    comparisons: Sequence[Comparison], which: str
+) -> list[tuple[str, list[Comparison], list[Comparison]]]:
+    """By measure: what is decided, and where the one is ahead and the data do not decide."""
+    found = []
+    for measure in MEASURES.values():
+        mine = [c for c in comparisons if c.measure.id == measure.id]
+        decided = [c for c in mine if getattr(c, which)]
+        undecided = [
+            c
+            for c in mine
+            if c.effect.verdict is Verdict.INCONCLUSIVE and measure.better(c.effect) == (which == "wins")
+        ]
+        if mine:
+            found.append((measure.label, decided, undecided))
+    return found

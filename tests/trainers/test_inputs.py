@@ -1,0 +1,212 @@
+"""What a user may get wrong is told in one sentence: value, expectation, remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree import Backprop, BadValue, ForwardForward, MonoForward, Trainer, localize
+from bpfree.data import TensorData
+from bpfree.trainers import TRAINERS
+from bpfree.trainers.inputs import find_device
+from tests.helpers import CLASSES, images, make_cnn, make_mlp, snapshot, vectors
+
+every = pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS.keys())
+X, Y = vectors(16).batch(torch.arange(16))
+
+
+def built(kind: type[Trainer] = MonoForward, **settings: Any) -> Trainer:
+    trainer = kind(make_mlp(), progress=False, **settings)
+    trainer.build((12,), CLASSES)
+    return trainer
+
+
+# ---- devices, nets, seeds --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "", 3.5, "cuda:99"])
+def test_a_device_that_is_not_there_is_an_error(device: Any) -> None:
+    with pytest.raises(BadValue, match="device = "):
+        MonoForward(make_mlp(), device=device, progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_machine_without_a_gpu_says_so() -> None:
+    with pytest.raises(BadValue, match="this machine has 0 usable CUDA devices; try 'cpu'"):
+        find_device("cuda")
+
+
+def test_devices_that_are_there() -> None:
+    assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert find_device("cuda") == torch.device("cuda", torch.cuda.current_device())
+
+
+def test_what_is_no_net_and_no_seed() -> None:
+    with pytest.raises(BadValue, match=r"net is a list: expected a torch\.nn\.Module"):
+        MonoForward([nn.Linear(3, 3)], progress=False)  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match=r"seed = 'one': expected an integer"):
+        MonoForward(make_mlp(), seed="one", progress=False)  # type: ignore[arg-type]
+
+
+# ---- classes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 10])
+@pytest.mark.parametrize("name", ["backprop", "backprop_ds", "mf_joint", "mono_forward", "local",
+                                  "random_features", "counter_current", "dfa"])  # fmt: skip
+def test_an_output_layer_of_another_number_of_classes_is_an_error(name: str, outputs: int) -> None:
+    net = make_mlp()
+    net[-1] = nn.Linear(16, outputs)
+    message = rf"gives \[{outputs}\] scores a sample, the data have 3 classes: give the network 3 outputs"
+    with pytest.raises(BadValue, match=message):
+        TRAINERS[name](net, progress=False).fit(vectors(), epochs=1)
+
+
+def test_a_cascade_of_another_number_of_classes_is_an_error() -> None:
+    net = make_mlp()
+    net[-1] = nn.Linear(16, 10)
+    with pytest.raises(BadValue, match="the data have 3 classes"):
+        MonoForward(localize(net), progress=False).fit(vectors(), epochs=1)
+
+
+def test_all_classes_can_be_named_though_some_are_missing() -> None:
+    net = make_mlp()
+    net[-1] = nn.Linear(16, 10)
+    trainer = MonoForward(net, progress=False)
+    trainer.fit(TensorData(X, Y, 10), epochs=1)
+    assert trainer.n_classes == 10
+    # A pair of tensors says nothing of classes that it does not hold.
+    assert 0 <= trainer.evaluate((X, Y))["accuracy"] <= 1
+    trainer.fit((X, Y), (X, Y), epochs=1)
+
+
+def test_data_of_another_number_of_classes_than_the_trainer_was_built_for() -> None:
+    for use in (lambda t, d: t.evaluate(d), lambda t, d: t.fit(d)):
+        with pytest.raises(BadValue, match="built for 3 classes, the data have 5"):
+            use(built(), TensorData(X, Y, 5))
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------
+
+
+@every
+def test_samples_of_another_shape_are_an_error_everywhere(kind: type[Trainer]) -> None:
+    trainer, wrong = built(kind), vectors(16, width=13)
+    before = snapshot(trainer.cascade)
+    for use in (
+        lambda: trainer.fit(wrong, epochs=1),
+        lambda: trainer.fit(vectors(), wrong, epochs=1),
+        lambda: trainer.evaluate(wrong),
+        lambda: trainer.predict(wrong.x),
+        lambda: trainer.step(wrong.x, wrong.y),
+    ):
+        with pytest.raises(BadValue, match=r"does not accept samples of shape \(13,\)"):
+            use()
+    assert all(torch.equal(t, before[name]) for name, t in trainer.cascade.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (12,), (1, 4, 4)])
+def test_images_of_another_shape_are_an_error(shape: tuple[int, ...]) -> None:
+    net = make_cnn(batch_norm=True)
+    with pytest.raises(BadValue, match=r"does not accept samples of shape"):
+        MonoForward(net, progress=False).build(shape, CLASSES)
+
+
+def test_another_shape_that_the_net_takes_is_none_of_our_business() -> None:
+    data = images(size=8)
+    torch.manual_seed(0)
+    trainer = Backprop(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
+                       progress=False)  # fmt: skip
+    trainer.fit(data, epochs=1)
+    flat = TensorData(data.x.flatten(1), data.y, CLASSES)
+    assert trainer.evaluate(flat) == trainer.evaluate(data)
+    assert not trainer.cascade.training
+
+
+# ---- labels and values -----------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, Y.clone().fill_(3), r"y has labels 3\.\.3; expected 0\.\.2"),
+        (X, Y - 1, r"y has labels -1\.\."),
+        (X, Y.float(), r"y is torch\.float32; expected int64"),
+        (X, Y[:5], "one label per sample"),
+        (X, Y.unsqueeze(1), "one label per sample"),
+        (X.index_fill(0, torch.tensor([4, 9]), torch.nan), Y, "2 of 16 samples, the first is number 4"),
+        (X.index_fill(0, torch.tensor([2]), torch.inf), Y, "1 of 16 samples, the first is number 2"),
+        (X.index_fill(0, torch.tensor([15]), -torch.inf), Y, "number 15"),
+    ],
+    ids=["high", "low", "float", "few", "matrix", "nan", "inf", "minus inf"],
+)
+def test_labels_and_values_that_are_wrong_are_errors_everywhere(
+    kind: type[Trainer], x: torch.Tensor, y: torch.Tensor, message: str
+) -> None:
+    trainer = built(kind)
+    for use in (
+        lambda: trainer.fit((x, y), epochs=1),
+        lambda: trainer.evaluate((x, y)),
+        lambda: trainer.step(x, y),
+    ):
+        with pytest.raises(BadValue, match=message):
+            use()
+
+
+def test_what_is_predicted_must_be_finite_too() -> None:
+    with pytest.raises(BadValue, match="number 4"):
+        built().predict(X.index_fill(0, torch.tensor([4]), torch.nan))
+    with pytest.raises(BadValue, match="at least one sample"):
+        built().predict(X[:0])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [((X * 255).to(torch.uint8), Y, r"x is torch\.uint8: expected floats"), (X.numpy(), Y, "two tensors")],
+    ids=["uint8", "numpy"],
+)
+def test_a_batch_that_is_none_is_an_error(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(BadValue, match=message):
+        built().step(x, y)
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    trainer = built()
+    (tmp_path / "file").write_text("something")
+    for use in (
+        lambda: trainer.save(tmp_path),
+        lambda: trainer.load(tmp_path),
+        lambda: trainer.fit(vectors(), epochs=1, checkpoint=tmp_path),
+    ):
+        with pytest.raises(BadValue, match="is a folder: name"):
+            use()
+    for use in (
+        lambda: trainer.save(tmp_path / "file" / "weights"),
+        lambda: trainer.fit(vectors(), epochs=1, checkpoint=tmp_path / "file" / "run"),
+    ):
+        with pytest.raises(BadValue, match="is a file, not a folder"):
+            use()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file"]
+
+
+def test_a_checkpoint_and_saved_weights_are_told_apart(tmp_path: Path) -> None:
+    trainer = built()
+    trainer.save(tmp_path / "weights")
+    with pytest.raises(BadValue, match=r"was written by Trainer\.save, not by a run"):
+        trainer.fit(vectors(), epochs=1, checkpoint=tmp_path / "weights")
+    from bpfree import Checkpoint
+
+    trainer.fit(vectors(), epochs=1, checkpoint=Checkpoint(tmp_path / "run", every_s=0.0))
+    with pytest.raises(BadValue, match=r"is the checkpoint of a run: go on with it by fit"):
+        trainer.load(tmp_path / "run")
+    with pytest.raises(BadValue, match="saved by 'mono_forward', not by 'forward_forward'"):
+        built(ForwardForward).load(tmp_path / "weights")
