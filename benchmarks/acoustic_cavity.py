@@ -3,9 +3,9 @@
     BPFREE_DATA=... python -m benchmarks.acoustic_cavity
 
 Writes ``results/acoustic_cavity.json`` and ``docs/acoustic_cavity.png``. Passes if the measured cavity
-follows the simulator's form, coherent mixing and magnitudes: held-out R^2 of at least 0.95 on every strong output,
-and on all of them together above the linear and the quadratic fit. How linear the simulator is, driven alike,
-stands beside; it need not be as linear as this one cavity.
+follows the simulator's form, coherent mixing and magnitudes: held-out R^2 of at least 0.95 on every strong
+output, and on all of them together above the linear and the quadratic fit. How linear the simulator is,
+driven alike, stands beside; it need not be as linear as this one cavity.
 """
 
 from __future__ import annotations
