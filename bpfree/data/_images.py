@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def _split_tokens(
 ) -> Splits:
     n_classes = int(tokens.y.max()) + 1
     train, validation, test = (TensorData(tokens.x[i], tokens.y[i], n_classes, name=name) for i in parts)
-    statistics = {}
+    statistics: dict[str, Any] = {}
     if standardize:
         deviation, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
         statistics = {"mean": tuple(mean.tolist()), "std": tuple(deviation.tolist())}

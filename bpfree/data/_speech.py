@@ -19,8 +19,8 @@ _POINTS = 41
 def vowel_span(signal: Signal, rate: int) -> tuple[float, float]:
     """Start and end of the vowel in a recorded word, in seconds.
 
-    The longest run of voiced frames: 30 ms long and 5 ms apart, within 15 dB of the loudest, and periodic with
-    75 to 500 Hz. The whole signal where there is none.
+    The longest run of voiced frames, 30 ms long and 5 ms apart: within 15 dB of the loudest, and periodic
+    with 75 to 500 Hz. The whole signal where there is none.
     """
     from scipy.signal import butter, sosfiltfilt
 
@@ -50,7 +50,7 @@ def _frames(signal: Signal, length: int, hop: int) -> Signal:
 
 
 def mel_features(signal: Signal, rate: int) -> Signal:
-    """Log energies of 20 mel bands around 20, 50 and 80 % of the vowel, each frame's mean taken off: ``[60]``."""
+    """Log energies of 20 mel bands at 20, 50 and 80 % of the vowel, each place's mean taken off: ``[60]``."""
     start, end = vowel_span(signal, rate)
     length = round(0.025 * rate)
     window = np.hanning(length)
@@ -78,16 +78,17 @@ def _cut(signal: Signal, first: int, length: int) -> Signal:
 
 def mel_filters(bands: int, n_fft: int, rate: int, low: float, high: float) -> Signal:
     """Triangular filters, evenly spaced in mel (2595 log10(1 + f / 700)): ``[bands, n_fft // 2 + 1]``."""
-    edges_mel = np.linspace(*(2595 * np.log10(1 + np.array([low, high]) / 700)), bands + 2)
+    lowest, highest = (float(2595 * np.log10(1 + hz / 700)) for hz in (low, high))
+    edges_mel = np.linspace(lowest, highest, bands + 2)
     edges = 700 * (10 ** (edges_mel / 2595) - 1)
     f = np.fft.rfftfreq(n_fft, 1 / rate)
     rising = (f - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - f) / (edges[2:] - edges[1:-1])[:, None]
-    return np.clip(np.minimum(rising, falling), 0, None)
+    return np.asarray(np.clip(np.minimum(rising, falling), 0, None))
 
 
 def burg(frames: Signal, order: int) -> Signal:
-    """Linear prediction by Burg's method: coefficients ``[n, order + 1]`` of ``frames [n, length]``, first 1."""
+    """Linear prediction by Burg's method: coefficients ``[n, order + 1]``, first 1, of ``[n, length]``."""
     forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
     a = np.ones((len(frames), 1))
     for _ in range(order):

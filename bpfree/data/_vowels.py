@@ -63,8 +63,8 @@ def read_recordings(root: Path, features: str, vowels: tuple[str, ...], sexes: s
     digest = _digest(recordings)
     if len(recordings) != _RECORDINGS or digest != _CONTENT:
         raise DataNotFound(
-            f"the {len(recordings)} recordings in {root / 'Vowels'} are not the {_RECORDINGS} that were published; "
-            "replace the folder"
+            f"the {len(recordings)} recordings in {root / 'Vowels'} are not the {_RECORDINGS} that were "
+            "published; replace the folder"
         )
     table = _cached(f"vowels-{features}-{_VERSION}-{digest}", lambda: _measure(recordings, features))
     names = [name for name in sorted(recordings) if name[0] in sexes and name[3:] in vowels]
@@ -130,8 +130,8 @@ def split_talkers(talkers: list[str], seed: int, validation: int | None, train: 
     left = len(rest) - n
     if n < 1 or left < 1 or (train is not None and not 1 <= train <= left):
         raise BadValue(
-            f"validation_size is {n} and train_size {train}; both count talkers here, of whom {len(rest)} are "
-            "outside the test part; lower one of the two"
+            f"validation_size is {n} and train_size {train}; both count talkers here, of whom {len(rest)} "
+            "are outside the test part; lower one of the two"
         )
     parts = (rest[: train or left], rest[left:], test)
     return [torch.tensor([i for i, who in enumerate(talkers) if who in set(part)]) for part in parts]
@@ -147,8 +147,8 @@ def _open(root: Path, download: bool) -> dict[str, bytes]:
     if not archives:
         if not download:
             raise DataNotFound(
-                f"vowels: expected {folder}/*.wav, such as w01ae.wav, or a .tar.gz of them in {folder / 'raw'}; "
-                "to download them set download=True, or unset BPFREE_DATA and give no root"
+                f"vowels: expected {folder}/*.wav, such as w01ae.wav, or a .tar.gz of them in "
+                f"{folder / 'raw'}; to download them set download=True, or unset BPFREE_DATA and give no root"
             )
         archives = [fetch(_ARCHIVE, folder / "raw" / "vowels.tar.gz", None)]
     recordings = {}

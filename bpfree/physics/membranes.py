@@ -25,7 +25,8 @@ class AcousticMembranes(Simulated):
 
     With phi the modes' shapes at random places (random waves), and prime the derivative by time::
 
-        q_n'' + (w_n / Q) q_n' + w_n^2 q_n = gain w_0^2 sum_s phi_n(s) v_s(t) - back_action sum_j phi_n(j) x_j''
+        q_n'' + (w_n / Q) q_n' + w_n^2 q_n = gain w_0^2 sum_s phi_n(s) v_s(t)
+                                             - back_action sum_j phi_n(j) x_j''
         x_j'' + (w_j / Q_m) x_j' + w_j^2 (x_j + beta x_j^3) = coupling w_j^2 sum_n phi_n(j) q_n
         v_s = sum_k a[s, k] sin(2 pi f_k t) ;      mic_m = sum_n phi_n(m) q_n
 
@@ -152,7 +153,7 @@ class _Box(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """``[B, S * F] -> [B, M * F]``"""
-        amplitudes = u.view(len(u), -1, len(self.tones))
+        amplitudes = u.view(len(u), len(self.at_sources), len(self.tones))
         zero = [u.new_zeros(len(u), n) for n in (*[len(self.w2)] * 2, *[len(self.membrane_w2)] * 2)]
         state = tuple(zero)
         spectrum = torch.zeros(
@@ -203,7 +204,7 @@ class _Box(nn.Module):
         )
 
     def _analyser(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Hann window over the second half times exp(-i w t), so that a sine of amplitude 1 gives 1: [T, F]."""
+        """Hann window over the second half times exp(-i w t); a sine of amplitude 1 gives 1: ``[T, F]``."""
         # A step's sound is heard at the step's end.
         step = torch.arange(start + 1, stop + 1, dtype=torch.float64)
         half = self.steps / 2

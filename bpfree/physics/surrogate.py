@@ -1,4 +1,4 @@
-"""A measured cavity as a device: a model with its shape, fitted to what was measured. Not the cavity itself."""
+"""A measured cavity as a device: a model of its form, fitted to what was measured. Not the cavity itself."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _FEW_ROWS = 1000
 class CavitySurrogate(Simulated):
     """Coherent mixing and magnitudes, fitted to drives and measured answers of an acoustic cavity.
 
-    Each answer is a function of the loudspeakers' amplitudes at one tone (the one that it depends on most)::
+    Each answer is a function of the loudspeakers' amplitudes at one tone, that which it depends on most::
 
         y = | sum_s H_s a_s + offset | ,   H, offset complex;   or   y = c_0 + sum_s c_s a_s ,   c real
 
-    whichever predicts held-out measurements better: outputs that are mostly noise come out linear. The noise is
-    what the model leaves unexplained on held-out rows, of every output. The surrogate knows the cavity where it
-    was measured; drives whose length is outside the measured lengths are counted as out of range.
+    whichever predicts held-out measurements better. The noise is what the model leaves unexplained on
+    held-out rows, of every output. The surrogate knows the cavity where it was measured; drives whose length
+    is outside the measured lengths are counted as out of range.
 
     Args:
         u: Measured drives ``[N, sources * tones]``, amplitudes (index = tones * source + tone).
         y: Measured answers ``[N, n_out]``.
         sources: Number of loudspeakers.
-        held_out: Share of the rows, the last ones, that are not fitted.
+        held_out: One row in so many is not fitted. They are spread over the whole recording, for a cavity
+            that drifts meanwhile is another one at its end.
         noise: In units of the unexplained standard deviation; 0: none.
         options: See `Simulated`; ``seed_device`` has no meaning here.
 
@@ -54,22 +55,24 @@ class CavitySurrogate(Simulated):
         y: Array,
         *,
         sources: int = 4,
-        held_out: float = 0.2,
+        held_out: int = 5,
         noise: float = 1.0,
         **options: Any,
     ) -> None:
         if u.ndim != 2 or y.ndim != 2 or len(u) != len(y) or len(u) < 100 or u.shape[1] % sources:
             raise BadValue(
-                f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, {sources} * tones] and [N, n_out] with "
-                "the same N of at least 100"
+                f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, {sources} * tones] and [N, n_out] "
+                "with the same N of at least 100"
             )
         self.sources, self.n_in, self.n_out = sources, u.shape[1], y.shape[1]
         self.input_range = (float(u.min()), float(u.max()))
         norms = np.linalg.norm(u, axis=1)
         self.measured_norms = (float(norms.min()), float(norms.max()))
         self.rows = self.out_of_range_rows = 0
-        n = len(u) - round(held_out * len(u))
-        self._fit(u[:n], y[:n], u[n:], y[n:])
+        if held_out < 2:
+            raise BadValue(f"held_out = {held_out}: expected at least 2, one row in so many")
+        test = np.arange(len(u)) % held_out == held_out - 1
+        self._fit(u[~test], y[~test], u[test], y[test])
         super().__init__(noise=noise, **options)
 
     def _fit(self, u: Array, y: Array, u_test: Array, y_test: Array) -> None:
@@ -176,10 +179,10 @@ def fit_magnitudes(a: Array, y: Array, seed: int = 0) -> Array:
 
 
 def _levenberg_marquardt(a: Array, y: Array, weights: Array, steps: int) -> tuple[Array, Array]:
-    """Improve each of ``weights [R, K, S]`` on its own; returns them and their mean squared errors ``[R, K]``."""
+    """Improve each of ``weights [R, K, S]`` alone; returns them and their mean squared errors ``[R, K]``."""
 
     def mix(w: Array) -> Array:
-        return np.einsum("nks,rks->rnk", a, w)
+        return np.asarray(np.einsum("nks,rks->rnk", a, w))
 
     def error(w: Array) -> Array:
         return np.asarray(np.square(np.abs(mix(w)) - y).mean(axis=1))
@@ -228,7 +231,9 @@ class _Surrogate(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """``[B, n_in] -> [B, n_out]``"""
-        amplitudes = u.view(len(u), self.sources, -1)[:, :, self.tone].to(self.weights.dtype)
+        amplitudes = u.view(len(u), self.sources, u.shape[1] // self.sources)[:, :, self.tone].to(
+            self.weights.dtype
+        )
         sums = torch.einsum("bsk,ks->bk", amplitudes, self.weights[:, :-1]) + self.weights[:, -1]
         y: Tensor = torch.where(self.magnitudes, sums.abs(), sums.real).to(u.dtype)
         return y

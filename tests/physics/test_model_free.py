@@ -28,17 +28,15 @@ class Learner:
     def __init__(self, device: Device, inner_steps: int = 5) -> None:
         rng = np.random.default_rng(1)
         self.device, self.inner_steps = device, inner_steps
-        self.into = [rng.random((device.n_in, CLASSES + 4)), rng.random((device.n_in, WIDTH))]
+        self.into = [rng.standard_normal((device.n_in, n)) for n in (CLASSES + 4, WIDTH)]
         self.weights = [0.3 * rng.standard_normal((WIDTH, device.n_out)) for _ in range(2)]
         self.xi = [x / np.linalg.norm(x) for x in rng.standard_normal((2, WIDTH))]
         self.history: list[Array] = []
 
     def ask(self, layer: int, h: Array) -> Array:
         low, high = self.device.input_range
-        u = np.abs(h) @ self.into[layer].T
-        # Scaled to a fixed length, then centred where it was on average: two rows differ in their direction.
-        u = u / (np.linalg.norm(u, axis=1, keepdims=True) + 1e-9)
-        return self.device.forward(low + (high - low) * np.clip(1.5 * u, 0, 1))
+        u = 0.5 + 0.3 * (h / np.linalg.norm(h, axis=1, keepdims=True)) @ self.into[layer].T
+        return self.device.forward(low + (high - low) * np.clip(u, 0, 1))
 
     def goodness(self, layer: int, z: Array) -> tuple[Array, Array]:
         """Cosine of |z| with the reference, and its derivative by z."""
@@ -100,16 +98,16 @@ def assert_same_weights(a: Sequence[Array], b: Sequence[Array]) -> None:
 
 
 class Signs(AcousticCavity):
-    """Tells only whether an amplitude is above its mean: the derivative is 0 wherever there is one."""
+    """Tells only whether an amplitude is above that of a middling drive; a slope of 0 nearly everywhere."""
 
     def forward(self, u: Array) -> Array:
-        return np.sign(super().forward(u) - 0.45)
+        return np.sign(super().forward(u) - super().forward(np.full((1, self.n_in), 0.5)))
 
 
 def test_t3_a_device_without_derivative_is_learned_with() -> None:
-    learner = train(Signs(noise=0.0), epochs=40)
+    learner = train(Signs(noise=0.0), epochs=20)
     x, y = samples()
-    assert np.mean(learner.predict(x) == y) > 0.8
+    assert np.mean(learner.predict(x) == y) > 0.95
     u = learner.device.system.forward(np.full((1, 20), 0.3))
     nudged = learner.device.system.forward(np.full((1, 20), 0.3 + 1e-9))
     np.testing.assert_array_equal(u, nudged)
@@ -122,7 +120,7 @@ def test_t4_training_from_a_record_gives_the_same_weights(make: Any, tmp_path: P
     recorder.save(tmp_path / "run.npz")
     replayed = train(Replay(tmp_path / "run.npz"), epochs=2)
     assert_same_weights(first.history, replayed.history)
-    with pytest.raises(DeviceError, match="another drive|ends after"):
+    with pytest.raises(DeviceError, match=r"another drive|ends after"):
         Learner(Device(Replay(tmp_path / "run.npz")), inner_steps=5).predict(samples()[0])
 
 
@@ -178,5 +176,5 @@ def test_a_twin_that_raises_has_no_say() -> None:
 
 def test_the_learner_does_learn() -> None:
     x, y = samples()
-    learner = train(AcousticCavity(), epochs=30)
-    assert np.mean(learner.predict(x) == y) > 0.9
+    learner = train(AcousticCavity(), epochs=20)
+    assert np.mean(learner.predict(x) == y) > 0.95

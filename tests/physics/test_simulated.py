@@ -47,7 +47,7 @@ def test_disorder_and_noise_have_seeds_of_their_own(make: Any) -> None:
 
 @every
 def test_answers_do_not_depend_on_chunks(make: Any) -> None:
-    u = drives(make(), 20)
+    u = drives(make(), 7)
     whole = make(noise=0.0).forward(u)
     np.testing.assert_allclose(make(noise=0.0, chunk=3).forward(u), whole, rtol=1e-10, atol=1e-12)
     rows = Device(make(noise=0.0), max_rows=1).forward(u)
@@ -62,13 +62,13 @@ def test_noise_has_the_given_size_and_frozen_ends_it(make: Any) -> None:
     system = make(noise=0.1)
     if hasattr(system, "saturation"):
         pytest.skip("noise comes before the camera's saturation and pooling; see test_optical")
-    u = np.repeat(drives(system, 1), 4000, axis=0)
+    u = np.repeat(drives(system, 1), 1000, axis=0)
     with system.frozen():
         clean = system.forward(u)
-        mean = np.abs(system.forward(drives(system, 2000))).mean()
+        mean = np.abs(system.forward(drives(system, 500))).mean()
     assert np.ptp(clean, axis=0).max() < 1e-12
     residual = system.forward(u) - clean
-    np.testing.assert_allclose(residual.std(axis=0), 0.1 * mean, rtol=0.15)
+    np.testing.assert_allclose(residual.std(axis=0), 0.1 * mean, rtol=0.2)
 
 
 @every
@@ -153,7 +153,7 @@ def test_a_disturbed_device_is_its_twin_of_that_mismatch(make: Any) -> None:
     system = make(noise=0.0)
     u = drives(system)
     clean = system.forward(u)
-    system.disturb(0.2)
+    system.disturb(0.05)
     changed = system.forward(u)
     assert (
         0 < np.abs(changed - clean).mean() < np.abs(make(noise=0.0, seed_device=9).forward(u) - clean).mean()

@@ -56,7 +56,7 @@ def test_it_finds_the_weights_up_to_their_common_phase() -> None:
 def test_it_tells_magnitudes_from_straight_lines_and_knows_what_it_does_not() -> None:
     model = surrogate()
     assert model.magnitudes[:3].all() and model.tone[:4].tolist() == [0, 1, 1, 0]
-    assert (model.r_squared[:3] > 0.98).all() and abs(model.r_squared[4]) < 0.1
+    assert (model.r_squared[:3] > 0.97).all() and abs(model.r_squared[4]) < 0.1
     # What is left is the noise that was put in.
     np.testing.assert_allclose(model._residual[:3], 0.02, rtol=0.25)
     assert 0.98 < model.total_r_squared < 1
