@@ -243,7 +243,7 @@ def _child(at: Any, key: str, assignment: str) -> Any:
 
 RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
 ARM_SECTIONS = ("trainer", "fit", "net", "physics", "label")
-SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
@@ -329,9 +329,11 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     label = arm.get("label", name)
     if not isinstance(label, str):
         raise BadValue(f"{where}label = {label!r}: expected a name")
+    made = net_config(net, where)
     return {
         "arm": label,
-        "net": {"name": net.get("name"), **asdict(net_config(net, where))},
+        "net": {"name": net.get("name"), **asdict(made)},
+        "physics": _physics(arm, config, isinstance(made, PhysicalNetConfig), where),
         "trainer": {"id": name, **asdict(settings)},
         "fit": asdict(fit),
     }

@@ -57,7 +57,7 @@ class UnitNorm(Drive):
 
 
 class Clipped(Drive):
-    """Values from -3 to 3, the spread of standardised features, to the range of the device; what is beyond is cut."""
+    """-3 to 3, the spread of standardised features, to the range of the device; what is beyond is cut."""
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.ranged(self.filled((rows.clamp(-3.0, 3.0) + 3.0) / 6.0))

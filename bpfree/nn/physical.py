@@ -103,8 +103,7 @@ class PhysicalFront(Counted):
         if self.purpose == "shape":
             return drives.new_zeros(len(drives), self.n_out)
         with self.device.counters(self.purpose):
-            answers: Tensor = self.device.measure(drives)
-            return answers
+            return self.device.measure(drives)
 
     def joined(self, answers: Tensor, rows: Tensor) -> Tensor:
         """The features that the layer learns on, of raw answers and of the rows that were sent."""
@@ -114,7 +113,8 @@ class PhysicalFront(Counted):
     def normalised(self, p: Tensor) -> Tensor:
         """Answers, normalised."""
         if self.normalise == "l2":
-            return p * (p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12))
+            length: Tensor = p.norm(dim=1, keepdim=True) + 1e-12
+            return p * (p.shape[1] ** 0.5 / length)
         if self.normalise == "calibrated":
             return (p - self.offset) / self.scale
         if self.normalise == "standardise":

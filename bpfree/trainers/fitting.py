@@ -220,10 +220,9 @@ class Fit:
         for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self._learning(stage))]:
             module.train()
         n_steps = math.ceil(len(self.train.y) / self.fit.batch_size)
-        if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
-            with self.hooks.window("cache"):
-                self.measurements.renew(self.at.epoch)
         with self.hooks.window("train"):
+            if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
+                self.measurements.renew(self.at.epoch)
             device = self.train.y.device
             order = torch.randperm(
                 len(self.train.y),

@@ -76,7 +76,7 @@ class PhysicalTrainer(Trainer):
         The first layer's is sent training samples, the others', whose drives nobody knows yet, normal rows.
         """
         generator = _seeds.generator(self.device, self.seed, "calibration")
-        with hooks.window("cache"):
+        with hooks.window("calibrate"):
             for k, front in enumerate(self.fronts):
                 if front.device is not None and front.normalise == "calibrated":
                     shape = (CALIBRATION_ROWS, front.n_rows)

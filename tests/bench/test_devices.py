@@ -15,7 +15,7 @@ from bpfree import BadValue
 from bpfree.bench.cell import run
 from bpfree.bench.config import cells
 from bpfree.bench.devices import make_devices
-from bpfree.bench.table import groups
+from bpfree.bench.arms import groups
 
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 64, "validation_size": 20},
@@ -97,12 +97,12 @@ def test_rows_of_several_devices_are_one_arm() -> None:
     rows = [
         {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed,
          "trainer": c.trainer["id"],
-         "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics},
+         "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics, "fit": c.fit},
          "metrics": {"test_accuracy": 0.5}}
         for c in cells(changed())
     ]  # fmt: skip
-    (arms,) = groups(rows).values()
-    assert [(a.name, len(a.by_seed("metrics", "test_accuracy"))) for a in arms.values()] == [
+    (group,) = groups(rows)
+    assert [(a.name, len(a.by_seed("metrics", "test_accuracy"))) for a in group.arms] == [
         ("physical", 4), ("no physics", 4), ("physical_ridge", 4),
     ]  # fmt: skip
 
