@@ -52,4 +52,33 @@ CASCADED: Config = {
     ],
 }
 
-SUITE: list[Config] = [DIGITS, CASCADED]
+#: Physical local learning through a small simulated fibre, beside the same without it, ridge regression on what
+#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were chosen by hand.
+PHYSICAL: Config = {
+    "name": "default",
+    "dataset": {"name": "digits"},
+    "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalise": "l2"},
+    "physics": {
+        "system": "optical",
+        "options": {
+            "grid": 20,
+            "mask_radius": 8.0,
+            "pool": 1,
+            "input_range": [-1.0, 1.0],
+            "dtype": "float32",
+        },
+    },
+    "fit": {"epochs": 8, "batch_size": 256, "eval_every": 8},
+    "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+    "controls": [
+        {
+            "label": "no physics",
+            "physics": {"system": "none"},
+            "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+        },
+        {"trainer": {"id": "physical_backprop", "lr": 2e-3}},
+        {"trainer": {"id": "physical_ridge"}, "fit": {"epochs": 1, "eval_every": 1}},
+    ],
+}
+
+SUITE: list[Config] = [DIGITS, CASCADED, PHYSICAL]

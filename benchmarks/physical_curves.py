@@ -1,0 +1,220 @@
+"""What moves physical local learning and its rivals: wrong twins, noise, drift and passes, drawn as curves.
+
+python -m benchmarks.physical_curves
+
+The seven vowels by formants through the acoustic cavity, two layers, no skip; three seeds of model and device.
+Writes benchmarks/results/physical_curves.json and docs/physical_curves.png. Needs the table of formants.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bpfree
+from benchmarks._record import record
+from bpfree.data import Splits, TensorData
+from bpfree.nn import physical_net
+from bpfree.physics import AcousticCavity, Device
+from bpfree.trainers.physical import PhysicalTrainer
+
+SEEDS = (0, 1, 2)
+MISMATCHES = (0.0, 0.1, 0.3, 0.6, 1.0)
+NOISES = (0.0, 0.05, 0.1, 0.2, 0.4)
+DRIFTS = (0.0, 0.1, 0.2, 0.3, 0.6)
+
+#: Kind, settings, and settings of `fit` of every trainer; learning rates by hand.
+TRAINERS: dict[str, tuple[type[PhysicalTrainer], dict[str, Any], dict[str, Any]]] = {
+    "physical": (
+        bpfree.Physical, {"lr": 3e-3, "top_width": 20}, {"epochs": 100, "batch_size": 300},
+    ),
+    "ideal backprop": (
+        bpfree.PhysicalBackprop, {"lr": 5e-3}, {"epochs": 60, "batch_size": 32},
+    ),
+    "direct feedback": (
+        bpfree.PhysicalDirectFeedback, {"lr": 5e-3}, {"epochs": 60, "batch_size": 32},
+    ),
+    "SPSA": (
+        bpfree.PhysicalSPSA, {"lr": 1e-2}, {"epochs": 60, "batch_size": 32},
+    ),
+    "ridge": (
+        bpfree.PhysicalRidge, {}, {"epochs": 1, "batch_size": 300},
+    ),
+}  # fmt: skip
+
+#: What the drift does while training goes on: how far, how often, and epochs between two moves; then it stops.
+STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 60
+
+
+def made(name: str, data: TensorData, seed: int, noise: float = 0.05, **settings: Any) -> PhysicalTrainer:
+    """A new trainer on a new device."""
+    kind, own, _ = TRAINERS[name]
+    device = Device(AcousticCavity(seed_device=seed, seed_noise=seed, noise=noise))
+    torch.manual_seed(seed)
+    net = physical_net(
+        [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalise="calibrated"
+    )
+    return kind(net, seed=seed, progress=False, **{**own, **settings})
+
+
+def system(trainer: PhysicalTrainer) -> AcousticCavity:
+    """The cavity behind a trainer."""
+    device = trainer.fronts[0].device
+    assert isinstance(device, Device)
+    assert isinstance(device.system, AcousticCavity)
+    return device.system
+
+
+def fitted(name: str, data: Splits, seed: int, **options: Any) -> PhysicalTrainer:
+    """A trainer that has trained."""
+    trainer = made(name, data.train, seed, **options)
+    trainer.fit(data.train, **TRAINERS[name][2])
+    return trainer
+
+
+def curve(values: Sequence[float], accuracy: Callable[[float, int], float]) -> list[dict[str, Any]]:
+    """Test accuracies of all seeds at each value."""
+    return [{"at": value, "accuracy": [accuracy(value, seed) for seed in SEEDS]} for value in values]
+
+
+def against_mismatch(data: Splits) -> dict[str, Any]:
+    """Trainers with a twin, against how wrong it is."""
+    found = {}
+    for model in ("aware", "in_silico"):
+
+        def accuracy(mismatch: float, seed: int, model: str = model) -> float:
+            trainer = fitted("ideal backprop", data, seed, model=model, mismatch=mismatch)
+            return float(trainer.evaluate(data.test)["accuracy"])
+
+        found[model] = curve(MISMATCHES, accuracy)
+    return found
+
+
+def against_noise(data: Splits) -> dict[str, Any]:
+    """Every trainer, against the device's noise."""
+
+    def accuracy(name: str) -> Callable[[float, int], float]:
+        return lambda noise, seed: float(
+            fitted(name, data, seed, noise=noise).evaluate(data.test)["accuracy"]
+        )
+
+    return {name: curve(NOISES, accuracy(name)) for name in TRAINERS if name != "SPSA"}
+
+
+def against_drift(data: Splits) -> dict[str, Any]:
+    """Every trainer with the weights it has learned, against how far the device has moved since."""
+    found: dict[str, Any] = {}
+    for name in TRAINERS:
+        if name == "SPSA":
+            continue
+        rows: dict[float, list[float]] = {drift: [] for drift in DRIFTS}
+        for seed in SEEDS:
+            trainer = fitted(name, data, seed)
+            still = system(trainer).state_dict()
+            for drift in DRIFTS:
+                system(trainer).load_state_dict(still)
+                system(trainer).disturb(drift, seed=seed + 1)
+                rows[drift].append(float(trainer.evaluate(data.test)["accuracy"]))
+        found[name] = [{"at": drift, "accuracy": values} for drift, values in rows.items()]
+    return found
+
+
+def against_passes(data: Splits) -> dict[str, Any]:
+    """Accuracy on the test part while training goes on, against rows sent; nothing is chosen by it."""
+    found = {}
+    for name, (_, _, fit) in TRAINERS.items():
+        runs = []
+        for seed in SEEDS:
+            trainer = made(name, data.train, seed)
+            history = trainer.fit(
+                data.train,
+                data.test,
+                **{**fit, "eval_every": max(1, fit["epochs"] // 10), "restore_best": False},
+            )
+            judged = [row for row in history.rows if "validation" in row]
+            headline = trainer.cascade.headline
+            runs.append([[row["passes"]["train"], row["validation"][headline]] for row in judged])
+        found[name] = runs
+    return found
+
+
+def recovery(data: Splits) -> dict[str, Any]:
+    """The device moves again and again, then stands still: weights that learn on, and weights that stay."""
+    found: dict[str, list[list[float]]] = {"learns on": [], "stays": []}
+    for seed in SEEDS:
+        for name, learns in (("learns on", True), ("stays", False)):
+            trainer = fitted("physical", data, seed)
+            accuracies = [float(trainer.evaluate(data.test)["accuracy"])]
+            moves = [STEP] * STEPS + [0.0] * (EPOCHS_AFTER // EPOCHS_BETWEEN)
+            for number, step in enumerate(moves):
+                system(trainer).disturb(step, seed=100 * seed + number)
+                if learns:
+                    trainer.fit(data.train, epochs=EPOCHS_BETWEEN, batch_size=300)
+                accuracies.append(float(trainer.evaluate(data.test)["accuracy"]))
+            found[name].append(accuracies)
+    return {"epochs_between": EPOCHS_BETWEEN, "moves": STEPS, "step": STEP, **found}
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """All curves in one picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 5, figsize=(22, 4), sharey=True)
+    panels = [("mismatch", "how wrong the twin is"), ("noise", "noise / mean output"), ("drift", "drift eps")]
+    for axis, (name, label) in zip(axes, panels, strict=False):
+        for arm, rows in figures[name].items():
+            axis.plot([r["at"] for r in rows], [100 * mean(r["accuracy"]) for r in rows], "o-", label=arm)
+        axis.set_xlabel(label)
+        axis.legend(fontsize=7)
+    for arm, runs in figures["passes"].items():
+        points = [[run[i] for run in runs] for i in range(len(runs[0]))]
+        axes[3].plot(
+            [p[0][0] for p in points], [100 * mean([v for _, v in p]) for p in points], "o-", label=arm
+        )
+    axes[3].set_xscale("log")
+    axes[3].set_xlabel("rows sent in training")
+    axes[3].legend(fontsize=7)
+    for arm in ("learns on", "stays"):
+        runs = figures["recovery"][arm]
+        axes[4].plot([100 * mean([run[i] for run in runs]) for i in range(len(runs[0]))], "o-", label=arm)
+    axes[4].axvline(STEPS, color="grey", ls=":")
+    axes[4].set_xlabel(f"moves of the device by {STEP}, until the dotted line")
+    axes[4].legend(fontsize=7)
+    axes[0].set_ylabel("test accuracy, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> int:
+    """Make all curves; returns 0 if weights that learn on recover to within a point, and others do not."""
+    data = bpfree.data.load("vowel_formants", standardize=True)
+    figures = {
+        "mismatch": against_mismatch(data),
+        "noise": against_noise(data),
+        "drift": against_drift(data),
+        "passes": against_passes(data),
+        "recovery": recovery(data),
+    }
+    draw(figures, Path(__file__).parent.parent / "docs" / "physical_curves.png")
+    before, after, stayed = (
+        mean([run[i] for run in figures["recovery"][arm]])
+        for arm, i in (("learns on", 0), ("learns on", -1), ("stays", -1))
+    )
+    figures["summary"] = {"before": before, "learns on, after": after, "stays, after": stayed}
+    return record("physical_curves", figures, before - after <= 0.01 and before - stayed > 0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
