@@ -52,7 +52,7 @@ CASCADED: Config = {
     ],
 }
 
-#: Physical local learning through a small simulated fibre, beside the same without it, ridge regression on what
+#: Physical local learning through a small simulated fibre, beside the same without, ridge regression on what
 #: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were chosen by hand.
 PHYSICAL: Config = {
     "name": "default",

@@ -113,8 +113,8 @@ class PhysicalFront(Counted):
     def normalised(self, p: Tensor) -> Tensor:
         """Answers, normalised."""
         if self.normalise == "l2":
-            length: Tensor = p.norm(dim=1, keepdim=True) + 1e-12
-            return p * (p.shape[1] ** 0.5 / length)
+            scaled: Tensor = p * p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12)
+            return scaled
         if self.normalise == "calibrated":
             return (p - self.offset) / self.scale
         if self.normalise == "standardise":

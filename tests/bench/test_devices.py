@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from bpfree import BadValue
+from bpfree.bench.arms import groups
 from bpfree.bench.cell import run
 from bpfree.bench.config import cells
 from bpfree.bench.devices import make_devices
-from bpfree.bench.arms import groups
 
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 64, "validation_size": 20},
@@ -97,7 +97,8 @@ def test_rows_of_several_devices_are_one_arm() -> None:
     rows = [
         {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed,
          "trainer": c.trainer["id"],
-         "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics, "fit": c.fit},
+         "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics,
+          "fit": c.fit},
          "metrics": {"test_accuracy": 0.5}}
         for c in cells(changed())
     ]  # fmt: skip
