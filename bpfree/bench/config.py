@@ -37,7 +37,6 @@ class DatasetConfig:
     split_seed: Annotated[int, Ge(0)] = 0
     path: str | None = None
     image_size: Positive | None = None
-    features: str | None = None
     download: bool | None = None
 
 
