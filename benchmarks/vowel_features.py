@@ -3,8 +3,8 @@
     BPFREE_DATA=... python -m benchmarks.vowel_features
 
 Writes ``results/vowel_features.json``. Passes if the median error of each formant is at most 5 %, and if an
-SVM reaches, on talkers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 % (12
-vowels, formants).
+SVM reaches, on talkers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 %
+(12 vowels, formants).
 """
 
 from __future__ import annotations
