@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
 from bpfree.bench.config import LABELS, Cell, load_plugin, net_config
 from bpfree.bench.cost import measure
 from bpfree.bench.environment import environment, git
+from bpfree.cascade import Cascade
 from bpfree.data import Splits, TensorData, load
 from bpfree.meters import (
     Stopwatch,
@@ -141,10 +143,11 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
         **_heading(cell),
         "status": "ok",
         "locality": trainer.locality,
-        "method": {"schedule": cell.trainer["schedule"], "readout": trainer.cascade.headline},
+        "method": _method(cell, trainer.cascade),
         "metrics": {
             "test_accuracy": test["accuracy"],
             "val_accuracy": validation["accuracy"],
+            "loss": history.rows[-1]["loss"],
             "readouts": test["readouts"],
             "blocks": test["blocks"],
         },
@@ -156,6 +159,18 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
         "weights_sha256": _hash(trainer),
         "curve": _curve(history, trainer.cascade.headline),
     }
+
+
+def _method(cell: Cell, cascade: Cascade) -> Row:
+    """Where the method stands on the axes; how fronts normalise, where one has batch normalisation."""
+    fronts = [module for block in cascade.units if block.front for module in block.front.modules()]
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fronts)
+    return {
+        "encoding": type(cascade.encoding).__name__,
+        "objective": list(dict.fromkeys(type(loss).__name__ for loss in cascade.losses)),
+        "schedule": cell.trainer["schedule"],
+        "readout": cascade.headline,
+    } | ({"bn_mode": "calibrated"} if normalised else {})
 
 
 def _device(name: str) -> torch.device:

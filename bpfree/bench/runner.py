@@ -92,6 +92,7 @@ def run(
                     if row is not None:
                         running.remove(one)
                         _close(one)
+                        row["run_id"] = f"{one.cell.id}-{one.since:%Y%m%dT%H%M%S}"
                         row["protocol"] = _protocol(one, jobs, cooldown_s)
                         results.append(row)
                         rows[one.cell.id] = row
