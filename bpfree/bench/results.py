@@ -126,7 +126,7 @@ def read_all(folders: Sequence[Path]) -> list[Row]:
 
 
 def comparable(row: Row) -> Row:
-    """What of its row two runs of a cell on one machine must share: all but times, conditions, process memory."""
+    """What two runs of a cell on one machine must share of its row: not times, conditions, process memory."""
     kept = {k: v for k, v in row.items() if k not in ("time", "segments", "run_id")}
     return kept | {
         "curve": [point[:2] for point in row["curve"]],
