@@ -21,7 +21,9 @@ from bpfree.trainers import (
     MonoForward,
     RandomFeatures,
     Trainer,
+    TrainerSettings,
     get_trainer,
+    register_trainer,
 )
 
 __version__ = "0.1.0"
@@ -51,11 +53,13 @@ __all__ = [
     "RandomFeatures",
     "RidgeAccumulator",
     "Trainer",
+    "TrainerSettings",
     "data",
     "get_trainer",
     "localize",
     "losses",
     "nn",
     "register_loss",
+    "register_trainer",
     "split",
 ]
