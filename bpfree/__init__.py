@@ -1,7 +1,7 @@
 """bpfree: learning without a global backward pass, in PyTorch."""
 
-from bpfree import data, losses, nn
-from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
+from bpfree import data, losses, meters, nn
+from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged, MeterError, NotMeasurable
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
@@ -49,7 +49,9 @@ __all__ = [
     "Local",
     "LocalLoss",
     "MFJoint",
+    "MeterError",
     "MonoForward",
+    "NotMeasurable",
     "RandomFeatures",
     "RidgeAccumulator",
     "Trainer",
@@ -58,6 +60,7 @@ __all__ = [
     "get_trainer",
     "localize",
     "losses",
+    "meters",
     "nn",
     "register_loss",
     "register_trainer",

@@ -15,3 +15,11 @@ class BadValue(BpfreeError, ValueError):
 
 class Diverged(BpfreeError, ArithmeticError):
     """A loss became NaN or infinite; nothing after it can be trusted."""
+
+
+class MeterError(BpfreeError):
+    """A meter that worked stopped working, or says what cannot be; no figure of it can be trusted."""
+
+
+class NotMeasurable(BpfreeError):
+    """This machine, or this user, cannot measure what was asked; the message says what to do."""
