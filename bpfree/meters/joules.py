@@ -110,6 +110,7 @@ class EnergyMeter:
         self.sources, self.absent = list(sources), dict(absent or {})
         self.failed: set[str] = set()
         self.min_s, self.min_ticks = min_s, min_ticks
+        self.device = torch.device(device)
         self._windows = Windows(device, self._read)
 
     def __call__(self, name: str) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ def meter(
     min_s: float = 10.0,
     min_ticks: float = 100.0,
     nvml: Any = None,
-    rapl_root: Path = rapl.ROOT,
+    rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
     """An `EnergyMeter` of all that can be measured here: the GPU that ``device`` is, and the CPU packages.
 
@@ -31,7 +31,7 @@ def meter(
     """
     device = _device(device)
     found = EnergyMeter(device, [], {}, min_s, min_ticks)
-    makers: dict[str, Callable[[], Source]] = {"cpu": lambda: CPU(rapl_root)}
+    makers: dict[str, Callable[[], Source]] = {"cpu": lambda: CPU(rapl_root or rapl.ROOT)}
     if device.type == "cuda":
         # The context is alive from here on, so that it is part of the idle baseline as well.
         torch.cuda.synchronize(device)
@@ -58,7 +58,7 @@ def energy(
     min_s: float = 10.0,
     min_ticks: float = 100.0,
     nvml: Any = None,
-    rapl_root: Path = rapl.ROOT,
+    rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
     """Measure the energy of a ``with`` block::
 
@@ -76,11 +76,11 @@ def energy(
         min_s: Seconds that a window must have for a figure.
         min_ticks: Ticks of the counter that it must have.
         nvml: Stands for the module ``pynvml``.
-        rapl_root: Folder of the power capping framework.
+        rapl_root: Folder of the power capping framework, if it is not `rapl.ROOT`.
 
     Raises:
         MeterError: At the end, if a meter that worked failed on the way; at the beginning, if one is dead.
-        BadValue: The device is neither a CPU nor a CUDA device.
+        BadValue: The device is neither a CPU nor a CUDA device of this machine.
     """
     with meter(device, min_s=min_s, min_ticks=min_ticks, nvml=nvml, rapl_root=rapl_root) as found:
         found.check()
@@ -91,12 +91,17 @@ def energy(
     found.check()
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+def _device(name: torch.device | str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadValue(f"device = {name!r}: unknown; for example cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise BadValue(f"device = {str(device)!r}: energy is metered of cpu and cuda devices")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadValue(f"device = {str(device)!r}: this machine has no usable CUDA device")
     return device
 
 

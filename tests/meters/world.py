@@ -179,6 +179,7 @@ class World:
         patch.setattr(rapl_module.Domain, "_uj", self._reading(rapl_module.Domain._uj))
         patch.setattr(torch.cuda, "synchronize", self.synchronize)
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
         properties = SimpleNamespace(uuid=self.gpu.uuid.removeprefix("GPU-"))
         patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         patch.setenv("TMPDIR", str(tmp_path))
