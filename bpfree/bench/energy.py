@@ -108,8 +108,8 @@ class CellEnergy:
             return
         if self.meter.sources:
             begin = perf_counter()
-            while perf_counter() - begin < self.settings.warmup_s:
-                with self.meter("warmup"):
+            with self.meter("warmup"):
+                while perf_counter() - begin < self.settings.warmup_s:
                     warm_up()
             self.meter.idle("before", self.settings.idle_s)
         with modelled() if self.settings.modelled else nullcontext() as self._model:

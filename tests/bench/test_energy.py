@@ -178,9 +178,14 @@ def gpus(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def gpu_row(world: World, settings: EnergyConfig, resumed: bool = False) -> dict[str, Any]:
     """A row of a training of 20 s at 380 W."""
+
+    def warm_up() -> None:
+        world.launch(5, 300)
+        world.synchronize()
+
     with world.meter(min_s=settings.min_s) as found:
         energy = CellEnergy(found, settings, torch.device("cuda"))
-        with energy.measured(lambda: world.launch(5, 300), lambda window: None):
+        with energy.measured(warm_up, lambda window: None):
             with found("train"):
                 world.launch(20, 300)
             with found("eval"):
