@@ -179,6 +179,8 @@ class Device:
         """
         try:
             return ask()
+        except self.nvml.NVMLLibraryMismatchError:
+            return None  # the driver is older than the question
         except self.errors as error:
             if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
                 raise MeterError(f"the GPU no longer answers: {error}") from None
