@@ -21,7 +21,7 @@ def test_a_registered_trainer_is_found_by_its_id() -> None:
         # The same class again is no clash, another one is.
         register_trainer(Mine)
         other = type("Other", (MonoForward,), {"id": "tests.mine"})
-        with pytest.raises(BadValue, match="a trainer with the id 'tests.mine' exists already"):
+        with pytest.raises(BadValue, match=r"a trainer with the id 'tests\.mine' exists already"):
             register_trainer(other)
     finally:
         del TRAINERS["tests.mine"]
