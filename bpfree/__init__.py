@@ -1,7 +1,7 @@
 """bpfree: learning without a global backward pass, in PyTorch."""
 
-from bpfree import data, losses, nn
-from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
+from bpfree import data, losses, meters, nn
+from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged, MeterError, NotMeasurable
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
@@ -21,7 +21,9 @@ from bpfree.trainers import (
     MonoForward,
     RandomFeatures,
     Trainer,
+    TrainerSettings,
     get_trainer,
+    register_trainer,
 )
 
 __version__ = "0.1.0"
@@ -47,15 +49,20 @@ __all__ = [
     "Local",
     "LocalLoss",
     "MFJoint",
+    "MeterError",
     "MonoForward",
+    "NotMeasurable",
     "RandomFeatures",
     "RidgeAccumulator",
     "Trainer",
+    "TrainerSettings",
     "data",
     "get_trainer",
     "localize",
     "losses",
+    "meters",
     "nn",
     "register_loss",
+    "register_trainer",
     "split",
 ]

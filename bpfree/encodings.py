@@ -62,6 +62,10 @@ class Encoding:
         """How good scores are, higher is better: the share of rows that they classify rightly."""
         return accuracy(scores, answers)
 
+    def copies(self, view: View) -> int:
+        """How many rows of `view` stand for one sample."""
+        return 1
+
     def view(self, x: Tensor, view: View) -> Tensor | Overlaid:
         """The rows that a readout asks for, without knowing the label.
 
@@ -135,6 +139,9 @@ class LabelOverlay(Encoding):
         return self._overlay(x, codes.to(x.dtype)), torch.arange(
             1, -1, -1, device=y.device
         ).repeat_interleave(len(y))
+
+    def copies(self, view: View) -> int:
+        return self.n_classes if view == "candidates" else 1
 
     def view(self, x: Tensor, view: View) -> Overlaid:
         if view == "candidates":

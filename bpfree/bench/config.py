@@ -16,6 +16,7 @@ from torch import nn as torch_nn
 from bpfree import nn
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.bench.energy import energy_config
 from bpfree.data import NAMES
 from bpfree.trainers import FitSettings, TrainerSettings, get_trainer
 
@@ -144,12 +145,15 @@ class Cell:
     plugin_hashes: tuple[str, ...] = ()
     targets: tuple[float, ...] = ()
     matched: float | None = None
+    energy: Mapped | None = None
 
     @property
     def id(self) -> str:
         """A hash of all that its result depends on."""
         left_out = (*LABELS, "plugins" if self.plugin_hashes else "plugin_hashes")
         parts = {k: v for k, v in asdict(self).items() if k not in left_out}
+        if self.energy is None:
+            del parts["energy"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -214,7 +218,7 @@ def _child(at: Any, key: str, assignment: str) -> Any:
 
 RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
 ARM_SECTIONS = ("trainer", "fit", "net", "label")
-SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
@@ -246,6 +250,8 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
     common: Mapped = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
+    if "energy" in config:
+        common["energy"] = asdict(energy_config(_section(config, "energy", where), where))
     common["plugin_hashes"] = tuple(
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )
