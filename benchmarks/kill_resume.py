@@ -9,7 +9,6 @@ weights with those of an undisturbed run of the same config.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -18,9 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks._record import record
+from bpfree.bench.results import Results, Row, comparable
 
 CONFIG = """
 name: kill_resume
@@ -56,13 +55,9 @@ def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of a run, in the order of cell and seed, without what may differ."""
-    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    for row in found:
-        row["curve"] = [point[:2] for point in row["curve"]]
-        del row["time"], row["segments"], row["memory"]["rss"], row["protocol"]["started"]
-    return sorted(found, key=lambda row: row["cell_id"])
+def rows(out: Path) -> list[Row]:
+    """What the rows of a run must share with those of another, by cell."""
+    return sorted((comparable(row) for row in Results(out).read()), key=lambda row: row["cell_id"])
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -96,9 +91,7 @@ def main() -> int:
                 process.wait()
                 moments.append(round(moment, 2))
         final = bench(config, killed).wait()
-        segments = [
-            json.loads(line)["segments"] for line in (killed / "results.jsonl").read_text().splitlines()
-        ]
+        segments = [row["segments"] for row in Results(killed).read()]
         figures = {
             "kills": len(moments),
             "killed_after_s": moments,

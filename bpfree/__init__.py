@@ -1,7 +1,7 @@
 """bpfree: learning without a global backward pass, in PyTorch."""
 
-from bpfree import data, losses, nn
-from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged
+from bpfree import data, losses, meters, nn
+from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged, MeterError, NotMeasurable
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
@@ -26,7 +26,9 @@ from bpfree.trainers import (
     PhysicalSPSA,
     RandomFeatures,
     Trainer,
+    TrainerSettings,
     get_trainer,
+    register_trainer,
 )
 
 __version__ = "0.1.0"
@@ -52,7 +54,9 @@ __all__ = [
     "Local",
     "LocalLoss",
     "MFJoint",
+    "MeterError",
     "MonoForward",
+    "NotMeasurable",
     "Physical",
     "PhysicalBackprop",
     "PhysicalDirectFeedback",
@@ -61,11 +65,14 @@ __all__ = [
     "RandomFeatures",
     "RidgeAccumulator",
     "Trainer",
+    "TrainerSettings",
     "data",
     "get_trainer",
     "localize",
     "losses",
+    "meters",
     "nn",
     "register_loss",
+    "register_trainer",
     "split",
 ]

@@ -28,3 +28,11 @@ class DeviceError(BpfreeError, RuntimeError):
     def __init__(self, message: str, retryable: bool = True) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class MeterError(BpfreeError):
+    """A meter that worked stopped working, or says what cannot be; no figure of it can be trusted."""
+
+
+class NotMeasurable(BpfreeError):
+    """This machine, or this user, cannot measure what was asked; the message says what to do."""

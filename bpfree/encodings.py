@@ -75,6 +75,10 @@ class Encoding:
         """How good scores are, higher is better: the share of rows that they classify rightly."""
         return accuracy(scores, answers)
 
+    def copies(self, view: View) -> int:
+        """How many rows of `view` stand for one sample."""
+        return 1
+
     def view(self, x: Tensor, view: View) -> Tensor | Overlaid:
         """The rows that a readout asks for, without knowing the label.
 
@@ -149,6 +153,9 @@ class LabelOverlay(Encoding):
             1, -1, -1, device=y.device
         ).repeat_interleave(len(y))
 
+    def copies(self, view: View) -> int:
+        return self.n_classes if view == "candidates" else 1
+
     def view(self, x: Tensor, view: View) -> Overlaid:
         if view == "candidates":
             codes = torch.eye(self.n_classes, dtype=x.dtype, device=x.device).unsqueeze(1) * self.scale
@@ -198,6 +205,9 @@ class LabelSlots(Encoding, nn.Module):
         else:
             offset = torch.arange(1, self.n_classes, device=y.device)
         return (y.unsqueeze(1) + offset) % self.n_classes
+
+    def copies(self, view: View) -> int:
+        return self.n_classes if view == "candidates" else 1
 
     def looks(self, x: Tensor) -> Tensor:
         return self.view(x, "candidates")

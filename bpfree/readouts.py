@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +16,56 @@ from bpfree.losses import LocalLoss
 from bpfree.nn import LengthNorm, widened
 
 
-def _scores(output: Tensor, loss: LocalLoss) -> Tensor:
-    scores = loss.scores(output)
-    if scores is None:
-        raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
-    return widened(scores)
-
-
-class Readout(nn.Module):
+class Readout(nn.Module, ABC):
     """Class scores ``[B, C]`` of the outputs of the first k blocks, for any k from 1.
+
+    It hears one block after another, and then judges by what it has heard: of a block that will not change
+    any more, that alone need be kept.
 
     Attributes:
         view: How the input must be encoded for it.
+        ear: What it hears of a block; readouts with the same ear hear the same.
         learns: Whether it has parameters of its own, which are trained on detached outputs.
         tells_blocks: Whether `per_block` can judge each block alone.
     """
 
     view: View = "plain"
+    ear: ClassVar[str] = "scores"
     learns: bool = False
     tells_blocks: bool = True
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
         """Create what depends on the shapes of the blocks' outputs; called once."""
 
-    def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
+    def hear(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
+        """What it keeps of one block's output ``[rows, ...]``: the scores, None if its loss gives none."""
+        scores = loss.scores(output)
+        return None if scores is None else widened(scores)
+
+    @abstractmethod
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        """Class scores ``[B, C]`` by what was heard of each block, bottom first."""
+
+    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.judge([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)], losses)
+
+    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Class scores ``[B, C]`` of each block alone; None where a loss gives none."""
-        return [loss.scores(output) for output, loss in zip(outputs, losses, strict=True)]
+        return list(heard)
+
+    def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
+        """`apart`, of the blocks' outputs."""
+        return self.apart([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)])
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
         """The loss of a readout that learns."""
         raise TypeError(f"{type(self).__name__} has nothing to learn")
+
+
+def _said(heard: Tensor | None, loss: LocalLoss) -> Tensor:
+    if heard is None:
+        raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
+    return heard
 
 
 class BlockReadout(Readout):
@@ -53,8 +75,12 @@ class BlockReadout(Readout):
         super().__init__()
         self.block = block
 
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        return _said(heard[self.block], losses[self.block])
+
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        return _scores(outputs[self.block], losses[self.block])
+        # The heads of the others are not asked.
+        return _said(self.hear(outputs[self.block], losses[self.block]), losses[self.block])
 
 
 class SumReadout(Readout):
@@ -64,8 +90,8 @@ class SumReadout(Readout):
         super().__init__()
         self.probabilities = probabilities
 
-    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        scores = [_scores(o, loss) for o, loss in zip(outputs, losses, strict=True)]
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        scores = [_said(h, loss) for h, loss in zip(heard, losses, strict=True)]
         if self.probabilities:
             scores = [loss.probabilities(s) for s, loss in zip(scores, losses, strict=True)]
         return torch.stack(scores).sum(0)
@@ -83,13 +109,13 @@ class GoodnessReadout(Readout):
         super().__init__()
         self.skip_first = skip_first
 
-    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        first = int(self.skip_first and len(outputs) > 1)
-        goodness = [_scores(o, loss) for o, loss in zip(outputs[first:], losses[first:], strict=True)]
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        first = int(self.skip_first and len(heard) > 1)
+        goodness = [_said(h, loss) for h, loss in zip(heard[first:], losses[first:], strict=True)]
         return self._by_candidate(torch.stack(goodness).sum(0))
 
-    def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
-        return [None if g is None else self._by_candidate(g) for g in super().per_block(outputs, losses)]
+    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if g is None else self._by_candidate(g) for g in heard]
 
     def _by_candidate(self, goodness: Tensor) -> Tensor:
         """``[C * B, 1]``, the first candidate's rows first, to ``[B, C]``."""
@@ -106,6 +132,7 @@ class ClassifierReadout(Readout):
     """
 
     view: View = "neutral"
+    ear = "features"
     learns = True
     tells_blocks = False
 
@@ -120,9 +147,13 @@ class ClassifierReadout(Readout):
         )
         nn.init.zeros_(self.linear.weight)
 
-    def _features(self, outputs: Sequence[Tensor]) -> Tensor:
-        first = int(self.skip_first and len(outputs) > 1)
-        return torch.cat([self.norm(o.flatten(1)) for o in outputs[first:]], 1)
+    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The length-normalised features, ``[rows, n]``."""
+        found: Tensor = self.norm(output.flatten(1))
+        return found
+
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.linear(self._joined([h for h in heard if h is not None]))  # type: ignore[no-any-return]
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
         return self.linear(self._features(outputs))  # type: ignore[no-any-return]
@@ -130,17 +161,26 @@ class ClassifierReadout(Readout):
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
         return F.cross_entropy(self.linear(self._features(outputs)), y)
 
+    def _features(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self._joined([self.hear(output) for output in outputs])
+
+    def _joined(self, features: Sequence[Tensor]) -> Tensor:
+        first = int(self.skip_first and len(features) > 1)
+        return torch.cat(list(features[first:]), 1)
+
 
 class OnePassReadout(ClassifierReadout):
-    """A linear layer with softmax on all blocks' magnitudes ``|z|``, length-normalised, all label slots
-    empty.
+    """A linear layer with softmax on all blocks' magnitudes ``|z|``, no label shown.
 
     A variant of physical local learning of ours: it asks a device once for each sample where the goodness
     readout asks once for each class, and it costs passes of its own in training.
     """
 
+    ear = "magnitudes"
+
     def __init__(self) -> None:
         super().__init__(skip_first=False)
 
-    def _features(self, outputs: Sequence[Tensor]) -> Tensor:
-        return super()._features([output.abs() for output in outputs])
+    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The length-normalised magnitudes, ``[rows, n]``."""
+        return super().hear(output.abs(), loss)

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.meters.world import World
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +25,12 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """A clock that is moved by hand, and the devices that energy meters ask."""
+    return World(monkeypatch, tmp_path)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bpfree import BadValue, ForwardForward
 from bpfree.losses import Goodness, LocalCrossEntropy, LocalLoss
-from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, Readout, SumReadout
+from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, SumReadout
 from tests.helpers import CLASSES, make_mlp, vectors
 
 B = 6
@@ -158,4 +158,4 @@ def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: 
 
 def test_a_readout_that_learns_nothing_has_no_objective() -> None:
     with pytest.raises(TypeError, match="nothing to learn"):
-        Readout().objective([], torch.zeros(0))
+        BlockReadout().objective([], torch.zeros(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tempfile
@@ -18,12 +19,16 @@ from bpfree.bench.compare import show as show_changes
 from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
+from bpfree.bench.doctor import examine
+from bpfree.bench.doctor import show as show_findings
+from bpfree.bench.energy import of_all, summary
 from bpfree.bench.protocol import matched, wants_matched
 from bpfree.bench.results import Results, Row, read_all
 from bpfree.bench.runner import run
 from bpfree.bench.table import show
 from bpfree.data import describe
 from bpfree.losses import loss_names
+from bpfree.meters import meter
 from bpfree.trainers import TRAINERS
 
 
@@ -59,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="what trainers, data sets and nets there are")
     listing.set_defaults(command=_list)
+
+    doctor = commands.add_parser("doctor", help="what this machine can measure, and what it cannot")
+    doctor.add_argument("--device", metavar="NAME", help="cpu or cuda; by default the GPU if there is one")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(command=_doctor)
 
     reporting = commands.add_parser("report", help="the table of results, and report.html")
     reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of results")
@@ -124,7 +134,11 @@ def _share(text: str) -> float:
 
 def _default(arguments: argparse.Namespace) -> int:
     found = [cell for config in SUITE for cell in cells(config, arguments.seeds)]
-    return _bench(found, arguments, jobs=arguments.jobs or 2)
+    with meter("cpu") as energy:
+        with energy("bench"):
+            code = _bench(found, arguments, jobs=arguments.jobs or 2)
+        _console().print(of_all(energy, "bench"), highlight=False, soft_wrap=True)
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -149,6 +163,8 @@ def _bench(
         rows += measure(matched(found, rows))
     console = _console()
     show(rows, console)
+    for line in summary(rows):
+        console.print(line, highlight=False, soft_wrap=True)
     if jobs > 1:
         console.print(
             f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones", highlight=False
@@ -171,6 +187,15 @@ def _list(_: argparse.Namespace) -> int:
         console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}", highlight=False)
     for name in loss_names():
         console.print(f"loss     {name:16} for trainer local", highlight=False)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    found = examine(arguments.device)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        show_findings(found, _console())
     return 0
 
 

@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
 from bpfree.bench.config import LABELS, Cell, PhysicalNetConfig, load_plugin, net_config
 from bpfree.bench.cost import measure
 from bpfree.bench.devices import make_devices, report
+from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
+from bpfree.cascade import Cascade
 from bpfree.data import Splits, TensorData, load
-from bpfree.meters import (
-    Stopwatch,
-    device_peak,
-    process_peak_rss,
-    reset_device_peak,
-)
+from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 
@@ -122,50 +120,88 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
     for plugin in cell.plugins:
         load_plugin(plugin)
     device = _device(cell.device)
-    watch = Stopwatch(device)
-    with watch("load"):
+    with metering(cell.energy, device) as energy:
+        return _measured(cell, folder, checkpoint_s, progress, device, energy)
+
+
+def _measured(
+    cell: Cell,
+    folder: Path,
+    checkpoint_s: float,
+    progress: Callable[[int, int], None],
+    device: torch.device,
+    energy: CellEnergy,
+) -> Row:
+    meter = energy.meter
+    with meter("load"):
         data = _load(cell, device)
     cost = measure(lambda: _undriven(make_trainer(cell, data, device, compile=None)), data, cell.fit)
     trainer = make_trainer(cell, data, device)
-    reset_device_peak(device)
 
     def show(done: int, of: int, row: dict[str, Any]) -> None:
-        row["train_s"] = watch.state()["train"]
+        row["train_s"], joules = meter.state()[TRAIN]["seconds"], energy.joules()
+        if joules is not None:
+            row["train_j"] = joules
         progress(done, of)
 
-    history = trainer.fit(
-        data.train,
-        data.validation,
-        checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, watch),
-        hooks=Hooks(watch, show),
-        **cell.fit,
-    )
+    def warm_up() -> None:
+        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
+        make_trainer(cell, data, device).fit(few, **{**cell.fit, "epochs": 1, "patience": None})
+
+    def again(window: Window) -> None:
+        make_trainer(cell, data, device).fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
+
+    with energy.measured(warm_up, again):
+        reset_device_peak(device)
+        history = trainer.fit(
+            data.train,
+            data.validation,
+            checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, meter),
+            hooks=Hooks(meter, show),
+            **cell.fit,
+        )
+        memory = {**cost.memory, **device_peak(device)}
     sent = passes(trainer.net)
-    with watch("test"):
+    with meter("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
     trainer.save(folder / "model.safetensors")
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    metered = energy.row(history.resumed > 0)
     return {
         **_heading(cell),
         "status": "ok",
         "locality": trainer.locality,
-        "method": {"schedule": cell.trainer["schedule"], "readout": trainer.cascade.headline},
+        "method": _method(cell, trainer.cascade),
         "metrics": {
             "test_accuracy": test["accuracy"],
             "val_accuracy": validation["accuracy"],
+            "loss": history.rows[-1]["loss"],
             "readouts": test["readouts"],
             "blocks": test["blocks"],
         },
-        "time": {f"{name}_s": seconds for name, seconds in watch.state().items()},
-        "memory": {**cost.memory, **device_peak(device), "rss": process_peak_rss()},
+        "time": energy.seconds(),
+        "memory": {**memory, "rss": process_peak_rss()},
         "flops": cost.flops(history, len(data.train)),
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
         "weights_sha256": _hash(trainer),
-        "curve": _curve(history, trainer.cascade.headline),
+        "curve": _curve(history, trainer.cascade.headline, energy.tells_on_the_way(metered)),
+        **metered,
         **({} if cell.physics is None else {"physics": report(devices_of(trainer.net), sent)}),
     }
+
+
+def _method(cell: Cell, cascade: Cascade) -> Row:
+    """Where the method stands on the axes; how fronts normalise, where one has batch normalisation."""
+    fronts = [module for block in cascade.units if block.front for module in block.front.modules()]
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fronts)
+    return {
+        "encoding": type(cascade.encoding).__name__,
+        "objective": list(dict.fromkeys(type(loss).__name__ for loss in cascade.losses)),
+        "schedule": cell.trainer["schedule"],
+        "readout": cascade.headline,
+    } | ({"bn_mode": "calibrated"} if normalised else {})
 
 
 def _undriven(trainer: Trainer) -> Trainer:
@@ -222,10 +258,14 @@ def _budget(cell: Cell, train: TensorData, history: History) -> Row:
     }
 
 
-def _curve(history: History, headline: str) -> list[list[float]]:
-    """``[step, validation accuracy, training seconds so far]`` of each evaluation."""
+def _curve(history: History, headline: str, joules: bool) -> list[list[float]]:
+    """``[step, validation accuracy, training seconds, training joules if metered]`` of each evaluation."""
     rows = [row for row in history.rows if headline in row.get("validation", {})]
-    return [[row["step"], row["validation"][headline], round(row["train_s"], 4)] for row in rows]
+    return [
+        [row["step"], row["validation"][headline], round(row["train_s"], 4)]
+        + ([round(row["train_j"], 3)] if joules else [])
+        for row in rows
+    ]
 
 
 def _hash(trainer: Trainer) -> str:

@@ -17,6 +17,7 @@ from bpfree import nn
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.devices import physics_config
+from bpfree.bench.energy import energy_config
 from bpfree.data import NAMES
 from bpfree.trainers import FitSettings, TrainerSettings, get_trainer
 
@@ -170,6 +171,7 @@ class Cell:
     plugin_hashes: tuple[str, ...] = ()
     targets: tuple[float, ...] = ()
     matched: float | None = None
+    energy: Mapped | None = None
     physics: Mapped | None = None
     device_seed: int | None = None
 
@@ -179,6 +181,8 @@ class Cell:
         left_out = [*LABELS, "plugins" if self.plugin_hashes else "plugin_hashes"]
         left_out += [] if self.physics else ["physics", "device_seed"]
         parts = {k: v for k, v in asdict(self).items() if k not in left_out}
+        if self.energy is None:
+            del parts["energy"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -275,6 +279,8 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     arms = [_arm({k: config[k] for k in ARM_SECTIONS if k in config}, config, "")]
     arms += [_arm(control, config, f"controls.{i}.") for i, control in enumerate(controls)]
     common: Mapped = {"threads": run.threads, "device": run.device, "plugins": tuple(run.plugins or ())}
+    if "energy" in config:
+        common["energy"] = asdict(energy_config(_section(config, "energy", where), where))
     common["plugin_hashes"] = tuple(
         hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:16] for plugin in run.plugins or ()
     )

@@ -32,11 +32,12 @@ class StageFlops:
 
 @dataclass
 class Ledger:
-    """Windows for a run's hooks that count FLOPs, and the optimizers' bytes at their fullest."""
+    """Windows for a run's hooks that count FLOPs, and the bytes of gradients and optimizer state."""
 
     trainer: Trainer
     stages: list[StageFlops] = field(default_factory=list)
     optimizer_bytes: int = 0
+    gradient_bytes: int = 0
     _pending: int = 0
 
     @contextmanager
@@ -48,6 +49,9 @@ class Ledger:
             self._pending = flops.total
         elif name == "cache":
             self.stages.append(StageFlops(self._pending, flops.total))
+            if len(self.stages) == 1:
+                for optimizer in self.trainer.optimizers.values():
+                    optimizer.register_step_pre_hook(self._note_gradients)
         elif name == "train":
             self.stages[-1].train += flops.total
             states = [
@@ -55,6 +59,10 @@ class Ledger:
             ]
             found = tensor_bytes(v for v in states if isinstance(v, Tensor))
             self.optimizer_bytes = max(self.optimizer_bytes, found)
+
+    def _note_gradients(self, *_: object) -> None:
+        gradients = (p.grad for p in self.trainer.cascade.parameters() if p.grad is not None)
+        self.gradient_bytes = max(self.gradient_bytes, tensor_bytes(gradients))
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Cost:
         one: Stages of a run over one batch, one pass each, and how many passes each took.
         two: The same over two batches.
         infer: FLOPs of a prediction for one sample.
-        memory: ``saved_bytes``, ``params`` and ``optim``, in bytes, the last the most held at one time.
+        memory: ``saved_bytes``, ``params``, ``grads`` and ``optim``, in bytes; all but ``params`` are the
+            most that was held at one time.
     """
 
     batch: int
@@ -124,5 +133,10 @@ def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -
     with torch.inference_mode():
         infer = count_flops(trainer.cascade.eval(), judge.batch(torch.arange(1))[0])
     params = tensor_bytes(trainer.cascade.parameters())
-    memory = {"saved_bytes": saved_bytes, "params": params, "optim": ledger.optimizer_bytes}
+    memory = {
+        "saved_bytes": saved_bytes,
+        "params": params,
+        "grads": ledger.gradient_bytes,
+        "optim": ledger.optimizer_bytes,
+    }
     return Cost(batch, runs[0], runs[1], infer, memory)

@@ -52,6 +52,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "threads": threads,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if device.type == "cuda":
         found |= {"gpu_name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}

@@ -123,3 +123,13 @@ def read_all(folders: Sequence[Path]) -> list[Row]:
     rows = [row for folder in folders for row in Results(folder).read()]
     successes(rows, ", ".join(map(str, folders)))
     return rows
+
+
+def comparable(row: Row) -> Row:
+    """What two runs of a cell on one machine must share of its row: not times, conditions, process memory."""
+    kept = {k: v for k, v in row.items() if k not in ("time", "segments", "run_id")}
+    return kept | {
+        "curve": [point[:2] for point in row["curve"]],
+        "memory": {k: v for k, v in row["memory"].items() if k != "rss"},
+        "protocol": {k: v for k, v in row["protocol"].items() if k not in ("started", "jobs", "cooldown_s")},
+    }

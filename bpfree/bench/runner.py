@@ -71,6 +71,8 @@ def run(
         raise BadValue(
             f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once"
         )
+    if jobs > 1 and any(cell.energy is not None for cell in cells):
+        raise BadValue(f"energy: {jobs} cells at once would be charged for each other's joules; use --jobs 1")
     with results.writing():
         rows = results.done()
         pending = [cell for cell in cells if cell.id not in rows]
@@ -92,6 +94,7 @@ def run(
                     if row is not None:
                         running.remove(one)
                         _close(one)
+                        row["run_id"] = f"{one.cell.id}-{one.since:%Y%m%dT%H%M%S}"
                         row["protocol"] = _protocol(one, jobs, cooldown_s)
                         results.append(row)
                         rows[one.cell.id] = row

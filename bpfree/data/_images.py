@@ -22,15 +22,17 @@ _DESCRIPTIONS = {
     "cifar10": "32x32 colour photographs, 10 classes, 50000 + 10000 images",
     "cifar100": "32x32 colour photographs, 100 classes, 50000 + 10000 images",
     "image_folder": "your own image files, in train/<class>/ and test/<class>/ below path",
-    "vowels_7": "336 recordings of 7 vowels, 48 women; no talker is in two parts",
-    "vowels_12": "1116 recordings of 12 vowels, 45 men and 48 women; no talker is in two parts",
-    "vowel_formants": "hand-measured formants of 258 of the vowels_7; no talker is in two parts",
+    "vowels_7": "60 log-mel energies of 336 recordings: 7 vowels, 48 women; no talker is in two parts",
+    "vowels_7_formants": "12 formants, measured by machine, of the same recordings",
+    "vowels_12": "60 log-mel energies of 1116 recordings: 12 vowels, 45 men and 48 women; split by talker",
+    "vowels_12_formants": "12 formants, measured by machine, of the same recordings",
+    "vowel_formants": "12 formants, measured by hand, of 258 recordings: 7 vowels, 48 women; split by talker",
 }
-
-_VOWELS = ("vowels_7", "vowels_12", "vowel_formants")
 
 NAMES = tuple(_DESCRIPTIONS)
 """The data sets that `load` knows."""
+
+_VOWELS = tuple(name for name in NAMES if name.startswith("vowel"))
 
 # digits has no published test part. This one is the same whatever split_seed is, as a published one would be.
 _DIGITS_TEST_SEED = 0
@@ -61,7 +63,6 @@ def load(
     split_seed: int = 0,
     path: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
-    features: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Splits:
     """Load a data set, split into train, validation and test.
@@ -83,17 +84,16 @@ def load(
         split_seed: fixes which samples are for validation, and which are kept for training.
         path: image_folder only: its folder, absolute or relative to root.
         image_size: image_folder only: (height, width) in pixels, or one number for both, to resize to.
-        features: vowels_7 and vowels_12 only: "mel" (default), 60 log energies, or "formants", 12 in Hz.
         device: where the tensors are to live.
 
     Raises DataNotFound where data are missing and cannot be downloaded; BadValue for an unknown name or
     augmentation, an impossible size, or an option that this data set does not have.
     """
     augment = check_names(augment)
-    _check_options(name, path, image_size, features)
+    _check_options(name, path, image_size)
     folder = data_root(root)
     if name in _VOWELS:
-        tokens = _vowels(name, folder, features or "mel", may_download(root, download))
+        tokens = _vowels(name, folder, may_download(root, download))
         parts = split_talkers(tokens.talkers, split_seed, validation_size, train_size)
         return _split_tokens(name, tokens, parts, standardize, augment, device)
     if name == "digits":
@@ -119,10 +119,11 @@ def load(
     )
 
 
-def _vowels(name: str, folder: Path, features: str, download: bool) -> Tokens:
+def _vowels(name: str, folder: Path, download: bool) -> Tokens:
     if name == "vowel_formants":
         return read_table(folder, download)
-    vowels, sexes = (SEVEN, "w") if name == "vowels_7" else (VOWELS, "mw")
+    vowels, sexes = (SEVEN, "w") if name.startswith("vowels_7") else (VOWELS, "mw")
+    features = "formants" if name.endswith("_formants") else "mel"
     return read_recordings(folder, features, vowels, sexes, download)
 
 
@@ -147,13 +148,9 @@ def _split_tokens(
     )
 
 
-def _check_options(
-    name: str, path: str | Path | None, image_size: int | tuple[int, int] | None, features: str | None
-) -> None:
+def _check_options(name: str, path: str | Path | None, image_size: int | tuple[int, int] | None) -> None:
     if name not in NAMES:
         raise BadValue(f"data set {name!r} is not known; expected one of {', '.join(NAMES)}")
-    if features is not None and name not in ("vowels_7", "vowels_12"):
-        raise BadValue(f"features is {features!r}, which only vowels_7 and vowels_12 have; leave it out")
     if name == "image_folder":
         if path is None:
             raise BadValue(

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,6 @@ from bpfree.data._speech import Signal, formant_features, mel_features
 
 VOWELS = ("ae", "ah", "aw", "eh", "ei", "er", "ih", "iy", "oa", "oo", "uh", "uw")
 SEVEN = ("ae", "ah", "aw", "er", "ih", "iy", "uw")
-FEATURES = ("mel", "formants")
 
 _RECORDINGS = 1116
 _CONTENT = "a6ca48dd9a605366b9d4c259045508fd67b41d53461343dba08cf1a7dec0a955"
@@ -55,10 +55,8 @@ def read_recordings(root: Path, features: str, vowels: tuple[str, ...], sexes: s
         sexes: Any of "m" and "w".
         download: Whether to download what is missing.
 
-    Raises DataNotFound where the recordings are missing or damaged; BadValue for unknown features.
+    Raises DataNotFound where the recordings are missing or damaged.
     """
-    if features not in FEATURES:
-        raise BadValue(f"features is {features!r}; expected one of {', '.join(FEATURES)}")
     recordings = _open(root, download)
     digest = _digest(recordings)
     if len(recordings) != _RECORDINGS or digest != _CONTENT:
@@ -90,7 +88,10 @@ def read_table(root: Path, download: bool) -> Tokens:
         from openpyxl import load_workbook
     except ImportError:
         raise BadValue("vowel_formants is a spreadsheet; install openpyxl, as with bpfree[vowels]") from None
-    rows = list(load_workbook(file, read_only=True).worksheets[0].iter_rows(min_row=2, values_only=True))
+    try:
+        rows = list(load_workbook(file).worksheets[0].iter_rows(min_row=2, values_only=True))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DataNotFound(f"{file} is no spreadsheet ({error}); remove it and try again") from error
     found = [_NAME.fullmatch(str(row[0])) for row in rows]
     names = [(match[1], match[2]) for match in found if match and match[2] in SEVEN]
     if len(names) != len(rows) or any(len(row) != 13 or None in row for row in rows):

@@ -1,6 +1,9 @@
-"""Meters: time, memory and FLOPs of any code, with no knowledge of trainers."""
+"""Meters: time, memory, FLOPs, energy and carbon of any code, with no knowledge of trainers."""
 
+from bpfree.meters.emissions import Factor, Modelled, carbon, factor, modelled
 from bpfree.meters.flops import Flops, count_flops, counting_flops
+from bpfree.meters.joules import EnergyMeter, Reading
+from bpfree.meters.measuring import energy, energy_per_call, meter
 from bpfree.meters.memory import (
     SavedBytes,
     device_peak,
@@ -9,15 +12,30 @@ from bpfree.meters.memory import (
     saved_for_backward,
     tensor_bytes,
 )
-from bpfree.meters.time import Stopwatch, synchronize
+from bpfree.meters.sources import CPU, GPU
+from bpfree.meters.time import Stopwatch
+from bpfree.meters.windows import Windows, synchronize
 
 __all__ = [
+    "CPU",
+    "GPU",
+    "EnergyMeter",
+    "Factor",
     "Flops",
+    "Modelled",
+    "Reading",
     "SavedBytes",
     "Stopwatch",
+    "Windows",
+    "carbon",
     "count_flops",
     "counting_flops",
     "device_peak",
+    "energy",
+    "energy_per_call",
+    "factor",
+    "meter",
+    "modelled",
     "process_peak_rss",
     "reset_device_peak",
     "saved_for_backward",

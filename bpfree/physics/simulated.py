@@ -80,6 +80,7 @@ class Simulated(ABC):
         self.time_s = 0.0
         self._frozen = False
         self._disorder = self._first_disorder()
+        self._changed: set[str] = set()
         self._core: nn.Module | None = self._build(self._disorder, differentiable=False)
         self._rng = {name: random(seed_noise, name) for name in ("noise", "shot", "drift")}
         self._mean_output = (
@@ -148,8 +149,7 @@ class Simulated(ABC):
 
     def disturb(self, eps: float, seed: int = 0) -> None:
         """Change the device at once: disorder becomes ``sqrt(1 - eps^2) disorder + eps * fresh numbers``."""
-        self._disorder = _mixed(self._disorder, self._draw(seed, "disturbance"), _checked(eps))
-        self._core = None
+        self._change(self._draw(seed, "disturbance"), _checked(eps))
 
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass on the device's clock, and its disorder drift; without effect while frozen."""
@@ -166,7 +166,11 @@ class Simulated(ABC):
             if self.drifting is None or name in self.drifting
         }
         eps = math.sqrt(-math.expm1(-2 * seconds / self.drift_time_s))
+        self._change(fresh, eps)
+
+    def _change(self, fresh: Disorder, eps: float) -> None:
         self._disorder = _mixed(self._disorder, fresh, eps)
+        self._changed |= fresh.keys()
         self._core = None
 
     @contextmanager
@@ -179,11 +183,11 @@ class Simulated(ABC):
             self._frozen = was
 
     def state_dict(self) -> dict[str, Any]:
-        """Random state, clock, and the disorder where it may have changed."""
+        """Random state, clock, and the parts of the disorder that have changed."""
         return {
             "time_s": self.time_s,
             "random": {name: rng_state(rng) for name, rng in self._rng.items()},
-            "disorder": {name: part.numpy() for name, part in self._disorder.items()},
+            "disorder": {name: self._disorder[name].numpy() for name in sorted(self._changed)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,7 +195,9 @@ class Simulated(ABC):
         self.time_s = state["time_s"]
         for name, rng in self._rng.items():
             load_rng(rng, state["random"][name])
-        self._disorder = {name: torch.from_numpy(part).clone() for name, part in state["disorder"].items()}
+        changed = {name: torch.from_numpy(part).clone() for name, part in state["disorder"].items()}
+        self._disorder = self._first_disorder() | changed
+        self._changed = set(changed)
         self._core = None
 
 

@@ -1,7 +1,5 @@
 """Trainers: each family is a named point in the space of encoding, objective, locality, schedule, readout."""
 
-from bpfree._errors import BadValue
-from bpfree._settings import did_you_mean
 from bpfree.trainers.autoencoder import Autoencoder
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
@@ -19,40 +17,27 @@ from bpfree.trainers.physical_baselines import (
     PhysicalRidge,
     PhysicalSPSA,
 )
+from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
 from bpfree.trainers.settings import FitSettings, TrainerSettings
 
-TRAINERS: dict[str, type[Trainer]] = {
-    kind.id: kind
-    for kind in (
-        Backprop,
-        DeepSupervision,
-        MFJoint,
-        RandomFeatures,
-        DirectFeedbackAlignment,
-        ForwardForward,
-        MonoForward,
-        CascadedForward,
-        CounterCurrentLearning,
-        Physical,
-        PhysicalBackprop,
-        PhysicalDirectFeedback,
-        PhysicalRidge,
-        PhysicalSPSA,
-        Local,
-    )
-}
-
-
-def get_trainer(name: str) -> type[Trainer]:
-    """The trainer class with this id.
-
-    Raises:
-        BadValue: If there is none.
-    """
-    if name not in TRAINERS:
-        raise BadValue(f"unknown trainer {name!r}; {did_you_mean(name, TRAINERS)}")
-    return TRAINERS[name]
-
+for _kind in (
+    Backprop,
+    DeepSupervision,
+    MFJoint,
+    RandomFeatures,
+    DirectFeedbackAlignment,
+    ForwardForward,
+    MonoForward,
+    CascadedForward,
+    CounterCurrentLearning,
+    Physical,
+    PhysicalBackprop,
+    PhysicalDirectFeedback,
+    PhysicalRidge,
+    PhysicalSPSA,
+    Local,
+):
+    register_trainer(_kind)
 
 __all__ = [
     "CALIBRATION_SAMPLES",
@@ -81,4 +66,5 @@ __all__ = [
     "Trainer",
     "TrainerSettings",
     "get_trainer",
+    "register_trainer",
 ]

@@ -211,8 +211,8 @@ class Trainer(ABC):
         Args:
             train: `bpfree.data.TensorData`, a pair of tensors, or a map-style data set.
             validation: The same; without it there is neither early stopping nor a best to restore.
-            checkpoint: File to save the run's state in every 30 seconds (see `Checkpoint`), and at the end. If
-                it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
+            checkpoint: File to save the run's state in, every 30 seconds (see `Checkpoint`) and at the end.
+                If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
             **settings: The fields of `FitSettings`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,9 +12,30 @@ from bpfree._errors import Diverged
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.nn import asking
+from bpfree.readouts import Readout
 from bpfree.schedules import Data
 
+#: Rows that are computed at once: samples, times the labels that each is shown under.
 BATCH = 1024
+
+#: By ear, what readouts heard of one output after another; None of losses that say nothing.
+Heard = dict[str, list[Tensor | None]]
+
+
+@dataclass
+class Kept:
+    """What is kept of the frozen blocks, for one view of all samples.
+
+    Attributes:
+        height: Number of blocks below.
+        rows: What the block at ``height`` (its body, if a front has answered) is fed, ``[views, N, ...]``;
+            None: the samples themselves.
+        heard: What readouts heard of the outputs below, ``[views, N, ...]`` each.
+    """
+
+    height: int = 0
+    rows: Tensor | None = None
+    heard: Heard = field(default_factory=dict)
 
 
 class Evaluator:
@@ -22,14 +44,13 @@ class Evaluator:
     Args:
         cascade: The blocks and readouts.
         data: The samples; never augmented here.
-        cache: Whether `climb` keeps the outputs of frozen blocks.
+        cache: Whether `climb` keeps what the frozen blocks answered.
     """
 
     def __init__(self, cascade: Cascade, data: Data, cache: bool = False) -> None:
         self.cascade, self.data, self.cache = cascade, data, cache
-        self.n_samples, self.height = len(data.y), 0
-        self._frozen: dict[View, list[Tensor]] = {}
-        self._sensed: dict[View, Tensor] = {}
+        self.n_samples = len(data.y)
+        self._kept: dict[View, Kept] = {}
 
     def first(self, n_samples: int) -> Evaluator:
         """An evaluator of the first ``n_samples`` alone."""
@@ -39,27 +60,32 @@ class Evaluator:
 
     @torch.no_grad()
     def climb(self, height: int, readouts: Sequence[str]) -> None:
-        """Freeze the blocks below ``height`` and the front of the next, for the views of ``readouts``."""
+        """Freeze the blocks below ``height``, for the views of ``readouts``; other views are forgotten.
+
+        Of a frozen block that is kept which readouts hear of it; of the highest, its output as well, or what
+        the next block's front answers to it.
+        """
         if not self.cache:
             return
-        views = {self.cascade.readout(name).view for name in readouts}
-        starts = range(0, self.n_samples, BATCH)
-        if height > self.height:
-            for view in views:
-                batches = [self._outputs(view, start, height) for start in starts]
-                self._frozen[view] = [torch.cat(parts, 1) for parts in zip(*batches, strict=True)]
-        self.height = height
-        self._sensed = {}
-        if height < len(self.cascade.units) and self.cascade.units[height].front is not None:
-            self._sensed = {view: torch.cat([self._sense(view, i) for i in starts], 1) for view in views}
+        views = self._by_view(readouts)
+        self._kept = {view: kept for view, kept in self._kept.items() if view in views}
+        for view, listening in views.items():
+            ears = {readout.ear for readout in listening}
+            if ears != self._of(view).heard.keys():
+                self._kept[view] = Kept(heard={ear: [] for ear in ears})
+            while self._of(view).height < height or self._unsensed(self._of(view)):
+                self._raise(view, listening)
 
     @torch.no_grad()
     def outputs(self, number: int, n_blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Output ``number`` of the first ``n_blocks`` blocks for the samples as they are, and the labels."""
+        """Output ``number`` of the first ``n_blocks`` blocks for the samples as they are, and the labels.
+
+        It must be of a block that is not frozen.
+        """
         self.cascade.eval()
-        for start in range(0, self.n_samples, BATCH):
-            found = self._outputs("plain", start, n_blocks)[number].flatten(0, 1)
-            yield found, self.data.y[start : start + len(found)]
+        below = self._n_losses(self._of("plain").height)
+        for indices in self._batches("plain"):
+            yield self._outputs("plain", indices, n_blocks)[number - below], self.data.y[indices]
 
     @torch.no_grad()
     def scores(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, Tensor]:
@@ -72,16 +98,17 @@ class Evaluator:
         training = self.cascade.training
         self.cascade.eval()
         found: dict[str, list[Tensor]] = {}
-        teller = next((name for name in readouts if self.cascade.readout(name).tells_blocks), None)
-        for view in dict.fromkeys(self.cascade.readout(name).view for name in readouts):
-            for start in range(0, self.n_samples, BATCH):
-                outputs = [o.flatten(0, 1) for o in self._outputs(view, start, n_blocks)]
-                losses = self.cascade.losses[: len(outputs)]
-                for name in readouts:
-                    if self.cascade.readout(name).view == view:
-                        found.setdefault(name, []).append(self.cascade.readout(name)(outputs, losses))
-                if teller is not None and self.cascade.readout(teller).view == view:
-                    for k, scores in enumerate(self.cascade.readout(teller).per_block(outputs, losses)):
+        named = {name: self.cascade.readout(name) for name in readouts}
+        teller = next((readout for readout in named.values() if readout.tells_blocks), None)
+        losses = self.cascade.losses[: self._n_losses(n_blocks)]
+        for view, listening in self._by_view(readouts).items():
+            for indices in self._batches(view):
+                heard = self._heard(view, indices, listening, n_blocks)
+                for name, readout in named.items():
+                    if readout.view == view:
+                        found.setdefault(name, []).append(readout.judge(heard[readout.ear], losses))
+                if teller is not None and teller.view == view:
+                    for k, scores in enumerate(teller.apart(heard[teller.ear])):
                         if scores is not None:
                             found.setdefault(f"block {k + 1}", []).append(scores)
         self.cascade.train(training)
@@ -99,42 +126,86 @@ class Evaluator:
         answers = encoding.answers(self.data)[: self.n_samples]
         return {name: encoding.judge(s, answers) for name, s in scores.items()}
 
-    def _sense(self, view: View, start: int) -> Tensor:
-        """What the front of the block at ``height`` answers to one batch of samples, ``[views, B, ...]``."""
-        block, below = self.cascade.units[self.height], self._outputs(view, start, self.height)
-        indices = self._indices(start)
+    # ---- one batch -------------------------------------------------------------------------------------
+
+    def _batches(self, view: View) -> Iterator[Tensor]:
+        samples = max(1, BATCH // self.cascade.encoding.copies(view))
+        yield from torch.arange(self.n_samples, device=self.data.y.device).split(samples)
+
+    def _shown(self, view: View, indices: Tensor) -> Rows:
+        return self.cascade.encoding.view(self.data.batch(indices)[0], view)
+
+    def _outputs(self, view: View, indices: Tensor, n_blocks: int | None) -> list[Tensor]:
+        """Outputs of the blocks that are not frozen, up to ``n_blocks``, ``[views * B, ...]`` each."""
+        kept, found = self._of(view), list[Tensor]()
         rows: Rows
-        if below:
-            rows = below[-1].flatten(0, 1)
-        else:
-            rows = self.cascade.encoding.view(self.data.batch(indices)[0], view)
+        rows = self._shown(view, indices) if kept.rows is None else kept.rows[:, indices].flatten(0, 1)
         with asking(self.cascade, "eval"):
-            answer = block.sense(rows)
-        assert isinstance(answer, Tensor)
-        found: Tensor = answer.unflatten(0, (-1, len(indices)))
+            for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
+                sensed = k == 0 and kept.rows is not None and block.front is not None
+                found += [block.body(rows)] if sensed else block.outputs(rows)
+                rows = found[-1]
         return found
 
-    def _indices(self, start: int) -> Tensor:
-        return torch.arange(start, min(start + BATCH, self.n_samples), device=self.data.y.device)
+    def _heard(
+        self, view: View, indices: Tensor, listening: Sequence[Readout], n_blocks: int | None
+    ) -> Heard:
+        """What readouts hear of the first blocks for one batch of samples, ``[views * B, ...]`` each."""
+        kept = self._of(view)
+        new = self._hear(listening, self._outputs(view, indices, n_blocks), kept.height)
+        return {
+            ear: [None if h is None else h[:, indices].flatten(0, 1) for h in kept.heard.get(ear, [])] + parts
+            for ear, parts in new.items()
+        }
 
-    def _outputs(self, view: View, start: int, n_blocks: int | None) -> list[Tensor]:
-        """Outputs of the first blocks for one batch of samples, ``[views, B, ...]`` each."""
-        indices = self._indices(start)
-        kept = [o[:, indices] for o in self._frozen.get(view, [])]
-        rows: Rows
-        if kept:
-            rows = kept[-1].flatten(0, 1)
-            blocks = self.cascade.units[self.height : n_blocks]
-        else:
-            x, _ = self.data.batch(indices)
-            rows = self.cascade.encoding.view(x, view)
-            blocks = self.cascade.units[:n_blocks]
-        for block in blocks:
-            with asking(self.cascade, "eval"):
-                if view in self._sensed and block is self.cascade.units[self.height]:
-                    outputs = [block.body(self._sensed[view][:, indices].flatten(0, 1))]
-                else:
-                    outputs = block.outputs(rows)
-            kept += [o.unflatten(0, (-1, len(indices))) for o in outputs]
-            rows = outputs[-1]
-        return kept
+    def _hear(self, listening: Sequence[Readout], outputs: Sequence[Tensor], height: int) -> Heard:
+        """What readouts hear of the outputs of the blocks from ``height`` on."""
+        losses = self.cascade.losses[self._n_losses(height) :][: len(outputs)]
+        ears = {readout.ear: readout for readout in listening}
+        return {
+            ear: [readout.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)]
+            for ear, readout in ears.items()
+        }
+
+    def _n_losses(self, n_blocks: int | None) -> int:
+        return sum(len(block.losses) for block in self.cascade.units[:n_blocks])
+
+    def _by_view(self, readouts: Sequence[str]) -> dict[View, list[Readout]]:
+        found: dict[View, list[Readout]] = {}
+        for readout in map(self.cascade.readout, readouts):
+            found.setdefault(readout.view, []).append(readout)
+        return found
+
+    # ---- what is kept ----------------------------------------------------------------------------------
+
+    def _of(self, view: View) -> Kept:
+        return self._kept.get(view, Kept())
+
+    def _unsensed(self, kept: Kept) -> bool:
+        """Whether the lowest front has not been asked yet; those above it are asked on the way."""
+        return kept.height == 0 and kept.rows is None and self.cascade.units[0].front is not None
+
+    def _raise(self, view: View, listening: Sequence[Readout]) -> None:
+        """Take one more block into what is kept; or ask the lowest front, where nothing is kept yet."""
+        kept, units = self._kept[view], self.cascade.units
+        lowest = self._unsensed(kept)
+        height = kept.height + (not lowest)
+        rows: list[Tensor] = []
+        heard: dict[str, list[list[Tensor | None]]] = {ear: [] for ear in kept.heard}
+        for indices in self._batches(view):
+            outputs = [] if lowest else self._outputs(view, indices, height)
+            for ear, parts in self._hear(listening, outputs, kept.height).items():
+                heard[ear].append([None if h is None else h.unflatten(0, (-1, len(indices))) for h in parts])
+            if height < len(units):
+                answer = units[height].sense(outputs[-1] if outputs else self._shown(view, indices))
+                assert isinstance(answer, Tensor)
+                rows.append(answer.unflatten(0, (-1, len(indices))))
+        kept.height, kept.rows = height, torch.cat(rows, 1) if rows else None
+        for ear, batches in heard.items():
+            kept.heard[ear] += [_joined(parts) for parts in zip(*batches, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts of all samples as one, ``[views, N, ...]``."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found, 1) if found else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,7 +149,7 @@ class Fit:
             self._run_epoch(stage)
             stopped = self._stale()
         if self.best:
-            self.cascade.load_state_dict(self.best)
+            self.cascade.load_state_dict(self.best, strict=False)
         if self.settings.schedule == "greedy":
             for k in range(stage.first, stage.stop):
                 # Without its moments an optimizer is as good as new, and holds no memory.
@@ -294,7 +294,7 @@ class Fit:
                 row["validation"] = self._validate(stage, self.evaluator)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
-            self._select(row["validation"][self._judges(stage)[0]])
+            self._select(stage, row["validation"][self._judges(stage)[0]])
         if self.measurements:
             row["passes"] = self.measurements.passes()
         self.history.rows.append(row)
@@ -303,13 +303,21 @@ class Fit:
         # What a device has answered cannot be had again for nothing: no epoch of it is left unsaved.
         self._save_if_due(now=bool(self.measurements))
 
-    def _select(self, accuracy: float) -> None:
+    def _select(self, stage: Stage, accuracy: float) -> None:
         if accuracy > self.at.best + self.fit.min_delta:
             self.at.best, self.at.best_epoch, self.at.stale = accuracy, self.at.epoch, 0
             if self.fit.restore_best:
-                self.best = {name: tensor.clone() for name, tensor in self.cascade.state_dict().items()}
+                self.best = {name: tensor.clone() for name, tensor in self._changing(stage)}
         else:
             self.at.stale += 1
+
+    def _changing(self, stage: Stage) -> Iterator[tuple[str, Tensor]]:
+        """The state that a stage changes: of the blocks that train but for their fronts, and of readouts."""
+        blocks = {f"blocks.{k}.": f"blocks.{k}.front." for k in range(stage.first, stage.stop)}
+        parts = blocks | {f"readouts.{name}.": " " for name, _ in self._learning(stage)}
+        for name, tensor in self.cascade.state_dict().items():
+            if any(name.startswith(part) and not name.startswith(fixed) for part, fixed in parts.items()):
+                yield name, tensor
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 

@@ -63,6 +63,13 @@ def test_optimizers_of_a_greedy_run_are_held_one_at_a_time(digits: bpfree.data.S
     assert cost_of(digits, bpfree.MonoForward, schedule="greedy").memory["optim"] == max(first, second)
 
 
+def test_gradients_of_local_steps_are_held_one_block_at_a_time(digits: bpfree.data.Splits) -> None:
+    first, second = 4 * (64 * 32 + 32 + 32 * CLASSES), 4 * (32 * 16 + 16 + 16 * CLASSES + CLASSES)
+    assert cost_of(digits, bpfree.MonoForward).memory["grads"] == max(first, second)
+    whole = cost_of(digits, bpfree.Backprop)
+    assert whole.memory["grads"] == whole.memory["params"]
+
+
 def test_greedy_saves_what_its_dearest_block_saves(digits: bpfree.data.Splits) -> None:
     saved = [
         cost_of(digits, bpfree.MonoForward, schedule=s).memory["saved_bytes"]

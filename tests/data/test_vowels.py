@@ -66,10 +66,10 @@ def test_a_folder_and_an_archive_are_the_same_data(tmp_path: Path, recordings: d
 
 def test_labels_and_features_belong_together(tmp_path: Path, recordings: dict[str, bytes]) -> None:
     write_folder(tmp_path, recordings)
-    for part in load("vowels_12", root=tmp_path, features="formants"):
+    for part in load("vowels_12_formants", root=tmp_path):
         assert part.sample_shape == (12,) and part.n_classes == 12
         np.testing.assert_allclose(part.x[:, 0], 300 + 40 * part.y, rtol=0.15)
-    seven = load("vowels_7", root=tmp_path, features="formants")
+    seven = load("vowels_7_formants", root=tmp_path)
     assert seven.train.n_classes == 7
     f1 = [300 + 40 * VOWELS.index(name) for name in SEVEN]
     for part in seven:
@@ -122,7 +122,7 @@ def test_features_are_computed_once_for_one_content(
         again = load("vowels_7", root=tmp_path)
         assert torch.equal(first.train.x, again.train.x)
         with pytest.raises(AssertionError, match="cache"):
-            load("vowels_7", root=tmp_path, features="formants")
+            load("vowels_7_formants", root=tmp_path)
     names = sorted(file.name for file in (tmp_path / "cache" / "bpfree" / "features").iterdir())
     assert not [name for name in names if name.endswith(".partial") and "mel" in name]
 
@@ -145,10 +145,6 @@ def test_damaged_or_missing_recordings_are_an_error(tmp_path: Path, recordings: 
 
 def test_options_of_other_data_are_refused(tmp_path: Path, recordings: dict[str, bytes]) -> None:
     write_folder(tmp_path, recordings)
-    with pytest.raises(BadValue, match="'mfcc'"):
-        load("vowels_12", root=tmp_path, features="mfcc")
-    with pytest.raises(BadValue, match="features"):
-        load("digits", features="mel")
     with pytest.raises(BadValue, match="image_size"):
         load("vowels_12", root=tmp_path, image_size=8)
     with pytest.raises(BadValue, match="augment"):
@@ -184,6 +180,10 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BadValue, match="w01ae"):
             load("vowel_formants", root=tmp_path / root)
     with pytest.raises(DataNotFound, match=r"vowel_dataset\.xlsx"):
+        load("vowel_formants", root=tmp_path)
+    (tmp_path / "PhyLL").mkdir()
+    (tmp_path / "PhyLL" / "vowel_dataset.xlsx").write_text("<html>404</html>")
+    with pytest.raises(DataNotFound, match="remove it"):
         load("vowel_formants", root=tmp_path)
 
 

@@ -106,10 +106,15 @@ def test_a_process_that_fails_is_started_anew(failure: str, tmp_path: Path) -> N
         assert device.retries_used == 1 and system.starts == 2
 
 
-def test_a_process_that_keeps_failing_is_an_error_in_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [("sys.exit(3)", r"ended \(3\)"), ("import time; time.sleep(60)", r"not answer within 0\.5 s")],
+    ids=["dies", "hangs"],
+)
+def test_a_process_that_keeps_failing_is_an_error_in_the_end(failure: str, why: str, tmp_path: Path) -> None:
     with (
-        ProcessSystem(command("sys.exit(3)", tmp_path)) as system,
-        pytest.raises(DeviceError, match=r"ended \(3\)"),
+        ProcessSystem(command(failure, tmp_path), timeout_s=0.5) as system,
+        pytest.raises(DeviceError, match=why),
     ):
         Device(system, retries=2).forward(drives(system, 2))
     assert system.starts == 3

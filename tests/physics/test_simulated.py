@@ -173,6 +173,14 @@ def test_state_resumes_with_the_same_bits(make: Any) -> None:
     second = make(**options)
     second.load_state_dict(first.state_dict())
     np.testing.assert_array_equal(run(first), run(second))
+    first.disturb(0.3)
+    second.load_state_dict(first.state_dict())
+    np.testing.assert_array_equal(run(first), run(second))
+    # A device that stood still has nothing to say of its disorder; one that is put back has its first one.
+    second.load_state_dict(make(noise=0.1).state_dict())
+    with second.frozen():
+        np.testing.assert_array_equal(second.forward(u), make(noise=0.0).forward(u))
+    assert make().state_dict()["disorder"] == {}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 
 import bpfree.trainers.evaluation as evaluation
 from bpfree import ForwardForward, MonoForward, Trainer
+from bpfree.losses import LocalCrossEntropy
+from bpfree.trainers import TRAINERS
 from bpfree.trainers.evaluation import Evaluator
 from tests.helpers import CLASSES, make_mlp, vectors
 
@@ -58,11 +60,75 @@ def test_kept_outputs_change_nothing_and_spare_the_frozen_blocks(
             evaluator.climb(height, names)
         calls[:] = [0, 0, 0]
         ours = kept.scores(names, height + 1)
-        # Three batches; blocks below the height are not asked again, those above do not exist yet.
-        assert calls == [3 if k == height else 0 for k in range(3)]
+        # Blocks below the height are not asked again, those above do not exist yet. A batch of 16 rows is
+        # 16 samples, or 5 under each of 3 labels.
+        batches = 3 if kind is MonoForward else 8
+        assert calls == [batches if k == height else 0 for k in range(3)]
         theirs = fresh.scores(names, height + 1)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def kept_values(evaluator: Evaluator) -> int:
+    """How many numbers an evaluator holds."""
+    held = [kept.rows for kept in evaluator._kept.values()]
+    held += [t for kept in evaluator._kept.values() for heard in kept.heard.values() for t in heard]
+    return sum(t.numel() for t in held if t is not None)
+
+
+def test_of_frozen_blocks_scores_are_kept_and_the_highest_ones_output_alone() -> None:
+    net = make_mlp(20, 16, 18)
+    trainer = ForwardForward(net, progress=False, readout="goodness", classifier=False)
+    trainer.build((12,), CLASSES)
+    evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
+    rows = CLASSES * 40
+    for height, width in ((1, 20), (2, 16), (3, 0)):
+        evaluator.climb(height, ["goodness"])
+        assert kept_values(evaluator) == rows * (height + width)
+
+
+def test_views_that_nobody_asks_for_any_more_are_forgotten() -> None:
+    trainer = built(ForwardForward)
+    evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
+    evaluator.climb(2, ["goodness"])
+    evaluator.climb(3, ["classifier"])
+    # The classifier hears the features of all three blocks, 16 wide each, of one row a sample.
+    assert kept_values(evaluator) == 3 * 40 * 16
+    fresh = Evaluator(trainer.cascade, vectors())
+    ours, theirs = (e.scores(["classifier"])["classifier"] for e in (evaluator, fresh))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["random_features", "cafo"])
+def test_what_the_next_front_answers_is_kept_in_place_of_what_it_was_asked(name: str) -> None:
+    trainer = TRAINERS[name](make_mlp(20, 16, 18), progress=False)
+    trainer.build((12,), CLASSES)
+    evaluator, fresh = (Evaluator(trainer.cascade, vectors(), cache=cache) for cache in (True, False))
+    names = list(trainer.cascade.readouts)
+    for height, width in ((0, 20), (1, 16), (2, 18), (3, 0)):
+        evaluator.climb(height, names)
+        # Scores of three classes by each frozen block, and the next front's answers.
+        assert kept_values(evaluator) == 40 * (height * CLASSES + width)
+        stop = min(height + 1, 3)
+        ours, theirs = evaluator.scores(names, stop), fresh.scores(names, stop)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        found = list(evaluator.outputs(stop - 1, stop)) if height < 3 else []
+        for (output, y), (same, _) in zip(found, fresh.outputs(stop - 1, stop), strict=False):
+            assert torch.equal(output, same)
+            assert torch.equal(y, vectors().y)
+
+
+def test_each_head_is_asked_once_for_all_readouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, asked = built(MonoForward), [0]
+    scores = LocalCrossEntropy.scores
+
+    def counting(self: LocalCrossEntropy, output: torch.Tensor) -> torch.Tensor:
+        asked[0] += 1
+        return scores(self, output)
+
+    monkeypatch.setattr(LocalCrossEntropy, "scores", counting)
+    Evaluator(trainer.cascade, vectors()).scores(list(trainer.cascade.readouts))
+    assert asked == [3]
 
 
 def test_the_first_few_samples_alone() -> None:

@@ -10,8 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from bpfree import Backprop, BadValue, Checkpoint, Diverged, ForwardForward, Hooks, MonoForward, Trainer
+from bpfree import (
+    Backprop,
+    BadValue,
+    Checkpoint,
+    Diverged,
+    ForwardForward,
+    Hooks,
+    MonoForward,
+    RandomFeatures,
+    Trainer,
+)
 from bpfree.data import TensorData
+from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.evaluation import Evaluator
 from tests.helpers import CLASSES, easy, make_mlp, snapshot, vectors
 
@@ -177,6 +188,25 @@ def test_after_a_run_blocks_can_be_stepped_by_hand_and_trained_again(
     assert all(
         after["loss"][0] < row["loss"][0] for row, after in zip(first.rows[::4], again.rows[::4], strict=True)
     )
+
+
+@pytest.mark.parametrize("kind", [MonoForward, RandomFeatures, ForwardForward])
+def test_the_best_weights_are_kept_of_what_a_stage_changes(kind: type[Trainer], tmp_path: Path) -> None:
+    kept: list[set[str]] = []
+    trainer = kind(make_mlp(16, 16, 16), schedule="greedy", progress=False)
+
+    def look(done: int, of: int, row: Any) -> None:
+        if row["epoch"] < 2:
+            return  # the file that lies there was written before anything was judged
+        tensors, _ = ckpt.read(tmp_path / "run", torch.device("cpu"))
+        kept.append({".".join(name.split(".")[:3]) for name in ckpt.under("best", tensors)})
+
+    run = Checkpoint(tmp_path / "run", every_s=0.0)
+    trainer.fit(vectors(), vectors(seed=1), epochs=2, checkpoint=run, hooks=Hooks(progress=look))
+    part = {RandomFeatures: {"loss"}, MonoForward: {"body", "loss"}, ForwardForward: {"body", "loss"}}[kind]
+    trained = [{f"blocks.{k}.{name}" for name in part} for k in range(3)]
+    trained += [{"readouts.classifier.linear"}] if kind is ForwardForward else []
+    assert kept == trained
 
 
 def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:

@@ -1,0 +1,251 @@
+"""Energy and carbon of a cell: what the section ``energy`` of a config asks for, and what a row says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+
+from bpfree._errors import BadValue
+from bpfree._settings import STRICT, validate
+from bpfree.bench.statistics import estimate
+from bpfree.meters import EnergyMeter, Factor, Modelled, Reading, carbon, factor, meter, modelled
+
+Row = dict[str, Any]
+Seconds = Annotated[float, Ge(0)]
+Window = Callable[[str], AbstractContextManager[None]]
+
+#: Windows of training, the repeated runs of a cell that is too short included.
+TRAIN, AGAIN = "train", "train_again"
+
+#: What else a cell does, metered apart.
+BESIDE = ("warmup", "calibrate", "cache", "eval", "io", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyConfig:
+    """How the energy of each cell is measured.
+
+    Attributes:
+        idle_s: Seconds of idling before and after the training, for the net figure.
+        min_s: Shorter training gives no figure.
+        warmup_s: Seconds of training other nets of the same kind beforehand.
+        repeat_s: A shorter training is done again, up to so many more seconds, and the joules divided.
+        modelled: Whether CodeCarbon's model of CPU and memory is wanted as well; it is no measurement.
+        country: ISO 3166-1 alpha-3 code of the grid, for the carbon.
+        factor: The carbon of a kilowatt-hour, if not the country's: g_per_kwh, region, year, source.
+        pue: Power usage effectiveness of the data centre.
+    """
+
+    __pydantic_config__ = STRICT
+
+    idle_s: Seconds = 30.0
+    min_s: Seconds = 10.0
+    warmup_s: Seconds = 5.0
+    repeat_s: Seconds = 60.0
+    modelled: bool = False
+    country: str | None = None
+    factor: dict[str, Any] | None = None
+    pue: Annotated[float, Ge(1)] = 1.0
+
+
+def energy_config(values: Mapping[str, Any], where: str = "") -> EnergyConfig:
+    """The checked section ``energy`` of a config.
+
+    Raises:
+        BadValue: naming each key that is unknown or has a bad value.
+    """
+    settings: EnergyConfig = validate(EnergyConfig, values, f"{where}energy")
+    if settings.country is not None and settings.factor is not None:
+        raise BadValue(f"{where}energy: country and factor are two factors; give one of them")
+    grid(settings, where)
+    return settings
+
+
+def grid(settings: EnergyConfig, where: str = "") -> Factor | None:
+    """The carbon of a kilowatt-hour, if one is named.
+
+    Raises:
+        BadValue: The country is not known, or the factor lacks something.
+    """
+    if settings.factor is not None:
+        return validate(Factor, settings.factor, f"{where}energy.factor")
+    return None if settings.country is None else factor(settings.country)
+
+
+class CellEnergy:
+    """The windows of a cell: always their seconds, and their joules where the config asks for them.
+
+    Attributes:
+        meter: Counts the windows; without energy it is a stopwatch.
+    """
+
+    def __init__(self, meter: EnergyMeter, settings: EnergyConfig | None, device: torch.device) -> None:
+        self.meter, self.settings = meter, settings
+        self._headline = "gpu" if device.type == "cuda" else "cpu"
+        self._repeats = 1
+        self._model: Modelled | None = None
+
+    def joules(self) -> float | None:
+        """Joules of the training so far, of the device that trains; None where they are not metered."""
+        return self.meter.joules(self._headline, TRAIN)
+
+    @contextmanager
+    def measured(self, warm_up: Callable[[], object], again: Callable[[Window], object]) -> Iterator[None]:
+        """Around a training: warming up and idling before it, and idling after it and its repetitions.
+
+        Args:
+            warm_up: Trains another net for a short time.
+            again: Trains a net of its own in the same way, its windows opened by what it is given.
+        """
+        if self.settings is None:
+            yield
+            return
+        if self.meter.sources:
+            begin = perf_counter()
+            with self.meter("warmup"):
+                while perf_counter() - begin < self.settings.warmup_s:
+                    warm_up()
+            self.meter.idle("before", self.settings.idle_s)
+        with modelled() if self.settings.modelled else nullcontext() as self._model:
+            yield
+        if not self.meter.sources:
+            return
+        begin = perf_counter()
+        while self.meter.lacking_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
+            again(lambda name: self.meter(f"{name}_again"))
+            self._repeats += 1
+        self.meter.idle("after", self.settings.idle_s)
+
+    def tells_on_the_way(self, row: Row) -> bool:
+        """Whether `joules` was good at every moment of the training, and not of its repetitions alone."""
+        return self._repeats == 1 and f"{self._headline}_gross_j" in row.get("energy", {})
+
+    def seconds(self) -> Row:
+        """Seconds of each window."""
+        return {f"{name}_s": grown["seconds"] for name, grown in self.meter.state().items()}
+
+    def row(self, resumed: bool) -> Row:
+        """``energy``, ``device`` and ``carbon`` of a row; empty where the config asks for none."""
+        if self.settings is None:
+            return {}
+        readings = self.meter.readings(TRAIN, AGAIN, repeats=self._repeats)
+        found: Row = {"energy": self._energy(readings, resumed)}
+        if facts := self.meter.facts():
+            found["device"] = facts
+        usable = {
+            r.scope: r.gross_j for r in readings.values() if _usable(r, resumed) and r.gross_j is not None
+        }
+        joules = usable | (self._model.joules if self._model else {})
+        grams = grid(self.settings)
+        if grams is not None and joules:
+            found["carbon"] = carbon(joules, grams, self.settings.pue)
+        return found
+
+    def _energy(self, readings: Mapping[str, Reading], resumed: bool) -> Row:
+        found: Row = {}
+        absent, tainted, beside = dict(self.meter.absent), {}, {}
+        for name, reading in readings.items():
+            row = reading.row()
+            if reading.absent is not None:
+                absent[name] = reading.absent
+            elif not _usable(reading, resumed):
+                row["tainted"] = [*reading.tainted, *([RESUMED] if resumed else [])]
+                tainted[name] = row
+            elif name == self._headline:
+                gross, net = row.pop("gross_j"), row.pop("net_j", None)
+                found |= row | {f"{name}_gross_j": gross} | ({} if net is None else {f"{name}_net_j": net})
+                found |= self._others(name)
+            else:
+                beside[name] = row
+        for key, value in (("beside", beside), ("tainted", tainted), ("absent", absent)):
+            if value:
+                found[key] = value
+        if self._model is not None:
+            found["modelled"] = {
+                "joules": self._model.joules,
+                "window_s": self._model.seconds,
+                "window": "the training as it was run: steps, evaluation, checkpoints",
+                "model": self._model.model,
+            }
+        return found
+
+    def _others(self, source: str) -> Row:
+        """Joules of what was done besides training, where the windows are long enough."""
+        windows = {name: self.meter.reading(source, name) for name in BESIDE if name in self.meter.state()}
+        return {
+            f"{name}_j": r.gross_j for name, r in windows.items() if r.gross_j is not None and not r.tainted
+        }
+
+
+RESUMED = "the run was stopped and resumed: how the device was used before is not known"
+
+
+def _usable(reading: Reading, resumed: bool) -> bool:
+    return reading.absent is None and not reading.tainted and not resumed
+
+
+@contextmanager
+def metering(settings: Mapping[str, Any] | None, device: torch.device) -> Iterator[CellEnergy]:
+    """The meter of a cell with these settings, the checked content of its section ``energy``, or none."""
+    if settings is None:
+        yield CellEnergy(EnergyMeter(device, [], {}), None, device)
+        return
+    checked = EnergyConfig(**settings)
+    with meter(device, min_s=checked.min_s) as found:
+        yield CellEnergy(found, checked, device)
+
+
+def summary(rows: Iterable[Row]) -> list[str]:
+    """Lines that say what the rows' energy sections came to; none where none was asked for."""
+    found = [row for row in rows if row["status"] == "ok" and "energy" in row]
+    arms = {row["arm"]: [r["energy"] for r in found if r["arm"] == row["arm"]] for row in found}
+    lines = [line for arm, energies in arms.items() for line in _figures(arm, energies)]
+    reasons: dict[str, int] = {}
+    for row in found:
+        for reason in _reasons(row["energy"]):
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return lines + [
+        f"energy: none for {n} of {len(found)} runs by the {reason}" for reason, n in reasons.items()
+    ]
+
+
+def _figures(arm: str, found: Sequence[Row]) -> Iterator[str]:
+    figures = [(energy["scope"], _joules(energy), "idling included") for energy in found if "scope" in energy]
+    for energy in found:
+        model = energy.get("modelled", {"joules": {}})
+        figures += [(scope, joules, "not measured") for scope, joules in model["joules"].items()]
+    for scope, note in sorted({(scope, note) for scope, _, note in figures}):
+        mean = estimate([joules for s, joules, _ in figures if s == scope])
+        spread = "" if mean.half is None else f" ± {mean.half:.1f}"
+        yield f"energy of {arm}: {mean.mean:.1f}{spread} J a run, {scope}, {note}"
+
+
+def _reasons(energy: Row) -> list[str]:
+    tainted = {
+        name: f"tainted: {'; '.join(row['tainted'])}" for name, row in energy.get("tainted", {}).items()
+    }
+    return [f"{name}: {reason}" for name, reason in (energy.get("absent", {}) | tainted).items()]
+
+
+def _joules(energy: Row) -> float:
+    return float(next(value for key, value in energy.items() if key.endswith("_gross_j")))
+
+
+def of_all(found: EnergyMeter, window: str) -> str:
+    """A line on the energy of the CPU packages while a whole bench ran."""
+    if "cpu" in found.absent:
+        return f"energy: not measured; {found.absent['cpu']}"
+    reading = found.reading("cpu", window)
+    if reading.gross_j is None:
+        return f"energy: not measured; {reading.absent}"
+    parts = ", ".join(f"{name} {joules:.0f} J" for name, joules in reading.parts.items())
+    return (
+        f"energy of all cells together: {reading.gross_j:.0f} J in {reading.window_s:.0f} s, {reading.scope} "
+        f"({parts}); idling and all else that ran on this machine included"
+    )

@@ -1,0 +1,197 @@
+"""One NVIDIA GPU as NVML sees it, found by the identity that torch gives, never by an index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bpfree._errors import BadValue, MeterError, NotMeasurable
+
+#: NVML gives energy in millijoules and power in milliwatts.
+MILLI = 1e-3
+
+#: Bits of ``nvmlDeviceGetCurrentClocksEventReasons`` (nvml.h, NvmlClocksEventReasons).
+THROTTLE = {
+    0x001: "gpu_idle",
+    0x002: "applications_clocks_setting",
+    0x004: "sw_power_cap",
+    0x008: "hw_slowdown",
+    0x010: "sync_boost",
+    0x020: "sw_thermal_slowdown",
+    0x040: "hw_thermal_slowdown",
+    0x080: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+
+#: Those that say that the device could not run as it would have.
+SLOWED = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+
+
+class Device:
+    """A GPU at the boundary of NVML.
+
+    Args:
+        device: a CUDA device of torch.
+        nvml: the module ``pynvml`` of the distribution nvidia-ml-py, or an object with its functions.
+
+    Raises:
+        BadValue: ``device`` is not a CUDA device.
+        NotMeasurable: NVML cannot be loaded here, or does not know the device, or it has no counter.
+
+    Source: NVML API reference, NVIDIA.
+    """
+
+    def __init__(self, device: torch.device | str, nvml: Any = None) -> None:
+        device = torch.device(device)
+        if device.type != "cuda":
+            raise BadValue(f"device = {str(device)!r}: NVML meters NVIDIA GPUs; expected a cuda device")
+        self.nvml = _load() if nvml is None else nvml
+        self.errors = self.nvml.NVMLError
+        try:
+            self.nvml.nvmlInit()
+        except self.errors as error:
+            raise NotMeasurable(
+                f"NVML cannot be used ({error}): install the NVIDIA driver, and in a container start it with "
+                "the driver's libraries (--gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+            ) from None
+        self.uuid, self.handle = self._find(device)
+        self.instant = self._try(self._instant_w) is not None
+        try:
+            self.energy_j()
+        except self.errors as error:
+            raise NotMeasurable(
+                f"{self.name}: no counter of total energy ({error}); it takes a Volta GPU or newer, whole"
+            ) from None
+
+    def _find(self, device: torch.device) -> tuple[str, Any]:
+        properties: Any = torch.cuda.get_device_properties(device)
+        uuid = str(properties.uuid).lower().removeprefix("gpu-")
+        found = self._try(lambda: self.nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        if found is None and hasattr(properties, "pci_bus_id"):
+            parts = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+            bus = "{:08x}:{:02x}:{:02x}.0".format(*parts)
+            found = self._try(lambda: self.nvml.nvmlDeviceGetHandleByPciBusId(bus))
+        if found is None:
+            raise NotMeasurable(
+                f"{device} has the identity GPU-{uuid}, which NVML does not know: "
+                "a part of a GPU (MIG, vGPU) has no counter of its own; use a whole one"
+            )
+        return f"GPU-{uuid}", found
+
+    @property
+    def name(self) -> str:
+        """The product's name."""
+        return _text(self.nvml.nvmlDeviceGetName(self.handle))
+
+    def energy_j(self) -> float:
+        """Joules since the driver was loaded: the whole device, all processes (Volta and newer)."""
+        return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) * MILLI
+
+    def power_w(self) -> float:
+        """Watts drawn by the GPU: the instantaneous field where there is one, else the usual reading."""
+        return self._instant_w() if self.instant else float(self._usage_mw()) * MILLI
+
+    @property
+    def power_scope(self) -> str:
+        """What :meth:`power_w` is."""
+        if self.instant:
+            return "gpu, instantaneous"
+        return "device, nvmlDeviceGetPowerUsage (1 s average on Ampere other than GA100, and on newer)"
+
+    def _usage_mw(self) -> int:
+        return int(self.nvml.nvmlDeviceGetPowerUsage(self.handle))
+
+    def _instant_w(self) -> float:
+        field = (self.nvml.NVML_FI_DEV_POWER_INSTANT, self.nvml.NVML_POWER_SCOPE_GPU)
+        value = self.nvml.nvmlDeviceGetFieldValues(self.handle, [field])[0]
+        if value.nvmlReturn != self.nvml.NVML_SUCCESS:
+            raise self.errors(value.nvmlReturn)
+        return float(value.value.uiVal) * MILLI
+
+    # ---- facts recorded beside the joules; what the driver does not tell is absent -------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What does not change while a run lasts."""
+        h, n = self.handle, self.nvml
+        limit = self._try(lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))
+        found = {
+            "uuid": self.uuid,
+            "name": self.name,
+            "driver": self._try(lambda: _text(n.nvmlSystemGetDriverVersion())),
+            "power_limit_w": None if limit is None else limit * MILLI,
+            "persistence_mode": self._try(lambda: bool(n.nvmlDeviceGetPersistenceMode(h))),
+            "power_scope": self.power_scope,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def state(self) -> dict[str, Any]:
+        """What does change: temperature (Celsius), SM clock (MHz), utilisation (0 to 1), what slows it."""
+        h, n = self.handle, self.nvml
+        used = self._try(lambda: n.nvmlDeviceGetUtilizationRates(h).gpu)
+        bits = self._try(lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
+        found = {
+            "temperature": self._try(lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+            "clock_mhz": self._try(lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
+            "utilisation": None if used is None else used / 100,
+            "throttle": None if bits is None else [name for bit, name in THROTTLE.items() if bits & bit],
+            "foreign_pids": self.foreign(),
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def foreign(self) -> list[int] | None:
+        """Other processes that compute on the device; None where the driver does not tell.
+
+        In a container NVML names processes by numbers of the host. There a single unknown process is
+        taken for this one.
+        """
+        running = self._try(lambda: self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
+        if running is None:
+            return None
+        pids = sorted({int(process.pid) for process in running})
+        if os.getpid() in pids:
+            return [pid for pid in pids if pid != os.getpid()]
+        own_under_another_number = torch.cuda.is_initialized()
+        return pids[1:] if own_under_another_number else pids
+
+    def shared(self) -> list[str]:
+        """Why the counter cannot be read as this program's own, if so."""
+        found = []
+        mode = self._try(lambda: self.nvml.nvmlDeviceGetMigMode(self.handle))
+        if mode is not None and mode[0] == self.nvml.NVML_DEVICE_MIG_ENABLE:
+            found.append("the GPU is split (MIG); its counter is that of all parts")
+        virtual = self._try(lambda: self.nvml.nvmlDeviceGetVirtualizationMode(self.handle))
+        whole = (
+            self.nvml.NVML_GPU_VIRTUALIZATION_MODE_NONE,
+            self.nvml.NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH,
+        )
+        if virtual is not None and virtual not in whole:
+            found.append("the GPU is virtual (vGPU); its counter may be that of all guests")
+        return found
+
+    def _try(self, ask: Callable[[], Any]) -> Any:
+        """The answer, or None where this device does not support the question.
+
+        Raises:
+            MeterError: the device is lost, or needs a reset.
+        """
+        try:
+            return ask()
+        except self.nvml.NVMLLibraryMismatchError:
+            return None  # the driver is older than the question
+        except self.errors as error:
+            if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
+                raise MeterError(f"the GPU no longer answers: {error}") from None
+            return None
+
+
+def _load() -> Any:
+    import pynvml
+
+    return pynvml
+
+
+def _text(found: str | bytes) -> str:
+    return found.decode() if isinstance(found, bytes) else found

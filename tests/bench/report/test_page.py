@@ -1,0 +1,217 @@
+"""The page says what the rows say, and asks nothing of anyone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bpfree import BadValue
+from bpfree.bench.__main__ import main
+from bpfree.bench.report import html, write
+from bpfree.bench.results import Results
+from tests.bench.report.samples import NASTY, sample
+from tests.bench.rows import arm, row
+
+
+class Page(HTMLParser):
+    """Tables as text by id, and every attribute that could load something."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self._table, self._cell = "", False
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value]
+        if tag == "table":
+            self._table = found.get("id") or ""
+        if self._table and tag == "tr":
+            self.tables.setdefault(self._table, []).append([])
+        if self._table and tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+            self._cell = True
+        if tag == "small":
+            self.handle_data(" | ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+        self._table = "" if tag == "table" else self._table
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.tables[self._table][-1][-1] += data.strip("\n")
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(html(sample()))
+
+
+def column(page: Page, table: str, head: str) -> dict[tuple[str, str], str]:
+    """A column by name of the arm and protocol."""
+    heads, *rows = page.tables[table]
+    at = heads.index(head)
+    return {
+        (row[0].lstrip("■●▲◆▼★✚✖").partition(" | ")[0], row[1].partition(" | ")[2]): row[at] for row in rows
+    }
+
+
+def test_nothing_is_loaded_from_anywhere() -> None:
+    content = html(sample())
+    page = Page(content)
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not {"img", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert not re.search(r"https?://|@import|url\((?!#)", content)
+    assert "default-src 'none'" in content
+
+
+def test_names_are_text() -> None:
+    content = html(sample())
+    assert "<script>alert" not in content
+    assert "&lt;script&gt;alert" in content
+
+
+def test_ids_are_unique_and_every_link_leads_somewhere(page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_the_table_holds_means_intervals_and_verdicts(page: Page) -> None:
+    accuracy = column(page, "results", "test accuracy, %")
+    # Mean 95.10, standard deviation 0.0790569, t(0.975, 4) = 2.7764451, five seeds.
+    assert accuracy["backprop", "own convergence"] == "95.10 ± 0.10"
+    assert accuracy["mono_forward", "own convergence"] == "90.10 ± 0.10"
+    against = column(page, "results", "against backprop, points")
+    assert against["mono_forward", "own convergence"].startswith("-5.00 [")
+    assert against["mono_forward", "own convergence"].endswith("| DIFFERENT")
+    assert against["mono_forward", "matched passes"] == "+0.00 | EQUIVALENT"
+    assert against["backprop", "own convergence"] == "–"
+    time = column(page, "results", "training time, s")
+    assert time["mono_forward", "own convergence"].endswith("| ×0.500")
+    assert all("energy" not in head for head in page.tables["results"][0])
+
+
+def test_energy_is_shown_only_where_it_was_metered() -> None:
+    assert "No energy was metered" in html(sample())
+    heads = Page(html(sample())).tables["results"][0]
+    assert not any("peak" in head for head in heads)
+
+
+def test_targets_missed_and_reached(page: Page) -> None:
+    rows = [one for one in page.tables["targets"][1:] if "mono_forward" in one[0] and "own" in one[1]]
+    assert [(one[2], one[3]) for one in rows] == [("80", "5 of 5"), ("97", "0 of 5")]
+    assert rows[0][4:] == ["2.50", "1.00"]
+    assert rows[1][4:] == ["missed", "missed"]
+
+
+def test_budgets_and_tuning(page: Page) -> None:
+    assert column(page, "budgets", "tuning trials")[NASTY, "own convergence"] == "12"
+    assert column(page, "budgets", "tuning, s")[NASTY, "own convergence"] == "345"
+    assert column(page, "budgets", "tuning trials")["backprop", "own convergence"] == "–"
+    assert column(page, "budgets", "protocol")["mono_forward", "matched passes"] == (
+        "matched passes | backpropagation took 7.50"
+    )
+
+
+def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
+    content = html(sample())
+    for one in sample():
+        if one["status"] == "ok":
+            assert one["cell_id"] in content
+    assert "the loss became nan" in content
+    assert "1 rows were stopped and resumed" in content
+    assert "5 rows come from cells that shared the machine" in content
+
+
+def test_where_backpropagation_wins() -> None:
+    content = html(sample())
+    wins = content[content.index("Where backpropagation wins</h2>") : content.index("Where it loses")]
+    accuracy = wins[: wins.index("training time")]
+    assert "<b>mono_forward</b> -5.00" in accuracy
+    assert "Ahead, and not decided, of:" in accuracy and "alert" in accuracy
+    assert "matched passes" not in accuracy
+
+
+def test_seeds_that_ended_with_the_same_weights_are_no_replicates() -> None:
+    rows = arm("mono_forward", [0.9, 0.9, 0.8], weights_sha256="same")
+    assert "ended with the same weights" in html(rows)
+    assert "mono_forward, seeds 0, 1, 2" in html(rows)
+    assert "ended with the same weights" not in html(sample())
+
+
+def test_targets_chosen_afterwards_are_called_so() -> None:
+    assert "chosen after the runs" in html(sample(), [0.9])
+    assert "chosen after the runs" not in html(sample())
+
+
+def test_the_same_rows_give_the_same_page() -> None:
+    assert html(sample()) == html(sample())
+
+
+def test_memory_against_depth_needs_several_depths() -> None:
+    assert "Memory against depth: saved for backward" in html(sample())
+    assert "No arm was run on nets of several depths" in html(arm("backprop", [0.9]))
+
+
+def test_a_result_without_success_or_baseline() -> None:
+    with pytest.raises(BadValue, match="no row of this result succeeded"):
+        html([row("backprop", 0, status="error", reason="x")])
+    assert "so nothing can be said" in html(arm("mono_forward", [0.9, 0.8]))
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """The superuser may write anywhere: be another one for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "report.html").write_text("old")
+    folder.chmod(0o500)
+    with as_nobody(), pytest.raises(BadValue, match=r"report\.html: the report cannot be written there"):
+        write(sample(), folder / "report.html")
+    folder.chmod(0o700)
+    assert (folder / "report.html").read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+
+
+def test_the_command_line_writes_the_page_of_several_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = sample()
+    for name, some in (("a", rows[:7]), ("b", rows[7:])):
+        results = Results(tmp_path / name)
+        with results.writing():
+            for one in some:
+                results.append(one)
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["report", *folders, "--html", str(tmp_path / "x.html"), "--targets", "0.9", "0.95"]) == 0
+    assert "x.html" in capsys.readouterr().out
+    content = (tmp_path / "x.html").read_text()
+    assert all(one["cell_id"] in content for one in rows if one["status"] == "ok")
+    assert main(["report", folders[0]]) == 0
+    assert (tmp_path / "a" / "report.html").exists()
+    assert main(["report", folders[0], folders[0]]) == 2
+    assert "stands there twice" in capsys.readouterr().err

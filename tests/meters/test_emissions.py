@@ -1,0 +1,154 @@
+"""Carbon is kWh times a factor times the PUE; CodeCarbon's model is labelled, what it swallows is told."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bpfree import BadValue, MeterError
+from bpfree.meters import Factor, carbon, factor, modelled
+
+CHEAP = Factor(g_per_kwh=50.0, region="here", year=2024, source="the utility's bill")
+
+
+def test_a_kilowatt_hour_costs_its_factor_times_the_pue_once() -> None:
+    found = carbon({"measured:rapl": 3.6e6, "modelled:tdp": 7.2e6}, CHEAP, pue=1.5)
+    assert found["kg"] == {"measured:rapl": pytest.approx(0.075), "modelled:tdp": pytest.approx(0.15)}
+    assert {k: v for k, v in found.items() if k != "kg"} == {
+        "g_per_kwh": 50.0,
+        "region": "here",
+        "year": 2024,
+        "source": "the utility's bill",
+        "pue": 1.5,
+    }
+
+
+def test_no_energy_gives_no_carbon() -> None:
+    assert carbon({}, CHEAP)["kg"] == {}
+
+
+@pytest.mark.parametrize("pue", [0.9, float("nan"), float("inf")])
+def test_an_impossible_pue_is_refused(pue: float) -> None:
+    with pytest.raises(BadValue, match="pue"):
+        carbon({}, CHEAP, pue)
+
+
+@pytest.mark.parametrize("joules", [-1.0, float("nan")])
+def test_impossible_joules_are_refused(joules: float) -> None:
+    with pytest.raises(BadValue, match="measured:rapl"):
+        carbon({"measured:rapl": joules}, CHEAP)
+
+
+def test_the_factor_of_a_country_comes_with_its_year_and_source() -> None:
+    found = factor("POL")
+    assert 400 < found.g_per_kwh < 1000
+    assert found.region == "POL" and found.year >= 2020 and "CodeCarbon" in found.source
+    assert factor("FRA").g_per_kwh < factor("DEU").g_per_kwh < factor("POL").g_per_kwh
+
+
+def test_a_country_that_is_not_known_is_refused_and_not_replaced_by_the_world() -> None:
+    with pytest.raises(BadValue, match="did you mean 'POL'"):
+        factor("PLO")
+
+
+def test_the_model_is_labelled_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it wants to reach the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    begin = time.perf_counter()
+    with modelled() as found:
+        inside = time.perf_counter()
+        handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+        while time.perf_counter() - inside < 1.2:
+            sum(range(1000))
+    assert handlers == before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert not (Path(tempfile.gettempdir()) / ".codecarbon.lock").exists()
+    assert sorted(found.joules) == ["modelled:ram_dimm", "modelled:tdp"]
+    assert all(joules > 0 for joules in found.joules.values())
+    assert (
+        1.2 <= found.seconds < time.perf_counter() - begin
+    )  # not the time that looking at the machine takes
+
+
+def replace_tracker(monkeypatch: pytest.MonkeyPatch, **methods: Any) -> list[str]:
+    import codecarbon
+
+    calls: list[str] = []
+
+    class Tracker:
+        final_emissions_data = SimpleNamespace(
+            cpu_energy=1e-6, ram_energy=2e-6, duration=1.0, cpu_model="some", ram_power=20.0
+        )
+
+        def __init__(self, **_: object) -> None:
+            calls.append("made")
+
+        def start(self) -> None:
+            methods.get("start", lambda: None)()
+
+        def stop(self) -> float | None:
+            calls.append("stopped")
+            return methods.get("stop", lambda: 1e-9)()
+
+    for name, value in methods.items():
+        if name not in ("start", "stop"):
+            setattr(Tracker.final_emissions_data, name, value)
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Tracker)
+    return calls
+
+
+def test_kilowatt_hours_become_joules(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replace_tracker(monkeypatch)
+    with modelled() as found:
+        pass
+    assert found.joules == {"modelled:tdp": pytest.approx(3.6), "modelled:ram_dimm": pytest.approx(7.2)}
+    assert calls.count("made") == 2  # the first looks at the hardware, outside the window
+
+
+def log_swallowed() -> None:
+    try:
+        raise OSError("no sensor")
+    except OSError:
+        logging.getLogger("codecarbon").warning("graceful shutdown", exc_info=True)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"start": log_swallowed}, "no sensor"),
+        ({"stop": lambda: None}, "no figure"),
+        ({"cpu_energy": float("nan")}, "cpu_energy"),
+        ({"ram_energy": -1.0}, "ram_energy"),
+        ({"cpu_energy": None}, "cpu_energy"),
+    ],
+)
+def test_what_codecarbon_swallows_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, methods: dict[str, Any], message: str
+) -> None:
+    replace_tracker(monkeypatch, **methods)
+    with pytest.raises(MeterError, match=message), modelled():
+        pass
+
+
+def test_handlers_that_it_installs_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    replace_tracker(monkeypatch, start=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    with modelled():
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_error_of_the_work_is_the_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replace_tracker(monkeypatch)
+    with pytest.raises(KeyError), modelled():
+        raise KeyError
+    assert calls.count("stopped") == 2

@@ -1,0 +1,114 @@
+"""Joules of CPU packages from a folder that looks like ``/sys/class/powercap``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bpfree import MeterError, NotMeasurable
+from bpfree.meters import energy
+from bpfree.meters.rapl import domains
+from tests.meters.world import FakeRAPL, World
+
+WATTS = {"package-0": 60.0, "dram": 5.0}
+
+
+def test_packages_and_memory_are_counted_and_what_overlaps_them_is_not(world: World, tmp_path: Path) -> None:
+    FakeRAPL(world, tmp_path / "powercap", WATTS)
+    with energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap") as e:
+        world.sleep(30)
+    reading = e.reading("cpu", "work")
+    assert reading.scope == "measured:rapl"
+    assert reading.gross_j == pytest.approx(30 * 65, rel=1e-3)
+    assert reading.parts == {
+        "package-0": pytest.approx(30 * 60, rel=1e-3),
+        "dram-0": pytest.approx(30 * 5, rel=1e-3),
+    }
+    assert reading.ratio is None and reading.tainted == []
+
+
+def test_a_counter_that_comes_round_in_the_window_is_followed(world: World, tmp_path: Path) -> None:
+    FakeRAPL(world, tmp_path / "powercap", WATTS, offset_uj=900_000_000, range_uj=1_000_000_000)
+    with energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap") as e:
+        world.sleep(60)  # 3600 J: three times round
+    assert e.reading("cpu", "work").gross_j == pytest.approx(60 * 65, rel=1e-3)
+
+
+def test_net_is_less_idling(world: World, tmp_path: Path) -> None:
+    tree = FakeRAPL(world, tmp_path / "powercap", {"package-0": 20.0, "dram": 2.0})
+    tree.add(30.0, 20.0, 40.0)  # 40 W more for 20 s, after 30 s
+    with energy("cpu", idle_s=30 - 0.1, rapl_root=tmp_path / "powercap") as e:
+        world.sleep(tree.begin + 50 - world.now)
+    reading = e.reading("cpu", "work")
+    assert reading.idle_before_w == pytest.approx(22, rel=0.01)
+    assert reading.gross_j == pytest.approx(reading.window_s * 22 + 800, rel=0.01)
+    assert reading.net_j == pytest.approx(800, rel=0.01)
+
+
+def test_a_counter_that_was_set_back_is_an_error(world: World, tmp_path: Path) -> None:
+    tree = FakeRAPL(world, tmp_path / "powercap", WATTS, offset_uj=500_000_000)
+    with (
+        pytest.raises(MeterError, match="set back"),
+        energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap"),
+    ):
+        world.sleep(20)
+        tree.offset_uj = -2_000_000_000
+        world.sleep(20)
+
+
+def test_a_counter_that_stands_still_is_an_error(world: World, tmp_path: Path) -> None:
+    FakeRAPL(world, tmp_path / "powercap", {"package-0": 0.0, "dram": 0.0})
+    with (
+        pytest.raises(MeterError, match="dead"),
+        energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap"),
+    ):
+        pass
+
+
+def test_a_counter_that_disappears_is_an_error(world: World, tmp_path: Path) -> None:
+    tree = FakeRAPL(world, tmp_path / "powercap", WATTS)
+    with (
+        pytest.raises(MeterError, match="cannot be read"),
+        energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap"),
+    ):
+        world.sleep(20)
+        world.rapl.clear()
+        (tree.root / "intel-rapl:0" / "energy_uj").write_text("")
+
+
+def test_what_only_root_may_read_says_what_to_do(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeRAPL(world, tmp_path / "powercap", WATTS)
+    plain = Path.read_text
+
+    def refuse(path: Path, *args: object, **options: object) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(NotMeasurable, match=r"sudo chmod a\+r .*/intel-rapl:\*/energy_uj"):
+        domains(tmp_path / "powercap")
+    with energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap") as e:
+        world.sleep(20)
+    assert "chmod" in e.absent["cpu"]
+
+
+def test_a_folder_without_packages_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotMeasurable, match="no package"):
+        domains(tmp_path)
+
+
+def test_a_gpu_and_a_package_stand_side_by_side_and_are_never_added(world: World, tmp_path: Path) -> None:
+    FakeRAPL(world, tmp_path / "powercap", WATTS)
+    with world.energy(idle_s=0, rapl_root=tmp_path / "powercap") as e:
+        world.launch(20, 300)
+    found = e.readings("work")
+    assert {name: reading.scope for name, reading in found.items()} == {
+        "gpu": "measured:nvml_counter",
+        "cpu": "measured:rapl",
+    }
+    assert found["cpu"].gross_j == pytest.approx(20 * 65, rel=1e-3)
+    assert found["gpu"].gross_j == pytest.approx(20 * 380, rel=0.01)
