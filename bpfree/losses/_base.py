@@ -21,9 +21,12 @@ class LocalLoss(nn.Module, ABC):
     Attributes:
         one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
             that another pass would change nothing. Its block must have nothing to learn in its body.
+        signed: Whether it learns from rows that show a right or a wrong label, and its targets are 1 and 0;
+            its scores are then a goodness ``[rows, 1]``.
     """
 
     one_pass: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).

@@ -11,9 +11,9 @@ def autoencoder(sample_shape: Sequence[int], channels: Sequence[int] = (16, 32, 
     """Halves images once for each number of channels, and doubles them again; one stage for each convolution.
 
     Encoder stages are a 3x3 convolution with stride 2, decoder stages scale up by repeating values before a
-    3x3 convolution; batch normalisation and ReLU follow all but the last, which starts at zero; the others
-    start orthogonal. The normalisation has no scale of its own: a stage that is trained to agree with another
-    could make it vanish.
+    3x3 convolution; batch normalisation and ReLU follow all but the last, whose filters start at zero; the
+    others start orthogonal. The normalisation has no scale of its own: a stage that is trained to agree with
+    another could make it vanish.
 
     Args:
         sample_shape: ``(C, H, W)`` of an image.

@@ -14,12 +14,12 @@ from bpfree.cascade import Block, Cascade
 from bpfree.data import TensorData
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.schedules import Schedule
 from bpfree.trainers.base import Trainer, keep_maps
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.history import History
-from bpfree.trainers.local import ReadoutName, class_score_readouts
 from bpfree.trainers.settings import FitSettings, TrainerSettings
 
 #: Settings that training blocks shares with training predictors.
@@ -100,7 +100,7 @@ class CascadedForward(Trainer):
             Block(nn.Identity(), self._predictor(pool), front=stage, gradients=analytic)
             for stage, pool in zip(stages, pools, strict=True)
         ]
-        return Cascade(blocks, class_score_readouts(s.readout))
+        return Cascade(blocks, make_readouts(s.readout, [block.loss for block in blocks]))
 
     def _predictor(self, pool: int | None) -> LocalLoss:
         s = self.settings

@@ -182,12 +182,16 @@ class Fit:
 
     def _judges(self, stage: Stage) -> list[str]:
         """The readouts to evaluate in a stage, the one that selects first."""
-        usable = self._usable(stage)
+        # A readout of blocks that are frozen already has nothing to select by.
+        usable = sorted(self._usable(stage), key=lambda name: not self._concerned(stage, name))
         # In a greedy run the highest block so far may be one that says nothing of classes.
         if not usable or type(self.cascade.units[stage.stop - 1].loss).scores is LocalLoss.scores:
             return []
         view = self.cascade.readout(usable[0]).view
         return [name for name in usable if self.cascade.readout(name).view == view]
+
+    def _concerned(self, stage: Stage, name: str) -> bool:
+        return self.cascade.readout(name).concerns(stage.first, stage.stop)
 
     def _usable(self, stage: Stage) -> list[str]:
         """The readouts that are not waiting to be trained in a later stage."""
