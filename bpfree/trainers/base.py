@@ -109,6 +109,10 @@ class Trainer(ABC):
         """
         return History()
 
+    def tutor(self) -> Trainer | None:
+        """A new trainer like the one by which `prepare` trains the fronts; None: it trains nothing."""
+        return None
+
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         """Figures about the blocks, beside accuracy, for the history's rows: nothing here.
 

@@ -124,6 +124,20 @@ class CascadedForward(Trainer):
             _beside(path).unlink(missing_ok=True)
         return history
 
+    def tutor(self) -> Trainer | None:
+        s = self.settings
+        if s.blocks == "random":
+            return None
+        return DirectFeedbackAlignment(
+            self.net,
+            seed=self.seed,
+            device=self.device,
+            progress=False,
+            lr=s.block_lr,
+            weight_decay=s.block_weight_decay,
+            **{name: getattr(s, name) for name in SHARED},
+        )
+
     def prepare(
         self,
         train: TensorData,
@@ -133,21 +147,13 @@ class CascadedForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Train the blocks by direct feedback alignment, through a trainer of their own."""
-        s = self.settings
-        if s.blocks == "random":
+        trainer = self.tutor()
+        if trainer is None:
             return History()
-        trainer = DirectFeedbackAlignment(
-            self.net,
-            seed=self.seed,
-            device=self.device,
-            progress=False,
-            lr=s.block_lr,
-            weight_decay=s.block_weight_decay,
-            **{name: getattr(s, name) for name in SHARED},
-        )
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
         rest = {name: getattr(fit, name) for name in ("batch_size", "restore_best", "eval_every")}
-        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, epochs=s.block_epochs, **rest)
+        rest["epochs"] = self.settings.block_epochs
+        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, **rest)
         for row in history.rows:
             row["stage"] = "blocks by dfa"
         for stage in history.stages:
