@@ -73,8 +73,15 @@ def train_flops(row: Row) -> float | None:
 
 
 def energy(row: Row) -> float | None:
-    """Joules of the training steps, gross, of the device that trained; None where none were metered."""
-    return in_one_go(row, "energy", "gpu_gross_j")
+    """Joules of the training, gross, of the device that trained; None where they were not measured."""
+    return next(
+        (
+            joules
+            for name in ("gpu", "cpu")
+            if (joules := in_one_go(row, "energy", f"{name}_gross_j")) is not None
+        ),
+        None,
+    )
 
 
 def energy_scope(row: Row) -> str | None:

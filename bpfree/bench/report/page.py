@@ -19,6 +19,7 @@ from bpfree.bench.measures import (
     short,
 )
 from bpfree.bench.report import charts, tables
+from bpfree.bench.report.provenance import provenance
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import (
     MARGIN_DIFFERENCE,
@@ -90,9 +91,10 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         memory=_memory(found, units, looks, numbers),
         targets=tables.targets(found, goals, units),
         post_hoc=bool(targets),
+        energies=tables.energies(found),
         budgets=tables.budgets(found, units),
         comparisons=tables.comparisons(comparisons),
-        provenance=tables.provenance(found),
+        provenance=provenance(found),
         failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
         looks=looks,
         short=short,
@@ -170,6 +172,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     notes = [
         f"Energy: {', '.join(scopes)}." if scopes else "No energy was metered, so no energy is shown.",
         f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
+        *_energy_notes(good),
         f"{shared} rows come from cells that shared the machine with others: their times are rough."
         if shared
         else "",
@@ -181,6 +184,18 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         else "",
     ]
     return [note for note in notes if note]
+
+
+def _energy_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Why energies that were asked for are not there."""
+    reasons: dict[str, int] = {}
+    for row in rows:
+        energy = row.get("energy", {})
+        tainted = {name: "; ".join(reading["tainted"]) for name, reading in energy.get("tainted", {}).items()}
+        for name, reason in (energy.get("absent", {}) | tainted).items():
+            reasons[f"{name}: {reason}"] = reasons.get(f"{name}: {reason}", 0) + 1
+    for reason, count in reasons.items():
+        yield f"No energy for {count} of {len(rows)} rows by the {reason}."
 
 
 def _same_weights(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
 from bpfree.bench.measures import MEASURES, Comparison, Measure, short
@@ -16,6 +15,9 @@ from bpfree.bench.targets import COSTS, TargetCost, target_cost
 
 #: The costs of the main table.
 COLUMNS = ("train_s", "energy_j", "train_flops", "peak_alloc", "saved_bytes")
+
+#: When idling was measured: around the training.
+EDGES = ("before", "after")
 
 Units = Mapping[str, Measure]
 
@@ -159,6 +161,58 @@ def _median(cost: TargetCost, measure: Measure, arm: Arm) -> Figure:
     return Figure("missed", order=float("inf")) if missed else NOTHING
 
 
+def energies(found: Sequence[Group]) -> Table:
+    """Each scope by itself: what was measured and what was modelled are never added up."""
+    heads = [
+        "arm", "setting", "scope", "gross, J", "net of idling, J", "idling, W", "integral ÷ counter",
+        "carbon, g", "grid",
+    ]  # fmt: skip
+    table = Table("energies", "Energy and carbon of the training: means over seeds, a line per scope", heads)
+    table.filters = [1, 2]
+    for g, group in enumerate(found):
+        for a, arm in enumerate(group.arms):
+            for scope in dict.fromkeys(scope for row in arm.rows for scope in _joules(row)):
+                measured = [row for row in arm.rows if row["energy"].get("scope") == scope]
+                table.anchors.append(f"rows-{g}-{a}")
+                table.rows.append([
+                    Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
+                    Figure(scope, "" if measured else "not measured"),
+                    _mean([_joules(row).get(scope) for row in arm.rows]),
+                    _mean([_either(row, "net_j") for row in measured]),
+                    _mean([figure(row, "energy", f"idle_{at}_w") for row in measured for at in EDGES]),
+                    _mean([figure(row, "energy", "ratio") for row in measured]),
+                    _mean([_grams(row, scope) for row in arm.rows]),
+                    _grid(arm),
+                ])  # fmt: skip
+    return table.without_empty()
+
+
+def _grams(row: Row, scope: str) -> float | None:
+    kilograms = figure(row, "carbon", "kg", scope)
+    return None if kilograms is None else 1000 * kilograms
+
+
+def _either(row: Row, what: str) -> float | None:
+    gpu = figure(row, "energy", f"gpu_{what}")
+    return figure(row, "energy", f"cpu_{what}") if gpu is None else gpu
+
+
+def _joules(row: Row) -> dict[str, float]:
+    """Joules by scope: the measured ones of the device that trained, then the modelled ones."""
+    energy = row.get("energy", {})
+    gross = _either(row, "gross_j")
+    modelled: dict[str, float] = energy.get("modelled", {}).get("joules", {})
+    return ({} if gross is None else {str(energy["scope"]): gross}) | modelled
+
+
+def _grid(arm: Arm) -> Figure:
+    carbon = next((row["carbon"] for row in arm.rows if "carbon" in row), None)
+    if carbon is None:
+        return NOTHING
+    named = f"{carbon['region']}, {carbon['year']}: {carbon['g_per_kwh']:g} g/kWh"
+    return Figure(named, f"{carbon['source']}; PUE {carbon['pue']:g}")
+
+
 def budgets(found: Sequence[Group], units: Units) -> Table:
     spent = units["train_flops"]
     heads = [
@@ -236,36 +290,3 @@ def comparisons(comparisons: Sequence[Comparison]) -> Table:
             NOTHING if needed is None else Figure(f"{needed:,}", order=needed),
         ])  # fmt: skip
     return table.without_empty()
-
-
-def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """For each arm: anchor, name, setting, and where each of its rows comes from."""
-    return [
-        (
-            f"rows-{g}-{a}",
-            arm.name,
-            group.title,
-            [_origin(row) for row in sorted(arm.rows, key=lambda r: int(r["seed"]))],
-        )
-        for g, group in enumerate(found)
-        for a, arm in enumerate(group.arms)
-    ]
-
-
-def _origin(row: Row) -> dict[str, Any]:
-    env, git = row["env"], row.get("git", {})
-    return {
-        "seed": row["seed"],
-        "row": row["cell_id"],
-        "accuracy": f"{100 * row['metrics']['test_accuracy']:.2f}",
-        "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
-        "source": env.get("source", "–"),
-        "machine": ", ".join(
-            filter(None, [env.get("gpu_name"), env.get("cpu"), f"{env.get('threads', '?')} thread(s)"])
-        ),
-        "versions": ", ".join(
-            f"{name} {env.get(name.lower(), '?')}" for name in ("bpfree", "torch", "Python")
-        ),
-        "started": row.get("protocol", {}).get("started", "–"),
-        "segments": row.get("segments", 1),
-    }
