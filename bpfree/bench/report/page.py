@@ -68,9 +68,7 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         raise BadValue("no row of this result succeeded: there is nothing to report")
     named = sorted({t for row in rows for t in row.get("protocol", {}).get("targets", [])})
     goals = sorted(targets) or named
-    arms = [arm for group in found for arm in group.arms]
-    units = {name: readable(measure, arms) for name, measure in MEASURES.items()}
-    comparisons = compare(against_baseline(found), tuple(units.values()))
+    comparisons = compare(against_baseline(found))
     looks, numbers = charts.styles(found), itertools.count()
     env = Environment(
         loader=PackageLoader("bpfree.bench.report", "."),
@@ -86,13 +84,13 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         wins=_wins(comparisons, "loses"),
         gains=_wins(comparisons, "wins"),
         compared=bool(comparisons),
-        results=tables.results(found, comparisons, units),
-        settings=[_Setting(group, goals, units, looks, numbers) for group in found],
-        memory=_memory(found, units, looks, numbers),
-        targets=tables.targets(found, goals, units),
+        results=tables.results(found, comparisons),
+        settings=[_Setting(group, goals, looks, numbers) for group in found],
+        memory=_memory(found, looks, numbers),
+        targets=tables.targets(found, goals),
         post_hoc=bool(targets),
         energies=tables.energies(found),
-        budgets=tables.budgets(found, units),
+        budgets=tables.budgets(found),
         comparisons=tables.comparisons(comparisons),
         provenance=provenance(found),
         failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
@@ -110,24 +108,27 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
 class _Setting:
     """The pictures of a group."""
 
-    def __init__(
-        self, group: Group, goals: Sequence[float], units: tables.Units, looks: Looks, numbers: Iterator[int]
-    ) -> None:
+    def __init__(self, group: Group, goals: Sequence[float], looks: Looks, numbers: Iterator[int]) -> None:
         self.title, self.names = group.title, [arm.name for arm in group.arms]
-        drawn = [charts.pareto(group, units[cost], looks, next(numbers)) for cost in COSTS]
+        drawn = [
+            charts.pareto(group, readable(MEASURES[cost], group.arms), looks, next(numbers)) for cost in COSTS
+        ]
         self.pareto = [chart for chart in drawn if chart is not None]
-        ways = [charts.curves(group, units[cost], goals, looks, next(numbers)) for cost in COSTS]
+        ways = [
+            charts.curves(group, readable(MEASURES[cost], group.arms), goals, looks, next(numbers))
+            for cost in COSTS
+        ]
         self.curves = [chart for chart in ways if chart is not None]
 
 
-def _memory(
-    found: Sequence[Group], units: tables.Units, looks: Looks, numbers: Iterator[int]
-) -> list[charts.Chart]:
+def _memory(found: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> list[charts.Chart]:
     by_data: dict[tuple[str, str], list[Group]] = {}
     for group in found:
         by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
     drawn = [
-        charts.memory(several, units[measure], looks, next(numbers))
+        charts.memory(
+            several, readable(MEASURES[measure], [a for g in several for a in g.arms]), looks, next(numbers)
+        )
         for several in by_data.values()
         for measure in ("saved_bytes", "peak_alloc")
     ]
@@ -160,9 +161,9 @@ def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) 
 def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     """What a reader must know before believing a figure."""
     good = [row for row in rows if row["status"] == "ok"]
-    few = [
-        f"{arm.name} ({len(arm.rows)})" for group in found for arm in group.arms if len(arm.rows) < MIN_SEEDS
-    ]
+    few = _distinct(
+        f"{arm.name} ({len(arm.rows)})" for g in found for arm in g.arms if len(arm.rows) < MIN_SEEDS
+    )
     shared = sum(row.get("protocol", {}).get("jobs", 1) > 1 for row in good)
     resumed = sum(row.get("segments", 1) > 1 for row in good)
     dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
