@@ -1,6 +1,6 @@
 """Autoencoders on MNIST by counter-current learning and by backpropagation, and a picture of what they give.
 
-    python -m benchmarks.autoencoder [--seeds 3] [--epochs 10] [--train-size 10000]
+    python -m benchmarks.autoencoder [--seeds 3] [--epochs 8] [--train-size 8192]
 
 Both train the same network, as many epochs, at the best of as many settings, chosen by the validation error
 of seed 0, and are judged by the mean squared error of the test images, in [0, 1]. Passed: the mean over seeds
@@ -24,8 +24,11 @@ from benchmarks._record import record
 from bpfree.data import Splits, load
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
-    "backprop": [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
-    "counter_current": [{"lr": lr, "code_lr": code} for lr in (3e-3, 1e-2) for code in (1e-3, 3e-3)],
+    "backprop": [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2)],
+    # The normalised maps are left out: they take a quarter of the time, and weigh a hundredth of the values.
+    "counter_current": [
+        {"lr": lr, "code_lr": code, "shapes": 0.0} for lr, code in ((1e-2, 3e-3), (1e-2, 1e-2), (3e-2, 3e-3))
+    ],
 }
 PICTURE = Path(__file__).parents[1] / "docs" / "autoencoder.png"
 LIMIT, SHOWN, BATCH = 2.0, 12, 64
@@ -50,8 +53,8 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--train-size", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train-size", type=int, default=8_192)
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = load("mnist", train_size=given.train_size, validation_size=2_000)

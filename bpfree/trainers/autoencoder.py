@@ -35,8 +35,8 @@ class AutoencoderSettings(TrainerSettings):
     """
 
     rule: Literal["counter_current", "backprop"] = "counter_current"
-    lr: Annotated[float, Gt(0)] = 3e-3
-    code_lr: Annotated[float, Ge(0)] = 1e-3
+    lr: Annotated[float, Gt(0)] = 1e-2
+    code_lr: Annotated[float, Ge(0)] = 3e-3
     encoder_lr: Annotated[float, Ge(0)] = 0.0
     shapes: Annotated[float, Ge(0)] = 1.0
     decorrelation: Annotated[float, Ge(0)] = 1.0
