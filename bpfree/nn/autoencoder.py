@@ -12,7 +12,7 @@ from bpfree.nn.networks import activation_layer
 
 
 def autoencoder(
-    sample_shape: Sequence[int], channels: Sequence[int] = (16, 8), activation: str = "elu"
+    sample_shape: Sequence[int], channels: Sequence[int] = (32, 8), activation: str = "elu"
 ) -> nn.Sequential:
     """Halves images once for each number of channels, and doubles them again; one stage for each convolution.
 
