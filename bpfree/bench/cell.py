@@ -99,8 +99,9 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
-        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
+        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed", "energy")}
+        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]}
+        | ({} if cell.energy is None else {"energy": cell.energy}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }

@@ -74,7 +74,8 @@ def train_flops(row: Row) -> float | None:
 
 def energy(row: Row) -> float | None:
     """Joules of the training steps, gross, of the device that trained; None where none were metered."""
-    return in_one_go(row, "energy", "gpu_gross_j")
+    gpu = in_one_go(row, "energy", "gpu_gross_j")
+    return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
 def energy_scope(row: Row) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from bpfree import BadValue
 from bpfree.bench import cell as cell_module
 from bpfree.bench import energy as energy_module
+from bpfree.bench import measures
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
@@ -84,6 +85,8 @@ def test_a_cell_measures_its_training_with_scope_idle_and_carbon(packages: None,
         )
     }
     assert row["device"]["cpu"]["domains"] == ["package-0"]
+    assert measures.energy(row) == energy["cpu_gross_j"]
+    assert measures.energy_scope(row) == "measured:rapl"
     assert {"train_s", "warmup_s", "idle_before_s", "idle_after_s", "eval_s"} <= row["time"].keys()
     assert "modelled" not in energy
 
@@ -137,6 +140,8 @@ def test_a_cell_without_the_section_has_no_energy_and_keeps_its_id(tmp_path: Pat
     row = row_of(plain, tmp_path)
     assert not {"energy", "carbon", "device"} & row.keys()
     assert plain.id != only_cell().id
+    assert "energy" not in row["config"]
+    assert measures.energy(row) is None
     assert summary([row]) == []
 
 
@@ -205,6 +210,7 @@ def test_a_gpu_is_metered_by_the_schema(gpus: World) -> None:
     assert row["device"]["gpu"]["uuid"] == gpus.gpu.uuid
     assert "absent" in energy and "cpu" in energy["absent"]
     assert list(row["carbon"]["kg"]) == ["measured:nvml_counter"]
+    assert measures.energy(row) == energy["gpu_gross_j"]
     assert summary([row])[0].startswith("energy of a: 7")
 
 
@@ -218,6 +224,7 @@ def test_a_tainted_figure_stands_apart_with_its_reason(gpus: World, resumed: boo
     reason = "resumed" if resumed else "other processes"
     assert reason in row["energy"]["tainted"]["gpu"]["tainted"][0]
     assert "carbon" not in row
+    assert measures.energy(row) is None
     assert any(reason in line for line in summary([row]))
 
 
