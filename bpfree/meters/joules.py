@@ -18,6 +18,9 @@ from bpfree.meters.windows import PIECES, Totals, Windows
 #: Difference of counter and integral from which a reading is warned of, and tainted.
 WARN, TAINT = 0.03, 0.05
 
+#: Change of the idle draw from before to after, of which a reading is warned.
+IDLE_DRIFT = 0.1
+
 
 class Source(Protocol):
     """What an `EnergyMeter` reads: see `GPU` and `CPU`."""
@@ -189,6 +192,8 @@ class EnergyMeter:
             net = gross - sum(idle.values()) / 2 * seconds
             if net < 0:
                 tainted.append("less energy than idling: the device was busy, or cooling down, while idle")
+            if abs(idle["after"] - idle["before"]) > IDLE_DRIFT * idle["before"]:
+                warnings.append(f"idling went from {idle['before']:.1f} to {idle['after']:.1f} W")
         figures: dict[str, Any] = {f"idle_{when}_w": watts for when, watts in idle.items()}
         if "integral" in own:
             integral, hertz = own.pop("integral"), own.pop("samples") / seconds

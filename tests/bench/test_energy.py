@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bpfree import BadValue
+from bpfree.bench import __main__ as bench_main
 from bpfree.bench import cell as cell_module
 from bpfree.bench import energy as energy_module
 from bpfree.bench import measures
@@ -238,3 +239,14 @@ def test_the_line_of_a_whole_bench(packages: None, tmp_path: Path) -> None:
     assert "measured:rapl" in line and "package-0" in line and "idling" in line
     absent = EnergyMeter("cpu", [], {"cpu": "no meter here"})
     assert of_all(absent, "bench") == "energy: not measured; no meter here"
+
+
+def test_the_default_suite_says_why_there_is_no_energy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rapl, "ROOT", tmp_path / "none")
+    monkeypatch.setattr(bench_main, "SUITE", [CONFIG | {"fit": {"epochs": 1, "batch_size": 256}}])
+    assert bench_main.main(["--seeds", "1", "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy")]
+    assert len(lines) == 1
+    assert lines[0].startswith("energy: not measured; ") and "does not exist" in lines[0]

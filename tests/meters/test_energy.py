@@ -51,6 +51,7 @@ def test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter(wo
     assert reading.idle_before_w == pytest.approx(80, rel=0.01)
     assert reading.idle_after_w == pytest.approx(90, rel=0.01)
     assert reading.net_j == pytest.approx(reading.gross_j - 85 * 20, rel=0.01)
+    assert reading.warnings == ["idling went from 80.0 to 90.0 W"]
 
 
 def test_without_idling_there_is_no_net_figure(world: World) -> None:
