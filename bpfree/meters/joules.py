@@ -134,11 +134,6 @@ class EnergyMeter:
         """Take up a :meth:`state`."""
         self._windows.replace(state)
 
-    def close(self) -> None:
-        """Stop all sources; what was measured stays."""
-        for source in self.sources:
-            source.close()
-
     def lacking_s(self, *names: str) -> float:
         """Seconds by which the windows are too short for the slowest of the sources; 0 if they are not."""
         total = self._sum(names)
@@ -185,6 +180,8 @@ class EnergyMeter:
         if not math.isclose(own.pop("seconds"), common["window_s"], rel_tol=1e-6):
             return Reading(**common, absent="a part of the windows was not metered: the run was interrupted")
         gross, seconds, repeats = own.pop("joules"), common["window_s"], common["repeats"]
+        if gross <= 0:
+            return Reading(**common, absent=f"the counter stood still for {seconds:.3g} s: the meter is dead")
         tainted, warnings = source.taints(), source.warnings()
         idle = self._idle(source.name)
         net = None

@@ -134,9 +134,21 @@ def test_the_tick_is_measured(world: World, tick: float) -> None:
 
 
 def test_a_counter_that_stands_still_is_an_error(world: World) -> None:
-    world.gpu.dead = True
+    world.gpu.stands_from = 0.0
     with pytest.raises(MeterError, match="dead"), world.energy(idle_s=0):
         pass
+
+
+def test_a_counter_that_stops_gives_no_figure_or_a_tainted_one(world: World) -> None:
+    with world.energy(idle_s=0) as e:
+        world.gpu.stands_from = world.now
+        world.launch(20, 300)
+    reading = e.reading("gpu", "work")
+    assert reading.gross_j is None and "stood still" in (reading.absent or "")
+    world.gpu.stands_from = world.now + 15
+    with world.energy(idle_s=0) as e:
+        world.launch(20, 300)
+    assert any("apart" in reason for reason in e.reading("gpu", "work").tainted)
 
 
 def test_without_a_counter_the_figure_is_absent(world: World) -> None:
