@@ -99,8 +99,9 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
-        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
+        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed", "energy")}
+        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]}
+        | ({} if cell.energy is None else {"energy": cell.energy}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
@@ -124,40 +125,17 @@ def _measured(
     device: torch.device,
     energy: CellEnergy,
 ) -> Row:
-    meter = energy.meter
-    with meter("load"):
+    with energy.meter("load"):
         data = _load(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
-
-    def show(done: int, of: int, row: dict[str, Any]) -> None:
-        row["train_s"], joules = meter.state()[TRAIN]["seconds"], energy.joules()
-        if joules is not None:
-            row["train_j"] = joules
-        progress(done, of)
-
-    def warm_up() -> None:
-        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
-        make_trainer(cell, data, device).fit(few, **{**cell.fit, "epochs": 1, "patience": None})
-
-    def again(window: Window) -> None:
-        make_trainer(cell, data, device).fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
-
-    with energy.measured(warm_up, again):
-        reset_device_peak(device)
-        history = trainer.fit(
-            data.train,
-            data.validation,
-            checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, meter),
-            hooks=Hooks(meter, show),
-            **cell.fit,
-        )
-        memory = {**cost.memory, **device_peak(device)}
-    with meter("test"):
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, energy.meter)
+    history, peak = _train(cell, data, trainer, checkpoint, progress, energy)
+    with energy.meter("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
     trainer.save(folder / "model.safetensors")
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
     return {
         **_heading(cell),
@@ -172,7 +150,7 @@ def _measured(
             "blocks": test["blocks"],
         },
         "time": energy.seconds(),
-        "memory": {**memory, "rss": process_peak_rss()},
+        "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
         "flops": cost.flops(history, len(data.train)),
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
@@ -180,6 +158,40 @@ def _measured(
         "curve": _curve(history, trainer.cascade.headline, energy.tells_on_the_way(metered)),
         **metered,
     }
+
+
+def _train(
+    cell: Cell,
+    data: Splits,
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+    energy: CellEnergy,
+) -> tuple[History, dict[str, int]]:
+    """Train, with what an energy measurement wants around it; the history and the device's memory peaks."""
+
+    def fresh() -> Trainer:
+        return make_trainer(cell, data, energy.meter.device)
+
+    def show(done: int, of: int, row: dict[str, Any]) -> None:
+        row["train_s"], joules = energy.meter.state()[TRAIN]["seconds"], energy.joules()
+        if joules is not None:
+            row["train_j"] = joules
+        progress(done, of)
+
+    def warm_up() -> None:
+        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
+        fresh().fit(few, **{**cell.fit, "epochs": 1, "patience": None})
+
+    def again(window: Window) -> None:
+        fresh().fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
+
+    hooks = Hooks(energy.meter, show)
+    with energy.measured(warm_up, again):
+        reset_device_peak(energy.meter.device)
+        history = trainer.fit(data.train, data.validation, checkpoint=checkpoint, hooks=hooks, **cell.fit)
+        peak = device_peak(energy.meter.device)
+    return history, peak
 
 
 def _method(cell: Cell, cascade: Cascade) -> Row:

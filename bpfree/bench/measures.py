@@ -77,15 +77,9 @@ def train_flops(row: Row) -> float | None:
 
 
 def energy(row: Row) -> float | None:
-    """Joules of the training, gross, of the device that trained; None where they were not measured."""
-    return next(
-        (
-            joules
-            for name in ("gpu", "cpu")
-            if (joules := in_one_go(row, "energy", f"{name}_gross_j")) is not None
-        ),
-        None,
-    )
+    """Joules of the training steps, gross, of the device that trained; None where none were metered."""
+    gpu = in_one_go(row, "energy", "gpu_gross_j")
+    return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
 def energy_scope(row: Row) -> str | None:
