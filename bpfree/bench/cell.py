@@ -32,18 +32,23 @@ from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 SCHEMA = 1
 Row = dict[str, Any]
 
+#: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
+Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
-def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
-    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
 
-    Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
+def main(
+    job: Job, cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+) -> None:
+    """Do a job and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
+
+    Before that, ``("progress", ...)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
     """
     # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     try:
-        row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))
+        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:
@@ -66,11 +71,9 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
     loaded: dict[str, Splits] = {}
     for cell in cells:
         try:
-            for plugin in cell.plugins:
-                load_plugin(plugin)
-            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            device, key = open_device(cell), json.dumps([cell.dataset, cell.device])
             if key not in loaded:
-                loaded[key] = _load(cell, device)
+                loaded[key] = load_data(cell, device)
             train = loaded[key].train
             make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
         except (BadValue, DataNotFound) as error:
@@ -102,17 +105,26 @@ def _heading(cell: Cell) -> Row:
         "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed", "energy")}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]}
         | ({} if cell.energy is None else {"energy": cell.energy}),
+        **({"tuning": cell.tuning} if cell.tuning else {}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
 
 
-def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``."""
+def open_device(cell: Cell) -> torch.device:
+    """Make this process ready for a cell, threads and plugins, and find its device."""
     torch.set_num_threads(cell.threads)
     for plugin in cell.plugins:
         load_plugin(plugin)
-    device = _device(cell.device)
+    return _device(cell.device)
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+
+    ``progress`` is told how many epochs are done, and of how many.
+    """
+    device = open_device(cell)
     with metering(cell.energy, device) as energy:
         return _measured(cell, folder, checkpoint_s, progress, device, energy)
 
@@ -121,12 +133,12 @@ def _measured(
     cell: Cell,
     folder: Path,
     checkpoint_s: float,
-    progress: Callable[[int, int], None],
+    progress: Callable[..., None],
     device: torch.device,
     energy: CellEnergy,
 ) -> Row:
     with energy.meter("load"):
-        data = _load(cell, device)
+        data = load_data(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, energy.meter)
@@ -216,7 +228,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(cell: Cell, device: torch.device) -> Splits:
+def load_data(cell: Cell, device: torch.device) -> Splits:
+    """The data that a cell asks for, on ``device``."""
     return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
 
 

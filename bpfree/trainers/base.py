@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
 from bpfree.trainers.settings import FitSettings
+from bpfree.trainers.space import STEPS, Space
 
 __all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "keep_maps", "single_weights"]
 
@@ -50,6 +51,9 @@ class Trainer(Builder):
     Raises:
         BadValue: If a setting is unknown or out of range, or the network cannot be cut.
     """
+
+    #: What `python -m bpfree.tune` may search; a config may narrow it.
+    space: ClassVar[Space] = STEPS
 
     # ---- what a family may say, beside `Builder.make_cascade` and `Builder.locality` --------------------
 
