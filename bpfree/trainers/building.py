@@ -18,6 +18,7 @@ from bpfree.cutting import check_order, split
 from bpfree.trainers.inputs import accepting, find_device, probe_samples
 from bpfree.trainers.optimizers import make_optimizers
 from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.space import STEPS, Space
 
 #: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.
 LEVELS = {
@@ -33,6 +34,8 @@ class Builder(ABC):
 
     id: ClassVar[str]
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+    #: What `python -m bpfree.tune` may search; a config may narrow it.
+    space: ClassVar[Space] = STEPS
 
     def __init__(
         self,
