@@ -185,6 +185,10 @@ class Trainer(ABC):
             self.cascade.eval()(probe_samples(sample_shape, self.device))
         self.cascade.train(training)
 
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        check_batch(x, y, self.n_classes, self.device)
+        self._check_shape(x.shape[1:])
+
     def _check_gradients(self, cascade: Cascade) -> None:
         s = self.settings
         plain = s.precision == "float32" and s.compile is None
@@ -274,8 +278,7 @@ class Trainer(ABC):
             BadValue: If the batch does not fit.
         """
         cascade = self.cascade
-        check_batch(x, y, self.n_classes, self.device)
-        self._check_shape(x.shape[1:])
+        self._check_batch(x, y)
         with self.running():
             return self._step(cascade, x, y, number)
 
