@@ -23,8 +23,8 @@ from bpfree.cutting import check_order, split
 from bpfree.data import TensorData
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.fitting import Checkpoint, Fit, Hooks, make_optimizers, update_readout
+from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import accepting, check_batch, check_data, find_device, probe_samples
 from bpfree.trainers.progress import progress_bar

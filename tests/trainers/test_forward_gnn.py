@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import bpfree
 from bpfree import BadValue, ForwardGNN, _seeds
 from bpfree.data import GraphData
 from bpfree.graph import Graph, SparseMatrix, unit_rows
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.meters import saved_for_backward
+from bpfree.trainers.graph_evaluation import make_evaluator
 from tests.helpers import CLASSES, make_gnn, make_mlp, nodes, pairs, vectors
 
 
@@ -163,7 +163,7 @@ def test_another_graph_needs_weights_and_prototypes_alone(learnable: bool) -> No
 def test_top_to_input_settles_as_written_by_hand() -> None:
     data = nodes()
     trainer = built(variant="top_to_input", schedule="simultaneous", sweeps=4)
-    found = bpfree.trainers.evaluation.make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    found = make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
     x, a = augmented(data)
     labels = torch.full((63, CLASSES), 1 / CLASSES)
     labels[data.ids] = F.one_hot(data.y, CLASSES).float()
@@ -182,7 +182,7 @@ def test_top_to_input_settles_as_written_by_hand() -> None:
 def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
     data = nodes()
     trainer = built(variant="top_to_loss", schedule="simultaneous", hidden=(16, 16, 16))
-    found = bpfree.trainers.evaluation.make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    found = make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
     h, a = augmented(data)
     outputs = []
     for conv in trainer.net.convs:
