@@ -81,12 +81,16 @@ class SparseMatrix(_Constant):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: SparseMatrix, x: Tensor) -> Tensor:
-        ctx.matrix = matrix
-        return matrix._forward @ x
+        ctx.matrix, ctx.dtype = matrix, x.dtype
+        # There are no products of sparse matrices in half precision everywhere.
+        with torch.autocast(x.device.type, enabled=False):
+            return matrix._forward @ x.to(matrix.value.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.matrix.transposed @ grad.contiguous()
+        with torch.autocast(grad.device.type, enabled=False):
+            found: Tensor = ctx.matrix.transposed @ grad.to(ctx.matrix.value.dtype).contiguous()
+        return None, found.to(ctx.dtype)
 
 
 def _pointers(row: Tensor, n: int) -> Tensor:

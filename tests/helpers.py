@@ -11,8 +11,12 @@ import bpfree
 from bpfree.data import GraphData, TensorData
 from bpfree.graph import Graph
 from bpfree.nn.graph import GraphKind
+from bpfree.trainers import TRAINERS, GraphTrainer
 
 CLASSES = 3
+
+#: The trainers that train on samples which stand alone, of which the others' are nodes of a graph.
+PLAIN_TRAINERS = {name: kind for name, kind in TRAINERS.items() if not issubclass(kind, GraphTrainer)}
 
 
 def vectors(n: int = 40, width: int = 12, seed: int = 0) -> TensorData:

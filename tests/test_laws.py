@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "local": Case("local", {"loss": "mono_forward"}, "L2"),
     "gnn": gnn(),
     "gnn together": gnn(schedule="simultaneous", direction="both_ways", virtual_features="zero"),
+    "gnn bfloat16": gnn(precision="bfloat16"),
     "gnn sage": gnn("L1", "sage", similarity="cosine", temperature=0.1),
     "gnn gat": gnn("L1", "gat"),
     "gnn learnable": gnn(learnable_prototypes=True),

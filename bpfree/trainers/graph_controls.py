@@ -14,11 +14,13 @@ from bpfree.data import GraphData
 from bpfree.graph import SparseMatrix
 from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
-from bpfree.losses.closed_form import LAMBDAS
 from bpfree.nn import Hops, WholeGNN
 from bpfree.readouts import BlockReadout, SumReadout
 from bpfree.trainers.graph import GraphTrainer
 from bpfree.trainers.settings import TrainerSettings
+
+#: Penalties of ridge regression on hop features, which are many for few labels.
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ class HopRidgeSettings(HopSettings):
         lam: Penalties, of which validation chooses.
     """
 
-    lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
+    lam: list[float] = field(default_factory=lambda: list(PENALTIES))
 
 
 class HopRidge(HopModel):
