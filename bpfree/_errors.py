@@ -17,6 +17,19 @@ class Diverged(BpfreeError, ArithmeticError):
     """A loss became NaN or infinite; nothing after it can be trusted."""
 
 
+class DeviceError(BpfreeError, RuntimeError):
+    """A physical device did not answer, or answered what cannot be an answer.
+
+    Args:
+        message: What happened, and to which rows.
+        retryable: Whether asking again may help (a dropped frame), or not (an answer of the wrong shape).
+    """
+
+    def __init__(self, message: str, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
 class MeterError(BpfreeError):
     """A meter that worked stopped working, or says what cannot be; no figure of it can be trusted."""
 

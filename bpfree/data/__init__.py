@@ -1,6 +1,7 @@
 """Data sets held as tensors on the device that trains on them, with batched augmentation."""
 
 from bpfree.data._augment import AUGMENTATIONS
+from bpfree.data._cavity import acoustic_cavity
 from bpfree.data._graph_data import GraphData
 from bpfree.data._graphs import GRAPH_NAMES, GraphSplits, describe_graphs, fold_indices, load_graph
 from bpfree.data._images import NAMES, Splits, describe, load
@@ -14,6 +15,7 @@ __all__ = [
     "GraphSplits",
     "Splits",
     "TensorData",
+    "acoustic_cavity",
     "as_data",
     "describe",
     "describe_graphs",

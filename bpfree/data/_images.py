@@ -1,9 +1,9 @@
-"""The named image data sets: read, split and standardised by one call."""
+"""The named data sets: read, split and standardised by one call."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from bpfree.data._augment import check_names
 from bpfree.data._folder import read_folder
 from bpfree.data._sources import Raw, data_root, may_download, read_digits, read_downloaded
 from bpfree.data._tensors import TensorData
+from bpfree.data._vowels import SEVEN, VOWELS, Tokens, read_recordings, read_table, split_talkers
 
 _DESCRIPTIONS = {
     "digits": "8x8 grey handwritten digits, 10 classes, 1797 images; part of scikit-learn, no download",
@@ -21,10 +22,17 @@ _DESCRIPTIONS = {
     "cifar10": "32x32 colour photographs, 10 classes, 50000 + 10000 images",
     "cifar100": "32x32 colour photographs, 100 classes, 50000 + 10000 images",
     "image_folder": "your own image files, in train/<class>/ and test/<class>/ below path",
+    "vowels_7": "60 log-mel energies of 336 recordings: 7 vowels, 48 women; no talker is in two parts",
+    "vowels_7_formants": "12 formants, measured by machine, of the same recordings",
+    "vowels_12": "60 log-mel energies of 1116 recordings: 12 vowels, 45 men and 48 women; split by talker",
+    "vowels_12_formants": "12 formants, measured by machine, of the same recordings",
+    "vowel_formants": "12 formants, measured by hand, of 258 recordings: 7 vowels, 48 women; split by talker",
 }
 
 NAMES = tuple(_DESCRIPTIONS)
 """The data sets that `load` knows."""
+
+_VOWELS = tuple(name for name in NAMES if name.startswith("vowel"))
 
 # digits has no published test part. This one is the same whatever split_seed is, as a published one would be.
 _DIGITS_TEST_SEED = 0
@@ -57,17 +65,22 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
 ) -> Splits:
-    """Load a data set as uint8 images `[N, C, H, W]`, split into train, validation and test.
+    """Load a data set, split into train, validation and test.
+
+    Images are uint8 `[N, C, H, W]`. Vowels are float features `[N, D]`, split by talker: the sizes count
+    talkers, and the test part follows split_seed too.
 
     Args:
         name: one of `NAMES`.
         root: the folder of the data sets; by default $BPFREE_DATA, else the user's cache folder.
         download: whether missing data may be downloaded; by default only into the user's cache folder.
-        standardize: give batches zero mean and unit variance per channel, as measured on the train part.
+        standardize: give batches zero mean and unit variance per channel, or per feature, as measured on the
+            train part.
         augment: names of augmentations ("flip", "crop", "shift") for the train part.
         train_size: keep this many training samples; by default all that validation leaves.
         validation_size: samples set apart from the published training set; by default 10000 of mnist, a
-            quarter of digits (so that it splits 60/20/20), and a tenth of the others.
+            quarter of digits (so that it splits 60/20/20), a tenth of the other images, and a tenth of all
+            talkers.
         split_seed: fixes which samples are for validation, and which are kept for training.
         path: image_folder only: its folder, absolute or relative to root.
         image_size: image_folder only: (height, width) in pixels, or one number for both, to resize to.
@@ -79,6 +92,10 @@ def load(
     augment = check_names(augment)
     _check_options(name, path, image_size)
     folder = data_root(root)
+    if name in _VOWELS:
+        tokens = _vowels(name, folder, may_download(root, download))
+        parts = split_talkers(tokens.talkers, split_seed, validation_size, train_size)
+        return _split_tokens(name, tokens, parts, standardize, augment, device)
     if name == "digits":
         raw = _digits()
     elif name == "image_folder":
@@ -99,6 +116,35 @@ def load(
         replace(train_data, augment=augment).to(device),
         replace(train_data, x=raw.x[held_out], y=raw.y[held_out]).to(device),
         replace(train_data, x=raw.test_x, y=raw.test_y).to(device),
+    )
+
+
+def _vowels(name: str, folder: Path, download: bool) -> Tokens:
+    if name == "vowel_formants":
+        return read_table(folder, download)
+    vowels, sexes = (SEVEN, "w") if name.startswith("vowels_7") else (VOWELS, "mw")
+    features = "formants" if name.endswith("_formants") else "mel"
+    return read_recordings(folder, features, vowels, sexes, download)
+
+
+def _split_tokens(
+    name: str,
+    tokens: Tokens,
+    parts: list[Tensor],
+    standardize: bool,
+    augment: tuple[str, ...],
+    device: str | torch.device,
+) -> Splits:
+    n_classes = int(tokens.y.max()) + 1
+    train, validation, test = (TensorData(tokens.x[i], tokens.y[i], n_classes, name=name) for i in parts)
+    statistics: dict[str, Any] = {}
+    if standardize:
+        deviation, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
+        statistics = {"mean": tuple(mean.tolist()), "std": tuple(deviation.tolist())}
+    return Splits(
+        replace(train, augment=augment, **statistics).to(device),
+        replace(validation, **statistics).to(device),
+        replace(test, **statistics).to(device),
     )
 
 

@@ -1,0 +1,101 @@
+"""Tones that mix coherently in a scattering cavity, heard by microphones that tell magnitudes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.physics.simulated import Disorder, Simulated, complex_normal
+
+
+class AcousticCavity(Simulated):
+    """A scattering box with S loudspeakers of F tones each, and M microphones.
+
+    With the amplitudes ``a [S, F]`` (drive index = F * source + tone) the spectral amplitude of tone k at
+    microphone m (answer index = F * microphone + tone) is::
+
+        L[m, k] = sum_s H[m, s, k] a[s, k]
+        y[m, k] = | L[m, k] + intermodulation * sum_ij C[m, k, i, j] L[m, i] conj(L[m, j]) |
+
+    H is the box's complex Gaussian transfer function, with a mean square of 1 / S; tones closer than
+    ``correlation`` spacings see nearly the same one, as in a box whose resonances are that wide. C stands for
+    the mixing of tones by an active membrane. The form, without C, is the one that the measured cavity of
+    Momeni et al. (Science 382, 1297, 2023) follows.
+
+    Args:
+        sources, tones, microphones: S, F, M.
+        intermodulation: Strength of the quadratic term; 0 leaves coherent mixing and magnitudes alone.
+        correlation: Correlation length of H along frequency, in tone spacings; 0: the tones are independent.
+        options: See `Simulated`.
+    """
+
+    def __init__(
+        self,
+        sources: int = 4,
+        tones: int = 5,
+        microphones: int = 4,
+        *,
+        intermodulation: float = 0.05,
+        correlation: float = 0.0,
+        noise: float = 0.05,
+        **options: Any,
+    ) -> None:
+        if min(sources, tones, microphones) < 1 or intermodulation < 0 or correlation < 0:
+            raise BadValue(
+                f"sources = {sources}, tones = {tones}, microphones = {microphones}, intermodulation = "
+                f"{intermodulation}, correlation = {correlation}: expected at least 1 of each, none negative"
+            )
+        self.sources, self.tones, self.microphones = sources, tones, microphones
+        self.intermodulation, self.correlation = intermodulation, correlation
+        self.n_in, self.n_out = sources * tones, microphones * tones
+        super().__init__(noise=noise, **options)
+
+    def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        transfer = (self.microphones, self.sources, self.tones)
+        mixing = (self.microphones, self.tones, self.tones, self.tones)
+        return {"h_real": transfer, "h_imag": transfer, "c_real": mixing, "c_imag": mixing}
+
+    def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
+        transfer = complex_normal(disorder["h_real"], disorder["h_imag"], 1 / self.sources)
+        if self.correlation:
+            transfer = transfer @ _smoothing(self.tones, self.correlation).to(transfer.dtype)
+        mixing = complex_normal(disorder["c_real"], disorder["c_imag"], 1.0)
+        complex_dtype = torch.complex64 if self.dtype == torch.float32 else torch.complex128
+        core = _Cavity(
+            transfer.to(complex_dtype), mixing.to(complex_dtype) if self.intermodulation else None,
+            self.intermodulation,
+        )  # fmt: skip
+        return core.to(self.device)
+
+
+def _smoothing(n: int, length: float) -> Tensor:
+    """A symmetric root of the correlation exp(-|i - j| / length), ``[n, n]``."""
+    i = torch.arange(n, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(torch.exp(-(i[:, None] - i[None]).abs() / length))
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T  # type: ignore[no-any-return]
+
+
+class _Cavity(nn.Module):
+    transfer: Tensor
+    mixing: Tensor | None
+
+    def __init__(self, transfer: Tensor, mixing: Tensor | None, strength: float) -> None:
+        super().__init__()
+        self.register_buffer("transfer", transfer)
+        self.register_buffer("mixing", mixing)
+        self.strength = strength
+
+    def forward(self, u: Tensor) -> Tensor:
+        """``[B, S * F] -> [B, M * F]``"""
+        _, sources, tones = self.transfer.shape
+        amplitudes = u.view(-1, sources, tones).to(self.transfer.dtype)
+        field = torch.einsum("msk,bsk->bmk", self.transfer, amplitudes)
+        if self.mixing is not None:
+            field = field + self.strength * torch.einsum(
+                "mkij,bmi,bmj->bmk", self.mixing, field, field.conj()
+            )
+        return field.abs().flatten(1)

@@ -1,0 +1,299 @@
+"""`Device`: the counted, retried, clipped way to a physical system; autograd cannot pass it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpfree._errors import BadValue, DeviceError, Diverged
+from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarise
+from bpfree.physics.system import Array, PhysicalSystem
+
+Purpose = Literal["train", "eval", "calibration", "other"]
+PURPOSES: tuple[Purpose, ...] = ("train", "eval", "calibration", "other")
+
+
+class Device:
+    """A `PhysicalSystem` as trainers use it.
+
+    Every row answered is counted under the purpose of the surrounding `counters` window; outside any window
+    it is "other". Rows of a failed call are not answered: they stand in `retried_rows`. Drives outside the
+    input range are clipped, and the clipped values counted.
+
+    Args:
+        system: Any `PhysicalSystem`.
+        retries: How often a call is sent again after a retryable `DeviceError`.
+        pause_s: Seconds to wait before the first retry; twice as long before each further one.
+        max_rows: Most rows in one call of the system; longer batches are sent in pieces, each retried alone.
+
+    Attributes:
+        n_in, n_out, input_range, kind: The system's own.
+        passes: Rows answered, by purpose.
+        clipped_values, clipped_rows: Driving values that were out of range, and rows that held one.
+        retried_rows, retries_used: What failed and was sent again.
+        calls: Answered calls of the system.
+        wall_time_s: Seconds spent inside the system, failed calls included.
+        calibration: The last `CalibrationReport`, or None.
+
+    Raises:
+        BadValue: If the system lacks a member of the protocol, or its range is empty.
+    """
+
+    def __init__(
+        self, system: PhysicalSystem, *, retries: int = 5, pause_s: float = 0.0, max_rows: int | None = None
+    ) -> None:
+        missing = [name for name in ("n_in", "n_out", "input_range", "forward") if not hasattr(system, name)]
+        if missing:
+            raise BadValue(
+                f"{type(system).__name__} is no PhysicalSystem: it has no {', '.join(missing)}; "
+                "expected n_in, n_out, input_range and forward(u)"
+            )
+        low, high = (float(bound) for bound in system.input_range)
+        if not -np.inf < low < high < np.inf:
+            raise BadValue(f"input_range = {system.input_range}: expected (low, high), finite, low < high")
+        if retries < 0 or pause_s < 0 or (max_rows is not None and max_rows < 1):
+            raise BadValue(
+                f"retries = {retries}, pause_s = {pause_s}, max_rows = {max_rows}: expected retries and "
+                "pause_s of at least 0, and max_rows of at least 1 or None"
+            )
+        self.system, self.retries, self.pause_s, self.max_rows = system, retries, pause_s, max_rows
+        self.n_in, self.n_out, self.input_range = int(system.n_in), int(system.n_out), (low, high)
+        self.kind: str = getattr(system, "kind", "device")
+        self.passes: dict[str, int] = dict.fromkeys(PURPOSES, 0)
+        self.clipped_values = self.clipped_rows = 0
+        self.retried_rows = self.retries_used = self.calls = 0
+        self.wall_time_s = 0.0
+        self.calibration: CalibrationReport | None = None
+        self._purpose: Purpose = "other"
+
+    @contextmanager
+    def counters(self, purpose: Purpose) -> Iterator[None]:
+        """Count what passes inside under ``purpose``; the innermost window counts.
+
+        Raises:
+            BadValue: For a purpose that is none of `PURPOSES`.
+        """
+        if purpose not in PURPOSES:
+            raise BadValue(f"counters({purpose!r}): expected one of {', '.join(PURPOSES)}")
+        outer, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = outer
+
+    def forward(self, u: Array) -> Array:
+        """Answers ``[B, n_out]`` to the drives ``u [B, n_in]``, in the floating dtype of ``u``.
+
+        Raises:
+            BadValue: If ``u`` is a tensor, or has another shape or dtype.
+            Diverged: If ``u`` holds NaN or infinity.
+            DeviceError: If the system failed for good, or answered with another shape or with NaN.
+        """
+        u = self._drive(u)
+        step = self.max_rows or max(1, len(u))
+        pieces = [self._ask(u[start : start + step]) for start in range(0, len(u), step)]
+        y = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *pieces])
+        return y.astype(u.dtype, copy=False)
+
+    def measure(self, u: Tensor) -> Tensor:
+        """`forward` for tensors: ``[B, n_in]`` to ``[B, n_out]`` on the same torch device, a constant.
+
+        Raises:
+            BadValue: If ``u`` requires grad: no gradient may enter a device.
+        """
+        if u.requires_grad:
+            raise BadValue(
+                "the drive requires grad, and a physical device has no gradient; detach it at the wall"
+            )
+        return torch.from_numpy(self.forward(u.cpu().numpy())).to(u.device)
+
+    def _drive(self, u: Any) -> Array:
+        if isinstance(u, Tensor):
+            raise BadValue(
+                "the drive is a tensor; a device takes numpy arrays, use Device.measure for constant tensors"
+            )
+        u = np.asarray(u)
+        if u.ndim != 2 or u.shape[1] != self.n_in or u.dtype not in (np.float32, np.float64):
+            raise BadValue(
+                f"the drive is {u.dtype} {list(u.shape)}; expected float32 or float64 [B, {self.n_in}]"
+            )
+        if not np.isfinite(u).all():
+            raise Diverged(f"{np.sum(~np.isfinite(u))} values of the drive are NaN or infinite")
+        low, high = self.input_range
+        outside = (u < low) | (u > high)
+        if outside.any():
+            self.clipped_values += int(outside.sum())
+            self.clipped_rows += int(outside.any(axis=1).sum())
+            u = np.clip(u, low, high)
+        return np.ascontiguousarray(u)
+
+    def _ask(self, u: Array) -> Array:
+        """One call of the system, sent again while it fails in a way that may pass."""
+        for attempt in range(self.retries + 1):
+            try:
+                y = self._checked(self._timed(u), len(u))
+            except DeviceError as error:
+                if not error.retryable or attempt == self.retries:
+                    raise
+                self.retried_rows += len(u)
+                self.retries_used += 1
+                time.sleep(self.pause_s * 2**attempt)
+            else:
+                self.calls += 1
+                self.passes[self._purpose] += len(u)
+                return y
+        raise AssertionError("the last attempt returns or raises")
+
+    def _timed(self, u: Array) -> Array:
+        started = time.perf_counter()
+        try:
+            return self.system.forward(u)
+        finally:
+            self.wall_time_s += time.perf_counter() - started
+
+    def _checked(self, y: Any, rows: int) -> Array:
+        if not isinstance(y, np.ndarray):
+            raise DeviceError(
+                f"the device answered a {type(y).__name__}; expected a numpy array", retryable=False
+            )
+        if y.shape != (rows, self.n_out):
+            raise DeviceError(
+                f"the device answered {list(y.shape)} to {rows} rows; expected [{rows}, {self.n_out}]",
+                retryable=False,
+            )
+        if not np.isfinite(y).all():
+            raise DeviceError(f"{np.sum(~np.isfinite(y))} values of the answer are NaN or infinite")
+        return y
+
+    def calibrate(self, n: int = 256, *, seed: int = 0, drives: Array | None = None) -> CalibrationReport:
+        """Probe the device, and keep what it answers as `calibration`.
+
+        Args:
+            n: Number of probes, uniform on the input range. Up to 32 of them are sent four times more.
+            seed: Which probes.
+            drives: Drives ``[n, n_in]`` to probe with instead, such as a sample of what training will send:
+                a device can behave otherwise where training drives it than on average over its range.
+
+        Raises:
+            BadValue: With fewer than 8 probes.
+            DeviceError: As `forward`.
+        """
+        u = probes(n, self.n_in, self.input_range, seed) if drives is None else self._drive(drives)
+        if len(u) < 8:
+            raise BadValue(f"{len(u)} probes; expected at least 8")
+        count, times = repeats(len(u))
+        with self.counters("calibration"):
+            y = self.forward(u)
+            again = np.stack([self.forward(u[:count]) for _ in range(times)])
+        self.calibration = summarise(u, y, again, time.time())
+        return self.calibration
+
+    def drift_report(self) -> dict[str, float | int | None]:
+        """Send the reference drives again, and compare with what they answered at calibration.
+
+        Returns:
+            ``correlation`` with the first answers (None if they do not vary), ``age_s`` of the calibration,
+            and the ``rows`` it cost. The correlation of noisy answers is below 1 without any drift.
+
+        Raises:
+            BadValue: If the device was never calibrated.
+        """
+        if self.calibration is None:
+            raise BadValue("the device was never calibrated; call calibrate() first")
+        reference = self.calibration.reference
+        with self.counters("calibration"):
+            y = self.forward(reference)
+        return {
+            "correlation": correlation(self.calibration.reference_answer, y),
+            "age_s": time.time() - self.calibration.at,
+            "rows": len(reference),
+        }
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass for a simulated device.
+
+        Raises:
+            BadValue: If the system has no clock that could be advanced.
+        """
+        self._offered("advance")(seconds)
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A window without noise and drift.
+
+        Raises:
+            BadValue: If the system cannot be frozen: only simulated ones can.
+        """
+        window: AbstractContextManager[None] = self._offered("frozen")()
+        return window
+
+    def _offered(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.system, name, None)
+        if method is None:
+            raise BadValue(
+                f"{type(self.system).__name__} has no {name}(); simulated systems have, real ones need not"
+            )
+        return method  # type: ignore[no-any-return]
+
+    def report(self) -> dict[str, Any]:
+        """All counts, and what the system itself reports, as JSON values for tables and logs."""
+        figures: dict[str, Any] = {
+            "kind": self.kind,
+            "passes": dict(self.passes),
+            "calls": self.calls,
+            "clipped_values": self.clipped_values,
+            "clipped_rows": self.clipped_rows,
+            "retries_used": self.retries_used,
+            "retried_rows": self.retried_rows,
+            "wall_time_s": self.wall_time_s,
+        }
+        energy = getattr(self.system, "energy_j", None)
+        if energy is not None:
+            figures["energy_j"] = energy
+        own = getattr(self.system, "report", None)
+        return figures | (own() if own is not None else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, calibration, and the system's own state where it offers one; arrays and JSON values."""
+        own = getattr(self.system, "state_dict", None)
+        return {
+            "counts": {name: getattr(self, name) for name in _COUNTS} | {"passes": dict(self.passes)},
+            "calibration": self.calibration.state_dict() if self.calibration else None,
+            "system": own() if own is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` took.
+
+        Raises:
+            BadValue: If the state holds a system's state and this system takes none.
+        """
+        for name in _COUNTS:
+            setattr(self, name, state["counts"][name])
+        self.passes = dict(state["counts"]["passes"])
+        self.calibration = CalibrationReport(**state["calibration"]) if state["calibration"] else None
+        if state["system"] is not None:
+            self._offered("load_state_dict")(state["system"])
+
+    def close(self) -> None:
+        """Let the system go, where it has something to let go."""
+        close = getattr(self.system, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_COUNTS = ("calls", "clipped_values", "clipped_rows", "retries_used", "retried_rows", "wall_time_s")

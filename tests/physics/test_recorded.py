@@ -1,0 +1,82 @@
+"""A record answers as the device did, in its order, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpfree._errors import BadValue, DeviceError
+from bpfree.physics import AcousticCavity, Device, Recorder, Replay
+from tests.physics.systems import Doubler, drives
+
+
+def test_a_noisy_device_is_replayed_bit_for_bit(tmp_path: Path) -> None:
+    recorder = Recorder(AcousticCavity(noise=0.1))
+    u = drives(recorder, 6)
+    sent = [u, u, u[:1], u[2:5].astype(np.float32)]
+    answers = [recorder.forward(drive) for drive in sent]
+    assert not np.array_equal(answers[0], answers[1]), "one drive, two noisy answers"
+    recorder.save(tmp_path / "cavity.npz")
+    replay = Replay(tmp_path / "cavity.npz")
+    assert (replay.n_in, replay.n_out, replay.input_range, replay.kind) == (20, 20, (0.0, 1.0), "recorded")
+    for drive, answer in zip(sent, answers, strict=True):
+        np.testing.assert_array_equal(replay.forward(drive), answer)
+    with pytest.raises(DeviceError, match="ends after 4"):
+        replay.forward(u)
+
+
+def test_another_drive_is_refused_and_not_retried(tmp_path: Path) -> None:
+    recorder = Recorder(Doubler())
+    u = drives(recorder, 4)
+    recorder.forward(u)
+    recorder.save(tmp_path / "r.npz")
+    for other, why in ((u + 1e-12, "other values"), (u[:3], r"\[3, 3\]")):
+        with pytest.raises(DeviceError, match=why) as failure:
+            Device(Replay(tmp_path / "r.npz")).forward(other)
+        assert not failure.value.retryable
+    replay = Replay(tmp_path / "r.npz")
+    with pytest.raises(DeviceError):
+        replay.forward(u + 1)
+    np.testing.assert_array_equal(replay.forward(u), Doubler().forward(u))  # the refused call took nothing
+
+
+def test_a_resumed_replay_goes_on_where_it_was(tmp_path: Path) -> None:
+    recorder = Recorder(Doubler())
+    parts = np.split(drives(recorder, 6), 3)
+    for part in parts:
+        recorder.forward(part)
+    recorder.save(tmp_path / "r.npz")
+    first, second = (Device(Replay(tmp_path / "r.npz")) for _ in range(2))
+    first.forward(parts[0])
+    second.load_state_dict(first.state_dict())
+    np.testing.assert_array_equal(second.forward(parts[1]), Doubler().forward(parts[1]))
+
+
+def test_failed_calls_are_not_recorded(tmp_path: Path) -> None:
+    class Once(Doubler):
+        failed = False
+
+        def forward(self, u: np.ndarray) -> np.ndarray:
+            if not self.failed:
+                self.failed = True
+                raise DeviceError("dropped frame")
+            return super().forward(u)
+
+    recorder = Recorder(Once())
+    u = drives(recorder, 2)
+    Device(recorder).forward(u)
+    recorder.save(tmp_path / "r.npz")
+    Replay(tmp_path / "r.npz").forward(u)
+
+
+def test_what_is_no_record_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="nothing was recorded"):
+        Recorder(Doubler()).save(tmp_path / "r.npz")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "text.npz").write_text("no record")
+    np.savez(tmp_path / "other.npz", x=1)
+    for name in ("missing.npz", "text.npz", "other.npz"):
+        with pytest.raises(BadValue, match=name):
+            Replay(tmp_path / name)
