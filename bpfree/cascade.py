@@ -14,7 +14,7 @@ from bpfree.encodings import Encoding, Overlaid
 from bpfree.graph import Ends, Nodes, unit_rows
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
-from bpfree.readouts import Readout
+from bpfree.readouts import Readout, make_readouts
 
 Rows = Tensor | Overlaid | Nodes
 
@@ -280,8 +280,10 @@ class Cascade(nn.Module):
         """Make ``readout`` the prediction rule; returns the cascade.
 
         Raises:
-            BadValue: If there is no readout of that name.
+            BadValue: If there is no readout of that name, nor a block.
         """
+        if readout.startswith("block:") and readout not in self.readouts:
+            self.readouts[readout] = make_readouts(readout, self.losses)[readout]
         if readout not in self.readouts:
             raise BadValue(f"readout = {readout!r}: unknown; {did_you_mean(readout, list(self.readouts))}")
         if readout != self.headline:
@@ -317,6 +319,7 @@ class Cascade(nn.Module):
 
     def build(self, x: Tensor, n_classes: int) -> None:
         """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``."""
+        self.encoding.build(n_classes)
         with torch.no_grad():
             y = torch.zeros(len(x), dtype=torch.long, device=x.device)
             drawn = self.encoding.draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.losses import accuracy
+from bpfree.nn import LengthNorm, StraightThroughReLU
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -49,6 +51,9 @@ class Encoding:
     redraw: bool = False
     whole: bool = False
     measure: str = "accuracy"
+
+    def build(self, n_classes: int) -> None:
+        """Be told how many classes there are; called once."""
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor | None:
         """Draw what is random in the encoding of the samples ``y [B]``: nothing here."""
@@ -110,7 +115,7 @@ class LabelOverlay(Encoding):
     ``[C * B]`` rows.
 
     Args:
-        n_classes: Number of classes C.
+        n_classes: Number of classes C; 0: as it is told by `build`.
         scale: Value of the code; 1 is the range of raw pixels.
         negatives: ``"uniform"`` over the C-1 wrong classes; ``"permuted"``, the labels of the batch
             shuffled, of which about one in C is the true one; ``"hard"``, drawn from the classifier's
@@ -122,12 +127,15 @@ class LabelOverlay(Encoding):
 
     def __init__(
         self,
-        n_classes: int,
+        n_classes: int = 0,
         scale: float = 1.0,
         negatives: Literal["uniform", "permuted", "hard"] = "uniform",
         redraw: bool = True,
     ) -> None:
         self.n_classes, self.scale, self.negatives, self.redraw = n_classes, scale, negatives, redraw
+
+    def build(self, n_classes: int) -> None:
+        self.n_classes = self.n_classes or n_classes
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor:
         """A wrong label for each sample, ``[B]``; ``scores [B, C]`` are needed for hard negatives."""
@@ -199,3 +207,31 @@ class DenseRows(nn.Module):
 
     def forward(self, rows: Overlaid) -> Tensor:
         return rows.dense()
+
+
+def overlaid_bodies(
+    stages: Sequence[nn.Sequential], norm: type[nn.Module] = LengthNorm, straight_through: bool = False
+) -> list[nn.Module]:
+    """The stages of a network as bodies whose goodness no other block can read off its input.
+
+    The first takes overlaid images, and normalises their length; the others normalise what comes up.
+
+    Args:
+        stages: Bottom first; their layers with weights are used, not copied.
+        norm: What stands before each stage but the first.
+        straight_through: Whether the last ReLU of a stage is straight through.
+    """
+    return [_overlaid_body(list(stage), k == 0, norm, straight_through) for k, stage in enumerate(stages)]
+
+
+def _overlaid_body(layers: list[Any], first: bool, norm: type[nn.Module], straight: bool) -> nn.Module:
+    last = max((i for i, m in enumerate(layers) if isinstance(m, nn.ReLU)), default=None)
+    if straight and last is not None:
+        # Only where the goodness is taken: below it, the identity would be a wrong gradient.
+        layers[last] = StraightThroughReLU()
+    if not first:
+        return nn.Sequential(norm(), *layers)
+    inner = [m for m in layers if not isinstance(m, nn.Flatten)]
+    if isinstance(inner[0], nn.Linear):
+        return nn.Sequential(OverlaidLinear(inner[0]), *inner[1:])
+    return nn.Sequential(DenseRows(), LengthNorm(), *layers)

@@ -100,6 +100,10 @@ CASES: dict[str, Case] = {
     "mf cnn": mf(net=make_cnn, readout="sum_probabilities"),
     "mf cnn norm": mf(net=cnn_with_norm),
     "mf two blocks": mf("L1", net=deep_mlp, cut=2),
+    "mf any block": mf(net=deep_mlp, readout="block:2"),
+    "mf greedy any block": mf(net=deep_mlp, readout="block:2", schedule="greedy"),
+    "mf cnn pooled": mf(net=make_cnn, head_pool=1),
+    "ff layer norm": ff(norm="layer", goodness="mean", optimizer="adam"),
     "mf bfloat16": mf(precision="bfloat16"),
     "ff greedy bfloat16": ff(schedule="greedy", redraw_negatives=False, precision="bfloat16"),
     "cafo": cafo(),
@@ -108,6 +112,7 @@ CASES: dict[str, Case] = {
     "cafo closed form": cafo("L3", predictor="closed_form", schedule="simultaneous"),
     "cafo closed form greedy": cafo("L3", predictor="closed_form"),
     "cafo pooled": cafo(pool=[2, None]),
+    "cafo trained blocks": cafo("L1", blocks="dfa", block_epochs=1),
     "dfa": Case("dfa", {}, "L1"),
     "dfa cnn": Case("dfa", {}, "L1", cafo_cnn),
     "dfa last block": Case("dfa", {"last_block": "feedback"}, "L1", deep_mlp),
@@ -222,3 +227,5 @@ def test_one_block_is_backpropagation_with_convolutions_and_norms() -> None:
 def test_the_registered_losses_keep_every_law() -> None:
     testing.check_local_loss("mono_forward")
     testing.check_local_loss("sparsemax")
+    testing.check_local_loss("goodness")
+    testing.check_local_loss("closed_form")

@@ -130,11 +130,16 @@ def describe(settings: dict[str, Any]) -> str:
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
     usual |= {"split": "folds", "normalize": True, "heads": 4}
     parts = [
-        f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
+        f"{k} {_in_short(v) if isinstance(v, list) else v}"
         for k, v in sorted(settings.items())
         if v and usual.get(k) != v
     ]
     return " ".join([settings["name"], *parts])
+
+
+def _in_short(values: list[Any]) -> str:
+    same = len(values) > 3 and len(set(map(str, values))) == 1
+    return f"{len(values)}×{values[0]}" if same else "-".join(map(str, values))
 
 
 def failures(rows: Iterable[Row]) -> list[Row]:

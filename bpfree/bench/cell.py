@@ -32,18 +32,23 @@ from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 SCHEMA = 1
 Row = dict[str, Any]
 
+#: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
+Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
-def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
-    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
 
-    Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
+def main(
+    job: Job, cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+) -> None:
+    """Do a job and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
+
+    Before that, ``("progress", ...)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
     """
     # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     try:
-        row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))
+        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:
@@ -66,9 +71,7 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
     loaded: dict[str, Splits] = {}
     for cell in cells:
         try:
-            for plugin in cell.plugins:
-                load_plugin(plugin)
-            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            device, key = open_device(cell), json.dumps([cell.dataset, cell.device])
             if key not in loaded:
                 loaded[key] = load_data(cell, device)
             train = loaded[key].train
@@ -99,19 +102,29 @@ def _heading(cell: Cell) -> Row:
         "dataset": cell.dataset["name"],
         "net": cell.net["name"],
         "seed": cell.seed,
-        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
-        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
+        "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed", "energy")}
+        | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]}
+        | ({} if cell.energy is None else {"energy": cell.energy}),
+        **({"tuning": cell.tuning} if cell.tuning else {}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
 
 
-def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``."""
+def open_device(cell: Cell) -> torch.device:
+    """Make this process ready for a cell, threads and plugins, and find its device."""
     torch.set_num_threads(cell.threads)
     for plugin in cell.plugins:
         load_plugin(plugin)
-    device = _device(cell.device)
+    return _device(cell.device)
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+
+    ``progress`` is told how many epochs are done, and of how many.
+    """
+    device = open_device(cell)
     with metering(cell.energy, device) as energy:
         return _measured(cell, folder, checkpoint_s, progress, device, energy)
 
@@ -120,44 +133,21 @@ def _measured(
     cell: Cell,
     folder: Path,
     checkpoint_s: float,
-    progress: Callable[[int, int], None],
+    progress: Callable[..., None],
     device: torch.device,
     energy: CellEnergy,
 ) -> Row:
-    meter = energy.meter
-    with meter("load"):
+    with energy.meter("load"):
         data = load_data(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
-
-    def show(done: int, of: int, row: dict[str, Any]) -> None:
-        row["train_s"], joules = meter.state()[TRAIN]["seconds"], energy.joules()
-        if joules is not None:
-            row["train_j"] = joules
-        progress(done, of)
-
-    def warm_up() -> None:
-        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
-        make_trainer(cell, data, device).fit(few, **{**cell.fit, "epochs": 1, "patience": None})
-
-    def again(window: Window) -> None:
-        make_trainer(cell, data, device).fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
-
-    with energy.measured(warm_up, again):
-        reset_device_peak(device)
-        history = trainer.fit(
-            data.train,
-            data.validation,
-            checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, meter),
-            hooks=Hooks(meter, show),
-            **cell.fit,
-        )
-        memory = {**cost.memory, **device_peak(device)}
-    with meter("test"):
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, energy.meter)
+    history, peak = _train(cell, data, trainer, checkpoint, progress, energy)
+    with energy.meter("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
     trainer.save(folder / "model.safetensors")
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
     return {
         **_heading(cell),
@@ -173,7 +163,7 @@ def _measured(
             "blocks": test["blocks"],
         },
         "time": energy.seconds(),
-        "memory": {**memory, "rss": process_peak_rss()},
+        "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
         "flops": cost.flops(history, len(data.train)),
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
@@ -181,6 +171,40 @@ def _measured(
         "curve": _curve(history, trainer.cascade.headline, energy.tells_on_the_way(metered)),
         **metered,
     }
+
+
+def _train(
+    cell: Cell,
+    data: Splits,
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+    energy: CellEnergy,
+) -> tuple[History, dict[str, int]]:
+    """Train, with what an energy measurement wants around it; the history and the device's memory peaks."""
+
+    def fresh() -> Trainer:
+        return make_trainer(cell, data, energy.meter.device)
+
+    def show(done: int, of: int, row: dict[str, Any]) -> None:
+        row["train_s"], joules = energy.meter.state()[TRAIN]["seconds"], energy.joules()
+        if joules is not None:
+            row["train_j"] = joules
+        progress(done, of)
+
+    def warm_up() -> None:
+        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
+        fresh().fit(few, **{**cell.fit, "epochs": 1, "patience": None})
+
+    def again(window: Window) -> None:
+        fresh().fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
+
+    hooks = Hooks(energy.meter, show)
+    with energy.measured(warm_up, again):
+        reset_device_peak(energy.meter.device)
+        history = trainer.fit(data.train, data.validation, checkpoint=checkpoint, hooks=hooks, **cell.fit)
+        peak = device_peak(energy.meter.device)
+    return history, peak
 
 
 def _method(cell: Cell, cascade: Cascade) -> Row:

@@ -21,11 +21,14 @@ class LocalLoss(nn.Module, ABC):
     Attributes:
         one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
             that another pass would change nothing. Its block must have nothing to learn in its body.
+        signed: Whether it learns from rows that show a right or a wrong label, and its targets are 1 and 0;
+            its scores are then a goodness ``[rows, 1]``.
         memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
             of a run's checkpoint and not of the model.
     """
 
     one_pass: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     memory: Tensor | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:

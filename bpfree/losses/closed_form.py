@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
+from bpfree.losses._registry import register_loss
 from bpfree.losses.cross_entropy import flat_features
 from bpfree.losses.dual_ridge import DualRidge
 from bpfree.losses.ridge import RidgeAccumulator
@@ -18,6 +19,7 @@ from bpfree.losses.ridge import RidgeAccumulator
 LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
+@register_loss("closed_form")
 class ClosedForm(LocalLoss):
     """Squared error of class scores to one-hot targets, minimised exactly by `RidgeAccumulator`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
+from bpfree.losses._registry import register_loss
 from bpfree.nn import widened
 
 
+@register_loss("goodness")
 class Goodness(LocalLoss):
     """High activity for positive rows, low activity for negative ones (Hinton, arXiv 2212.13345).
 
@@ -36,6 +38,7 @@ class Goodness(LocalLoss):
         peer_momentum: Decay of the running mean activity m, which starts at 0.5.
     """
 
+    signed: ClassVar[bool] = True
     mean_activity: Tensor
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.graph import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
-from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU, widened
+from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, RowNorm, StraightThroughReLU, widened
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Hops",
     "LengthNorm",
     "RootMeanSquarePool",
+    "RowNorm",
     "SAGEPart",
     "StraightThroughReLU",
     "WholeGNN",

@@ -26,6 +26,7 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     an optimizer is about to step, the whole cascade is searched for gradients: those of block k must be None
     outside block k, front, body and loss of the others included, and not all None inside; those of a readout
     that learns must be None in every block. Where a block holds others, each inner loss is held to it alone.
+    Where fronts are trained before, by a `Trainer.tutor`, it is held to the same, and steps fronts alone.
 
     Args:
         trainer: Any trainer, built or not; it is not changed.
@@ -45,6 +46,9 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     _check_reached(probe.cascade, reached, "in step")
     for name, found, own in _inner_reach(probe, x, y):
         _check_one(name, found, own, "in one backward pass")
+    tutor = probe.tutor()
+    if tutor is not None:
+        assert_local(tutor, x, y)
 
 
 def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
@@ -71,6 +75,14 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
         _assert_global(probe, x, y)
         return
     assert_local(trainer, x, y)
+    tutor = probe.tutor()
+    if tutor is not None:
+        own = _probe(tutor, x, y).locality
+        if own < level:
+            raise AssertionError(
+                f"{probe.id} declares {level}, but its fronts are trained by {tutor.id}, which is {own}"
+            )
+        assert_locality(tutor, x, y)
     blocks = _blocks(probe.cascade)
     if len(blocks) == 1 and len(_weights(blocks[0][1])) > 1:
         raise AssertionError(
@@ -133,8 +145,11 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
         if isinstance(owner, Block) and all(loss.one_pass for loss in owner.losses) and not reached[key]:
             continue  # it solves at the end of a pass, without gradients
         _check_one(name, reached[key], _names(cascade, owner), where)
-    if reached.keys() - owners.keys():
-        raise AssertionError(f"{', '.join(sorted(reached.keys() - owners.keys()))} took a step {where}")
+    fronts = [block.front for _, block in _blocks(cascade) if block.front is not None]
+    fixed = {name for front in fronts for name in _names(cascade, front)}
+    for key in sorted(reached.keys() - owners.keys()):
+        if reached[key] - fixed or not fixed:
+            raise AssertionError(f"{key} took a step {where}")
 
 
 def _check_one(name: str, reached: Names, own: Names, where: str) -> None:

@@ -15,6 +15,7 @@ from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import Choice, Dimension, Range, Space, meant
 
 for _kind in (
     Backprop,
@@ -43,8 +44,10 @@ __all__ = [
     "BackpropGNN",
     "CascadedForward",
     "Checkpoint",
+    "Choice",
     "CounterCurrentLearning",
     "DeepSupervision",
+    "Dimension",
     "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
@@ -58,8 +61,11 @@ __all__ = [
     "MFJoint",
     "MonoForward",
     "RandomFeatures",
+    "Range",
+    "Space",
     "Trainer",
     "TrainerSettings",
     "get_trainer",
+    "meant",
     "register_trainer",
 ]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,68 +14,20 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import BadValue, Diverged
 from bpfree.cascade import Cascade
-from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
 from bpfree.schedules import Data, Feed, GraphFeed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.evaluation import Evaluator
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, make_optimizer, set_lr
+from bpfree.trainers.judging import judges, validate
+from bpfree.trainers.optimizers import update_readout
+from bpfree.trainers.run import Checkpoint, Hooks, Position
+from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, set_lr
 
-#: Validation samples on which single blocks are judged where that takes a forward pass per class.
-BLOCK_SAMPLES = 500
+__all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
 
 #: Training samples that the statistics of normalisation layers inside fronts are estimated on.
 CALIBRATION_SAMPLES = 10_000
-
-Window = Callable[[str], AbstractContextManager[Any]]
-
-
-class Carried(Protocol):
-    """Something whose state travels in the checkpoints, such as a stopwatch."""
-
-    def state(self) -> dict[str, Any]:
-        """A JSON-able state."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up a state."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where, and how often, a run leaves its state.
-
-    Attributes:
-        path: The file; an existing one of the same run is taken up. At the end it holds the finished run.
-        every_s: Seconds between two writes, at least.
-        carried: What else is saved with it.
-    """
-
-    path: Path
-    every_s: float = 30.0
-    carried: Carried | None = None
-
-
-@dataclass
-class Hooks:
-    """Who looks on: the windows of a meter, and a progress display."""
-
-    window: Window = lambda name: nullcontext()
-    progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, row: None
-
-
-@dataclass
-class Position:
-    """Where a run stands: enough, with the tensors, to go on as if it had never stopped."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    total_steps: int = 0
-    best: float = -math.inf
-    best_epoch: int = -1
-    stale: int = 0
 
 
 class Fit:
@@ -164,7 +114,7 @@ class Fit:
     def _enter(self, stage: Stage) -> None:
         self.feed.climb(stage.first)
         if self.evaluator is not None:
-            self.evaluator.climb(stage.first, self._judges(stage))
+            self.evaluator.climb(stage.first, judges(self.cascade, stage))
         if stage.readouts and stage.first == stage.stop:
             for _, readout in self._learning(stage):
                 self.feed.keep_outputs(readout.view)
@@ -186,31 +136,6 @@ class Fit:
             (n, self.cascade.readout(n)) for n in self.cascade.readouts if self.cascade.readout(n).learns
         ]
         return learning if stage.readouts else []
-
-    def _judges(self, stage: Stage) -> list[str]:
-        """The readouts to evaluate in a stage, the one that selects first."""
-        usable = self._usable(stage)
-        # In a greedy run the highest block so far may be one that says nothing of classes.
-        if not usable or type(self.cascade.units[stage.stop - 1].loss).scores is LocalLoss.scores:
-            return []
-        view = self.cascade.readout(usable[0]).view
-        return [name for name in usable if self.cascade.readout(name).view == view]
-
-    def _usable(self, stage: Stage) -> list[str]:
-        """The readouts that are not waiting to be trained in a later stage."""
-        return [n for n in self.cascade.readouts if stage.readouts or not self.cascade.readout(n).learns]
-
-    def _validate(self, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
-        """Accuracy by readout and of each block alone.
-
-        Where only a readout with another, dearer view can tell blocks apart, a few samples must do.
-        """
-        found = evaluator.accuracies(self._judges(stage), stage.stop)
-        if not any(self.cascade.readout(name).tells_blocks for name in self._judges(stage)):
-            tellers = [n for n in self._usable(stage) if self.cascade.readout(n).tells_blocks]
-            few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
-            found |= {name: value for name, value in few.items() if name not in tellers}
-        return found
 
     # ---- one epoch -------------------------------------------------------------------------------------
 
@@ -289,12 +214,12 @@ class Fit:
             "loss": means,
         }
         due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
-        if self.evaluator is not None and due and self._judges(stage):
+        if self.evaluator is not None and due and judges(self.cascade, stage):
             with self.hooks.window("eval"):
-                row["validation"] = self._validate(stage, self.evaluator)
+                row["validation"] = validate(self.cascade, stage, self.evaluator)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
-            self._select(stage, row["validation"][self._judges(stage)[0]])
+            self._select(stage, row["validation"][judges(self.cascade, stage)[0]])
         self.history.rows.append(row)
         done = self.at.stage * self.fit.epochs + self.at.epoch
         self.hooks.progress(done, len(self.stages) * self.fit.epochs, row)
@@ -364,34 +289,3 @@ class Fit:
             self.at.step, self.sums = 0, None
         if checkpoint.carried is not None and state["carried"] is not None:
             checkpoint.carried.load(state["carried"])
-
-
-def update_readout(
-    readout: Readout, optimizer: torch.optim.Optimizer, outputs: list[Tensor], y: Tensor
-) -> Tensor:
-    """One step of a readout that learns, on detached outputs; returns its loss."""
-    loss = readout.objective(outputs, y)
-    with torch.autocast(y.device.type, enabled=False):
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
-
-
-def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:
-    """An optimizer for each block and for each readout that learns, by name."""
-    optimizers = {}
-    for k, block in enumerate(cascade.units):
-        feedback = [p for loss in block.losses for p in loss.feedback_parameters()]
-        apart = {id(p) for p in feedback}
-        forward = [p for p in block.trainable() if id(p) not in apart]
-        optimizers[f"block{k}"] = optimizer = make_optimizer(forward, settings)
-        if feedback:
-            lr = getattr(settings, "feedback_lr", None)
-            optimizer.add_param_group({"params": feedback, "lr": settings.lr if lr is None else lr})
-    for name in cascade.readouts:
-        readout = cascade.readout(name)
-        if readout.learns:
-            lr, decay = getattr(settings, "readout_lr", None), getattr(settings, "readout_weight_decay", None)
-            optimizers[f"readout.{name}"] = make_optimizer(readout.parameters(), settings, lr, decay)
-    return optimizers
