@@ -25,7 +25,7 @@ from bpfree.bench.cost import measure
 from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
 from bpfree.cascade import Cascade
-from bpfree.data import Splits, TensorData, load
+from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 
@@ -75,7 +75,7 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
             if key not in loaded:
                 loaded[key] = load_data(cell, device)
             train = loaded[key].train
-            make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
+            make_trainer(cell, loaded[key], device).build_for(train)
         except (BadValue, DataNotFound) as error:
             pipe.send(("refused", f"{cell.arm}: {error}"))
             return
@@ -155,6 +155,7 @@ def _measured(
         "locality": trainer.locality,
         "method": _method(cell, trainer.cascade),
         "metrics": {
+            "measure": trainer.cascade.encoding.measure,
             "test_accuracy": test["accuracy"],
             "val_accuracy": validation["accuracy"],
             "loss": history.rows[-1]["loss"],
@@ -229,8 +230,13 @@ def _device(name: str) -> torch.device:
 
 
 def load_data(cell: Cell, device: torch.device) -> Splits:
-    """The data that a cell asks for, on ``device``."""
-    return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+    """The cell's data; those of a graph whose fold is left open have that of the seed."""
+    given = dict(cell.dataset)
+    if given["name"] in GRAPH_NAMES:
+        fold = given.pop("fold")
+        graph: Any = load_graph(**given, fold=cell.seed % 5 if fold is None else fold, device=device)
+        return graph  # type: ignore[no-any-return]
+    return load(**{**given, "augment": tuple(given["augment"] or ())}, device=device)
 
 
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:

@@ -8,6 +8,9 @@ from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import CALIBRATION_SAMPLES, Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
+from bpfree.trainers.forward_gnn import ForwardGNN
+from bpfree.trainers.graph import GraphTrainer
+from bpfree.trainers.graph_controls import BackpropGNN, HopMLP, HopRidge
 from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
@@ -25,6 +28,10 @@ for _kind in (
     CascadedForward,
     CounterCurrentLearning,
     Local,
+    BackpropGNN,
+    HopMLP,
+    HopRidge,
+    ForwardGNN,
 ):
     register_trainer(_kind)
 
@@ -34,6 +41,7 @@ __all__ = [
     "TRAINERS",
     "Autoencoder",
     "Backprop",
+    "BackpropGNN",
     "CascadedForward",
     "Checkpoint",
     "Choice",
@@ -43,8 +51,12 @@ __all__ = [
     "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
+    "ForwardGNN",
+    "GraphTrainer",
     "History",
     "Hooks",
+    "HopMLP",
+    "HopRidge",
     "Local",
     "MFJoint",
     "MonoForward",

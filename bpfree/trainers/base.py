@@ -21,8 +21,8 @@ from bpfree.data import TensorData
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
-from bpfree.trainers.evaluation import Evaluator
 from bpfree.trainers.fitting import Fit
+from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_batch, check_data
 from bpfree.trainers.optimizers import update_readout
@@ -85,6 +85,14 @@ class Trainer(Builder):
         """
         return {}
 
+    def build_for(self, data: TensorData) -> None:
+        """`build` for samples like those of ``data``."""
+        self.build(data.sample_shape, data.n_classes)
+
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        check_batch(x, y, self.n_classes, self.device)
+        self._check_shape(x.shape[1:])
+
     # ---- training --------------------------------------------------------------------------------------
 
     def fit(
@@ -115,7 +123,7 @@ class Trainer(Builder):
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
-        self.build(data.sample_shape, data.n_classes)
+        self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         self.reset_optimizers()
@@ -158,8 +166,7 @@ class Trainer(Builder):
             BadValue: If the batch does not fit.
         """
         cascade = self.cascade
-        check_batch(x, y, self.n_classes, self.device)
-        self._check_shape(x.shape[1:])
+        self._check_batch(x, y)
         with self.running():
             return self._step(cascade, x, y, number)
 
@@ -179,7 +186,7 @@ class Trainer(Builder):
             y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
         )
         rows, target = cascade.encoding.encode(x, y, drawn)
-        return step(cascade.units, rows, target, seed) + extra
+        return step(cascade.units, rows, target, seed, message=cascade.encoding.message()) + extra
 
     # ---- using -----------------------------------------------------------------------------------------
 
@@ -195,7 +202,7 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with self.running():
-            found = Evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -208,10 +215,14 @@ class Trainer(Builder):
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
         """
-        data = self._data((x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
+        data = self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
         headline = self.cascade.headline
         with self.running():
-            return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+            return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+
+    def data_of(self, x: Tensor, y: Tensor) -> TensorData:
+        """Samples ``x [B, ...]`` with labels ``y [B]`` as data."""
+        return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
         """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
@@ -271,13 +282,6 @@ class Trainer(Builder):
 
     def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else _content(d) for d in data]
+        seen = [None if d is None else d.content() for d in data]
         parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _content(data: TensorData) -> list[Any]:
-    """What tells two data sets apart: labels, a sample of the inputs, and what is done to them."""
-    some = data.x[:: max(1, len(data) // 64)].contiguous().cpu().numpy().tobytes()
-    digest = hashlib.sha256(data.y.cpu().numpy().tobytes() + some).hexdigest()
-    return [data.name, len(data), list(data.sample_shape), list(data.augment), data.mean, data.std, digest]

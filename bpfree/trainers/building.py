@@ -112,6 +112,9 @@ class Builder(ABC):
             cascade.eval().build(x, n_classes)
             if isinstance(self.net, Cascade):
                 check_order(self.net.to_module(), self.net, x)
+        self._adopt(cascade, n_classes, sample_shape)
+
+    def _adopt(self, cascade: Cascade, n_classes: int, sample_shape: Sequence[int]) -> None:
         self._check_gradients(cascade)
         self._cascade, self.n_classes, self._shape = cascade, n_classes, tuple(sample_shape)
         self.reset_optimizers()
