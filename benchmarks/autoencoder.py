@@ -1,10 +1,11 @@
 """Autoencoders on MNIST by counter-current learning and by backpropagation, and a picture of what they give.
 
-    python -m benchmarks.autoencoder [--seeds 3] [--epochs 10] [--train-size 50000]
+    python -m benchmarks.autoencoder [--seeds 3] [--epochs 8] [--train-size 8192]
 
-Both train the same network, as many epochs, and are judged by the mean squared error of the test images, in
-[0, 1]. Passed: the mean over seeds is at most twice backpropagation's. ``results/autoencoder.png`` shows test
-images, under them their reconstructions by backpropagation, then by counter-current learning.
+Both train the same network, as many epochs, at the best of as many settings, chosen by the validation error
+of seed 0, and are judged by the mean squared error of the test images, in [0, 1]. Passed: the mean over seeds
+is at most twice backpropagation's. ``docs/autoencoder.png`` shows test images, under them what
+backpropagation makes of them, then counter-current learning. Seed 0 is also run without what makes it work.
 """
 
 from __future__ import annotations
@@ -12,57 +13,79 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import bpfree
-from benchmarks._record import RESULTS, record
+from benchmarks._record import record
 from bpfree.data import Splits, load
 
-RULES: dict[str, dict[str, Any]] = {"backprop": {"lr": 3e-3}, "counter_current": {}}
-LIMIT, SHOWN, BATCH = 2.0, 12, 64
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "backprop": [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2)],
+    # The normalised maps are left out: they take a quarter of the time, and weigh a hundredth of the values.
+    "counter_current": [
+        {"lr": lr, "code_lr": code, "shapes": 0.0} for lr, code in ((1e-2, 3e-3), (1e-2, 1e-2), (3e-2, 1e-2))
+    ],
+}
+WITHOUT: dict[str, dict[str, Any]] = {
+    "the code as drawn": {"code_lr": 0.0},
+    "no decorrelation": {"decorrelation": 0.0},
+    "all encoder stages learn": {"encoder_lr": 3e-3},
+}
+PICTURE = Path(__file__).parents[1] / "docs" / "autoencoder.png"
+CHANNELS, BATCH = (64, 8), 64
+LIMIT, SHOWN = 2.0, 12
 
 
-def train(rule: str, seed: int, data: Splits, epochs: int) -> tuple[dict[str, float], Tensor]:
-    """Test error, the seconds of training, and reconstructions of the first test images."""
+def train(rule: str, seed: int, data: Splits, epochs: int, **settings: Any) -> tuple[dict[str, Any], Tensor]:
+    """The errors, those of validation after each epoch among them, and reconstructions of test images."""
     torch.manual_seed(seed)
-    net = bpfree.nn.autoencoder(data.train.sample_shape)
-    trainer = bpfree.Autoencoder(net, rule=rule, seed=seed, lr_schedule="cosine", **RULES[rule])
-    start = time.perf_counter()
-    trainer.fit(data.train, data.validation, epochs=epochs, batch_size=BATCH)
-    seconds = time.perf_counter() - start
+    net = bpfree.nn.autoencoder(data.train.sample_shape, CHANNELS)
+    trainer = bpfree.Autoencoder(net, rule=rule, seed=seed, lr_schedule="cosine", progress=False, **settings)
+    history = trainer.fit(data.train, data.validation, epochs=epochs, batch_size=BATCH)
     with torch.no_grad():
         pictures = trainer.model(data.test.batch(torch.arange(SHOWN))[0])
-    return {"test_mse": trainer.evaluate(data.test)["mse"], "fit_s": seconds}, pictures
+    curve = [-row["validation"]["last"] for row in history.rows]
+    row = {"seed": seed, **settings, "test_mse": trainer.evaluate(data.test)["mse"], "validation_mse": curve}
+    return row, pictures
 
 
 def main() -> int:
-    """Train, write the figures and the picture; returns the exit code."""
+    """Tune, train, write the figures and the picture; returns the exit code."""
     from torchvision.utils import save_image
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--train-size", type=int, default=50_000)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train-size", type=int, default=8_192)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data = load("mnist", train_size=given.train_size)
-    rows: dict[str, list[dict[str, float]]] = {rule: [] for rule in RULES}
+    data = load("mnist", train_size=given.train_size, validation_size=2_000)
+    trials: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     shown = [data.test.batch(torch.arange(SHOWN))[0]]
-    for seed in range(given.seeds):
-        for rule, found in rows.items():
-            figures, pictures = train(rule, seed, data, given.epochs)
-            found.append({"seed": seed, **figures})
-            if seed == 0:
-                shown.append(pictures)
-    save_image(torch.cat(shown).clamp(0, 1), RESULTS / "autoencoder.png", nrow=SHOWN)
+    for rule, settings in TRIALS.items():
+        tried = [train(rule, 0, data, given.epochs, **setting) for setting in settings]
+        trials[rule] = [row for row, _ in tried]
+        best = min(range(len(tried)), key=lambda i: min(trials[rule][i]["validation_mse"]))
+        others = [
+            train(rule, seed, data, given.epochs, **settings[best])[0] for seed in range(1, given.seeds)
+        ]
+        rows[rule], chosen[rule] = [trials[rule][best], *others], settings[best]
+        shown.append(tried[best][1])
+    without = {
+        name: train("counter_current", 0, data, given.epochs, **(chosen["counter_current"] | change))[0]
+        for name, change in WITHOUT.items()
+    }
+    save_image(torch.cat(shown).clamp(0, 1), PICTURE, nrow=SHOWN)
     means = {rule: statistics.mean(row["test_mse"] for row in found) for rule, found in rows.items()}
     ratio = means["counter_current"] / means["backprop"]
-    figures_of_all = {"settings": vars(given), "rows": rows, "mean_test_mse": means, "ratio": ratio}
-    return record("autoencoder", figures_of_all, ratio <= LIMIT)
+    figures = {"mean_test_mse": means, "ratio": ratio, "rows": rows, "without": without, "trials": trials}
+    return record("autoencoder", {"settings": vars(given), **figures}, ratio <= LIMIT)
 
 
 if __name__ == "__main__":

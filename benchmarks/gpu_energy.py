@@ -34,7 +34,7 @@ Work = Callable[[], object]
 
 def products() -> Work:
     """Bound by arithmetic."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
     return lambda: a @ a
 
 

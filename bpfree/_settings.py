@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -33,12 +34,36 @@ def validate(settings: type[T], values: Mapping[str, Any], where: str) -> T:
         raise BadValue("\n".join(_sentences(error, settings, where))) from None
 
 
+@dataclass(frozen=True)
+class Must:
+    """Says of a field, as in ``Annotated[str, Must(check)]``, that ``check`` must take its value.
+
+    Attributes:
+        check: Raises a ValueError that says what was expected.
+    """
+
+    check: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def checked(value: Any) -> Any:
+            try:
+                self.check(value)
+            except ValueError as error:
+                text = str(error).replace("{", "{{").replace("}", "}}")
+                raise PydanticCustomError("value", text) from None
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+
 @cache
 def _checked(settings: type) -> Any:
     """A subclass of ``settings`` whose constructor checks its arguments."""
-    from pydantic.dataclasses import dataclass
+    from pydantic import dataclasses
 
-    return dataclass(settings, frozen=True, kw_only=True)
+    return dataclasses.dataclass(settings, frozen=True, kw_only=True)
 
 
 def _sentences(error: Any, settings: type, where: str) -> Iterator[str]:

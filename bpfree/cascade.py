@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, Overlaid
+from bpfree.graph import Ends, Nodes, unit_rows
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
-from bpfree.readouts import Readout
+from bpfree.readouts import Readout, make_readouts
 
-Rows = Tensor | Overlaid
+Rows = Tensor | Overlaid | Nodes
 
 
 class Block(nn.Module):
@@ -31,9 +32,13 @@ class Block(nn.Module):
         gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
         inner_steps: Steps to take on each answer of the front. With a number given, what goes up the wire is
             the output after them; by default one step is taken, and the output before it goes up.
+        upper: Width of the lesson that joins the states of nodes coming up, for a block that reads it in its
+            body; None: the lesson is for the loss alone.
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    upper: int | None = None
+    inner_steps: int | None = None
 
     def __init__(
         self,
@@ -41,11 +46,12 @@ class Block(nn.Module):
         loss: LocalLoss,
         front: nn.Module | None = None,
         gradients: str = "autograd",
+        upper: int | None = None,
         inner_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.front, self.body, self.loss, self.gradients = front, body, loss, gradients
-        self.inner_steps = inner_steps
+        self.front, self.body, self.loss = front, body, loss
+        self.gradients, self.upper, self.inner_steps = gradients, upper, inner_steps
         self._objective: Any = self.objective
 
     @property
@@ -55,9 +61,32 @@ class Block(nn.Module):
 
     def build(self, rows: Rows, n_classes: int) -> Tensor:
         """Let the loss create what depends on shapes; returns the block's output for ``rows``."""
-        output = self(rows)
+        output = self(self.join(rows, None))
         self.loss.build(output, n_classes)
         return output  # type: ignore[no-any-return]
+
+    def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
+        """What came up with what came down, for a block that reads both: rows of length 1, side by side."""
+        if self.upper is None:
+            return rows
+        assert isinstance(rows, Nodes)
+        states = rows.states[0]
+        above = states.new_zeros(len(states), self.upper) if lesson is None else unit_rows(lesson.detach())
+        return Nodes((torch.cat([unit_rows(states), above], 1),), rows.graphs, pairs=rows.pairs, memo=None)
+
+    def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
+        """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.
+
+        Args:
+            rows: What the block is fed.
+            output: Its output, where that is of all of them; made here if it is not given.
+        """
+        if not isinstance(rows, Nodes):
+            return self(rows) if output is None else output
+        if output is None or rows.wanted is not None:
+            with torch.no_grad():
+                output = self(rows.whole())
+        return rows.up(output)
 
     def sense(self, rows: Rows) -> Rows:
         """What the front answers: the input of the learned part, a constant of the input."""
@@ -72,8 +101,9 @@ class Block(nn.Module):
         return self.body(self.sense(rows))  # type: ignore[no-any-return]
 
     def outputs(self, rows: Rows) -> list[Tensor]:
-        """The outputs that readouts may look at, in order; the last is what goes up the wire."""
-        return [self(rows)]
+        """The outputs that readouts may look at, in order; the last goes up, but for that of single nodes."""
+        output = self(rows)
+        return [Ends(output, rows.pairs)] if isinstance(rows, Nodes) and rows.pairs is not None else [output]  # type: ignore[list-item]
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """The loss of every `LocalLoss` inside, and the output, for an input that the front has seen."""
@@ -109,11 +139,11 @@ class Block(nn.Module):
         """One step; the losses and the output before it, detached."""
         assert self.optimizer is not None
         if self.gradients == "analytic":
-            assert isinstance(sensed, Tensor)
             with torch.no_grad():
                 output = self.body(sensed)
                 loss, error = self.loss.output_gradient(output, target, lesson)
                 if error is not None:
+                    assert isinstance(sensed, Tensor)
                     body_gradients(self.body, sensed, output, error)
             losses = [loss]
         else:
@@ -178,7 +208,7 @@ class JointBlock(Block):
         nn.Module.__init__(self)
         self.blocks = nn.ModuleList(blocks)
         self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
-        self.front, self.inner_steps = None, None
+        self.front = None
         self._objective = self.objective
 
     @property
@@ -241,6 +271,8 @@ class Cascade(nn.Module):
         encoding: How labelled examples are shown to the first block.
         source: The module that the bodies were cut from and share their parameters with, if the first
             readout computes the same as it.
+        sweeps: Which sweeps readouts listen to, from the first to before the second of the two numbers, where
+            blocks read messages from above; (0, 1): one pass up, nothing comes down.
     """
 
     def __init__(
@@ -249,8 +281,10 @@ class Cascade(nn.Module):
         readouts: dict[str, Readout],
         encoding: Encoding | None = None,
         source: nn.Module | None = None,
+        sweeps: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
+        self.sweeps = sweeps
         self.blocks = nn.ModuleList(blocks)
         self.readouts = nn.ModuleDict(readouts)
         self.encoding = encoding or Encoding()
@@ -262,8 +296,10 @@ class Cascade(nn.Module):
         """Make ``readout`` the prediction rule; returns the cascade.
 
         Raises:
-            BadValue: If there is no readout of that name.
+            BadValue: If there is no readout of that name, nor a block.
         """
+        if readout.startswith("block:") and readout not in self.readouts:
+            self.readouts[readout] = make_readouts(readout, self.losses)[readout]
         if readout not in self.readouts:
             raise BadValue(f"readout = {readout!r}: unknown; {did_you_mean(readout, list(self.readouts))}")
         if readout != self.headline:
@@ -282,6 +318,15 @@ class Cascade(nn.Module):
         """The local losses of all blocks, bottom first."""
         return [loss for block in self.units for loss in block.losses]
 
+    def memories(self) -> dict[str, Tensor]:
+        """What the losses remember of the last step, by number."""
+        return {str(k): loss.memory for k, loss in enumerate(self.losses) if loss.memory is not None}
+
+    def remember(self, memories: Mapping[str, Tensor]) -> None:
+        """Take up what `memories` gave; what is not there is forgotten."""
+        for k, loss in enumerate(self.losses):
+            loss.memory = memories.get(str(k))
+
     def readout(self, name: str) -> Readout:
         """The readout called ``name``."""
         readout = self.readouts[name]
@@ -290,14 +335,17 @@ class Cascade(nn.Module):
 
     def build(self, x: Tensor, n_classes: int) -> None:
         """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``."""
+        self.encoding.build(n_classes)
         with torch.no_grad():
             y = torch.zeros(len(x), dtype=torch.long, device=x.device)
             drawn = self.encoding.draw(
                 y, torch.Generator(x.device), torch.zeros(len(x), n_classes, device=x.device)
             )
+            rows: Rows
             rows, _ = self.encoding.encode(x, y, drawn)
             for block in self.units:
-                rows = block.build(rows, n_classes)
+                output = block.build(rows, n_classes)
+                rows = block.onward(block.join(rows, None), None if isinstance(rows, Nodes) else output)
             for readout in map(self.readout, self.readouts):
                 readout.build(self.outputs(self.encoding.view(x, readout.view)), n_classes)
 
@@ -305,8 +353,9 @@ class Cascade(nn.Module):
         """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""
         outputs: list[Tensor] = []
         for block in self.units[:n_blocks]:
+            rows = block.join(rows, None)
             outputs += block.outputs(rows)
-            rows = outputs[-1]
+            rows = block.onward(rows, None if isinstance(rows, Nodes) else outputs[-1])
         return outputs
 
     def forward(self, x: Tensor) -> Tensor:

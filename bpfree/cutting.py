@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.cascade import Block, Cascade
-from bpfree.losses import LocalCrossEntropy, make_loss
-from bpfree.readouts import BlockReadout, SumReadout
+from bpfree.encodings import LabelOverlay, overlaid_bodies
+from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
+from bpfree.readouts import make_readouts
 
 Cut = str | int | Sequence[str]
 Unit = tuple[str, nn.Module]
+MakeLoss = Callable[[], LocalLoss]
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -46,8 +48,14 @@ def _weighty(module: nn.Module) -> bool:
 def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
     """Where blocks begin; whatever stands before the first weights belongs to the first block."""
     weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
-    if cut in ("weight", "conv", "linear"):
+    if cut == "weight":
         return weights
+    if cut in ("conv", "linear"):
+        kind = nn.modules.conv._ConvNd if cut == "conv" else nn.Linear
+        at = [i for i in weights if any(isinstance(m, kind) for m in named[i][1].modules())]
+        if not at:
+            raise BadValue(f"cut = {cut!r}: there is no such layer before the output layer; try 'weight'")
+        return sorted({weights[0], *at})
     if cut == "pool":
         after = [i + 1 for i, (_, module) in enumerate(named) if isinstance(module, POOLING)]
         behind = (min((w for w in weights if w >= i), default=weights[0]) for i in after)
@@ -72,8 +80,9 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
 
     Args:
         model: Any module that runs its children in order, and torchvision's VGG and ResNet.
-        cut: Where blocks begin: ``"weight"`` (also ``"conv"``, ``"linear"``), at each convolution, linear
-            layer or residual block; ``"pool"``, behind each pooling; a number of blocks; or module names.
+        cut: Where blocks begin: ``"weight"``, at each convolution, linear layer or residual block;
+            ``"conv"`` or ``"linear"``, at those that hold a convolution or a linear layer alone; ``"pool"``,
+            behind each pooling; a number of blocks; or module names.
 
     Returns:
         The stages, bottom first, and what makes the class scores of the last stage's output.
@@ -99,25 +108,46 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
     return stages, output[0][1] if len(output) == 1 else nn.Sequential(*(m for _, m in output))
 
 
-def localize(model: nn.Module, loss: str = "mono_forward", cut: Cut = "weight") -> Cascade:
+def localize(
+    model: nn.Module, loss: str | MakeLoss = "mono_forward", cut: Cut = "weight", readout: str = "last"
+) -> Cascade:
     """Cut ``model`` into a cascade of local blocks that share its parameters.
 
     The model's output layer becomes the head of the last block, so that training the cascade trains the
-    model, which stays an ordinary module: ``state_dict``, ``torch.export``, ``torch.compile``.
+    model, which stays an ordinary module: ``state_dict``, ``torch.export``, ``torch.compile``. With a loss
+    that learns from right and wrong labels, or that solves in one pass (then all bodies stay as they are),
+    every block has it, and the output layer takes no part.
 
     Args:
         model: Any module that runs its children in order, and torchvision's VGG and ResNet.
-        loss: Name of the local loss of all blocks but the last, see `bpfree.losses.loss_names`.
+        loss: The local loss of all blocks but the last: a name, see `bpfree.losses.loss_names`, or what makes
+            one, such as its class.
         cut: Where blocks begin, see `split`.
+        readout: The prediction rule, see `bpfree.readouts.ReadoutName`; a trainer's own setting comes first.
 
     Raises:
         BadValue: If the loss is unknown or the cut does not fit the model.
     """
     stages, output = split(model, cut)
-    blocks = [Block(stage, make_loss(loss)) for stage in stages[:-1]]
-    blocks.append(Block(stages[-1], LocalCrossEntropy(output)))
-    readouts = {"last": BlockReadout(), "sum_probabilities": SumReadout(probabilities=True)}
-    return Cascade(blocks, readouts, source=model)
+
+    def make() -> LocalLoss:
+        return make_loss(loss) if isinstance(loss, str) else loss()
+
+    losses = [make() for _ in stages]
+    kind = losses[0]
+    encoding = LabelOverlay() if kind.signed else None
+    if kind.signed:
+        blocks = [Block(b, own) for b, own in zip(overlaid_bodies(stages), losses, strict=True)]
+    elif kind.one_pass:
+        blocks = [
+            Block(nn.Identity(), own, front=stage, gradients="analytic")
+            for stage, own in zip(stages, losses, strict=True)
+        ]
+    else:
+        losses[-1] = LocalCrossEntropy(output)
+        blocks = [Block(stage, own) for stage, own in zip(stages, losses, strict=True)]
+    whole = readout == "last" and not (kind.signed or kind.one_pass)
+    return Cascade(blocks, make_readouts(readout, losses), encoding, source=model if whole else None)
 
 
 def check_order(model: nn.Module, parts: nn.Module, x: Tensor) -> None:
@@ -130,7 +160,7 @@ def check_order(model: nn.Module, parts: nn.Module, x: Tensor) -> None:
     model.eval()
     parts.eval()
     with torch.no_grad():
-        same = torch.allclose(model(x), parts(x), rtol=1e-4, atol=1e-5)
+        same = torch.allclose(model(x), parts(x), rtol=1e-4, atol=1e-5, equal_nan=True)
     for module, mode in modes.items():
         module.training = mode
     if not same:

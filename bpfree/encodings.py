@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.losses import accuracy
+from bpfree.nn import LengthNorm, StraightThroughReLU
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -42,10 +44,17 @@ class Encoding:
         views: How many rows a sample becomes in training.
         redraw: Whether a sample looks different each time; if so, features of it cannot be cached, except
             where all its `looks` can be.
+        whole: Whether a sample cannot be shown without all the others: a node of a graph.
+        measure: What `judge` gives.
     """
 
     views: int = 1
     redraw: bool = False
+    whole: bool = False
+    measure: str = "accuracy"
+
+    def build(self, n_classes: int) -> None:
+        """Be told how many classes there are; called once."""
 
     def looks(self, x: Tensor) -> Tensor:
         """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by
@@ -79,6 +88,10 @@ class Encoding:
         """How many rows of `view` stand for one sample."""
         return 1
 
+    def message(self) -> Tensor | None:
+        """What comes to the top block as its message from above: nothing here."""
+        return None
+
     def view(self, x: Tensor, view: View) -> Tensor | Overlaid:
         """The rows that a readout asks for, without knowing the label.
 
@@ -92,6 +105,8 @@ class Encoding:
 
 class Reconstruct(Encoding):
     """Shows images as they are, and asks for them back; labels take no part."""
+
+    measure = "negative squared error"
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         return x, x
@@ -113,7 +128,7 @@ class LabelOverlay(Encoding):
     ``[C * B]`` rows.
 
     Args:
-        n_classes: Number of classes C.
+        n_classes: Number of classes C; 0: as it is told by `build`.
         scale: Value of the code; 1 is the range of raw pixels.
         negatives: ``"uniform"`` over the C-1 wrong classes; ``"permuted"``, the labels of the batch
             shuffled, of which about one in C is the true one; ``"hard"``, drawn from the classifier's
@@ -125,12 +140,15 @@ class LabelOverlay(Encoding):
 
     def __init__(
         self,
-        n_classes: int,
+        n_classes: int = 0,
         scale: float = 1.0,
         negatives: Literal["uniform", "permuted", "hard"] = "uniform",
         redraw: bool = True,
     ) -> None:
         self.n_classes, self.scale, self.negatives, self.redraw = n_classes, scale, negatives, redraw
+
+    def build(self, n_classes: int) -> None:
+        self.n_classes = self.n_classes or n_classes
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor:
         """A wrong label for each sample, ``[B]``; ``scores [B, C]`` are needed for hard negatives."""
@@ -265,3 +283,31 @@ class DenseRows(nn.Module):
 
     def forward(self, rows: Overlaid) -> Tensor:
         return rows.dense()
+
+
+def overlaid_bodies(
+    stages: Sequence[nn.Sequential], norm: type[nn.Module] = LengthNorm, straight_through: bool = False
+) -> list[nn.Module]:
+    """The stages of a network as bodies whose goodness no other block can read off its input.
+
+    The first takes overlaid images, and normalises their length; the others normalise what comes up.
+
+    Args:
+        stages: Bottom first; their layers with weights are used, not copied.
+        norm: What stands before each stage but the first.
+        straight_through: Whether the last ReLU of a stage is straight through.
+    """
+    return [_overlaid_body(list(stage), k == 0, norm, straight_through) for k, stage in enumerate(stages)]
+
+
+def _overlaid_body(layers: list[Any], first: bool, norm: type[nn.Module], straight: bool) -> nn.Module:
+    last = max((i for i, m in enumerate(layers) if isinstance(m, nn.ReLU)), default=None)
+    if straight and last is not None:
+        # Only where the goodness is taken: below it, the identity would be a wrong gradient.
+        layers[last] = StraightThroughReLU()
+    if not first:
+        return nn.Sequential(norm(), *layers)
+    inner = [m for m in layers if not isinstance(m, nn.Flatten)]
+    if isinstance(inner[0], nn.Linear):
+        return nn.Sequential(OverlaidLinear(inner[0]), *inner[1:])
+    return nn.Sequential(DenseRows(), LengthNorm(), *layers)

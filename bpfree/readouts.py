@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._settings import Must
 from bpfree.encodings import View
 from bpfree.losses import LocalLoss
 from bpfree.nn import LengthNorm, widened
@@ -42,6 +44,10 @@ class Readout(nn.Module, ABC):
         scores = loss.scores(output)
         return None if scores is None else widened(scores)
 
+    def concerns(self, first: int, stop: int) -> bool:
+        """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
+        return True
+
     @abstractmethod
     def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
         """Class scores ``[B, C]`` by what was heard of each block, bottom first."""
@@ -69,18 +75,36 @@ def _said(heard: Tensor | None, loss: LocalLoss) -> Tensor:
 
 
 class BlockReadout(Readout):
-    """The scores of one block, by default the last: early exit for free."""
+    """The scores of one block, by default the last: early exit for free.
+
+    While there are fewer blocks, as in a greedy run, it is the highest that there is.
+
+    Args:
+        block: Its number from 0, or -1 for the last.
+
+    Raises:
+        BadValue: When it is built, if there is no such block.
+    """
 
     def __init__(self, block: int = -1) -> None:
         super().__init__()
         self.block = block
 
+    def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        if self.block >= len(outputs):
+            raise BadValue(f"readout = 'block:{self.block + 1}': expected a number from 1 to {len(outputs)}")
+
+    def concerns(self, first: int, stop: int) -> bool:
+        return self.block < 0 or self.block >= first
+
     def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        return _said(heard[self.block], losses[self.block])
+        k = min(self.block, len(heard) - 1)
+        return _said(heard[k], losses[k])
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
         # The heads of the others are not asked.
-        return _said(self.hear(outputs[self.block], losses[self.block]), losses[self.block])
+        k = min(self.block, len(outputs) - 1)
+        return _said(self.hear(outputs[k], losses[k]), losses[k])
 
 
 class SumReadout(Readout):
@@ -101,18 +125,24 @@ class GoodnessReadout(Readout):
     """The label under which the blocks' goodness is largest: all C candidates in one batched pass.
 
     ``argmax_c sum_l (G_l(x, c) - theta_l)``, without the first block if ``skip_first`` and there is another.
+
+    Args:
+        skip_first: Whether to leave out the first block.
+        of: Which of the blocks count; by default the sum of all.
     """
 
     view: View = "candidates"
 
-    def __init__(self, skip_first: bool = True) -> None:
+    def __init__(self, skip_first: bool = True, of: Readout | None = None) -> None:
         super().__init__()
-        self.skip_first = skip_first
+        self.skip_first, self.of = skip_first, SumReadout() if of is None else of
+
+    def concerns(self, first: int, stop: int) -> bool:
+        return self.of.concerns(first, stop)
 
     def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
         first = int(self.skip_first and len(heard) > 1)
-        goodness = [_said(h, loss) for h, loss in zip(heard[first:], losses[first:], strict=True)]
-        return self._by_candidate(torch.stack(goodness).sum(0))
+        return self._by_candidate(self.of.judge(heard[first:], losses[first:]))
 
     def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
         return [None if g is None else self._by_candidate(g) for g in heard]
@@ -122,13 +152,18 @@ class GoodnessReadout(Readout):
         return goodness.view(self.n_classes, -1).T
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        self.of.build(outputs, n_classes)
         self.n_classes = n_classes
 
 
 class ClassifierReadout(Readout):
-    """A linear layer on the length-normalised outputs under the neutral label.
+    """A linear layer on the normalised outputs under the neutral label.
 
     No bias, zero at the start, trained by cross-entropy beside the blocks; no gradient enters a block.
+
+    Args:
+        skip_first: Whether to leave out the first block.
+        norm: The normalisation; by default that of the length.
     """
 
     view: View = "neutral"
@@ -136,10 +171,10 @@ class ClassifierReadout(Readout):
     learns = True
     tells_blocks = False
 
-    def __init__(self, skip_first: bool = True) -> None:
+    def __init__(self, skip_first: bool = True, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.skip_first = skip_first
-        self.norm = LengthNorm()
+        self.norm = LengthNorm() if norm is None else norm
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
         self.linear = nn.Linear(
@@ -148,7 +183,7 @@ class ClassifierReadout(Readout):
         nn.init.zeros_(self.linear.weight)
 
     def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
-        """The length-normalised features, ``[rows, n]``."""
+        """The normalised features, ``[rows, n]``."""
         found: Tensor = self.norm(output.flatten(1))
         return found
 
@@ -184,3 +219,37 @@ class OnePassReadout(ClassifierReadout):
     def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
         """The length-normalised magnitudes, ``[rows, n]``."""
         return super().hear(output.abs(), loss)
+
+
+def _check_name(name: str) -> None:
+    if name not in ("last", "sum", "sum_probabilities") and not re.fullmatch(r"block:[1-9][0-9]{0,5}", name):
+        raise ValueError("expected 'last', 'sum', 'sum_probabilities' or 'block:k', k from 1")
+
+
+#: The prediction rule of blocks that each give scores: the last block's, the sum of all, of their
+#: probabilities, or those of block k, counted from 1.
+ReadoutName = Annotated[str, Must(_check_name)]
+
+
+def make_readouts(headline: str, losses: Sequence[LocalLoss]) -> dict[str, Readout]:
+    """The readouts of blocks with these losses, ``headline`` (a `ReadoutName`) first, the usual ones beside.
+
+    Raises:
+        BadValue: If not every block gives the scores that ``headline`` needs.
+    """
+    readouts: dict[str, Readout] = {"last": BlockReadout()}
+    signed = all(loss.signed for loss in losses)
+    if not any(type(loss).scores is LocalLoss.scores for loss in losses):
+        readouts["sum"] = SumReadout()
+        if not signed:
+            readouts["sum_probabilities"] = SumReadout(probabilities=True)
+    if headline.startswith("block:"):
+        readouts[headline] = BlockReadout(int(headline.removeprefix("block:")) - 1)
+    if headline not in readouts:
+        raise BadValue(
+            f"readout = {headline!r}: not every block gives class scores; possible: {', '.join(readouts)}"
+        )
+    readouts = {headline: readouts.pop(headline)} | readouts
+    if signed:
+        return {name: GoodnessReadout(name == "sum", readout) for name, readout in readouts.items()}
+    return readouts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from bpfree import Backprop, BadValue, ForwardForward, Local, MonoForward, localize, split
 from bpfree.cutting import units
+from bpfree.losses import Goodness, LocalSparsemax, loss_names
 from bpfree.trainers import Trainer
-from tests.helpers import CLASSES, images, make_cnn, make_mlp, vectors
+from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, vectors
 
 
 def settled(net: nn.Module) -> nn.Module:
@@ -149,6 +151,10 @@ def deep(*layers: str) -> nn.Sequential:
         ("FLRLRL", "weight", ["FLR", "LR"], "Linear"),
         ("FLRLRL", "linear", ["FLR", "LR"], "Linear"),
         ("CRCRFL", "conv", ["CR", "CRF"], "Linear"),
+        # At convolutions alone, or at linear layers alone; what has weights before the first is a block too.
+        ("CRCRFLRLRL", "conv", ["CR", "CRFLRLR"], "Linear"),
+        ("CRCRFLRLRL", "linear", ["CRCRF", "LR", "LR"], "Linear"),
+        ("CRCRMFLRLRL", "weight", ["CR", "CRMF", "LR", "LR"], "Linear"),
         ("FLRLRLRLRL", 1, ["FLRLRLRLR"], "Linear"),
         ("FLRLRLRLRL", 2, ["FLRLR", "LRLR"], "Linear"),
         ("FLRLRLRLRL", 4, ["FLR", "LR", "LR", "LR"], "Linear"),
@@ -242,9 +248,85 @@ def test_a_module_that_does_not_run_its_children_in_order_is_found_out(
         kind(net, progress=False, **settings).fit(vectors(), epochs=1)
 
 
+@pytest.mark.parametrize(("layers", "cut"), [("FLRLRL", "conv"), ("CRCRCRFL", "linear")])
+def test_a_kind_of_layer_that_is_not_there_is_a_bad_cut(layers: str, cut: str) -> None:
+    with pytest.raises(BadValue, match=f"cut = '{cut}': there is no such layer"):
+        split(deep(layers), cut)
+
+
+def test_vgg_is_cut_at_its_convolutions_alone() -> None:
+    # VGG-11 has eight; its two hidden linear layers stay with the last of them.
+    net, x = vgg().eval(), samples((3, 32, 32))
+    cascade = localize(net, cut="conv").eval()
+    assert len(cascade.units) == 8
+    with torch.no_grad():
+        cascade.build(x, 10)
+        torch.testing.assert_close(cascade(x), net(x))
+    # All convolutions are one block, then come the two.
+    assert len(localize(net, cut="linear").units) == 3
+
+
+# ---- losses ----------------------------------------------------------------------------------------------
+
+
 def test_localize_takes_a_loss_by_name() -> None:
     with pytest.raises(BadValue, match="unknown local loss 'mono'"):
         localize(make_mlp(), loss="mono")
+
+
+def test_localize_takes_what_makes_a_loss() -> None:
+    cascade = localize(make_mlp(16, 16, 16), loss=LocalSparsemax)
+    assert [type(loss).__name__ for loss in cascade.losses] == ["LocalSparsemax"] * 2 + ["LocalCrossEntropy"]
+    cascade = localize(make_mlp(16, 16, 16), loss=partial(Goodness, "mean"))
+    assert [loss.goodness_form for loss in cascade.losses] == ["mean"] * 3
+
+
+@pytest.mark.parametrize("name", [name for name in loss_names() if "." not in name])
+def test_every_shipped_loss_localizes_a_perceptron_and_a_convolutional_net(name: str) -> None:
+    for net, data in ((make_mlp(), easy()), (make_cnn(), images())):
+        trainer = Local(localize(net, loss=name), progress=False, lr=0.02)
+        history = trainer.fit(data, data, epochs=6, batch_size=16)
+        assert len(trainer.cascade.units) == 2
+        assert all(last <= first for first, last in zip(
+            history.rows[0]["loss"], history.rows[-1]["loss"], strict=True
+        ))  # fmt: skip
+        if data.x.ndim == 2:
+            assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.8
+
+
+def test_a_localized_goodness_is_forward_forward_without_a_classifier() -> None:
+    net = localize(make_mlp(16, 16, 16), loss="goodness")
+    ours = Local(net, readout="sum", progress=False, lr=0.01)
+    theirs = ForwardForward(
+        make_mlp(16, 16, 16), progress=False, lr=0.01, optimizer="adam", weight_decay=0.0,
+        lr_schedule="constant", peer_weight=0.0, readout="goodness", classifier=False, init="torch",
+    )  # fmt: skip
+    for trainer in (ours, theirs):
+        trainer.fit(easy(), epochs=2, batch_size=16)
+    for one, other in zip(ours.cascade.units, theirs.cascade.units, strict=True):
+        found, expected = one.body.state_dict(), other.body.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert torch.equal(ours.predict(easy(seed=1).x), theirs.predict(easy(seed=1).x))
+
+
+def test_a_loss_that_solves_leaves_the_network_as_it_is() -> None:
+    net = make_mlp(32, 32)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    trainer = Local(localize(net, loss="closed_form"), progress=False)
+    trainer.fit(easy(), easy(seed=1), batch_size=16)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert trainer.evaluate(easy(seed=2))["accuracy"] > 0.9
+    assert trainer.locality == "L3"
+
+
+@pytest.mark.parametrize("loss", ["mono_forward", "goodness"])
+def test_a_localized_network_can_be_read_out_at_any_block(loss: str) -> None:
+    net = localize(make_mlp(16, 16, 16), loss=loss)
+    trainer = Local(net, readout="block:2", progress=False)
+    trainer.fit(easy(), easy(seed=1), epochs=2, batch_size=16)
+    found = trainer.evaluate(easy(seed=2))
+    assert trainer.cascade.headline == "block:2"
+    assert found["accuracy"] == found["blocks"][1]
 
 
 def test_saved_weights_load_into_the_untouched_architecture(tmp_path: Path) -> None:

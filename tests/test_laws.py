@@ -13,9 +13,9 @@ from torch import nn
 
 import bpfree
 from bpfree import testing
-from bpfree.data import TensorData
+from bpfree.nn.graph import GraphKind
 from bpfree.trainers import TRAINERS, Trainer
-from tests.helpers import images, make_cnn, make_mlp, vectors
+from tests.helpers import images, make_cnn, make_gnn, make_mlp, nodes, pairs, vectors
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Case:
         return TRAINERS[self.trainer](self.net(), progress=False, **{**self.settings, **settings})
 
     @property
-    def data(self) -> TensorData:
+    def data(self) -> Any:
+        if issubclass(TRAINERS[self.trainer], bpfree.trainers.GraphTrainer):
+            return pairs() if "link" in self.settings.get("variant", "") else nodes()
         return images() if self.net is not make_mlp and self.net is not deep_mlp else vectors()
 
 
@@ -65,6 +67,12 @@ def mf(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: A
     return Case("mono_forward", settings, level, net)
 
 
+def gnn(level: str = "L2", kind: GraphKind = "gcn", **settings: Any) -> Case:
+    if settings.get("variant") in ("top_to_loss", "top_to_input", "link_top_to_input"):
+        settings["schedule"] = "simultaneous"
+    return Case("forward_gnn", settings, level, lambda: make_gnn(kind))
+
+
 CASES: dict[str, Case] = {
     "backprop": Case("backprop", {}, "L0"),
     "backprop cnn": Case("backprop", {}, "L0", make_cnn),
@@ -92,6 +100,10 @@ CASES: dict[str, Case] = {
     "mf cnn": mf(net=make_cnn, readout="sum_probabilities"),
     "mf cnn norm": mf(net=cnn_with_norm),
     "mf two blocks": mf("L1", net=deep_mlp, cut=2),
+    "mf any block": mf(net=deep_mlp, readout="block:2"),
+    "mf greedy any block": mf(net=deep_mlp, readout="block:2", schedule="greedy"),
+    "mf cnn pooled": mf(net=make_cnn, head_pool=1),
+    "ff layer norm": ff(norm="layer", goodness="mean", optimizer="adam"),
     "mf bfloat16": mf(precision="bfloat16"),
     "ff greedy bfloat16": ff(schedule="greedy", redraw_negatives=False, precision="bfloat16"),
     "cafo": cafo(),
@@ -100,6 +112,7 @@ CASES: dict[str, Case] = {
     "cafo closed form": cafo("L3", predictor="closed_form", schedule="simultaneous"),
     "cafo closed form greedy": cafo("L3", predictor="closed_form"),
     "cafo pooled": cafo(pool=[2, None]),
+    "cafo trained blocks": cafo("L1", blocks="dfa", block_epochs=1),
     "dfa": Case("dfa", {}, "L1"),
     "dfa cnn": Case("dfa", {}, "L1", cafo_cnn),
     "dfa last block": Case("dfa", {"last_block": "feedback"}, "L1", deep_mlp),
@@ -111,6 +124,25 @@ CASES: dict[str, Case] = {
     "ccl input pair": ccl(input_pair=True),
     "ccl joint": ccl("L1", joint=True, gate=0.5),
     "local": Case("local", {"loss": "mono_forward"}, "L2"),
+    "gnn": gnn(),
+    "gnn together": gnn(schedule="simultaneous", direction="both_ways", virtual_features="zero"),
+    "gnn bfloat16": gnn(precision="bfloat16"),
+    "gnn sage": gnn("L1", "sage", similarity="cosine", temperature=0.1),
+    "gnn gat": gnn("L1", "gat"),
+    "gnn learnable": gnn(learnable_prototypes=True),
+    "gnn top to loss": gnn(variant="top_to_loss", clip=1.0),
+    "gnn top to input": gnn(variant="top_to_input"),
+    "gnn top to input gat": gnn("L1", "gat", variant="top_to_input"),
+    "gnn labels": gnn(variant="label_appending"),
+    "gnn labels gat": gnn("L1", "gat", variant="label_appending"),
+    "gnn virtual": gnn(variant="virtual_nodes"),
+    "gnn link": gnn(variant="link"),
+    "gnn link goodness": gnn(variant="link_goodness"),
+    "gnn link top to input": gnn(variant="link_top_to_input"),
+    "backprop gnn": Case("backprop_gnn", {"dropout": 0.3}, "L0", make_gnn),
+    "backprop gnn virtual": Case("backprop_gnn", {"virtual": True}, "L0", lambda: make_gnn("gat")),
+    "hop mlp": Case("hop_mlp", {}, "L0", make_gnn),
+    "hop ridge": Case("hop_ridge", {"hops": 1}, "L3", make_gnn),
 }
 
 law = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -125,7 +157,7 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
     data = case.data
     x, y = data.batch(torch.arange(12))
     trainer = case()
-    trainer.build(data.sample_shape, data.n_classes)
+    trainer.build_for(data)
     assert trainer.locality == case.level
     testing.assert_locality(trainer, x, y)
 
@@ -134,13 +166,13 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
 def test_schedules_agree(case: Case) -> None:
     settings = case.settings
     redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
-    together = case.trainer == "counter_current"
+    together = case.trainer == "counter_current" or "top_to" in settings.get("variant", "")
     testing.assert_schedules_agree(case, case.data, greedy=not redrawn and not together)
 
 
 @law
 def test_the_same_seed_gives_the_same_run(case: Case) -> None:
-    solved = case.settings.get("predictor") == "closed_form"
+    solved = case.settings.get("predictor") == "closed_form" or case.trainer == "hop_ridge"
     testing.assert_same_seed_same_run(case, case.data, case.data, other_seed_differs=not solved)
 
 
@@ -195,3 +227,5 @@ def test_one_block_is_backpropagation_with_convolutions_and_norms() -> None:
 def test_the_registered_losses_keep_every_law() -> None:
     testing.check_local_loss("mono_forward")
     testing.check_local_loss("sparsemax")
+    testing.check_local_loss("goodness")
+    testing.check_local_loss("closed_form")

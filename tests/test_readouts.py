@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpfree import BadValue, ForwardForward
+from bpfree import BadValue, CascadedForward, ForwardForward, Local, MonoForward, RandomFeatures, localize
 from bpfree.losses import Goodness, LocalCrossEntropy, LocalLoss
 from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, SumReadout
-from tests.helpers import CLASSES, make_mlp, vectors
+from tests.helpers import CLASSES, easy, make_mlp, vectors
 
 B = 6
 
@@ -42,6 +42,48 @@ def test_the_scores_of_one_block(blocks: Any) -> None:
     expected = heads(blocks)
     torch.testing.assert_close(BlockReadout()(*blocks), expected[2])
     torch.testing.assert_close(BlockReadout(0)(*blocks), expected[0])
+
+
+def test_block_k_is_the_highest_there_is_while_there_are_fewer(blocks: Any) -> None:
+    outputs, losses = blocks
+    readout, expected = BlockReadout(1), heads(blocks)
+    for n, k in ((1, 0), (2, 1), (3, 1)):
+        torch.testing.assert_close(readout(outputs[:n], losses[:n]), expected[k])
+        heard = [readout.hear(o, loss) for o, loss in zip(outputs[:n], losses[:n], strict=True)]
+        torch.testing.assert_close(readout.judge(heard, losses[:n]), expected[k])
+    # In a greedy run the third block cannot change what the second says.
+    assert [readout.concerns(k, k + 1) for k in range(3)] == [True, True, False]
+    assert [BlockReadout().concerns(k, k + 1) for k in range(3)] == [True, True, True]
+
+
+def test_a_block_that_is_not_there_cannot_be_read_out() -> None:
+    for trainer in (
+        MonoForward(make_mlp(), readout="block:3", progress=False),
+        Local(localize(make_mlp()), readout="block:3", progress=False),
+    ):
+        with pytest.raises(BadValue, match=r"readout = 'block:3': expected a number from 1 to 2"):
+            trainer.build((12,), CLASSES)
+
+
+@pytest.mark.parametrize("name", ["block:0", "block:", "block:-1", "block:1.5", "blocks:1", "first", ""])
+def test_names_that_are_no_readouts_are_refused_at_once(name: str) -> None:
+    for kind in (MonoForward, Local, RandomFeatures, CascadedForward):
+        with pytest.raises(BadValue, match=f"readout = '{name}': expected 'last', 'sum', .* or 'block:k'"):
+            kind(make_mlp(), readout=name, progress=False)
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
+def test_any_block_can_be_the_prediction_rule(schedule: Any) -> None:
+    trainer = MonoForward(make_mlp(16, 16, 16), readout="block:2", schedule=schedule, lr=0.02, progress=False)
+    history = trainer.fit(easy(), easy(seed=1), epochs=6, batch_size=16, patience=3)
+    found = trainer.evaluate(easy(seed=2))
+    assert found["accuracy"] == found["readouts"]["block:2"] == found["blocks"][1] > 0.9
+    assert list(found["readouts"]) == ["block:2", "last", "sum", "sum_probabilities"]
+    # A block above the one that is read out is selected by itself: it was trained, and is judged.
+    if schedule == "greedy":
+        best = max(row["validation"]["last"] for row in history.rows if row["stage"] == "block 3")
+        assert history.stages[2]["best"] == best
+        assert found["readouts"]["last"] > 0.9
 
 
 def test_sums_of_scores_and_of_probabilities(blocks: Any) -> None:

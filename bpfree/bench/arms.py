@@ -9,7 +9,8 @@ from typing import Any
 
 from bpfree.bench.results import Row
 
-BASELINE = "backprop"
+#: Trainers that are backpropagation.
+BASELINES = ("backprop", "backprop_gnn")
 
 PROTOCOLS = {
     "fixed": "fixed epochs",
@@ -39,7 +40,7 @@ class Arm:
         """Whether this is backpropagation; through devices, with an exact model of them."""
         trainer = self.rows[0]["config"]["trainer"]
         ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
-        return bool(trainer["id"] == BASELINE or ideal)
+        return bool(trainer["id"] in BASELINES or ideal)
 
     def by_seed(self, *path: str) -> dict[Run, float]:
         """A figure of each seed that has it."""
@@ -138,12 +139,18 @@ def differing(row: Row, other: Row) -> str:
 def describe(settings: dict[str, Any]) -> str:
     """A data set or net with the settings that were given."""
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
+    usual |= {"split": "folds", "normalize": True, "heads": 4}
     parts = [
-        f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
+        f"{k} {_in_short(v) if isinstance(v, list) else v}"
         for k, v in sorted(settings.items())
         if v and usual.get(k) != v
     ]
     return " ".join([settings["name"], *parts])
+
+
+def _in_short(values: list[Any]) -> str:
+    same = len(values) > 3 and len(set(map(str, values))) == 1
+    return f"{len(values)}×{values[0]}" if same else "-".join(map(str, values))
 
 
 def failures(rows: Iterable[Row]) -> list[Row]:

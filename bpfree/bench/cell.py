@@ -26,7 +26,7 @@ from bpfree.bench.devices import make_devices, report
 from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
 from bpfree.cascade import Cascade
-from bpfree.data import Splits, TensorData, load
+from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
@@ -34,18 +34,23 @@ from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 SCHEMA = 1
 Row = dict[str, Any]
 
+#: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
+Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
-def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
-    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
 
-    Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
+def main(
+    job: Job, cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+) -> None:
+    """Do a job and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
+
+    Before that, ``("progress", ...)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
     """
     # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     try:
-        row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))
+        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:
@@ -68,13 +73,11 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
     loaded: dict[str, Splits] = {}
     for cell in cells:
         try:
-            for plugin in cell.plugins:
-                load_plugin(plugin)
-            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            device, key = open_device(cell), json.dumps([cell.dataset, cell.device])
             if key not in loaded:
-                loaded[key] = _load(cell, device)
+                loaded[key] = load_data(cell, device)
             train = loaded[key].train
-            make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
+            make_trainer(cell, loaded[key], device).build_for(train)
         except (BadValue, DataNotFound) as error:
             pipe.send(("refused", f"{cell.arm}: {error}"))
             return
@@ -104,22 +107,33 @@ def _heading(cell: Cell) -> Row:
         **({} if cell.device_seed is None else {"device_seed": cell.device_seed}),
         "config": {k: v for k, v in asdict(cell).items() if k not in _outside_config(cell)}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
+        **({"tuning": cell.tuning} if cell.tuning else {}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
 
 
 def _outside_config(cell: Cell) -> tuple[str, ...]:
-    """What stands beside the config in a row: rows that differ in it alone are of one arm."""
-    return (*LABELS, "seed", "device_seed", *(("physics",) if cell.physics is None else ()))
+    """What stands beside the config in a row, rows that differ in it alone are of one arm; and what is not
+    there."""
+    absent = (name for name in ("energy", "physics") if getattr(cell, name) is None)
+    return (*LABELS, "seed", "device_seed", *absent)
 
 
-def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``."""
+def open_device(cell: Cell) -> torch.device:
+    """Make this process ready for a cell, threads and plugins, and find its device."""
     torch.set_num_threads(cell.threads)
     for plugin in cell.plugins:
         load_plugin(plugin)
-    device = _device(cell.device)
+    return _device(cell.device)
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+
+    ``progress`` is told how many epochs are done, and of how many.
+    """
+    device = open_device(cell)
     with metering(cell.energy, device) as energy:
         return _measured(cell, folder, checkpoint_s, progress, device, energy)
 
@@ -128,45 +142,22 @@ def _measured(
     cell: Cell,
     folder: Path,
     checkpoint_s: float,
-    progress: Callable[[int, int], None],
+    progress: Callable[..., None],
     device: torch.device,
     energy: CellEnergy,
 ) -> Row:
-    meter = energy.meter
-    with meter("load"):
-        data = _load(cell, device)
+    with energy.meter("load"):
+        data = load_data(cell, device)
     cost = measure(lambda: _undriven(make_trainer(cell, data, device, compile=None)), data, cell.fit)
     trainer = make_trainer(cell, data, device)
-
-    def show(done: int, of: int, row: dict[str, Any]) -> None:
-        row["train_s"], joules = meter.state()[TRAIN]["seconds"], energy.joules()
-        if joules is not None:
-            row["train_j"] = joules
-        progress(done, of)
-
-    def warm_up() -> None:
-        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
-        make_trainer(cell, data, device).fit(few, **{**cell.fit, "epochs": 1, "patience": None})
-
-    def again(window: Window) -> None:
-        make_trainer(cell, data, device).fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
-
-    with energy.measured(warm_up, again):
-        reset_device_peak(device)
-        history = trainer.fit(
-            data.train,
-            data.validation,
-            checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, meter),
-            hooks=Hooks(meter, show),
-            **cell.fit,
-        )
-        memory = {**cost.memory, **device_peak(device)}
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, energy.meter)
+    history, peak = _train(cell, data, trainer, checkpoint, progress, energy)
     sent = passes(trainer.net)
-    with meter("test"):
+    with energy.meter("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
     trainer.save(folder / "model.safetensors")
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
     return {
         **_heading(cell),
@@ -174,6 +165,7 @@ def _measured(
         "locality": trainer.locality,
         "method": _method(cell, trainer.cascade),
         "metrics": {
+            "measure": trainer.cascade.encoding.measure,
             "test_accuracy": test["accuracy"],
             "val_accuracy": validation["accuracy"],
             "loss": history.rows[-1]["loss"],
@@ -181,7 +173,7 @@ def _measured(
             "blocks": test["blocks"],
         },
         "time": energy.seconds(),
-        "memory": {**memory, "rss": process_peak_rss()},
+        "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
         "flops": cost.flops(history, len(data.train)),
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
@@ -190,6 +182,40 @@ def _measured(
         **metered,
         **({} if cell.physics is None else {"physics": report(devices_of(trainer.net), sent)}),
     }
+
+
+def _train(
+    cell: Cell,
+    data: Splits,
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+    energy: CellEnergy,
+) -> tuple[History, dict[str, int]]:
+    """Train, with what an energy measurement wants around it; the history and the device's memory peaks."""
+
+    def fresh() -> Trainer:
+        return make_trainer(cell, data, energy.meter.device)
+
+    def show(done: int, of: int, row: dict[str, Any]) -> None:
+        row["train_s"], joules = energy.meter.state()[TRAIN]["seconds"], energy.joules()
+        if joules is not None:
+            row["train_j"] = joules
+        progress(done, of)
+
+    def warm_up() -> None:
+        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
+        fresh().fit(few, **{**cell.fit, "epochs": 1, "patience": None})
+
+    def again(window: Window) -> None:
+        fresh().fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
+
+    hooks = Hooks(energy.meter, show)
+    with energy.measured(warm_up, again):
+        reset_device_peak(energy.meter.device)
+        history = trainer.fit(data.train, data.validation, checkpoint=checkpoint, hooks=hooks, **cell.fit)
+        peak = device_peak(energy.meter.device)
+    return history, peak
 
 
 def _method(cell: Cell, cascade: Cascade) -> Row:
@@ -226,8 +252,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(cell: Cell, device: torch.device) -> Splits:
-    return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+def load_data(cell: Cell, device: torch.device) -> Splits:
+    """The cell's data; those of a graph whose fold is left open have that of the seed."""
+    given = dict(cell.dataset)
+    if given["name"] in GRAPH_NAMES:
+        fold = given.pop("fold")
+        graph: Any = load_graph(**given, fold=cell.seed % 5 if fold is None else fold, device=device)
+        return graph  # type: ignore[no-any-return]
+    return load(**{**given, "augment": tuple(given["augment"] or ())}, device=device)
 
 
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.devices import physics_config
 from bpfree.bench.energy import energy_config
-from bpfree.data import NAMES
+from bpfree.data import GRAPH_NAMES, NAMES
 from bpfree.trainers import FitSettings, TrainerSettings, get_trainer
 
 Mapped = dict[str, Any]
@@ -39,6 +39,19 @@ class DatasetConfig:
     split_seed: Annotated[int, Ge(0)] = 0
     path: str | None = None
     image_size: Positive | None = None
+    download: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """Arguments of `bpfree.data.load_graph`; without ``fold``, seed k has fold k modulo 5."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    split: Literal["folds", "public", "links"] = "folds"
+    fold: Annotated[int, Ge(0), Lt(5)] | None = None
+    normalize: bool = True
     download: bool | None = None
 
 
@@ -118,6 +131,39 @@ class PhysicalNetConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GCNConfig:
+    """A graph convolutional network; features and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+    kind: ClassVar[Literal["gcn", "sage", "gat"]] = "gcn"
+
+    hidden: Annotated[list[Positive], MinLen(1)]
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network, whose layers are made when the trainer knows its graph."""
+        return nn.GNN(self.kind, self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAGEConfig(GCNConfig):
+    """GraphSAGE with the mean over neighbours; features and classes come from the data."""
+
+    kind = "sage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GATConfig(GCNConfig):
+    """A graph attention network; features and classes come from the data."""
+
+    kind = "gat"
+
+    heads: Positive = 4
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        return nn.GNN(self.kind, self.hidden, self.heads)
+
+
 def _check_images(name: str, sample_shape: Sequence[int]) -> None:
     if len(sample_shape) != 3:
         raise BadValue(
@@ -125,11 +171,14 @@ def _check_images(name: str, sample_shape: Sequence[int]) -> None:
         )
 
 
-NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | PhysicalNetConfig
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | PhysicalNetConfig | GCNConfig
 NETS: dict[str, type[NetConfig]] = {
     "mlp": MLPConfig,
     "cnn": CNNConfig,
     "cafo_cnn": CaFoCNNConfig,
+    "gcn": GCNConfig,
+    "sage": SAGEConfig,
+    "gat": GATConfig,
     "physical": PhysicalNetConfig,
 }
 
@@ -150,13 +199,28 @@ class RunConfig:
 
 
 #: What is in a cell and is no part of what its result depends on.
-LABELS = ("arm", "targets", "matched")
+LABELS = ("arm", "targets", "matched", "tuning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningCost:
+    """What the search that gave an arm its settings has cost.
+
+    Attributes:
+        trials: Settings that were tried.
+        seconds: Wall-clock seconds of all their processes, pruned and repeated ones included.
+    """
+
+    __pydantic_config__ = STRICT
+
+    trials: Positive
+    seconds: Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets`` and
-    ``matched`` what it is there for, as plain JSON-able data.
+    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets``,
+    ``matched`` and ``tuning`` what it is there for and what its settings have cost, as plain JSON-able data.
     """
 
     arm: str
@@ -174,6 +238,7 @@ class Cell:
     energy: Mapped | None = None
     physics: Mapped | None = None
     device_seed: int | None = None
+    tuning: Mapped | None = None
 
     @property
     def id(self) -> str:
@@ -246,8 +311,8 @@ def _child(at: Any, key: str, assignment: str) -> Any:
 
 
 RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
-ARM_SECTIONS = ("trainer", "fit", "net", "physics", "label")
-SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy")
+ARM_SECTIONS = ("trainer", "fit", "net", "physics", "label", "tuning")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy", "tune")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
@@ -255,7 +320,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
 
     Args:
-        config: The content of a YAML file.
+        config: The content of a YAML file; its section ``tune`` is for `bpfree.tune` alone.
         seeds: If given, seeds 0 to ``seeds - 1`` take the place of the config's own.
         where: Name of the config, for error messages.
 
@@ -268,9 +333,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         raise BadValue(f"{where}seeds = {run.seeds}: a seed stands there twice; seeds must be distinct")
     for plugin in run.plugins or []:
         load_plugin(plugin)
-    dataset = validate(DatasetConfig, _section(config, "dataset", where), "dataset")
-    if dataset.name not in NAMES:
-        raise BadValue(f"dataset.name = {dataset.name!r}: unknown; {did_you_mean(dataset.name, NAMES)}")
+    dataset = dataset_config(_section(config, "dataset", where))
     controls = config.get("controls", [])
     if not isinstance(controls, list):
         raise BadValue(
@@ -335,6 +398,9 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     label = arm.get("label", name)
     if not isinstance(label, str):
         raise BadValue(f"{where}label = {label!r}: expected a name")
+    tuning = None
+    if "tuning" in arm:
+        tuning = asdict(validate(TuningCost, _section(arm, "tuning", where), f"{where}tuning"))
     made = net_config(net, where)
     return {
         "arm": label,
@@ -342,6 +408,7 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
         "physics": _physics(arm, config, isinstance(made, PhysicalNetConfig), where),
         "trainer": {"id": name, **asdict(settings)},
         "fit": asdict(fit),
+        "tuning": tuning,
     }
 
 
@@ -359,6 +426,21 @@ def _physics(arm: Mapped, config: Mapped, wanted: bool, where: str) -> Mapped | 
     return asdict(physics_config({**shared, **own}, where))
 
 
+def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+    """The checked settings of a data set.
+
+    Raises:
+        BadValue: If the name is unknown or a setting is bad.
+    """
+    name = values.get("name")
+    known = (*NAMES, *GRAPH_NAMES)
+    if "name" in values and name not in known:
+        raise BadValue(f"dataset.name = {name!r}: unknown; {did_you_mean(str(name), known)}")
+    if name in GRAPH_NAMES:
+        return validate(GraphConfig, values, "dataset")
+    return validate(DatasetConfig, values, "dataset")
+
+
 def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     """The checked settings of a net.
 
@@ -370,7 +452,7 @@ def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
     checked: NetConfig = validate(NETS[name], rest, f"{where}net")
-    if not isinstance(checked, PhysicalNetConfig) and checked.activation not in nn.ACTIVATIONS:
+    if not isinstance(checked, PhysicalNetConfig | GCNConfig) and checked.activation not in nn.ACTIVATIONS:
         known = did_you_mean(checked.activation, nn.ACTIVATIONS)
         raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")
     return checked

@@ -64,7 +64,7 @@ def _why_no_gpu() -> str:
 
 
 def _products(device: torch.device) -> Callable[[], object]:
-    size, kind = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    size, kind = (8192, torch.float16) if device.type == "cuda" else (512, torch.float32)
     a = torch.ones(size, size, device=device, dtype=kind) / size
     return lambda: a @ a
 

@@ -37,6 +37,12 @@ class Measure:
         found = {run_of(row): self.read(row) for row in arm.rows}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    @property
+    def units(self) -> Sequence[tuple[str, float]]:
+        """The units in which it may be shown, the largest first."""
+        own = [(self.unit, self.scale)]
+        return next((units for end, units in PREFIXES.items() if self.unit.endswith(end)), own)
+
     def better(self, effect: Effect) -> bool:
         """Whether the first of the two that were compared is the better one."""
         return effect.value < 1 if self.ratio else effect.value > 0
@@ -44,16 +50,14 @@ class Measure:
 
 PREFIXES = {
     "FLOP": (("TFLOP", 1e-12), ("GFLOP", 1e-9), ("MFLOP", 1e-6)),
-    "MiB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10)),
+    "iB": (("GiB", 2**-30), ("MiB", 2**-20), ("KiB", 2**-10)),
 }
 
 
 def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
     """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
     smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
-    units = next((units for end, units in PREFIXES.items() if measure.unit.endswith(end)), None)
-    if units is None:
-        return measure
+    units = measure.units
     unit, scale = next((found for found in units if smallest * found[1] >= 1), units[-1])
     return replace(measure, unit=unit, scale=scale)
 
@@ -74,7 +78,8 @@ def train_flops(row: Row) -> float | None:
 
 def energy(row: Row) -> float | None:
     """Joules of the training steps, gross, of the device that trained; None where none were metered."""
-    return in_one_go(row, "energy", "gpu_gross_j")
+    gpu = in_one_go(row, "energy", "gpu_gross_j")
+    return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
 def energy_scope(row: Row) -> str | None:
@@ -135,7 +140,8 @@ class Comparison:
         if self.effect.verdict is not Verdict.INCONCLUSIVE:
             return str(self.effect.verdict)
         needed = f"about {self.seeds_needed}" if self.seeds_needed else f"at least {MIN_SEEDS}"
-        return f"{self.effect.verdict}: {self.effect.n} seeds, {needed} needed"
+        seeds = "1 seed" if self.effect.n == 1 else f"{self.effect.n} seeds"
+        return f"{self.effect.verdict}: {seeds}, {needed} needed"
 
 
 def short(comparison: Comparison) -> str:

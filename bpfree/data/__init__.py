@@ -2,7 +2,24 @@
 
 from bpfree.data._augment import AUGMENTATIONS
 from bpfree.data._cavity import acoustic_cavity
+from bpfree.data._graph_data import GraphData
+from bpfree.data._graphs import GRAPH_NAMES, GraphSplits, describe_graphs, fold_indices, load_graph
 from bpfree.data._images import NAMES, Splits, describe, load
 from bpfree.data._tensors import TensorData, as_data
 
-__all__ = ["AUGMENTATIONS", "NAMES", "Splits", "TensorData", "acoustic_cavity", "as_data", "describe", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "GRAPH_NAMES",
+    "NAMES",
+    "GraphData",
+    "GraphSplits",
+    "Splits",
+    "TensorData",
+    "acoustic_cavity",
+    "as_data",
+    "describe",
+    "describe_graphs",
+    "fold_indices",
+    "load",
+    "load_graph",
+]

@@ -21,9 +21,15 @@ class LocalLoss(nn.Module, ABC):
     Attributes:
         one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
             that another pass would change nothing. Its block must have nothing to learn in its body.
+        signed: Whether it learns from rows that show a right or a wrong label, and its targets are 1 and 0;
+            its scores are then a goodness ``[rows, 1]``.
+        memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
+            of a run's checkpoint and not of the model.
     """
 
     one_pass: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    memory: Tensor | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).
@@ -68,6 +74,14 @@ class LocalLoss(nn.Module, ABC):
             is detached at the wall.
         """
         return None, None
+
+    def remembered(self, output: Tensor) -> Tensor | None:
+        """What is kept in ``memory`` of the block's output, detached, after a step: nothing here."""
+        return None
+
+    def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
+        """What readouts see of the output, where blocks above have sent a lesson: the output."""
+        return output
 
     def feedback_parameters(self) -> Iterable[nn.Parameter]:
         """Those of the loss's parameters that make messages: they may have a learning rate of their own."""

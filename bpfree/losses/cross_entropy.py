@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,10 +13,13 @@ from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
 from bpfree.nn import RootMeanSquarePool
 
+Pooling = Literal["rms", "average"]
 
-def flat_features(pool: int | None) -> nn.Sequential:
+
+def flat_features(pool: int | None, pooling: Pooling = "rms") -> nn.Sequential:
     """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be pooled first."""
-    return nn.Sequential(*([RootMeanSquarePool(pool)] if pool is not None else []), nn.Flatten())
+    kind = RootMeanSquarePool if pooling == "rms" else nn.AdaptiveAvgPool2d
+    return nn.Sequential(*([kind(pool)] if pool is not None else []), nn.Flatten())
 
 
 @register_loss("mono_forward")
@@ -28,16 +33,27 @@ class LocalCrossEntropy(LocalLoss):
         head: A module that makes class scores of the output, as a network's own output layer does. By
             default a projection matrix ``M [C, n]`` on the flattened output, without bias as in the paper.
         bias: Whether the default head has a bias.
-        pool: Side of the map that image-like outputs are pooled to in front of the default head.
+        pool: Side of the map that maps are pooled to in front of the default head; 1 is global. Other
+            outputs are left alone.
+        pooling: By the root of the mean square, or by the average.
+
+    Raises:
+        BadValue: When it is built, if the head gives another number of scores than there are classes.
     """
 
-    def __init__(self, head: nn.Module | None = None, bias: bool = False, pool: int | None = None) -> None:
+    def __init__(
+        self,
+        head: nn.Module | None = None,
+        bias: bool = False,
+        pool: int | None = None,
+        pooling: Pooling = "rms",
+    ) -> None:
         super().__init__()
-        self.head, self.bias, self.pool = head, bias, pool
+        self.head, self.bias, self.pool, self.pooling = head, bias, pool, pooling
 
     def build(self, output: Tensor, n_classes: int) -> None:
         if self.head is None:
-            features = flat_features(self.pool)
+            features = flat_features(self.pool if output.ndim == 4 else None, self.pooling)
             projection = nn.Linear(features(output).shape[1], n_classes, bias=self.bias)
             self.head = nn.Sequential(*features, projection).to(output.device)
             return

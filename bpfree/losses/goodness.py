@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
+from bpfree.losses._registry import register_loss
 from bpfree.nn import widened
 
 
+@register_loss("goodness")
 class Goodness(LocalLoss):
     """High activity for positive rows, low activity for negative ones (Hinton, arXiv 2212.13345).
 
@@ -20,6 +22,7 @@ class Goodness(LocalLoss):
 
         G = sum_i z_i^2   or   mean_i z_i^2                          # [rows]
         threshold:  mean over rows of BCEWithLogits(G - theta, positive)
+        balanced:   the same, mean over positive rows + mean over negative ones, of which there may be more
         symmetric:  mean over pairs of softplus(-alpha (G_pos - G_neg))       # SymBa, arXiv 2303.08418
         peer:       m <- 0.9 sg(m) + 0.1 mean_{positive rows} z ;  mean_i (mean_j m_j - m_i)^2
 
@@ -29,19 +32,20 @@ class Goodness(LocalLoss):
         goodness: ``"sum"`` or ``"mean"`` of squares.
         threshold: theta, in the unit of the goodness. By default n for the sum and 2 for the mean: a theta
             of one form with the goodness of the other does not train.
-        objective: ``"threshold"`` or ``"symmetric"``.
+        objective: ``"threshold"``, ``"balanced"`` or ``"symmetric"``.
         alpha: Slope of the symmetric loss.
         peer_weight: Weight of the peer term; 0 leaves it out.
         peer_momentum: Decay of the running mean activity m, which starts at 0.5.
     """
 
+    signed: ClassVar[bool] = True
     mean_activity: Tensor
 
     def __init__(
         self,
         goodness: Literal["sum", "mean"] = "sum",
         threshold: float | None = None,
-        objective: Literal["threshold", "symmetric"] = "threshold",
+        objective: Literal["threshold", "balanced", "symmetric"] = "threshold",
         alpha: float = 4.0,
         peer_weight: float = 0.0,
         peer_momentum: float = 0.9,
@@ -49,8 +53,8 @@ class Goodness(LocalLoss):
         super().__init__()
         if goodness not in ("sum", "mean"):
             raise BadValue(f"goodness = {goodness!r}: expected 'sum' or 'mean'")
-        if objective not in ("threshold", "symmetric"):
-            raise BadValue(f"objective = {objective!r}: expected 'threshold' or 'symmetric'")
+        if objective not in ("threshold", "balanced", "symmetric"):
+            raise BadValue(f"objective = {objective!r}: expected 'threshold', 'balanced' or 'symmetric'")
         self.goodness_form, self.threshold = goodness, threshold
         self.objective, self.alpha = objective, alpha
         self.peer_weight, self.peer_momentum = peer_weight, peer_momentum
@@ -77,6 +81,9 @@ class Goodness(LocalLoss):
         if self.objective == "symmetric":
             positive, negative = logits.chunk(2)
             loss = F.softplus(-self.alpha * (positive - negative)).mean()
+        elif self.objective == "balanced":
+            found = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+            loss = balanced_mean(found, target)
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:
@@ -90,3 +97,10 @@ class Goodness(LocalLoss):
             with torch.no_grad():
                 self.mean_activity.copy_(mean)
         return (mean.mean() - mean).square().mean()
+
+
+def balanced_mean(values: Tensor, target: Tensor) -> Tensor:
+    """The mean of ``values [rows]`` where ``target [rows]`` is 1, plus that where it is 0; 0 for none."""
+    first = (target == 1).to(values.dtype)
+    positive, negative = ((values * part).sum() / part.sum().clamp(min=1) for part in (first, 1 - first))
+    return positive + negative

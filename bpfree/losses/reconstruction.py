@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,32 +40,25 @@ class Reconstruction(LocalLoss):
 class MapPair(LocalLoss):
     """A block's maps against those that a second autoencoder, run from the clean image down, has there.
 
-    With a and b ``[rows, channels, H, W]`` and n(x) each map without its mean, divided by its length
-    (Kao and Hariharan, arXiv 2409.19841)::
+    With a and b ``[rows, channels, H, W]``, n(x) each map without its mean, divided by its length, and R(x)
+    ``[channels, channels]`` the correlations of the channels over rows and positions (Kao and Hariharan,
+    arXiv 2409.19841; R is from their classifiers' loss)::
 
-        H * mean((a - b)^2) + H * mean((n(a) - n(b))^2)
+        H * (mean((a - b)^2) + shapes * mean((n(a) - n(b))^2)
+             + decorrelation * (mean((R(a) - I)^2) + mean((R(b) - I)^2)))
 
     Args:
-        above: The stage of the next block, which the feedback stage reverses in shape.
+        feedback: The second autoencoder's stage that gives b.
+        shapes: Weight of the normalised maps.
+        decorrelation: Weight of the correlations.
     """
 
-    def __init__(self, above: nn.Module) -> None:
+    def __init__(self, feedback: nn.Module, shapes: float = 1.0, decorrelation: float = 0.0) -> None:
         super().__init__()
-        conv = next((m for m in above.modules() if isinstance(m, nn.Conv2d)), None)
-        if conv is None:
-            raise BadValue(f"a pair of maps needs a convolution in each stage, not {above}")
-        self._widens = any(isinstance(m, nn.Upsample) for m in above.modules())
-        self._channels = conv.out_channels, conv.in_channels
+        self.feedback, self.shapes, self.decorrelation = feedback, shapes, decorrelation
 
-    def build(self, output: Tensor, n_classes: int) -> None:
-        n_in, n_out = self._channels
-        size = tuple(output.shape[2:])
-        # What the forward stage halves is scaled up here, and what it scales up is halved.
-        before = [] if self._widens else [nn.Upsample(size=size)]
-        conv = nn.Conv2d(n_in, n_out, 3, stride=1 + self._widens, padding=1, bias=False)
-        nn.init.orthogonal_(conv.weight)
-        layers = [*before, conv, nn.BatchNorm2d(n_out, affine=False), nn.ReLU()]
-        self.feedback = nn.Sequential(*layers).to(output.device)
+    def feedback_parameters(self) -> Iterable[nn.Parameter]:
+        return self.feedback.parameters()
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         maps = self.feedback(message)
@@ -71,8 +66,17 @@ class MapPair(LocalLoss):
 
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
         assert lesson is not None
-        values, shapes = F.mse_loss(output, lesson), F.mse_loss(_shape(output), _shape(lesson))
-        return output.shape[2] * (values + shapes)
+        if output.shape != lesson.shape:
+            raise BadValue(
+                f"a stage gives maps {list(output.shape[1:])}, its counterpart {list(lesson.shape[1:])}: an "
+                "autoencoder to be cut must double what it halves, with the same channels on the way"
+            )
+        loss = F.mse_loss(output, lesson)
+        if self.shapes:
+            loss = loss + self.shapes * F.mse_loss(_shape(output), _shape(lesson))
+        if self.decorrelation:
+            loss = loss + self.decorrelation * (_correlated(output) + _correlated(lesson))
+        return output.shape[2] * loss
 
 
 def _shape(maps: Tensor) -> Tensor:
@@ -80,3 +84,16 @@ def _shape(maps: Tensor) -> Tensor:
     centred = maps - maps.mean((2, 3), keepdim=True)
     length: Tensor = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True)
     return centred / (length + 1e-8)
+
+
+def _correlated(maps: Tensor) -> Tensor:
+    """Mean square of what differs from 0 between two channels, and from 1 in one, in their correlations."""
+    channels = maps.transpose(0, 1).flatten(1)
+    channels = channels - channels.mean(1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(channels, dim=1, keepdim=True)
+    channels = channels / (length + 1e-8)
+    return (
+        (channels @ channels.T - torch.eye(len(maps[0]), dtype=maps.dtype, device=maps.device))
+        .square()
+        .mean()
+    )

@@ -18,6 +18,9 @@ from bpfree.meters.windows import PIECES, Totals, Windows
 #: Difference of counter and integral from which a reading is warned of, and tainted.
 WARN, TAINT = 0.03, 0.05
 
+#: Change of the idle draw from before to after, of which a reading is warned.
+IDLE_DRIFT = 0.1
+
 
 class Source(Protocol):
     """What an `EnergyMeter` reads: see `GPU` and `CPU`."""
@@ -131,11 +134,6 @@ class EnergyMeter:
         """Take up a :meth:`state`."""
         self._windows.replace(state)
 
-    def close(self) -> None:
-        """Stop all sources; what was measured stays."""
-        for source in self.sources:
-            source.close()
-
     def lacking_s(self, *names: str) -> float:
         """Seconds by which the windows are too short for the slowest of the sources; 0 if they are not."""
         total = self._sum(names)
@@ -182,6 +180,8 @@ class EnergyMeter:
         if not math.isclose(own.pop("seconds"), common["window_s"], rel_tol=1e-6):
             return Reading(**common, absent="a part of the windows was not metered: the run was interrupted")
         gross, seconds, repeats = own.pop("joules"), common["window_s"], common["repeats"]
+        if gross <= 0:
+            return Reading(**common, absent=f"the counter stood still for {seconds:.3g} s: the meter is dead")
         tainted, warnings = source.taints(), source.warnings()
         idle = self._idle(source.name)
         net = None
@@ -189,6 +189,8 @@ class EnergyMeter:
             net = gross - sum(idle.values()) / 2 * seconds
             if net < 0:
                 tainted.append("less energy than idling: the device was busy, or cooling down, while idle")
+            if abs(idle["after"] - idle["before"]) > IDLE_DRIFT * idle["before"]:
+                warnings.append(f"idling went from {idle['before']:.1f} to {idle['after']:.1f} W")
         figures: dict[str, Any] = {f"idle_{when}_w": watts for when, watts in idle.items()}
         if "integral" in own:
             integral, hertz = own.pop("integral"), own.pop("samples") / seconds

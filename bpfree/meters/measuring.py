@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -109,20 +110,24 @@ def _hold(identity: str, stack: ExitStack) -> None:
     """Hold a device for this meter alone.
 
     Raises:
-        NotMeasurable: Another meter holds it.
+        NotMeasurable: Another meter holds it, or whether one does cannot be known.
     """
-    import getpass
     import tempfile
 
     from filelock import FileLock, Timeout
 
-    path = Path(tempfile.gettempdir()) / f"bpfree-{getpass.getuser()}-{identity}.lock"
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    path = Path(tempfile.gettempdir()) / f"bpfree-{user}-{identity}.lock"
     try:
         stack.enter_context(FileLock(path, timeout=0, is_singleton=False))
     except Timeout:
         raise NotMeasurable(
             f"another measured run holds the meter of {identity} ({path}); what both would read is the "
             "energy of both: wait for it"
+        ) from None
+    except OSError as error:
+        raise NotMeasurable(
+            f"the lock {path} cannot be taken ({error}); set TMPDIR to a folder of yours"
         ) from None
 
 

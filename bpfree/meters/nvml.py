@@ -58,7 +58,7 @@ class Device:
                 "the driver's libraries (--gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
             ) from None
         self.uuid, self.handle = self._find(device)
-        self.instant = self._try(self._instant_w) is not None
+        self.instant = bool(self._try(self._instant_w))
         try:
             self.energy_j()
         except self.errors as error:

@@ -89,6 +89,8 @@ class Windows:
         if self._open:
             raise BadValue(f"close every window before load(); open now: {self._open}")
         for name, grown in totals.items():
+            if not isinstance(grown, Mapping):
+                raise BadValue(f"{name!r} = {grown!r}: expected quantities; another version wrote this")
             for quantity, value in grown.items():
                 if not (math.isfinite(value) and value >= 0):
                     raise BadValue(f"{quantity} of {name!r} must be finite and >= 0, got {value!r}")

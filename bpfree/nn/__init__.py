@@ -2,26 +2,36 @@
 
 from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
-from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, StraightThroughReLU, widened
+from bpfree.nn.graph import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
+from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, RowNorm, StraightThroughReLU, widened
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
 
 __all__ = [
     "ACTIVATIONS",
+    "GNN",
+    "Aggregate",
     "Apparatus",
+    "Attention",
     "Counted",
+    "GCNPart",
+    "Hops",
     "LengthNorm",
     "Normalise",
     "PhysicalFront",
     "Purpose",
     "RootMeanSquarePool",
+    "RowNorm",
+    "SAGEPart",
     "StraightThroughReLU",
+    "WholeGNN",
     "apparatus",
     "asking",
     "autoencoder",
     "cafo_cnn",
     "cnn",
     "counted",
+    "learned_part",
     "mlp",
     "passes",
     "physical_net",

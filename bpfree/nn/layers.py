@@ -31,6 +31,20 @@ class LengthNorm(nn.Module):
         return x / (rms.view(-1, *[1] * (x.dim() - 1)) + self.eps)
 
 
+class RowNorm(nn.Module):
+    """Layer normalisation without parameters: each row without its mean, divided by its deviation.
+
+    ``v -> (v - mean(v)) / sqrt(var(v) + eps)`` over all but the first axis; input and output ``[rows, ...]``.
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(widened(x), x.shape[1:], eps=self.eps)
+
+
 class RootMeanSquarePool(nn.Module):
     """Maps ``[rows, c, h, w]`` to ``[rows, c, side, side]``, the root of the mean square of each region."""
 

@@ -22,7 +22,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def _activation(name: str) -> nn.Module:
+def activation_layer(name: str) -> nn.Module:
+    """A new layer of `ACTIVATIONS`; BadValue if there is none of that name."""
     if name not in ACTIVATIONS:
         raise BadValue(f"activation = {name!r}: unknown; {did_you_mean(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -51,7 +52,7 @@ def mlp(
         raise BadValue(f"widths = {list(widths)}: expected [inputs, hidden, ..., classes], each at least 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in pairwise(widths[:-1]):
-        layers += [nn.Linear(n_in, n_out, bias=bias), _activation(activation)]
+        layers += [nn.Linear(n_in, n_out, bias=bias), activation_layer(activation)]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=output_bias))
 
@@ -97,7 +98,7 @@ def cnn(
     for n_out in channels:
         layers.append(nn.Conv2d(n_in, n_out, 3, stride=1 + strided, padding=1, bias=bias))
         layers += [nn.BatchNorm2d(n_out)] if batch_norm else []
-        layers.append(_activation(activation))
+        layers.append(activation_layer(activation))
         # A strided convolution rounds up, pooling down.
         n_in, height, width = n_out, (height + strided) // 2, (width + strided) // 2
         layers += [] if strided else [{"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool](2)]

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bpfree import _seeds
-from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.cascade import Block, Cascade, JointBlock, Rows
 from bpfree.cutting import NORMS
-from bpfree.data import TensorData
 from bpfree.schedules import descend
 from bpfree.trainers import LEVELS, Trainer
 
@@ -27,6 +26,7 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     an optimizer is about to step, the whole cascade is searched for gradients: those of block k must be None
     outside block k, front, body and loss of the others included, and not all None inside; those of a readout
     that learns must be None in every block. Where a block holds others, each inner loss is held to it alone.
+    Where fronts are trained before, by a `Trainer.tutor`, it is held to the same, and steps fronts alone.
 
     Args:
         trainer: Any trainer, built or not; it is not changed.
@@ -38,7 +38,7 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     """
     probe = _probe(trainer, x, y)
     with _watched(probe) as reached:
-        probe.fit(_data(probe, x, y), epochs=1, batch_size=len(x))
+        probe.fit(probe.data_of(x, y), epochs=1, batch_size=len(x))
     _check_reached(probe.cascade, reached, "in fit")
     probe = _probe(trainer, x, y)
     with _watched(probe) as reached:
@@ -46,6 +46,9 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     _check_reached(probe.cascade, reached, "in step")
     for name, found, own in _inner_reach(probe, x, y):
         _check_one(name, found, own, "in one backward pass")
+    tutor = probe.tutor()
+    if tutor is not None:
+        assert_local(tutor, x, y)
 
 
 def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
@@ -72,6 +75,14 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
         _assert_global(probe, x, y)
         return
     assert_local(trainer, x, y)
+    tutor = probe.tutor()
+    if tutor is not None:
+        own = _probe(tutor, x, y).locality
+        if own < level:
+            raise AssertionError(
+                f"{probe.id} declares {level}, but its fronts are trained by {tutor.id}, which is {own}"
+            )
+        assert_locality(tutor, x, y)
     blocks = _blocks(probe.cascade)
     if len(blocks) == 1 and len(_weights(blocks[0][1])) > 1:
         raise AssertionError(
@@ -134,8 +145,11 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
         if isinstance(owner, Block) and all(loss.one_pass for loss in owner.losses) and not reached[key]:
             continue  # it solves at the end of a pass, without gradients
         _check_one(name, reached[key], _names(cascade, owner), where)
-    if reached.keys() - owners.keys():
-        raise AssertionError(f"{', '.join(sorted(reached.keys() - owners.keys()))} took a step {where}")
+    fronts = [block.front for _, block in _blocks(cascade) if block.front is not None]
+    fixed = {name for front in fronts for name in _names(cascade, front)}
+    for key in sorted(reached.keys() - owners.keys()):
+        if reached[key] - fixed or not fixed:
+            raise AssertionError(f"{key} took a step {where}")
 
 
 def _check_one(name: str, reached: Names, own: Names, where: str) -> None:
@@ -169,11 +183,14 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any
     n_rows, n_classes = len(y), trainer.n_classes or 0
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, 0)
     drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
+    rows: Rows
     rows, target = cascade.encoding.encode(x, y, drawn)
-    for block, lesson in zip(cascade.units, descend(cascade.units), strict=True):
+    lessons = descend(cascade.units, cascade.encoding.message())
+    for block, lesson in zip(cascade.units, lessons, strict=True):
+        rows = block.join(rows, lesson)
         yield block, block.sense(rows), target, lesson
         with torch.no_grad():
-            rows = block(rows)
+            rows = block.onward(rows)
 
 
 # ---- the levels ------------------------------------------------------------------------------------------
@@ -230,10 +247,6 @@ def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
 
 
 # ---- names -----------------------------------------------------------------------------------------------
-
-
-def _data(trainer: Trainer, x: Tensor, y: Tensor) -> TensorData:
-    return TensorData(x, y, trainer.n_classes or int(y.max()) + 1)
 
 
 def _probe(trainer: Trainer, x: Tensor, y: Tensor) -> Trainer:

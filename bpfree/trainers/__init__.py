@@ -8,6 +8,9 @@ from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import CALIBRATION_SAMPLES, Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
+from bpfree.trainers.forward_gnn import ForwardGNN
+from bpfree.trainers.graph import GraphTrainer
+from bpfree.trainers.graph_controls import BackpropGNN, HopMLP, HopRidge
 from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.physical import Physical
@@ -19,6 +22,7 @@ from bpfree.trainers.physical_baselines import (
 )
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import Choice, Dimension, Range, Space, meant
 
 for _kind in (
     Backprop,
@@ -36,6 +40,10 @@ for _kind in (
     PhysicalRidge,
     PhysicalSPSA,
     Local,
+    BackpropGNN,
+    HopMLP,
+    HopRidge,
+    ForwardGNN,
 ):
     register_trainer(_kind)
 
@@ -45,15 +53,22 @@ __all__ = [
     "TRAINERS",
     "Autoencoder",
     "Backprop",
+    "BackpropGNN",
     "CascadedForward",
     "Checkpoint",
+    "Choice",
     "CounterCurrentLearning",
     "DeepSupervision",
+    "Dimension",
     "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
+    "ForwardGNN",
+    "GraphTrainer",
     "History",
     "Hooks",
+    "HopMLP",
+    "HopRidge",
     "Local",
     "MFJoint",
     "MonoForward",
@@ -63,8 +78,11 @@ __all__ = [
     "PhysicalRidge",
     "PhysicalSPSA",
     "RandomFeatures",
+    "Range",
+    "Space",
     "Trainer",
     "TrainerSettings",
     "get_trainer",
+    "meant",
     "register_trainer",
 ]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade, JointBlock, descend
 from bpfree.encodings import Reconstruct
-from bpfree.losses import LocalLoss, MapPair, Reconstruction
+from bpfree.losses import MapPair, Reconstruction
+from bpfree.nn.autoencoder import twin
 from bpfree.readouts import BlockReadout
 from bpfree.trainers.base import Trainer
 from bpfree.trainers.settings import TrainerSettings, make_optimizer
@@ -23,14 +24,22 @@ class AutoencoderSettings(TrainerSettings):
 
     Attributes:
         rule: ``counter_current`` (arXiv 2409.19841), or ``backprop`` through the whole net as its control.
-        lr: Learning rate of both decoders.
-        encoder_lr: Learning rate of both encoders, that of the net and that of the feedback network; None: as
-            ``lr``. At the same pace a stage and its answer agree on maps that say little of the image.
+        lr: Learning rate of both decoders; of the whole net with ``backprop``.
+        code_lr: Learning rate of the two stages that give the code.
+        encoder_lr: Learning rate of the encoder stages before them, in both networks. Their counterparts are
+            decoder stages, which know no more than what the code has kept: to agree with them is to forget
+            the rest. 0: as they were drawn.
+        shapes: Weight of the pairs' normalised maps, see `bpfree.losses.MapPair`.
+        decorrelation: Weight of the correlations between the code's channels. Two codes that only have to
+            agree may agree on a few things said many times over.
     """
 
     rule: Literal["counter_current", "backprop"] = "counter_current"
-    lr: Annotated[float, Gt(0)] = 3e-3
-    encoder_lr: Annotated[float, Ge(0)] | None = 1e-4
+    lr: Annotated[float, Gt(0)] = 1e-2
+    code_lr: Annotated[float, Ge(0)] = 3e-3
+    encoder_lr: Annotated[float, Ge(0)] = 0.0
+    shapes: Annotated[float, Ge(0)] = 1.0
+    decorrelation: Annotated[float, Ge(0)] = 1.0
 
 
 class AutoencoderBlock(JointBlock):
@@ -39,11 +48,14 @@ class AutoencoderBlock(JointBlock):
     def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         return descend(self.inner, target)
 
-    def encoders(self) -> list[nn.Module]:
-        """The stages of both networks that lead from an image to its code."""
-        stages = [block.body for block in self.inner]
-        stages += [loss.feedback for loss in self.losses if isinstance(loss, MapPair)]
-        return [stage for stage in stages if not any(isinstance(m, nn.Upsample) for m in stage.modules())]
+    def encoders(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The stages of both networks that give the code, and those before them."""
+        middle = len(self.inner) // 2
+        *below, code = [block.body for block in self.inner[:middle]]
+        # The pair of the code, and all above it, are answered on the way from the image to the other code.
+        pairs = [loss for loss in self.losses[middle - 1 :] if isinstance(loss, MapPair)]
+        other, *after = [pair.feedback for pair in pairs]
+        return [code, other], below + after
 
 
 class Autoencoder(Trainer):
@@ -65,10 +77,14 @@ class Autoencoder(Trainer):
             if self.settings.schedule != "simultaneous":
                 raise BadValue(f"schedule = {self.settings.schedule!r}: messages need 'simultaneous'")
             stages = list(self.net.children())
-            if not isinstance(self.net, nn.Sequential) or len(stages) < 2:
-                raise BadValue("an autoencoder to be cut must be an nn.Sequential of two stages or more")
-            losses: list[LocalLoss] = [MapPair(above) for above in stages[1:]]
-            losses.append(Reconstruction(weight=None))
+            if not isinstance(self.net, nn.Sequential) or not stages or len(stages) % 2:
+                raise BadValue(
+                    "an autoencoder to be cut must be an nn.Sequential of as many encoder as decoder stages"
+                )
+            # The other network has the same stages, and meets this one's in the opposite order.
+            pairs = [MapPair(twin(stage), self.settings.shapes) for stage in stages[-2::-1]]
+            pairs[len(stages) // 2 - 1].decorrelation = self.settings.decorrelation
+            losses = [*pairs, Reconstruction(weight=None)]
             inner = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
             blocks = [AutoencoderBlock(inner, [1.0] * len(inner), detach=True)]
         return Cascade(blocks, {"last": BlockReadout()}, encoding=Reconstruct(), source=self.net)
@@ -76,13 +92,14 @@ class Autoencoder(Trainer):
     def reset_optimizers(self) -> None:
         super().reset_optimizers()
         (block,) = self.cascade.units
-        lr = self.settings.encoder_lr
-        if lr is None or not isinstance(block, AutoencoderBlock):
+        if not isinstance(block, AutoencoderBlock):
             return
-        slow = [p for stage in block.encoders() for p in stage.parameters()]
-        apart = {id(p) for p in slow}
-        optimizer = make_optimizer([p for p in block.trainable() if id(p) not in apart], self.settings)
-        optimizer.add_param_group({"params": slow, "lr": lr})
+        rates = (self.settings.code_lr, self.settings.encoder_lr)
+        apart = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
+        encoding = {id(p) for group in apart for p in group}
+        optimizer = make_optimizer([p for p in block.trainable() if id(p) not in encoding], self.settings)
+        for group, lr in zip(apart, rates, strict=True):
+            optimizer.add_param_group({"params": group, "lr": lr})
         self.optimizers["block0"] = block.optimizer = optimizer
 
     @property

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 from torch import nn
 
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.losses import LocalCrossEntropy
-from bpfree.readouts import BlockReadout
+from bpfree.readouts import BlockReadout, make_readouts
 from bpfree.trainers.base import Trainer
-from bpfree.trainers.local import class_score_readouts
+from bpfree.trainers.local import HeadPool, local_heads
 from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 
 class Backprop(Trainer):
@@ -40,9 +41,11 @@ class DeepSupervisionSettings(TrainerSettings):
 
     Attributes:
         aux_weight: Weight of every auxiliary loss; the output's weight is 1.
+        head_pool: As in Mono-Forward.
     """
 
     aux_weight: Annotated[float, Ge(0)] = 1.0
+    head_pool: HeadPool = None
 
 
 class DeepSupervision(Trainer):
@@ -53,14 +56,16 @@ class DeepSupervision(Trainer):
 
     id = "backprop_ds"
     Settings = DeepSupervisionSettings
+    space: ClassVar[Space] = {**STEPS, "aux_weight": Range(1e-2, 3.0, log=True)}
     settings: DeepSupervisionSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, output = self.stages(self.settings.cut)
-        blocks = [Block(stage, LocalCrossEntropy()) for stage in stages]
+        heads = local_heads(len(stages), self.settings.head_pool)
+        blocks = [Block(stage, head) for stage, head in zip(stages, heads, strict=True)]
         blocks.append(Block(nn.Identity(), LocalCrossEntropy(output)))
         joint = JointBlock(blocks, self._weights(blocks))
-        return Cascade([joint], class_score_readouts("last"), source=self.net)
+        return Cascade([joint], make_readouts("last", joint.losses), source=self.net)
 
     def _weights(self, blocks: Sequence[Block]) -> list[float]:
         return [self.settings.aux_weight] * (len(blocks) - 1) + [1.0]
@@ -78,10 +83,12 @@ class MFJoint(DeepSupervision):
     """
 
     id = "mf_joint"
+    # With another aux_weight it would no longer be Mono-Forward but for its walls.
+    space: ClassVar[Space] = STEPS
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, output = self.stages(self.settings.cut)
-        losses = [*(LocalCrossEntropy() for _ in stages[:-1]), LocalCrossEntropy(output)]
+        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
         blocks = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
         joint = JointBlock(blocks, self._weights(blocks))
-        return Cascade([joint], class_score_readouts("last"), source=self.net)
+        return Cascade([joint], make_readouts("last", joint.losses), source=self.net)

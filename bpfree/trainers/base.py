@@ -5,45 +5,39 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._settings import validate
-from bpfree.cascade import Block, Cascade
-from bpfree.cutting import check_order, split
+from bpfree.cascade import Cascade
 from bpfree.data import TensorData
-from bpfree.nn import asking
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.evaluation import Evaluator
-from bpfree.trainers.fitting import Checkpoint, Fit, Hooks, make_optimizers, update_readout
+from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
+from bpfree.trainers.fitting import Fit
+from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.inputs import accepting, check_batch, check_data, find_device, probe_samples
+from bpfree.trainers.inputs import check_batch, check_data
+from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
-from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.run import Checkpoint, Hooks
+from bpfree.trainers.settings import FitSettings
+from bpfree.trainers.space import STEPS, Space
 
-#: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.
-LEVELS = {
-    "L0": "a global backward pass",
-    "L1": "no gradient crosses a block",
-    "L2": "no gradient crosses a weight layer",
-    "L3": "no autograd at all",
-}
+__all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "keep_maps", "single_weights"]
 
 #: Samples that `Trainer.diagnose` looks at.
 PROBE_SAMPLES = 500
 
 
-class Trainer(ABC):
+class Trainer(Builder):
     """Trains a network by a local rule.
 
     Args:
@@ -58,42 +52,10 @@ class Trainer(ABC):
         BadValue: If a setting is unknown or out of range, or the network cannot be cut.
     """
 
-    id: ClassVar[str]
-    Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+    #: What `python -m bpfree.tune` may search; a config may narrow it.
+    space: ClassVar[Space] = STEPS
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        seed: int = 0,
-        device: str | torch.device | None = None,
-        progress: bool = True,
-        **settings: Any,
-    ) -> None:
-        self.settings = validate(self.Settings, settings, self.id)
-        if not isinstance(net, nn.Module):
-            raise BadValue(f"net is a {type(net).__name__}: expected a torch.nn.Module")
-        if not isinstance(seed, int):
-            raise BadValue(f"seed = {seed!r}: expected an integer")
-        self.seed, self.progress = seed, progress
-        found = next((p.device for p in net.parameters()), torch.device("cpu"))
-        self.device = find_device(device) if device is not None else found
-        self.net = net.to(self.device)
-        self.n_classes: int | None = None
-        self._shape: tuple[int, ...] = ()
-        self._cascade: Cascade | None = None
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-
-    # ---- what a family says ----------------------------------------------------------------------------
-
-    @abstractmethod
-    def make_cascade(self, n_classes: int) -> Cascade:
-        """Make the cascade of `net`: the family's whole definition."""
-
-    @property
-    @abstractmethod
-    def locality(self) -> str:
-        """The declared level, a key of `LEVELS`."""
+    # ---- what a family may say, beside `Builder.make_cascade` and `Builder.locality` --------------------
 
     def prepare(
         self,
@@ -110,6 +72,10 @@ class Trainer(ABC):
         """
         return History()
 
+    def tutor(self) -> Trainer | None:
+        """A new trainer like the one by which `prepare` trains the fronts; None: it trains nothing."""
+        return None
+
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         """Figures about the blocks, beside accuracy, for the history's rows: nothing here.
 
@@ -119,81 +85,13 @@ class Trainer(ABC):
         """
         return {}
 
-    # ---- building --------------------------------------------------------------------------------------
+    def build_for(self, data: TensorData) -> None:
+        """`build` for samples like those of ``data``."""
+        self.build(data.sample_shape, data.n_classes)
 
-    @property
-    def cascade(self) -> Cascade:
-        """The blocks.
-
-        Raises:
-            BadValue: Before `build` or `fit`.
-        """
-        if self._cascade is None:
-            raise BadValue(
-                "the trainer has not seen the shape of its data yet: call fit, load or build first"
-            )
-        return self._cascade
-
-    @property
-    def model(self) -> nn.Module:
-        """The trained network as an ordinary module: samples ``[B, ...]`` to class scores ``[B, C]``."""
-        return self.cascade.to_module()
-
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> None:
-        """Make blocks, heads and optimizers for samples of this shape; `fit` does it by itself.
-
-        Raises:
-            BadValue: If the network does not accept such samples, or was built for another number of classes.
-        """
-        if self._cascade is not None:
-            if self.n_classes != n_classes:
-                raise BadValue(
-                    f"the trainer was built for {self.n_classes} classes, the data have {n_classes}"
-                )
-            self._check_shape(sample_shape)
-            return
-        x = probe_samples(sample_shape, self.device)
-        with _seeds.borrowed(self.device), accepting(sample_shape), asking(self.net, "shape"):
-            _seeds.seed_global(self.device, self.seed, "heads")
-            if not isinstance(self.net, Cascade):
-                stages, output = self.stages(self.settings.cut)
-                check_order(self.net, nn.Sequential(*stages, output), x)
-            cascade = self.make_cascade(n_classes).to(self.device)
-            cascade.eval().build(x, n_classes)
-            if isinstance(self.net, Cascade):
-                check_order(self.net.to_module(), self.net, x)
-        self._check_gradients(cascade)
-        self._cascade, self.n_classes, self._shape = cascade, n_classes, tuple(sample_shape)
-        self.reset_optimizers()
-        for block in cascade.units:
-            if self.settings.compile is not None:
-                block.compile(self.settings.compile)
-
-    @torch.no_grad()
-    def _check_shape(self, sample_shape: Sequence[int]) -> None:
-        """Check that the built cascade takes samples of another shape than those it was built with."""
-        if tuple(sample_shape) == self._shape:
-            return
-        training = self.cascade.training
-        with accepting(sample_shape):
-            self.cascade.eval()(probe_samples(sample_shape, self.device))
-        self.cascade.train(training)
-
-    def _check_gradients(self, cascade: Cascade) -> None:
-        s = self.settings
-        plain = s.precision == "float32" and s.compile is None
-        closed = (b for b in cascade.units if b.gradients == "analytic")
-        if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
-            raise BadValue(
-                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
-                "closed form is computed in float32 and not compiled; leave precision and compile"
-            )
-
-    def reset_optimizers(self) -> None:
-        """New optimizers, without momentum."""
-        self.optimizers = make_optimizers(self.cascade, self.settings)
-        for k, block in enumerate(self.cascade.units):
-            block.optimizer = self.optimizers[f"block{k}"]
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        check_batch(x, y, self.n_classes, self.device)
+        self._check_shape(x.shape[1:])
 
     # ---- training --------------------------------------------------------------------------------------
 
@@ -225,7 +123,7 @@ class Trainer(ABC):
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
-        self.build(data.sample_shape, data.n_classes)
+        self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         self.reset_optimizers()
@@ -268,8 +166,7 @@ class Trainer(ABC):
             BadValue: If the batch does not fit.
         """
         cascade = self.cascade
-        check_batch(x, y, self.n_classes, self.device)
-        self._check_shape(x.shape[1:])
+        self._check_batch(x, y)
         with self.running():
             return self._step(cascade, x, y, number)
 
@@ -289,7 +186,7 @@ class Trainer(ABC):
             y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
         )
         rows, target = cascade.encoding.encode(x, y, drawn)
-        return step(cascade.units, rows, target, seed) + extra
+        return step(cascade.units, rows, target, seed, message=cascade.encoding.message()) + extra
 
     # ---- using -----------------------------------------------------------------------------------------
 
@@ -305,7 +202,7 @@ class Trainer(ABC):
         """
         samples = self._data(data)
         with self.running():
-            found = Evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -318,10 +215,14 @@ class Trainer(ABC):
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
         """
-        data = self._data((x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
+        data = self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
         headline = self.cascade.headline
         with self.running():
-            return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+            return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+
+    def data_of(self, x: Tensor, y: Tensor) -> TensorData:
+        """Samples ``x [B, ...]`` with labels ``y [B]`` as data."""
+        return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
         """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
@@ -360,19 +261,6 @@ class Trainer(ABC):
 
     # ---- inside ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """What training, evaluation and prediction run in.
-
-        Inside, everything computes in the precision of the settings; afterwards torch's global generators are
-        as they were.
-        """
-        low = self.settings.precision == "bfloat16"
-        # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
-        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-        with _seeds.borrowed(self.device), cast:
-            yield
-
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
         twin = copy.deepcopy(self)
@@ -381,12 +269,6 @@ class Trainer(ABC):
                 # A compiled function is not copied: it would go on to compute with the original's weights.
                 block.compile(self.settings.compile)
         return twin
-
-    def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
-        """The net's stages and its output layer; a cascade that was cut already keeps its cut."""
-        if isinstance(self.net, Cascade):
-            raise BadValue(f"{self.id} cuts the network itself: pass the module, not a cascade")
-        return split(self.net, cut)
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:
@@ -400,28 +282,6 @@ class Trainer(ABC):
 
     def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else _content(d) for d in data]
+        seen = [None if d is None else d.content() for d in data]
         parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:
-    """Move a flattening at the end of the last stage to the output layer, so that every stage gives maps."""
-    *below, last = stages
-    if len(last) > 1 and isinstance(last[-1], nn.Flatten):
-        return [*below, last[:-1]], nn.Sequential(last[-1], output)
-    return stages, output
-
-
-def single_weights(blocks: Sequence[Block]) -> bool:
-    """Whether no block's body has more than one layer with weights."""
-    return all(
-        sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in b.body.modules()) <= 1 for b in blocks
-    )
-
-
-def _content(data: TensorData) -> list[Any]:
-    """What tells two data sets apart: labels, a sample of the inputs, and what is done to them."""
-    some = data.x[:: max(1, len(data) // 64)].contiguous().cpu().numpy().tobytes()
-    digest = hashlib.sha256(data.y.cpu().numpy().tobytes() + some).hexdigest()
-    return [data.name, len(data), list(data.sample_shape), list(data.augment), data.mean, data.std, digest]

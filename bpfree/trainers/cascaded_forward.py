@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 from torch import nn
@@ -14,13 +14,14 @@ from bpfree.cascade import Block, Cascade
 from bpfree.data import TensorData
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.schedules import Schedule
 from bpfree.trainers.base import Trainer, keep_maps
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.history import History
-from bpfree.trainers.local import ReadoutName, class_score_readouts
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 #: Settings that training blocks shares with training predictors.
 SHARED = (
@@ -33,6 +34,10 @@ SHARED = (
     "last_block",
     "feedback_seed",
 )
+
+#: Where predictors take steps, and where blocks are trained.
+STEPPED = {"predictor": ("cross_entropy", "sparsemax")}
+TRAINED = {"blocks": ("dfa",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,11 @@ class CascadedForward(Trainer):
 
     id = "cafo"
     Settings = CascadedForwardSettings
+    space: ClassVar[Space] = {
+        **{name: replace(dimension, given=STEPPED) for name, dimension in STEPS.items()},
+        "block_lr": Range(1e-5, 1e-1, log=True, given=TRAINED),
+        "block_weight_decay": Range(1e-6, 1e-2, log=True, given=TRAINED),
+    }
     settings: CascadedForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -100,7 +110,7 @@ class CascadedForward(Trainer):
             Block(nn.Identity(), self._predictor(pool), front=stage, gradients=analytic)
             for stage, pool in zip(stages, pools, strict=True)
         ]
-        return Cascade(blocks, class_score_readouts(s.readout))
+        return Cascade(blocks, make_readouts(s.readout, [block.loss for block in blocks]))
 
     def _predictor(self, pool: int | None) -> LocalLoss:
         s = self.settings
@@ -124,6 +134,20 @@ class CascadedForward(Trainer):
             _beside(path).unlink(missing_ok=True)
         return history
 
+    def tutor(self) -> Trainer | None:
+        s = self.settings
+        if s.blocks == "random":
+            return None
+        return DirectFeedbackAlignment(
+            self.net,
+            seed=self.seed,
+            device=self.device,
+            progress=False,
+            lr=s.block_lr,
+            weight_decay=s.block_weight_decay,
+            **{name: getattr(s, name) for name in SHARED},
+        )
+
     def prepare(
         self,
         train: TensorData,
@@ -133,21 +157,13 @@ class CascadedForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Train the blocks by direct feedback alignment, through a trainer of their own."""
-        s = self.settings
-        if s.blocks == "random":
+        trainer = self.tutor()
+        if trainer is None:
             return History()
-        trainer = DirectFeedbackAlignment(
-            self.net,
-            seed=self.seed,
-            device=self.device,
-            progress=False,
-            lr=s.block_lr,
-            weight_decay=s.block_weight_decay,
-            **{name: getattr(s, name) for name in SHARED},
-        )
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
         rest = {name: getattr(fit, name) for name in ("batch_size", "restore_best", "eval_every")}
-        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, epochs=s.block_epochs, **rest)
+        rest["epochs"] = self.settings.block_epochs
+        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, **rest)
         for row in history.rows:
             row["stage"] = "blocks by dfa"
         for stage in history.stages:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,68 +14,21 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import BadValue, Diverged
 from bpfree.cascade import Cascade
-from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
-from bpfree.schedules import Data, Feed, Stage, calibrate, plan, step
+from bpfree.schedules import Data, Feed, GraphFeed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.evaluation import Evaluator
+from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
+from bpfree.trainers.judging import judges, validate
 from bpfree.trainers.measurements import Measurements
-from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, make_optimizer, set_lr
+from bpfree.trainers.optimizers import update_readout
+from bpfree.trainers.run import Checkpoint, Hooks, Position
+from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, set_lr
 
-#: Validation samples on which single blocks are judged where that takes a forward pass per class.
-BLOCK_SAMPLES = 500
+__all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
 
 #: Training samples that the statistics of normalisation layers inside fronts are estimated on.
 CALIBRATION_SAMPLES = 10_000
-
-Window = Callable[[str], AbstractContextManager[Any]]
-
-
-class Carried(Protocol):
-    """Something whose state travels in the checkpoints, such as a stopwatch."""
-
-    def state(self) -> dict[str, Any]:
-        """A JSON-able state."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up a state."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where, and how often, a run leaves its state.
-
-    Attributes:
-        path: The file; an existing one of the same run is taken up. At the end it holds the finished run.
-        every_s: Seconds between two writes, at least.
-        carried: What else is saved with it.
-    """
-
-    path: Path
-    every_s: float = 30.0
-    carried: Carried | None = None
-
-
-@dataclass
-class Hooks:
-    """Who looks on: the windows of a meter, and a progress display."""
-
-    window: Window = lambda name: nullcontext()
-    progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, row: None
-
-
-@dataclass
-class Position:
-    """Where a run stands: enough, with the tensors, to go on as if it had never stopped."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    total_steps: int = 0
-    best: float = -math.inf
-    best_epoch: int = -1
-    stale: int = 0
 
 
 class Fit:
@@ -108,18 +59,23 @@ class Fit:
         self.sums: Tensor | None = None
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
-        self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
+        self.feed: Feed | GraphFeed
+        if cascade.encoding.whole:
+            self.feed = GraphFeed(cascade, train, keep)
+        else:
+            self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
         path = None if checkpoint is None else checkpoint.path
         self.measurements = Measurements(cascade, self.feed, path, fingerprint)
         self.evaluator = None
         if validation is not None:
+            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
             # A resumed run would measure what is kept anew, and so be another run.
-            keep = settings.cache and settings.schedule == "greedy" and not self.measurements
-            self.evaluator = Evaluator(cascade, validation, keep)
+            self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
+        self.cascade.remember({})
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
         finished = self.at.stage == len(self.stages)
@@ -163,7 +119,7 @@ class Fit:
     def _enter(self, stage: Stage) -> None:
         self.measurements.climb(stage.first, self.at.epoch, self.at.step)
         if self.evaluator is not None:
-            self.evaluator.climb(stage.first, self._judges(stage))
+            self.evaluator.climb(stage.first, judges(self.cascade, stage))
         if stage.readouts and stage.first == stage.stop:
             for _, readout in self._learning(stage):
                 self.feed.keep_outputs(readout.view)
@@ -185,31 +141,6 @@ class Fit:
             (n, self.cascade.readout(n)) for n in self.cascade.readouts if self.cascade.readout(n).learns
         ]
         return learning if stage.readouts else []
-
-    def _judges(self, stage: Stage) -> list[str]:
-        """The readouts to evaluate in a stage, the one that selects first."""
-        usable = self._usable(stage)
-        # In a greedy run the highest block so far may be one that says nothing of classes.
-        if not usable or type(self.cascade.units[stage.stop - 1].loss).scores is LocalLoss.scores:
-            return []
-        view = self.cascade.readout(usable[0]).view
-        return [name for name in usable if self.cascade.readout(name).view == view]
-
-    def _usable(self, stage: Stage) -> list[str]:
-        """The readouts that are not waiting to be trained in a later stage."""
-        return [n for n in self.cascade.readouts if stage.readouts or not self.cascade.readout(n).learns]
-
-    def _validate(self, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
-        """Accuracy by readout and of each block alone.
-
-        Where only a readout with another, dearer view can tell blocks apart, a few samples must do.
-        """
-        found = evaluator.accuracies(self._judges(stage), stage.stop)
-        if not any(self.cascade.readout(name).tells_blocks for name in self._judges(stage)):
-            tellers = [n for n in self._usable(stage) if self.cascade.readout(n).tells_blocks]
-            few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
-            found |= {name: value for name, value in few.items() if name not in tellers}
-        return found
 
     # ---- one epoch -------------------------------------------------------------------------------------
 
@@ -277,7 +208,8 @@ class Fit:
         if stage.stop > stage.first:
             rows, target = self.feed.rows(indices, epoch, number, scores)
             blocks = self.cascade.units[stage.first : stage.stop]
-            losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed) + losses
+            message = self.cascade.encoding.message()
+            losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed, message) + losses
         return torch.stack(losses).float()
 
     def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
@@ -289,12 +221,12 @@ class Fit:
             "loss": means,
         }
         due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
-        if self.evaluator is not None and due and self._judges(stage):
+        if self.evaluator is not None and due and judges(self.cascade, stage):
             with self.hooks.window("eval"):
-                row["validation"] = self._validate(stage, self.evaluator)
+                row["validation"] = validate(self.cascade, stage, self.evaluator)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
-            self._select(stage, row["validation"][self._judges(stage)[0]])
+            self._select(stage, row["validation"][judges(self.cascade, stage)[0]])
         if self.measurements:
             row["passes"] = self.measurements.passes()
         self.history.rows.append(row)
@@ -334,6 +266,7 @@ class Fit:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         tensors = ckpt.prefixed("model", self.cascade.state_dict()) | ckpt.prefixed("best", self.best)
+        tensors |= ckpt.prefixed("memory", self.cascade.memories())
         for name, optimizer in self.optimizers.items():
             tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
         if self.sums is not None:
@@ -357,6 +290,7 @@ class Fit:
                 "remove it, or name another file"
             )
         ckpt.load_module(self.cascade, ckpt.under("model", tensors), checkpoint.path)
+        self.cascade.remember(ckpt.under("memory", tensors))
         for name, optimizer in self.optimizers.items():
             ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
         self.best, self.sums = ckpt.under("best", tensors), tensors.get("sums")
@@ -368,34 +302,3 @@ class Fit:
         if checkpoint.carried is not None and state["carried"] is not None:
             checkpoint.carried.load(state["carried"])
         self.measurements.load(state["apparatus"], tensors)
-
-
-def update_readout(
-    readout: Readout, optimizer: torch.optim.Optimizer, outputs: list[Tensor], y: Tensor
-) -> Tensor:
-    """One step of a readout that learns, on detached outputs; returns its loss."""
-    loss = readout.objective(outputs, y)
-    with torch.autocast(y.device.type, enabled=False):
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
-
-
-def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:
-    """An optimizer for each block and for each readout that learns, by name."""
-    optimizers = {}
-    for k, block in enumerate(cascade.units):
-        feedback = [p for loss in block.losses for p in loss.feedback_parameters()]
-        apart = {id(p) for p in feedback}
-        forward = [p for p in block.trainable() if id(p) not in apart]
-        optimizers[f"block{k}"] = optimizer = make_optimizer(forward, settings)
-        if feedback:
-            lr = getattr(settings, "feedback_lr", None)
-            optimizer.add_param_group({"params": feedback, "lr": settings.lr if lr is None else lr})
-    for name in cascade.readouts:
-        readout = cascade.readout(name)
-        if readout.learns:
-            lr, decay = getattr(settings, "readout_lr", None), getattr(settings, "readout_weight_decay", None)
-            optimizers[f"readout.{name}"] = make_optimizer(readout.parameters(), settings, lr, decay)
-    return optimizers

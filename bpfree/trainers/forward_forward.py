@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -13,12 +13,13 @@ from torch import nn
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
-from bpfree.encodings import DenseRows, LabelOverlay, OverlaidLinear
+from bpfree.encodings import LabelOverlay, overlaid_bodies
 from bpfree.losses import Goodness
-from bpfree.nn import LengthNorm, StraightThroughReLU
+from bpfree.nn import LengthNorm, RowNorm
 from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
 from bpfree.trainers.base import Trainer, single_weights
 from bpfree.trainers.settings import LRSchedule, OptimizerName, TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class ForwardForwardSettings(TrainerSettings):
         peer_weight: Weight of peer normalisation.
         peer_momentum: Decay of its running mean.
         straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
+        norm: What stands between blocks, and before the classifier: ``length`` divides each row by the root
+            of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
         negatives: How wrong labels are drawn, see `bpfree.encodings.LabelOverlay`.
         redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
         label_scale: Value of the label code; 1 is the range of raw pixels.
@@ -56,6 +59,7 @@ class ForwardForwardSettings(TrainerSettings):
     peer_weight: Annotated[float, Ge(0)] = 0.03
     peer_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     straight_through: bool | None = None
+    norm: Literal["length", "layer"] = "length"
     negatives: Literal["uniform", "permuted", "hard"] = "uniform"
     redraw_negatives: bool = True
     label_scale: Annotated[float, Gt(0)] = 1.0
@@ -76,6 +80,14 @@ class ForwardForward(Trainer):
 
     id = "forward_forward"
     Settings = ForwardForwardSettings
+    space: ClassVar[Space] = {
+        **STEPS,
+        "peer_weight": Range(0.0, 0.3),
+        "label_scale": Range(0.1, 10.0, log=True),
+        "alpha": Range(1.0, 16.0, log=True, given={"objective": ("symmetric",)}),
+        "readout_lr": Range(1e-3, 1e-1, log=True, given={"classifier": (True,)}),
+        "readout_weight_decay": Range(1e-5, 1e-1, log=True, given={"classifier": (True,)}),
+    }
     settings: ForwardForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -92,13 +104,15 @@ class ForwardForward(Trainer):
                 "schedule = 'simultaneous' and redraw_negatives = true"
             )
         stages, _ = self.stages(s.cut)
-        blocks = [Block(self._body(stage, first=k == 0), self._loss()) for k, stage in enumerate(stages)]
+        straight = s.peer_weight > 0 if s.straight_through is None else s.straight_through
+        norm = {"length": LengthNorm, "layer": RowNorm}[s.norm]
+        blocks = [Block(body, self._loss()) for body in overlaid_bodies(stages, norm, straight)]
         if s.init == "unit":
             for k, block in enumerate(blocks):
                 self._unit_init(block, k)
         readouts: dict[str, Readout] = {"goodness": GoodnessReadout(s.skip_first)}
         if s.classifier:
-            readouts["classifier"] = ClassifierReadout(s.skip_first)
+            readouts["classifier"] = ClassifierReadout(s.skip_first, norm())
         readouts = {s.readout: readouts.pop(s.readout)} | readouts
         return Cascade(
             blocks, readouts, LabelOverlay(n_classes, s.label_scale, s.negatives, redraw=s.redraw_negatives)
@@ -111,22 +125,6 @@ class ForwardForward(Trainer):
     def _loss(self) -> Goodness:
         s = self.settings
         return Goodness(s.goodness, s.threshold, s.objective, s.alpha, s.peer_weight, s.peer_momentum)
-
-    def _body(self, stage: nn.Sequential, first: bool) -> nn.Module:
-        straight = self.settings.straight_through
-        if straight is None:
-            straight = self.settings.peer_weight > 0
-        layers: list[Any] = list(stage)
-        last = max((i for i, m in enumerate(layers) if isinstance(m, nn.ReLU)), default=None)
-        if straight and last is not None:
-            # Only where the goodness is taken: below it, the identity would be a wrong gradient.
-            layers[last] = StraightThroughReLU()
-        if not first:
-            return nn.Sequential(LengthNorm(), *layers)
-        inner = [m for m in layers if not isinstance(m, nn.Flatten)]
-        if isinstance(inner[0], nn.Linear):
-            return nn.Sequential(OverlaidLinear(inner[0]), *inner[1:])
-        return nn.Sequential(DenseRows(), LengthNorm(), *layers)
 
     def _unit_init(self, block: Block, number: int) -> None:
         generator = _seeds.generator(torch.device("cpu"), self.seed, "unit init", number)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import nn
 
-from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
-from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
-from bpfree.readouts import BlockReadout, Readout, SumReadout
+from bpfree.cutting import localize
+from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.trainers.base import Trainer, single_weights
 from bpfree.trainers.settings import TrainerSettings
 
-ReadoutName = Literal["last", "sum", "sum_probabilities"]
-
-
-def class_score_readouts(headline: ReadoutName, last_only: bool = False) -> dict[str, Readout]:
-    """The readouts of blocks that give class scores, ``headline`` first."""
-    readouts: dict[str, Readout] = {"last": BlockReadout()}
-    if not last_only:
-        readouts |= {"sum": SumReadout(), "sum_probabilities": SumReadout(probabilities=True)}
-    if headline not in readouts:
-        raise BadValue(f"readout = {headline!r}: not every block gives class scores; only 'last' is possible")
-    return {headline: readouts.pop(headline)} | readouts
+HeadPool = Annotated[int, Ge(1)] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +23,8 @@ class LocalSettings(TrainerSettings):
     """Settings of `Local`.
 
     Attributes:
-        loss: Name of the local loss of every block but the last, see `bpfree.register_loss`; a cascade that
-            `bpfree.localize` made keeps its own.
+        loss: Name of the local loss, see `bpfree.register_loss` and `bpfree.localize`; a cascade that was cut
+            already keeps its own.
         readout: The prediction rule.
     """
 
@@ -41,10 +32,15 @@ class LocalSettings(TrainerSettings):
     readout: ReadoutName = "last"
 
 
-class Local(Trainer):
-    """Trains every block by a registered local loss.
+def local_heads(n: int, pool: int | None) -> list[LocalLoss]:
+    """Mono-Forward's losses of ``n`` blocks, each with a projection of its own."""
+    return [LocalCrossEntropy(pool=pool, pooling="average") for _ in range(n)]
 
-    The last block is headed by the network's output layer, under cross-entropy.
+
+class Local(Trainer):
+    """Trains every block by a registered local loss, in the cascade that `bpfree.localize` makes.
+
+    The last block is headed by the network's output layer, under cross-entropy, if the loss leaves it one.
     """
 
     id = "local"
@@ -54,18 +50,12 @@ class Local(Trainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         if isinstance(self.net, Cascade):
             return self.net.lead(self.settings.readout)
-        stages, output = self.stages(self.settings.cut)
-        losses = [make_loss(self.settings.loss) for _ in stages[:-1]]
-        blocks = [
-            Block(stage, loss)
-            for stage, loss in zip(stages, [*losses, LocalCrossEntropy(output)], strict=True)
-        ]
-        silent = any(type(loss).scores is LocalLoss.scores for loss in losses)
-        readouts = class_score_readouts(self.settings.readout, last_only=silent)
-        return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)
+        return localize(self.net, self.settings.loss, self.settings.cut, self.settings.readout)
 
     @property
     def locality(self) -> str:
+        if all(block.gradients == "analytic" for block in self.cascade.units):
+            return "L3"
         return "L2" if single_weights(self.cascade.units) else "L1"
 
 
@@ -75,11 +65,14 @@ class MonoForwardSettings(TrainerSettings):
 
     Attributes:
         readout: The prediction rule: the last block's scores, or the sum of all blocks' scores or
-            probabilities. Accuracy under the others is reported beside it.
+            probabilities, or block k's. Accuracy under the others is reported beside it.
+        head_pool: Side of the map that convolutional outputs are averaged to in front of the local heads,
+            which are the smaller for it; 1: a global average; None: as they are.
         gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons).
     """
 
     readout: ReadoutName = "last"
+    head_pool: HeadPool = None
     gradients: Literal["autograd", "analytic"] = "autograd"
 
 
@@ -99,12 +92,12 @@ class MonoForward(Trainer):
                 block.gradients = self.settings.gradients
             return self.net.lead(self.settings.readout)
         stages, output = self.stages(self.settings.cut)
-        losses = [*(LocalCrossEntropy() for _ in stages[:-1]), LocalCrossEntropy(output)]
+        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
         blocks = [
             Block(stage, loss, gradients=self.settings.gradients)
             for stage, loss in zip(stages, losses, strict=True)
         ]
-        readouts = class_score_readouts(self.settings.readout)
+        readouts = make_readouts(self.settings.readout, losses)
         return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)
 
     @property
@@ -120,9 +113,11 @@ class RandomFeaturesSettings(TrainerSettings):
 
     Attributes:
         readout: The prediction rule, as in Mono-Forward.
+        head_pool: As in Mono-Forward.
     """
 
     readout: ReadoutName = "last"
+    head_pool: HeadPool = None
 
 
 class RandomFeatures(Trainer):
@@ -137,9 +132,9 @@ class RandomFeatures(Trainer):
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, output = self.stages(self.settings.cut)
-        losses = [*(LocalCrossEntropy() for _ in stages[:-1]), LocalCrossEntropy(output)]
+        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
         blocks = [Block(nn.Identity(), loss, front=stage) for stage, loss in zip(stages, losses, strict=True)]
-        readouts = class_score_readouts(self.settings.readout)
+        readouts = make_readouts(self.settings.readout, losses)
         return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)
 
     @property

@@ -150,7 +150,7 @@ class Physical(PhysicalTrainer):
         top = s.top_width or (layers[-2][1].out_features if len(layers) > 1 else front.drive.n_in)
         linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.n_features, top)]
         blocks = [
-            Block(linear, self._loss(k), front, s.gradients, s.inner_steps)
+            Block(linear, self._loss(k), front, s.gradients, inner_steps=s.inner_steps)
             for k, ((front, _), linear) in enumerate(zip(layers, linears, strict=True))
         ]
         readouts: dict[str, Readout] = {"goodness": GoodnessReadout(skip_first=False)}

@@ -22,6 +22,12 @@ def test_rows_are_grouped_by_setting_and_arm() -> None:
     assert found[1].baseline is None
 
 
+def test_many_equal_widths_are_counted() -> None:
+    for widths, told in (([7] * 16, "16×7"), ([7] * 3, "7-7-7"), ([7, 7, 7, 8], "7-7-7-8")):
+        rows = arm("backprop", [0.9], config__net={"name": "mlp", "hidden": widths})
+        assert groups(rows)[0].setting == f"digits, mlp hidden {told}"
+
+
 def test_one_name_with_other_settings_is_another_arm() -> None:
     rows = arm("mono_forward", [0.9]) + arm("mono_forward", [0.8], config__trainer__lr=0.5)
     assert [a.name for a in groups(rows)[0].arms] == ["mono_forward", "mono_forward [trainer.lr=0.5]"]

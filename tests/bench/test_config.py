@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from bpfree import BadValue
 from bpfree.bench.__main__ import main
+from bpfree.bench.cell import load_data
 from bpfree.bench.config import cells, override, read_yaml
+from bpfree.data import load_graph
 
 GOOD: dict[str, Any] = {
     "name": "good",
@@ -211,3 +214,29 @@ def test_two_equal_arms_are_refused() -> None:
     config["controls"].append(copy.deepcopy(config["controls"][0]))
     with pytest.raises(BadValue, match="two arms are the same"):
         cells(config)
+
+
+def test_a_graph_takes_its_fold_from_the_seed_unless_it_is_given() -> None:
+    config = {
+        "name": "graph",
+        "dataset": {"name": "digits_graph"},
+        "net": {"name": "gat", "hidden": [8, 8], "heads": 2},
+        "trainer": {"id": "forward_gnn", "lr": 1e-2},
+        "controls": [{"trainer": {"id": "hop_ridge"}}],
+        "seeds": [1, 6],
+    }
+    found = cells(config)
+    assert [cell.seed for cell in found] == [1, 1, 6, 6]
+    first, again = (load_data(cell, torch.device("cpu")) for cell in (found[0], found[2]))
+    assert torch.equal(first.test.ids, again.test.ids)  # type: ignore[attr-defined]
+    assert torch.equal(first.test.ids, load_graph("digits_graph", fold=1).test.ids)  # type: ignore[attr-defined]
+    fixed = cells({**config, "dataset": {"name": "digits_graph", "fold": 3}})[0]
+    expected = load_graph("digits_graph", fold=3).test.ids
+    assert torch.equal(load_data(fixed, torch.device("cpu")).test.ids, expected)  # type: ignore[attr-defined]
+    for key, value, word in (
+        ("fold", 5, "fold"),
+        ("augment", ["flip"], "augment"),
+        ("split", "odd", "split"),
+    ):
+        with pytest.raises(BadValue, match=word):
+            cells({**config, "dataset": {"name": "digits_graph", key: value}})

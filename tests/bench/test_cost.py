@@ -10,6 +10,7 @@ import torch
 import bpfree
 from bpfree.bench.cost import Cost, StageFlops, measure
 from bpfree.trainers import History
+from tests.helpers import make_gnn, nodes
 
 WIDTHS, CLASSES, BATCH = (64, 32, 16), 10, 8
 
@@ -100,3 +101,25 @@ def test_blocks_that_are_trained_beforehand_are_counted(digits: bpfree.data.Spli
     assert dfa.steps()[1:] == random.steps()
     assert dfa.two[0][1] == 2
     assert dfa.steps()[0] > sum(random.steps())
+
+
+def test_a_graphs_costs_are_those_of_whole_passes() -> None:
+    data = nodes()
+    splits: Any = bpfree.data.GraphSplits(data, data.take(torch.arange(9)), data)
+
+    def make() -> bpfree.Trainer:
+        return bpfree.ForwardGNN(make_gnn(), progress=False)
+
+    cost = measure(make, splits, {"batch_size": 1000})
+    assert cost.batch == len(data) == 40
+    # Forward and weights of 40 rows and 3 virtual ones; similarities, forward and both backward.
+    expected = [4 * 43 * width * 16 + 6 * 40 * 16 * 3 for width in (12, 16)]
+    assert cost.steps() == expected
+    few, more = (
+        cost.flops(History(stages=[{"epochs": a}, {"epochs": b}]), 40)["train_total"]
+        for a, b in ((1, 1), (3, 5))
+    )
+    assert more - few == 2 * expected[0] + 4 * expected[1]
+    edges = data.graph.n_edges + 40 + 63
+    raised = 2 * 63 * 12 * 16
+    assert few - sum(expected) >= 2 * edges * (12 + 16) + raised

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from bpfree import BadValue
+from bpfree.bench import __main__ as bench_main
 from bpfree.bench import cell as cell_module
 from bpfree.bench import energy as energy_module
+from bpfree.bench import measures
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
@@ -84,6 +86,8 @@ def test_a_cell_measures_its_training_with_scope_idle_and_carbon(packages: None,
         )
     }
     assert row["device"]["cpu"]["domains"] == ["package-0"]
+    assert measures.energy(row) == energy["cpu_gross_j"]
+    assert measures.energy_scope(row) == "measured:rapl"
     assert {"train_s", "warmup_s", "idle_before_s", "idle_after_s", "eval_s"} <= row["time"].keys()
     assert "modelled" not in energy
 
@@ -137,6 +141,8 @@ def test_a_cell_without_the_section_has_no_energy_and_keeps_its_id(tmp_path: Pat
     row = row_of(plain, tmp_path)
     assert not {"energy", "carbon", "device"} & row.keys()
     assert plain.id != only_cell().id
+    assert "energy" not in row["config"]
+    assert measures.energy(row) is None
     assert summary([row]) == []
 
 
@@ -205,6 +211,7 @@ def test_a_gpu_is_metered_by_the_schema(gpus: World) -> None:
     assert row["device"]["gpu"]["uuid"] == gpus.gpu.uuid
     assert "absent" in energy and "cpu" in energy["absent"]
     assert list(row["carbon"]["kg"]) == ["measured:nvml_counter"]
+    assert measures.energy(row) == energy["gpu_gross_j"]
     assert summary([row])[0].startswith("energy of a: 7")
 
 
@@ -218,6 +225,7 @@ def test_a_tainted_figure_stands_apart_with_its_reason(gpus: World, resumed: boo
     reason = "resumed" if resumed else "other processes"
     assert reason in row["energy"]["tainted"]["gpu"]["tainted"][0]
     assert "carbon" not in row
+    assert measures.energy(row) is None
     assert any(reason in line for line in summary([row]))
 
 
@@ -231,3 +239,14 @@ def test_the_line_of_a_whole_bench(packages: None, tmp_path: Path) -> None:
     assert "measured:rapl" in line and "package-0" in line and "idling" in line
     absent = EnergyMeter("cpu", [], {"cpu": "no meter here"})
     assert of_all(absent, "bench") == "energy: not measured; no meter here"
+
+
+def test_the_default_suite_says_why_there_is_no_energy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rapl, "ROOT", tmp_path / "none")
+    monkeypatch.setattr(bench_main, "SUITE", [CONFIG | {"fit": {"epochs": 1, "batch_size": 256}}])
+    assert bench_main.main(["--seeds", "1", "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy")]
+    assert len(lines) == 1
+    assert lines[0].startswith("energy: not measured; ") and "does not exist" in lines[0]

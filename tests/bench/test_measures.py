@@ -54,7 +54,7 @@ def test_an_undecided_comparison_says_how_many_seeds_it_needs() -> None:
     assert comparison.seeds_needed is not None and comparison.seeds_needed > 3
     assert comparison.says == f"INCONCLUSIVE: 3 seeds, about {comparison.seeds_needed} needed"
     one = compare(against_baseline(groups([row("backprop", 0), row("mono_forward", 0)])))[0]
-    assert one.says == "INCONCLUSIVE: 1 seeds, at least 5 needed"
+    assert one.says == "INCONCLUSIVE: 1 seed, at least 5 needed"
 
 
 CURVE = [[1, 0.5, 1.0], [2, 0.8, 2.0], [3, 0.6, 3.0], [4, 0.8, 4.0], [5, 0.9, 5.0], [10, 0.95, 9.0]]
@@ -100,4 +100,4 @@ def test_units_are_those_of_the_smallest_figure() -> None:
     assert readable(MEASURES["train_flops"], arms[:1]).unit == "TFLOP"
     found = readable(MEASURES["train_flops"], arms)
     assert (found.unit, 20_000_000 * found.scale) == ("MFLOP", pytest.approx(20))
-    assert readable(MEASURES["train_s"], arms) is MEASURES["train_s"]
+    assert readable(MEASURES["train_s"], arms) == MEASURES["train_s"]

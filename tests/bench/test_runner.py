@@ -208,7 +208,9 @@ def test_the_command_line_prints_the_table_and_reports_it_again(
     printed = capsys.readouterr().out
     assert main(["report", str(tmp_path / "out")]) == 0
     again = capsys.readouterr().out
-    assert printed.startswith(again.rstrip("\n"))
+    table, _, path = again.partition("report: ")
+    assert path.strip() == str(tmp_path / "out" / "report.html")
+    assert table and printed.startswith(table)
     rows = Results(tmp_path / "out").read()
     mean = sum(row["metrics"]["test_accuracy"] for row in rows if row["arm"] == "backprop") / 2
     assert f"{100 * mean:.2f} ±" in printed

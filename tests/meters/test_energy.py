@@ -51,6 +51,7 @@ def test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter(wo
     assert reading.idle_before_w == pytest.approx(80, rel=0.01)
     assert reading.idle_after_w == pytest.approx(90, rel=0.01)
     assert reading.net_j == pytest.approx(reading.gross_j - 85 * 20, rel=0.01)
+    assert reading.warnings == ["idling went from 80.0 to 90.0 W"]
 
 
 def test_without_idling_there_is_no_net_figure(world: World) -> None:
@@ -133,9 +134,21 @@ def test_the_tick_is_measured(world: World, tick: float) -> None:
 
 
 def test_a_counter_that_stands_still_is_an_error(world: World) -> None:
-    world.gpu.dead = True
+    world.gpu.stands_from = 0.0
     with pytest.raises(MeterError, match="dead"), world.energy(idle_s=0):
         pass
+
+
+def test_a_counter_that_stops_gives_no_figure_or_a_tainted_one(world: World) -> None:
+    with world.energy(idle_s=0) as e:
+        world.gpu.stands_from = world.now
+        world.launch(20, 300)
+    reading = e.reading("gpu", "work")
+    assert reading.gross_j is None and "stood still" in (reading.absent or "")
+    world.gpu.stands_from = world.now + 15
+    with world.energy(idle_s=0) as e:
+        world.launch(20, 300)
+    assert any("apart" in reason for reason in e.reading("gpu", "work").tainted)
 
 
 def test_without_a_counter_the_figure_is_absent(world: World) -> None:

@@ -55,3 +55,5 @@ def test_totals_go_on_where_another_run_stopped() -> None:
     assert windows.totals() == {"work": {"a": 8.0, "b": 10.0, "pieces": 4.0}}
     with pytest.raises(BadValue, match="a of 'work'"):
         windows.replace({"work": {"a": -1.0}})
+    with pytest.raises(BadValue, match="another version"):
+        windows.replace({"work": 3.5})  # type: ignore[dict-item]

@@ -62,7 +62,7 @@ class FakeGPU:
     virtual: int = 0
     pids: list[int] = field(default_factory=lambda: [os.getpid()])
     throttle: int = 0
-    dead: bool = False
+    stands_from: float = math.inf
     counter: bool = True
     lost: bool = False
 
@@ -73,7 +73,7 @@ class FakeGPU:
         return self.idle_w * t + sum(load.joules(t) for load in self.loads)
 
     def counter_mj(self, t: float) -> int:
-        seen = 0.0 if self.dead else math.floor(t / self.tick_s + 1e-9) * self.tick_s
+        seen = math.floor(min(t, self.stands_from) / self.tick_s + 1e-9) * self.tick_s
         return self.counter_offset_mj + round(self.counter_factor * self.joules(seen) * 1000)
 
 

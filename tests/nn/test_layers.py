@@ -6,7 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree.nn import LengthNorm, StraightThroughReLU
+from bpfree.nn import LengthNorm, RowNorm, StraightThroughReLU, widened
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 2, 3, 3)])
+def test_row_norm_is_the_formula_of_each_row_alone(shape: tuple[int, ...]) -> None:
+    rows = torch.rand(shape, dtype=torch.float64) * 3 - 1
+    for row, found in zip(rows, RowNorm()(rows), strict=True):
+        deviation = (row - row.mean()).square().mean().sqrt()
+        torch.testing.assert_close(found, (row - row.mean()) / (deviation.square() + 1e-5).sqrt())
+
+
+def test_norms_compute_in_float32_what_comes_in_fewer_bits() -> None:
+    rows = torch.rand(4, 1000)
+    for norm in (LengthNorm(), RowNorm()):
+        low = norm(rows.bfloat16())
+        assert low.dtype == torch.float32
+        assert torch.equal(low, norm(rows.bfloat16().float()))
+    assert widened(rows.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 2, 3, 3)])

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bpfree import Backprop, BadValue, Block, Cascade, ForwardForward, MFJoint, MonoForward
+from bpfree import (
+    Backprop,
+    BadValue,
+    Block,
+    Cascade,
+    CascadedForward,
+    ForwardForward,
+    History,
+    MFJoint,
+    MonoForward,
+)
 from bpfree.cascade import JointBlock
 from bpfree.losses import LocalCrossEntropy
 from bpfree.readouts import BlockReadout
@@ -165,3 +175,30 @@ def test_the_trainer_is_left_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     with pytest.raises(BadValue, match="NaN"):
         trainer.fit((X * torch.nan, Y), epochs=1)
+
+
+class Tutored(CascadedForward):
+    """Trains its fronts by backpropagation before, and declares L1 all the same."""
+
+    def tutor(self) -> Trainer | None:
+        return Backprop(self.net, progress=False)
+
+
+class Meddling(CascadedForward):
+    """Has what is its own stepped before the run."""
+
+    def prepare(self, train: Any, *_: Any) -> History:
+        head = next(iter(self.cascade.losses[0].parameters()))
+        head.grad = torch.ones_like(head)
+        torch.optim.SGD([head], 0.1).step()
+        head.grad = None
+        return History()
+
+
+def test_what_trains_fronts_before_is_held_to_the_law_too() -> None:
+    assert_locality(CascadedForward(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
+    message = "cafo declares L1, but its fronts are trained by backprop, which is L0"
+    with pytest.raises(AssertionError, match=message):
+        assert_locality(Tutored(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
+    with pytest.raises(AssertionError, match="an unknown optimizer took a step in fit"):
+        assert_local(Meddling(make_mlp(), progress=False), X, Y)

@@ -13,6 +13,7 @@ from bpfree import Autoencoder, BadValue, testing
 from bpfree.cascade import JointBlock
 from bpfree.data import TensorData
 from bpfree.losses import MapPair, Reconstruction
+from bpfree.nn.autoencoder import twin
 
 G = torch.Generator().manual_seed(0)
 DATA = TensorData(torch.rand(40, 1, 9, 7, generator=G), torch.zeros(40, dtype=torch.long), 1)
@@ -38,11 +39,29 @@ def test_the_net_gives_images_back_and_starts_at_zero() -> None:
         x = stage(x)
         shapes.append(tuple(x.shape[1:]))
     assert shapes == [(4, 5, 4), (6, 3, 2), (4, 5, 4), (3, 9, 7)]
-    assert torch.equal(x, net[-1][-1].bias.view(1, 3, 1, 1).expand_as(x))
+    assert torch.equal(x, torch.zeros(2, 3, 9, 7))
+
+
+def test_a_decoder_stage_says_four_things_of_each_position() -> None:
+    net = bpfree.nn.autoencoder((1, 8, 8), (4,)).double()
+    torch.nn.init.normal_(net[-1][0].weight)
+    code = torch.randn(1, 4, 4, 4, dtype=torch.float64)
+    found, (weight, bias) = net[-1](code), net[-1][0].parameters()
+    # Row 5, column 2 is the child below, on the left, of position (2, 1): the third of its four values.
+    torch.testing.assert_close(found[0, 0, 5, 2], (weight[2] * code[0, :, 1:4, 0:3]).sum() + bias[2])
+
+
+def test_a_twin_has_weights_of_its_own() -> None:
+    stage = bpfree.nn.autoencoder((1, 9, 7), (4, 6))[1]
+    other = twin(stage)
+    weight = other[0].weight.flatten(1)
+    assert str(other) == str(stage)
+    assert not torch.isclose(weight, stage[0].weight.flatten(1)).any()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(6))
 
 
 def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
-    joint = built().cascade.units[0]
+    joint = built(shapes=0.5, decorrelation=2.0).cascade.units[0]
     assert isinstance(joint, JointBlock)
     joint.train()
     losses, _ = joint.objective(X, X, None)
@@ -52,13 +71,18 @@ def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
         maps = loss.feedback(maps)
         expected.insert(0, maps)
     a = X
-    for block, b, found in zip(joint.inner, expected, losses, strict=False):
+    for index, (block, b, found) in enumerate(zip(joint.inner, expected, losses, strict=False)):
         a = block.body(a)
         parts = []
         for one, other in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True):
             shapes = [(m - m.mean()) / ((m - m.mean()).norm() + 1e-8) for m in (one, other)]
-            parts.append((one - other).square().mean() + (shapes[0] - shapes[1]).square().mean())
-        torch.testing.assert_close(found, a.shape[2] * torch.stack(parts).mean())
+            parts.append((one - other).square().mean() + 0.5 * (shapes[0] - shapes[1]).square().mean())
+        total = torch.stack(parts).mean()
+        if index == 1:  # the code
+            for m in (a, b):
+                correlations = torch.corrcoef(m.transpose(0, 1).flatten(1))
+                total = total + 2 * (correlations - torch.eye(6)).square().mean()
+        torch.testing.assert_close(found, a.shape[2] * total)
     torch.testing.assert_close(losses[-1], 9 * F.mse_loss(joint.inner[-1].body(a), X))
 
 
@@ -81,26 +105,44 @@ def test_the_error_is_that_of_the_reconstructions() -> None:
         assert errors[-1] < DATA.x.square().mean()
 
 
-def test_encoders_may_stay_as_they_are() -> None:
-    trainer = built(encoder_lr=0.0)
-    (joint,) = trainer.cascade.units
+@pytest.mark.parametrize(
+    ("rates", "encoders"),
+    [
+        ({"code_lr": 0.0}, set()),
+        ({}, {"1.body.0.weight", "1.loss.feedback.0.weight"}),
+        ({"code_lr": 0.0, "encoder_lr": 1e-3}, {"0.body.0.weight", "2.loss.feedback.0.weight"}),
+    ],
+)
+def test_encoders_have_their_own_pace(rates: dict[str, float], encoders: set[str]) -> None:
+    trainer = built(**rates)
     before = {name: p.clone() for name, p in trainer.cascade.named_parameters()}
     trainer.step(X, DATA.y[:10])
-    trainer.step(X, DATA.y[:10], 1)
     moved = {name for name, p in trainer.cascade.named_parameters() if not torch.equal(p, before[name])}
-    # Of the net e1 e2 d2 d1 and the answers to e2 d2 d1: the decoders are d2, d1, and the answer to e2.
-    names = ["2.body.1.weight", "3.body.1.weight", "3.body.1.bias", "0.loss.feedback.1.weight"]
+    # The net is e1 e2 d2 d1, and each but the last is answered by the other's d2 e2 e1.
+    decoders = {"2.body.0", "3.body.0", "0.loss.feedback.0"}
+    names = encoders | {f"{layer}.{kind}" for layer in decoders for kind in ("weight", "bias")}
     assert moved == {f"blocks.0.blocks.{name}" for name in names}
-    assert len(joint.encoders()) == 4
+
+
+def test_one_stage_may_be_the_whole_encoder() -> None:
+    net = bpfree.nn.autoencoder((1, 9, 7), (4,))
+    testing.assert_local(Autoencoder(net, progress=False), X, DATA.y[:10])
 
 
 def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(BadValue, match="'simultaneous'"):
         built(schedule="greedy")
-    with pytest.raises(BadValue, match="Sequential"):
-        Autoencoder(torch.nn.Conv2d(1, 1, 3, padding=1), progress=False).build((1, 9, 7), 1)
-    with pytest.raises(BadValue, match="convolution in each stage"):
-        MapPair(torch.nn.ReLU())
+    conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+    for net in (conv, torch.nn.Sequential(conv), torch.nn.Sequential()):
+        with pytest.raises(BadValue, match="Sequential"):
+            Autoencoder(net, progress=False).build((1, 9, 7), 1)
+    # Its halves are no mirror images of one another.
+    net = torch.nn.Sequential(*bpfree.nn.autoencoder((1, 8, 8), (4, 6))[:3], torch.nn.Conv2d(4, 1, 1))
+    net[2][0], net[3] = torch.nn.Conv2d(6, 12, 3, padding=1), torch.nn.Conv2d(3, 1, 1)
+    with pytest.raises(BadValue, match=r"maps \[4, 4, 4\], its counterpart \[3, 4, 4\]"):
+        Autoencoder(net, progress=False).fit(TensorData(torch.rand(4, 1, 8, 8), DATA.y[:4], 1), epochs=1)
+    with pytest.raises(BadValue, match="activation = 'sine'"):
+        bpfree.nn.autoencoder((1, 8, 8), activation="sine")
     loss = Reconstruction(weight=None)
     loss.build(X, 1)
     assert loss.weight == 9

@@ -25,10 +25,9 @@ from bpfree import (
     _seeds,
     localize,
 )
-from bpfree.trainers import TRAINERS
-from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, snapshot, vectors
+from tests.helpers import CLASSES, PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, snapshot, vectors
 
-every = pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS.keys())
+every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
 
 
 def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:

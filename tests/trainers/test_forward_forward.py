@@ -66,6 +66,18 @@ def test_no_block_can_read_the_goodness_of_the_one_below() -> None:
             torch.testing.assert_close(block(stretched), above, rtol=1e-4, atol=1e-5)
 
 
+def test_layer_normalisation_between_blocks_hides_length_and_mean() -> None:
+    trainer = built(make_mlp(16, 16, 16), norm="layer")
+    names = [type(block.body[0]).__name__ for block in trainer.cascade.units]  # type: ignore[index]
+    assert names == ["OverlaidLinear", "RowNorm", "RowNorm"]
+    classifier = trainer.cascade.readout("classifier")
+    assert type(classifier.norm).__name__ == "RowNorm"
+    with torch.no_grad():
+        below, block = torch.rand(8, 16), trainer.cascade.units[1]
+        moved = below * torch.linspace(0.5, 10, 8).unsqueeze(1) + torch.linspace(-3, 3, 8).unsqueeze(1)
+        torch.testing.assert_close(block(moved), block(below), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "straight"),
     [
@@ -141,6 +153,7 @@ def test_labels_that_do_not_fit_into_the_sample_are_an_error() -> None:
         {"objective": "symmetric"},
         {"negatives": "hard"},
         {"schedule": "greedy"},
+        {"norm": "layer", "goodness": "mean", "optimizer": "adam", "lr": 0.01},
     ],
     ids=str,
 )

@@ -13,9 +13,9 @@ from bpfree import Backprop, BadValue, ForwardForward, MonoForward, Trainer, loc
 from bpfree.data import TensorData
 from bpfree.trainers import TRAINERS
 from bpfree.trainers.inputs import find_device
-from tests.helpers import CLASSES, images, make_cnn, make_mlp, snapshot, vectors
+from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, snapshot, vectors
 
-every = pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS.keys())
+every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
 X, Y = vectors(16).batch(torch.arange(16))
 
 

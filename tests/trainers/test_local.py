@@ -91,6 +91,25 @@ def test_the_output_layer_of_the_net_is_the_head_of_the_last_block() -> None:
         assert last.head is net[-1]
 
 
+@pytest.mark.parametrize("kind", [MonoForward, MFJoint, DeepSupervision, RandomFeatures])
+@pytest.mark.parametrize(("pool", "features"), [(None, 4 * 4 * 4), (1, 4), (2, 4 * 2 * 2)])
+def test_local_heads_on_maps_may_be_pooled(kind: type[Trainer], pool: int | None, features: int) -> None:
+    trainer = kind(make_cnn(), progress=False, head_pool=pool)
+    trainer.build((1, 8, 8), CLASSES)
+    # The first block gives 4 maps of 4 x 4; the last is headed by the net's own output layer.
+    loss, output = trainer.cascade.losses[0], trainer.cascade.outputs(torch.rand(5, 1, 8, 8))[0]
+    (weight,) = loss.parameters()
+    assert weight.shape == (CLASSES, features)
+    means = output if pool is None else output.unflatten(2, (pool, -1)).unflatten(4, (pool, -1)).mean((3, 5))
+    torch.testing.assert_close(loss.scores(output), means.flatten(1) @ weight.T)
+
+
+def test_outputs_that_are_no_maps_are_not_pooled() -> None:
+    trainer = built(MonoForward, make_mlp(), head_pool=1)
+    (weight,) = trainer.cascade.losses[0].parameters()
+    assert weight.shape == (CLASSES, 16)
+
+
 @pytest.mark.parametrize("headline", ["last", "sum", "sum_probabilities"])
 @pytest.mark.parametrize("kind", [MonoForward, Local, RandomFeatures])
 def test_the_prediction_rule_is_the_one_asked_for(kind: type[Trainer], headline: str) -> None:
@@ -160,7 +179,7 @@ def test_a_localized_network_is_read_out_as_asked(kind: type[Trainer]) -> None:
     assert torch.allclose(trainer.model(x), torch.stack(parts).sum(0))
     assert trainer.model is not net
     with pytest.raises(BadValue, match="unknown"):
-        built(kind, localize(make_mlp()), readout="sum")
+        built(kind, localize(make_mlp(), loss="tests.quiet"), readout="sum")
 
 
 def test_a_checkpoint_is_not_taken_up_with_other_validation_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from bpfree import BadValue, Trainer
 from bpfree.trainers import TRAINERS
-from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, vectors
+from tests.helpers import CLASSES, PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, vectors
 
 #: Products that dominate a network's arithmetic.
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "linear")
@@ -34,7 +34,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in TRAINERS]
+CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in PLAIN_TRAINERS]
 CASES += [
     ("mono_forward", {"schedule": "greedy"}),
     ("mono_forward", {"readout": "sum_probabilities"}),

@@ -19,6 +19,7 @@ from bpfree.bench.measures import (
     short,
 )
 from bpfree.bench.report import charts, tables
+from bpfree.bench.report.provenance import provenance
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import (
     MARGIN_DIFFERENCE,
@@ -67,9 +68,7 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         raise BadValue("no row of this result succeeded: there is nothing to report")
     named = sorted({t for row in rows for t in row.get("protocol", {}).get("targets", [])})
     goals = sorted(targets) or named
-    arms = [arm for group in found for arm in group.arms]
-    units = {name: readable(measure, arms) for name, measure in MEASURES.items()}
-    comparisons = compare(against_baseline(found), tuple(units.values()))
+    comparisons = compare(against_baseline(found))
     looks, numbers = charts.styles(found), itertools.count()
     env = Environment(
         loader=PackageLoader("bpfree.bench.report", "."),
@@ -85,14 +84,15 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         wins=_wins(comparisons, "loses"),
         gains=_wins(comparisons, "wins"),
         compared=bool(comparisons),
-        results=tables.results(found, comparisons, units),
-        settings=[_Setting(group, goals, units, looks, numbers) for group in found],
-        memory=_memory(found, units, looks, numbers),
-        targets=tables.targets(found, goals, units),
+        results=tables.results(found, comparisons),
+        settings=[_Setting(group, goals, looks, numbers) for group in found],
+        memory=_memory(found, looks, numbers),
+        targets=tables.targets(found, goals),
         post_hoc=bool(targets),
-        budgets=tables.budgets(found, units),
+        energies=tables.energies(found),
+        budgets=tables.budgets(found),
         comparisons=tables.comparisons(comparisons),
-        provenance=tables.provenance(found),
+        provenance=provenance(found),
         failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
         looks=looks,
         short=short,
@@ -108,24 +108,27 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
 class _Setting:
     """The pictures of a group."""
 
-    def __init__(
-        self, group: Group, goals: Sequence[float], units: tables.Units, looks: Looks, numbers: Iterator[int]
-    ) -> None:
+    def __init__(self, group: Group, goals: Sequence[float], looks: Looks, numbers: Iterator[int]) -> None:
         self.title, self.names = group.title, [arm.name for arm in group.arms]
-        drawn = [charts.pareto(group, units[cost], looks, next(numbers)) for cost in COSTS]
+        drawn = [
+            charts.pareto(group, readable(MEASURES[cost], group.arms), looks, next(numbers)) for cost in COSTS
+        ]
         self.pareto = [chart for chart in drawn if chart is not None]
-        ways = [charts.curves(group, units[cost], goals, looks, next(numbers)) for cost in COSTS]
+        ways = [
+            charts.curves(group, readable(MEASURES[cost], group.arms), goals, looks, next(numbers))
+            for cost in COSTS
+        ]
         self.curves = [chart for chart in ways if chart is not None]
 
 
-def _memory(
-    found: Sequence[Group], units: tables.Units, looks: Looks, numbers: Iterator[int]
-) -> list[charts.Chart]:
+def _memory(found: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> list[charts.Chart]:
     by_data: dict[tuple[str, str], list[Group]] = {}
     for group in found:
         by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
     drawn = [
-        charts.memory(several, units[measure], looks, next(numbers))
+        charts.memory(
+            several, readable(MEASURES[measure], [a for g in several for a in g.arms]), looks, next(numbers)
+        )
         for several in by_data.values()
         for measure in ("saved_bytes", "peak_alloc")
     ]
@@ -158,9 +161,9 @@ def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) 
 def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     """What a reader must know before believing a figure."""
     good = [row for row in rows if row["status"] == "ok"]
-    few = [
-        f"{arm.name} ({len(arm.rows)})" for group in found for arm in group.arms if len(arm.rows) < MIN_SEEDS
-    ]
+    few = _distinct(
+        f"{arm.name} ({len(arm.rows)})" for g in found for arm in g.arms if len(arm.rows) < MIN_SEEDS
+    )
     shared = sum(row.get("protocol", {}).get("jobs", 1) > 1 for row in good)
     resumed = sum(row.get("segments", 1) > 1 for row in good)
     dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
@@ -170,6 +173,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     notes = [
         f"Energy: {', '.join(scopes)}." if scopes else "No energy was metered, so no energy is shown.",
         f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
+        *_energy_notes(good),
         f"{shared} rows come from cells that shared the machine with others: their times are rough."
         if shared
         else "",
@@ -181,6 +185,18 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         else "",
     ]
     return [note for note in notes if note]
+
+
+def _energy_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Why energies that were asked for are not there."""
+    reasons: dict[str, int] = {}
+    for row in rows:
+        energy = row.get("energy", {})
+        tainted = {name: "; ".join(reading["tainted"]) for name, reading in energy.get("tainted", {}).items()}
+        for name, reason in (energy.get("absent", {}) | tainted).items():
+            reasons[f"{name}: {reason}"] = reasons.get(f"{name}: {reason}", 0) + 1
+    for reason, count in reasons.items():
+        yield f"No energy for {count} of {len(rows)} rows by the {reason}."
 
 
 def _same_weights(rows: Sequence[Row]) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
-from bpfree.bench.measures import MEASURES, Comparison, Measure, short
+from bpfree.bench.measures import MEASURES, Comparison, Measure, readable, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, estimate
 from bpfree.bench.targets import COSTS, TargetCost, target_cost
@@ -17,7 +16,8 @@ from bpfree.bench.targets import COSTS, TargetCost, target_cost
 #: The costs of the main table.
 COLUMNS = ("train_s", "energy_j", "train_flops", "peak_alloc", "saved_bytes")
 
-Units = Mapping[str, Measure]
+#: When idling was measured: around the training.
+EDGES = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,19 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:#.3g}".rstrip(".")
 
 
-def results(found: Sequence[Group], comparisons: Sequence[Comparison], units: Units) -> Table:
+def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
     heads = ["arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points"]
-    heads += [f"{units[name].label}, {units[name].unit}" for name in COLUMNS]
-    table = Table(
-        "results",
-        "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's",
-        heads,
-    )
-    table.filters = [1, 2]
+    heads += [_head(MEASURES[name]) for name in COLUMNS]
+    caption = "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's"
+    table = Table("results", caption, heads, filters=[1, 2])
     for g, group in enumerate(found):
         for a, arm in enumerate(group.arms):
             accuracy = estimate([100 * v for v in MEASURES["accuracy"].by_seed(arm).values()])
             against = effects.get((group.title, arm.name, "accuracy"))
-            costs = [_cost(units[name], arm, effects.get((group.title, arm.name, name))) for name in COLUMNS]
+            costs = [
+                _cost(MEASURES[name], arm, effects.get((group.title, arm.name, name))) for name in COLUMNS
+            ]
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
                 Figure(arm.name, "the baseline" if arm is group.baseline else ""),
@@ -113,27 +111,36 @@ def _plus_minus(mean: float, half: float | None) -> str:
 
 
 def _cost(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
+    measure = readable(measure, [arm])
     values = [value * measure.scale for value in measure.by_seed(arm).values()]
     if not values:
         return NOTHING
     found = estimate(values)
+    text = _in_unit(_plus_minus(found.mean, found.half), measure)
     note = "" if comparison is None else short(comparison)
-    return Figure(
-        _plus_minus(found.mean, found.half), note, found.mean, "" if comparison is None else _kind(comparison)
-    )
+    return Figure(text, note, found.mean / measure.scale, "" if comparison is None else _kind(comparison))
+
+
+def _head(measure: Measure) -> str:
+    """The name of a column: with the unit, if that is the same for all."""
+    return measure.label if len(measure.units) > 1 else f"{measure.label}, {measure.unit}"
+
+
+def _in_unit(text: str, measure: Measure) -> str:
+    return f"{text} {measure.unit}" if len(measure.units) > 1 else text
 
 
 def _kind(comparison: Comparison) -> str:
     return "better" if comparison.wins else "worse" if comparison.loses else ""
 
 
-def targets(found: Sequence[Group], goals: Sequence[float], units: Units) -> Table:
+def targets(found: Sequence[Group], goals: Sequence[float]) -> Table:
     heads = [
         "arm",
         "setting",
         "target, %",
         "seeds that reached it",
-        *(f"{units[c].label}, {units[c].unit}" for c in COSTS),
+        *(_head(MEASURES[name]) for name in COSTS),
     ]
     table = Table(
         "targets", "Median over seeds of the cost to a target of validation accuracy", heads, filters=[1, 2]
@@ -146,7 +153,7 @@ def targets(found: Sequence[Group], goals: Sequence[float], units: Units) -> Tab
                 Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
                 Figure(f"{100 * goal:g}", order=goal),
                 Figure(f"{cost.hits} of {cost.n}", order=cost.hits / cost.n),
-                *(_median(cost, units[name], arm) for name in COSTS),
+                *(_median(cost, MEASURES[name], arm) for name in COSTS),
             ])  # fmt: skip
     return table.without_empty()
 
@@ -154,16 +161,68 @@ def targets(found: Sequence[Group], goals: Sequence[float], units: Units) -> Tab
 def _median(cost: TargetCost, measure: Measure, arm: Arm) -> Figure:
     value = getattr(cost, measure.id)
     if value is not None:
-        return Figure(number(value * measure.scale), order=value)
+        scale = readable(measure, [arm])
+        return Figure(_in_unit(number(value * scale.scale), scale), order=value)
     missed = 2 * cost.hits <= cost.n and measure.by_seed(arm)
     return Figure("missed", order=float("inf")) if missed else NOTHING
 
 
-def budgets(found: Sequence[Group], units: Units) -> Table:
-    spent = units["train_flops"]
+def energies(found: Sequence[Group]) -> Table:
+    """Each scope by itself: what was measured and what was modelled are never added up."""
+    heads = [
+        "arm", "setting", "scope", "gross, J", "net of idling, J", "idling, W", "integral ÷ counter",
+        "carbon, g", "grid",
+    ]  # fmt: skip
+    table = Table("energies", "Energy and carbon of the training: means over seeds, a line per scope", heads)
+    table.filters = [1, 2]
+    for g, group in enumerate(found):
+        for a, arm in enumerate(group.arms):
+            for scope in dict.fromkeys(scope for row in arm.rows for scope in _joules(row)):
+                measured = [row for row in arm.rows if row["energy"].get("scope") == scope]
+                table.anchors.append(f"rows-{g}-{a}")
+                table.rows.append([
+                    Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
+                    Figure(scope, "" if measured else "not measured"),
+                    _mean([_joules(row).get(scope) for row in arm.rows]),
+                    _mean([_either(row, "net_j") for row in measured]),
+                    _mean([figure(row, "energy", f"idle_{at}_w") for row in measured for at in EDGES]),
+                    _mean([figure(row, "energy", "ratio") for row in measured]),
+                    _mean([_grams(row, scope) for row in arm.rows]),
+                    _grid(arm),
+                ])  # fmt: skip
+    return table.without_empty()
+
+
+def _grams(row: Row, scope: str) -> float | None:
+    kilograms = figure(row, "carbon", "kg", scope)
+    return None if kilograms is None else 1000 * kilograms
+
+
+def _either(row: Row, what: str) -> float | None:
+    gpu = figure(row, "energy", f"gpu_{what}")
+    return figure(row, "energy", f"cpu_{what}") if gpu is None else gpu
+
+
+def _joules(row: Row) -> dict[str, float]:
+    """Joules by scope: the measured ones of the device that trained, then the modelled ones."""
+    energy = row.get("energy", {})
+    gross = _either(row, "gross_j")
+    modelled: dict[str, float] = energy.get("modelled", {}).get("joules", {})
+    return ({} if gross is None else {str(energy["scope"]): gross}) | modelled
+
+
+def _grid(arm: Arm) -> Figure:
+    carbon = next((row["carbon"] for row in arm.rows if "carbon" in row), None)
+    if carbon is None:
+        return NOTHING
+    named = f"{carbon['region']}, {carbon['year']}: {carbon['g_per_kwh']:g} g/kWh"
+    return Figure(named, f"{carbon['source']}; PUE {carbon['pue']:g}")
+
+
+def budgets(found: Sequence[Group]) -> Table:
     heads = [
         "arm", "setting", "protocol", "passes over the data", "updates per weight",
-        f"{spent.label}, {spent.unit}", "stages", "stages at the cap", "tuning trials", "tuning, s",
+        _head(MEASURES["train_flops"]), "stages", "stages at the cap", "tuning trials", "tuning, s",
     ]  # fmt: skip
     table = Table("budgets", "What each arm was given: means over seeds", heads, filters=[1, 2])
     for g, group in enumerate(found):
@@ -175,7 +234,7 @@ def budgets(found: Sequence[Group], units: Units) -> Table:
                 Figure(PROTOCOLS[group.protocol], _matched_to(arm) if matched else ""),
                 _mean([figure(row, "budget", "passes") for row in arm.rows]),
                 _mean([figure(row, "budget", "updates_per_weight") for row in arm.rows]),
-                _mean([n * spent.scale for n in spent.by_seed(arm).values()]),
+                _cost(MEASURES["train_flops"], arm, None),
                 _mean([figure(row, "budget", "stages") for row in arm.rows]),
                 _mean([figure(row, "budget", "capped_stages") for row in arm.rows]),
                 _mean([figure(row, "tuning", "trials") for row in arm.rows]),
@@ -236,36 +295,3 @@ def comparisons(comparisons: Sequence[Comparison]) -> Table:
             NOTHING if needed is None else Figure(f"{needed:,}", order=needed),
         ])  # fmt: skip
     return table.without_empty()
-
-
-def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """For each arm: anchor, name, setting, and where each of its rows comes from."""
-    return [
-        (
-            f"rows-{g}-{a}",
-            arm.name,
-            group.title,
-            [_origin(row) for row in sorted(arm.rows, key=lambda r: int(r["seed"]))],
-        )
-        for g, group in enumerate(found)
-        for a, arm in enumerate(group.arms)
-    ]
-
-
-def _origin(row: Row) -> dict[str, Any]:
-    env, git = row["env"], row.get("git", {})
-    return {
-        "seed": row["seed"],
-        "row": row["cell_id"],
-        "accuracy": f"{100 * row['metrics']['test_accuracy']:.2f}",
-        "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
-        "source": env.get("source", "–"),
-        "machine": ", ".join(
-            filter(None, [env.get("gpu_name"), env.get("cpu"), f"{env.get('threads', '?')} thread(s)"])
-        ),
-        "versions": ", ".join(
-            f"{name} {env.get(name.lower(), '?')}" for name in ("bpfree", "torch", "Python")
-        ),
-        "started": row.get("protocol", {}).get("started", "–"),
-        "segments": row.get("segments", 1),
-    }

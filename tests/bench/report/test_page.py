@@ -110,10 +110,39 @@ def test_energy_is_shown_only_where_it_was_metered() -> None:
     assert not any("peak" in head for head in heads)
 
 
+def test_measured_and_modelled_energy_stand_apart() -> None:
+    energy = {
+        "scope": "measured:nvml_counter", "gpu_gross_j": 500.0, "gpu_net_j": 200.0, "idle_before_w": 60.0,
+        "idle_after_w": 62.0, "ratio": 1.01, "modelled": {"joules": {"modelled:tdp": 90.0}},
+        "tainted": {"cpu": {"tainted": ["somebody else"]}},
+    }  # fmt: skip
+    carbon = {
+        "kg": {"measured:nvml_counter": 5e-5, "modelled:tdp": 9e-6}, "g_per_kwh": 360.0, "region": "Nowhere",
+        "year": 2023, "source": "a table", "pue": 1.0,
+    }  # fmt: skip
+    metered = [[5, 0.85, 1.0, 250.0], [10, 0.9, 2.0, 500.0]]
+    rows = arm("backprop", [0.9, 0.91], energy=energy, carbon=carbon, curve=metered)
+    rows += arm("mono_forward", [0.9, 0.92], energy={**energy, "gpu_gross_j": 250.0}, curve=metered)
+    content = html(rows, [0.8])
+    found = Page(content).tables["energies"]
+    assert [one[2:8] for one in found[1:3]] == [
+        ["measured:nvml_counter", "500", "200", "61", "1.01", "0.0500"],
+        ["modelled:tdp | not measured", "90", "–", "–", "–", "0.00900"],
+    ]
+    assert "Nowhere, 2023: 360 g/kWh | a table; PUE 1" in found[1]
+    assert (
+        column(Page(content), "results", "training energy, J")["mono_forward", "fixed epochs"]
+        == "250 | ×0.500"
+    )
+    assert column(Page(content), "targets", "training energy, J")["backprop", "fixed epochs"] == "250"
+    assert "No energy for 4 of 4 rows by the cpu: somebody else." in content
+    assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
+
+
 def test_targets_missed_and_reached(page: Page) -> None:
     rows = [one for one in page.tables["targets"][1:] if "mono_forward" in one[0] and "own" in one[1]]
     assert [(one[2], one[3]) for one in rows] == [("80", "5 of 5"), ("97", "0 of 5")]
-    assert rows[0][4:] == ["2.50", "1.00"]
+    assert rows[0][4:] == ["2.50 MFLOP", "1.00"]
     assert rows[1][4:] == ["missed", "missed"]
 
 

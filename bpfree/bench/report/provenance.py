@@ -1,0 +1,42 @@
+"""Where each figure of a report comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bpfree.bench.arms import Group
+from bpfree.bench.results import Row
+
+
+def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """For each arm: anchor, name, setting, and where each of its rows comes from."""
+    return [
+        (
+            f"rows-{g}-{a}",
+            arm.name,
+            group.title,
+            [_origin(row) for row in sorted(arm.rows, key=lambda r: int(r["seed"]))],
+        )
+        for g, group in enumerate(found)
+        for a, arm in enumerate(group.arms)
+    ]
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    env, git = row["env"], row.get("git", {})
+    return {
+        "seed": row["seed"],
+        "row": row["cell_id"],
+        "accuracy": f"{100 * row['metrics']['test_accuracy']:.2f}",
+        "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
+        "source": env.get("source", "–"),
+        "machine": ", ".join(
+            filter(None, [env.get("gpu_name"), env.get("cpu"), f"{env.get('threads', '?')} thread(s)"])
+        ),
+        "versions": ", ".join(
+            f"{name} {env.get(name.lower(), '?')}" for name in ("bpfree", "torch", "Python")
+        ),
+        "started": row.get("protocol", {}).get("started", "–"),
+        "segments": row.get("segments", 1),
+    }

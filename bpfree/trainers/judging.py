@@ -1,0 +1,42 @@
+"""By which readouts a stage is judged, and what they say."""
+
+from __future__ import annotations
+
+from bpfree.cascade import Cascade
+from bpfree.losses import LocalLoss
+from bpfree.schedules import Stage
+from bpfree.trainers.evaluation import Evaluator
+
+#: Validation samples on which single blocks are judged where that takes a forward pass per class.
+BLOCK_SAMPLES = 500
+
+
+def judges(cascade: Cascade, stage: Stage) -> list[str]:
+    """The readouts to evaluate in a stage, the one that selects first."""
+    # In a greedy run the highest block so far may be one that says nothing of classes.
+    if type(cascade.units[stage.stop - 1].loss).scores is LocalLoss.scores:
+        return []
+    # A readout of blocks that are frozen already has nothing to select by.
+    names = sorted(
+        _usable(cascade, stage), key=lambda name: not cascade.readout(name).concerns(stage.first, stage.stop)
+    )
+    return [name for name in names if cascade.readout(name).view == cascade.readout(names[0]).view]
+
+
+def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
+    """Accuracy by readout and of each block alone.
+
+    Where only a readout with another, dearer view can tell blocks apart, a few samples must do.
+    """
+    judging = judges(cascade, stage)
+    found = evaluator.accuracies(judging, stage.stop)
+    if not any(cascade.readout(name).tells_blocks for name in judging):
+        tellers = [name for name in _usable(cascade, stage) if cascade.readout(name).tells_blocks]
+        few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
+        found |= {name: value for name, value in few.items() if name not in tellers}
+    return found
+
+
+def _usable(cascade: Cascade, stage: Stage) -> list[str]:
+    """The readouts that are not waiting to be trained in a later stage."""
+    return [name for name in cascade.readouts if stage.readouts or not cascade.readout(name).learns]

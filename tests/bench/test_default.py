@@ -1,0 +1,25 @@
+"""The default suite has the settings that a search with equal budgets has found, and its summary says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bpfree.bench.config import cells
+from bpfree.bench.default import DIGITS
+
+SUMMARY = Path(__file__).parents[2] / "benchmarks/results/tuning_default/summary.json"
+
+
+def test_learning_rates_are_the_winners_to_two_digits() -> None:
+    summary = json.loads(SUMMARY.read_text())
+    arms = {cell.arm: cell for cell in cells(DIGITS, seeds=1)}
+    assert arms.keys() == {found["label"] for found in summary["arms"]}
+    assert len({found["trials"] for found in summary["arms"]}) == 1
+    for found in summary["arms"]:
+        (won,) = found["best"]["params"].items()
+        assert found["best"]["value"] == max(t["value"] for t in found["history"] if t["state"] == "complete")
+        assert won[0] == "lr"
+        assert arms[found["label"]].trainer["lr"] == float(f"{won[1]:.1e}")
+        assert summary["fit"][found["label"]] == arms[found["label"]].fit
+    assert not {cell.seed for cell in cells(DIGITS)} & set(summary["seeds"])
