@@ -28,8 +28,8 @@ COLUMNS = (
 #: How the verdict on a difference is marked.
 MARKS = {Verdict.DIFFERENT: "≠", Verdict.NEGLIGIBLE: "≈", Verdict.EQUIVALENT: "=", Verdict.INCONCLUSIVE: "?"}
 LEGEND = (
-    "≠ different, ≈ different by less than the margin, = equivalent, ? not decided by these seeds (the report "
-    "says how many would do); FLOPs: of the whole training; saved: bytes kept for the backward pass"
+    "≠ different, ≈ different by less than the margin, = equivalent, ? not decided by these seeds (the "
+    "report says how many would do); FLOPs: of the whole training; saved: bytes kept for the backward pass"
 )
 
 
