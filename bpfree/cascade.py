@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, Overlaid
+from bpfree.graph import Ends, Nodes, unit_rows
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.readouts import Readout
 
-Rows = Tensor | Overlaid
+Rows = Tensor | Overlaid | Nodes
 
 
 class Block(nn.Module):
@@ -29,15 +30,24 @@ class Block(nn.Module):
         loss: The objective.
         front: The fixed part, in front of the body.
         gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
+        upper: Width of the lesson that joins the states of nodes coming up, for a block that reads it in its
+            body; None: the lesson is for the loss alone.
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    upper: int | None = None
 
     def __init__(
-        self, body: nn.Module, loss: LocalLoss, front: nn.Module | None = None, gradients: str = "autograd"
+        self,
+        body: nn.Module,
+        loss: LocalLoss,
+        front: nn.Module | None = None,
+        gradients: str = "autograd",
+        upper: int | None = None,
     ) -> None:
         super().__init__()
-        self.front, self.body, self.loss, self.gradients = front, body, loss, gradients
+        self.front, self.body, self.loss = front, body, loss
+        self.gradients, self.upper = gradients, upper
         self._objective: Any = self.objective
 
     @property
@@ -47,9 +57,32 @@ class Block(nn.Module):
 
     def build(self, rows: Rows, n_classes: int) -> Tensor:
         """Let the loss create what depends on shapes; returns the block's output for ``rows``."""
-        output = self(rows)
+        output = self(self.join(rows, None))
         self.loss.build(output, n_classes)
         return output  # type: ignore[no-any-return]
+
+    def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
+        """What came up with what came down, for a block that reads both: rows of length 1, side by side."""
+        if self.upper is None:
+            return rows
+        assert isinstance(rows, Nodes)
+        states = rows.states[0]
+        above = states.new_zeros(len(states), self.upper) if lesson is None else unit_rows(lesson.detach())
+        return Nodes((torch.cat([unit_rows(states), above], 1),), rows.graphs, pairs=rows.pairs, memo=None)
+
+    def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
+        """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.
+
+        Args:
+            rows: What the block is fed.
+            output: Its output, where that is of all of them; made here if it is not given.
+        """
+        if not isinstance(rows, Nodes):
+            return self(rows) if output is None else output  # type: ignore[no-any-return]
+        if output is None or rows.wanted is not None:
+            with torch.no_grad():
+                output = self(rows.whole())
+        return rows.up(output)
 
     def sense(self, rows: Rows) -> Rows:
         """What the front answers: the input of the learned part, a constant of the input."""
@@ -62,8 +95,9 @@ class Block(nn.Module):
         return self.body(self.sense(rows))  # type: ignore[no-any-return]
 
     def outputs(self, rows: Rows) -> list[Tensor]:
-        """The outputs that readouts may look at, in order; the last is what goes up the wire."""
-        return [self(rows)]
+        """The outputs that readouts may look at, in order; the last goes up, but for that of single nodes."""
+        output = self(rows)
+        return [Ends(output, rows.pairs)] if isinstance(rows, Nodes) and rows.pairs is not None else [output]  # type: ignore[list-item]
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """The loss of every `LocalLoss` inside, and the output, for an input that the front has seen."""
@@ -221,6 +255,8 @@ class Cascade(nn.Module):
         encoding: How labelled examples are shown to the first block.
         source: The module that the bodies were cut from and share their parameters with, if the first
             readout computes the same as it.
+        sweeps: Which sweeps readouts listen to, from the first to before the second of the two numbers, where
+            blocks read messages from above; (0, 1): one pass up, nothing comes down.
     """
 
     def __init__(
@@ -229,8 +265,10 @@ class Cascade(nn.Module):
         readouts: dict[str, Readout],
         encoding: Encoding | None = None,
         source: nn.Module | None = None,
+        sweeps: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
+        self.sweeps = sweeps
         self.blocks = nn.ModuleList(blocks)
         self.readouts = nn.ModuleDict(readouts)
         self.encoding = encoding or Encoding()
@@ -262,6 +300,15 @@ class Cascade(nn.Module):
         """The local losses of all blocks, bottom first."""
         return [loss for block in self.units for loss in block.losses]
 
+    def memories(self) -> dict[str, Tensor]:
+        """What the losses remember of the last step, by number."""
+        return {str(k): loss.memory for k, loss in enumerate(self.losses) if loss.memory is not None}
+
+    def remember(self, memories: Mapping[str, Tensor]) -> None:
+        """Take up what `memories` gave; what is not there is forgotten."""
+        for k, loss in enumerate(self.losses):
+            loss.memory = memories.get(str(k))
+
     def readout(self, name: str) -> Readout:
         """The readout called ``name``."""
         readout = self.readouts[name]
@@ -277,7 +324,8 @@ class Cascade(nn.Module):
             )
             rows, _ = self.encoding.encode(x, y, drawn)
             for block in self.units:
-                rows = block.build(rows, n_classes)
+                output = block.build(rows, n_classes)
+                rows = block.onward(block.join(rows, None), None if isinstance(rows, Nodes) else output)
             for readout in map(self.readout, self.readouts):
                 readout.build(self.outputs(self.encoding.view(x, readout.view)), n_classes)
 
@@ -285,8 +333,9 @@ class Cascade(nn.Module):
         """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""
         outputs: list[Tensor] = []
         for block in self.units[:n_blocks]:
+            rows = block.join(rows, None)
             outputs += block.outputs(rows)
-            rows = outputs[-1]
+            rows = block.onward(rows, None if isinstance(rows, Nodes) else outputs[-1])
         return outputs
 
     def forward(self, x: Tensor) -> Tensor:

@@ -41,10 +41,14 @@ class Encoding:
     Attributes:
         views: How many rows a sample becomes in training.
         redraw: Whether a sample looks different each time; if so, features of it cannot be cached.
+        whole: Whether a sample cannot be shown without all the others: a node of a graph.
+        measure: What `judge` gives.
     """
 
     views: int = 1
     redraw: bool = False
+    whole: bool = False
+    measure: str = "accuracy"
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor | None:
         """Draw what is random in the encoding of the samples ``y [B]``: nothing here."""
@@ -62,6 +66,10 @@ class Encoding:
         """How good scores are, higher is better: the share of rows that they classify rightly."""
         return accuracy(scores, answers)
 
+    def message(self) -> Tensor | None:
+        """What comes to the top block as its message from above: nothing here."""
+        return None
+
     def view(self, x: Tensor, view: View) -> Tensor | Overlaid:
         """The rows that a readout asks for, without knowing the label.
 
@@ -75,6 +83,8 @@ class Encoding:
 
 class Reconstruct(Encoding):
     """Shows images as they are, and asks for them back; labels take no part."""
+
+    measure = "negative squared error"
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         return x, x

@@ -1,7 +1,23 @@
 """Data sets held as tensors on the device that trains on them, with batched augmentation."""
 
 from bpfree.data._augment import AUGMENTATIONS
+from bpfree.data._graph_data import GraphData
+from bpfree.data._graphs import GRAPH_NAMES, GraphSplits, describe_graphs, fold_indices, load_graph
 from bpfree.data._images import NAMES, Splits, describe, load
 from bpfree.data._tensors import TensorData, as_data
 
-__all__ = ["AUGMENTATIONS", "NAMES", "Splits", "TensorData", "as_data", "describe", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "GRAPH_NAMES",
+    "NAMES",
+    "GraphData",
+    "GraphSplits",
+    "Splits",
+    "TensorData",
+    "as_data",
+    "describe",
+    "describe_graphs",
+    "fold_indices",
+    "load",
+    "load_graph",
+]

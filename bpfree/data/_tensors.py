@@ -1,5 +1,6 @@
 """Labelled data held whole on one device, and the making of batches from it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from bpfree._errors import BadValue
 from bpfree.data._augment import augment, check_names
+from bpfree.data._graph_data import GraphData
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,6 +131,13 @@ class TensorData:
         """Whether batches made with a generator differ from those made without."""
         return bool(self.augment)
 
+    def content(self) -> list[Any]:
+        """What tells two data sets apart: labels, some of the samples, and what is done to them."""
+        some = self.x[:: max(1, len(self) // 64)].contiguous().cpu().numpy().tobytes()
+        digest = hashlib.sha256(self.y.cpu().numpy().tobytes() + some).hexdigest()
+        shape = list(self.sample_shape)
+        return [self.name, len(self), shape, list(self.augment), self.mean, self.std, digest]
+
     def to(self, device: str | torch.device) -> "TensorData":
         """The same data on `device`."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
@@ -168,17 +177,17 @@ def as_data(obj: Any, n_classes: int | None = None) -> TensorData:
     """Make TensorData of what a user is likely to hold.
 
     Args:
-        obj: TensorData (returned as it is); a pair of tensors (x, y) with integer labels; or a map-style
+        obj: TensorData or GraphData (returned as it is); a pair of tensors (x, y) with integer labels; or a map-style
             torch Dataset of (tensor, int), read and stacked once.
         n_classes: number of classes; by default one more than the highest label.
 
     Raises TypeError for anything else, BadValue for tensors that do not fit together or, with TensorData, for
     another `n_classes` than its own.
     """
-    if isinstance(obj, TensorData):
+    if isinstance(obj, TensorData | GraphData):
         if n_classes not in (None, obj.n_classes):
             raise BadValue(f"n_classes is {n_classes}, but {obj!r} was given; leave n_classes out")
-        return obj
+        return obj  # type: ignore[return-value]
     if isinstance(obj, Dataset) and not isinstance(obj, IterableDataset) and hasattr(obj, "__len__"):
         x, y = _stack(obj)
     elif isinstance(obj, Sequence) and len(obj) == 2 and all(isinstance(part, Tensor) for part in obj):

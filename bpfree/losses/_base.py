@@ -69,6 +69,14 @@ class LocalLoss(nn.Module, ABC):
         """
         return None, None
 
+    def remembered(self, output: Tensor) -> Tensor | None:
+        """What is kept in ``memory`` of the block's output, detached, after a step: nothing here."""
+        return None
+
+    def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
+        """What readouts see of the output, where blocks above have sent a lesson: the output."""
+        return output
+
     def feedback_parameters(self) -> Iterable[nn.Parameter]:
         """Those of the loss's parameters that make messages: they may have a learning rate of their own."""
         return ()

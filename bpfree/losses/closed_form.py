@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
 from bpfree.losses.cross_entropy import flat_features
+from bpfree.losses.dual_ridge import DualRidge
 from bpfree.losses.ridge import RidgeAccumulator
 
 LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -29,6 +30,7 @@ class ClosedForm(LocalLoss):
         bias: Whether to fit an intercept.
         pool: Side of the map that image-like outputs are pooled to, by root mean square: the cost grows with
             the square of the number of features.
+        dual: Whether to solve among the samples, see `DualRidge`: for fewer samples than features.
         keep: Whether `accumulator` stays after the pass, to merge and to forget samples; it holds d^2
             float64 values.
 
@@ -40,14 +42,19 @@ class ClosedForm(LocalLoss):
     one_pass: ClassVar[bool] = True
 
     def __init__(
-        self, lam: Sequence[float] = LAMBDAS, bias: bool = True, pool: int | None = None, keep: bool = False
+        self,
+        lam: Sequence[float] = LAMBDAS,
+        bias: bool = True,
+        pool: int | None = None,
+        keep: bool = False,
+        dual: bool = False,
     ) -> None:
         super().__init__()
         if not lam or min(lam) < 0:
             raise BadValue(f"lam = {list(lam)}: expected one or more penalties of at least 0")
-        self.lam, self.bias, self.keep = sorted(lam, reverse=True), bias, keep
+        self.lam, self.bias, self.keep, self.dual = sorted(lam, reverse=True), bias, keep, dual
         self.features = flat_features(pool)
-        self.accumulator: RidgeAccumulator | None = None
+        self.accumulator: RidgeAccumulator | DualRidge | None = None
         self.chosen: float | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:
@@ -66,10 +73,8 @@ class ClosedForm(LocalLoss):
         self, output: Tensor, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[Tensor, None]:
         if self.accumulator is None:
-            linear = self.linear
-            self.accumulator = RidgeAccumulator(
-                linear.in_features, linear.out_features, self.bias, output.device
-            )
+            sizes = (self.linear.in_features, self.linear.out_features, self.bias)
+            self.accumulator = DualRidge(*sizes) if self.dual else RidgeAccumulator(*sizes, output.device)
         self.accumulator.add(self.features(output), target)
         return self(output, target), None
 

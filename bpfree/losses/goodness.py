@@ -20,6 +20,7 @@ class Goodness(LocalLoss):
 
         G = sum_i z_i^2   or   mean_i z_i^2                          # [rows]
         threshold:  mean over rows of BCEWithLogits(G - theta, positive)
+        balanced:   the same, mean over positive rows + mean over negative ones, of which there may be more
         symmetric:  mean over pairs of softplus(-alpha (G_pos - G_neg))       # SymBa, arXiv 2303.08418
         peer:       m <- 0.9 sg(m) + 0.1 mean_{positive rows} z ;  mean_i (mean_j m_j - m_i)^2
 
@@ -29,7 +30,7 @@ class Goodness(LocalLoss):
         goodness: ``"sum"`` or ``"mean"`` of squares.
         threshold: theta, in the unit of the goodness. By default n for the sum and 2 for the mean: a theta
             of one form with the goodness of the other does not train.
-        objective: ``"threshold"`` or ``"symmetric"``.
+        objective: ``"threshold"``, ``"balanced"`` or ``"symmetric"``.
         alpha: Slope of the symmetric loss.
         peer_weight: Weight of the peer term; 0 leaves it out.
         peer_momentum: Decay of the running mean activity m, which starts at 0.5.
@@ -41,7 +42,7 @@ class Goodness(LocalLoss):
         self,
         goodness: Literal["sum", "mean"] = "sum",
         threshold: float | None = None,
-        objective: Literal["threshold", "symmetric"] = "threshold",
+        objective: Literal["threshold", "balanced", "symmetric"] = "threshold",
         alpha: float = 4.0,
         peer_weight: float = 0.0,
         peer_momentum: float = 0.9,
@@ -49,8 +50,8 @@ class Goodness(LocalLoss):
         super().__init__()
         if goodness not in ("sum", "mean"):
             raise BadValue(f"goodness = {goodness!r}: expected 'sum' or 'mean'")
-        if objective not in ("threshold", "symmetric"):
-            raise BadValue(f"objective = {objective!r}: expected 'threshold' or 'symmetric'")
+        if objective not in ("threshold", "balanced", "symmetric"):
+            raise BadValue(f"objective = {objective!r}: expected 'threshold', 'balanced' or 'symmetric'")
         self.goodness_form, self.threshold = goodness, threshold
         self.objective, self.alpha = objective, alpha
         self.peer_weight, self.peer_momentum = peer_weight, peer_momentum
@@ -77,6 +78,9 @@ class Goodness(LocalLoss):
         if self.objective == "symmetric":
             positive, negative = logits.chunk(2)
             loss = F.softplus(-self.alpha * (positive - negative)).mean()
+        elif self.objective == "balanced":
+            found = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+            loss = found[target == 1].mean() + found[target == 0].mean()
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:

@@ -3,7 +3,21 @@
 from bpfree.cascade import descend
 from bpfree.schedules.calibrate import calibrate
 from bpfree.schedules.feed import Data, Feed
+from bpfree.schedules.graph_feed import GraphFeed
 from bpfree.schedules.plan import Schedule, Stage, plan
+from bpfree.schedules.settle import settle
 from bpfree.schedules.step import ascend, step
 
-__all__ = ["Data", "Feed", "Schedule", "Stage", "ascend", "calibrate", "descend", "plan", "step"]
+__all__ = [
+    "Data",
+    "Feed",
+    "GraphFeed",
+    "Schedule",
+    "Stage",
+    "ascend",
+    "calibrate",
+    "descend",
+    "plan",
+    "settle",
+    "step",
+]

@@ -9,10 +9,17 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree.cascade import Block, Rows, descend
+from bpfree.graph import Nodes
 
 
 def step(
-    blocks: Sequence[Block], rows: Rows, target: Tensor, seed: int, first: int = 0, sensed: bool = False
+    blocks: Sequence[Block],
+    rows: Rows,
+    target: Tensor,
+    seed: int,
+    first: int = 0,
+    sensed: bool = False,
+    message: Tensor | None = None,
 ) -> list[Tensor]:
     """Update every block on one batch, bottom first, and free its activations before the next.
 
@@ -23,14 +30,23 @@ def step(
         seed: Seed of this step; block k draws its noise (dropout) from (seed, k), whatever the schedule.
         first: Number of the lowest block.
         sensed: Whether the lowest block's front has answered to ``rows`` already.
+        message: What comes to the highest block as its message.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
     """
     losses: list[Tensor] = []
-    for k, (block, lesson) in enumerate(zip(blocks, descend(blocks), strict=True)):
+    for k, (block, lesson) in enumerate(zip(blocks, descend(blocks, message), strict=True)):
         _seeds.seed_global(target.device, seed, first + k)
-        found, rows = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        rows = block.join(rows, lesson)
+        # The step asks about some nodes, the blocks above about all: those must be told before it is taken.
+        some = isinstance(rows, Nodes) and rows.wanted is not None and k + 1 < len(blocks)
+        above = block.onward(rows) if some else None
+        found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        for loss in block.losses:
+            loss.memory = loss.remembered(output)
+        if k + 1 < len(blocks):
+            rows = above if above is not None else block.onward(rows, output)
         losses += found
     return losses
 
@@ -39,5 +55,5 @@ def step(
 def ascend(blocks: Sequence[Block], rows: Rows) -> Rows:
     """The output of the highest of ``blocks``, without a step."""
     for block in blocks:
-        rows = block(rows)
+        rows = block.onward(rows)
     return rows

@@ -10,6 +10,9 @@ from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
 from bpfree.trainers.fitting import CALIBRATION_SAMPLES, Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
+from bpfree.trainers.forward_gnn import ForwardGNN
+from bpfree.trainers.graph import GraphTrainer
+from bpfree.trainers.graph_controls import BackpropGNN, HopMLP, HopRidge
 from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.settings import FitSettings, TrainerSettings
@@ -27,6 +30,10 @@ TRAINERS: dict[str, type[Trainer]] = {
         CascadedForward,
         CounterCurrentLearning,
         Local,
+        BackpropGNN,
+        HopMLP,
+        HopRidge,
+        ForwardGNN,
     )
 }
 
@@ -48,6 +55,7 @@ __all__ = [
     "TRAINERS",
     "Autoencoder",
     "Backprop",
+    "BackpropGNN",
     "CascadedForward",
     "Checkpoint",
     "CounterCurrentLearning",
@@ -55,8 +63,12 @@ __all__ = [
     "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
+    "ForwardGNN",
+    "GraphTrainer",
     "History",
     "Hooks",
+    "HopMLP",
+    "HopRidge",
     "Local",
     "MFJoint",
     "MonoForward",

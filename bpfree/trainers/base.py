@@ -23,7 +23,7 @@ from bpfree.cutting import check_order, split
 from bpfree.data import TensorData
 from bpfree.schedules import step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.evaluation import Evaluator
+from bpfree.trainers.evaluation import make_evaluator
 from bpfree.trainers.fitting import Checkpoint, Fit, Hooks, make_optimizers, update_readout
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import accepting, check_batch, check_data, find_device, probe_samples
@@ -161,6 +161,13 @@ class Trainer(ABC):
             cascade.eval().build(x, n_classes)
             if isinstance(self.net, Cascade):
                 check_order(self.net.to_module(), self.net, x)
+        self._adopt(cascade, n_classes, sample_shape)
+
+    def build_for(self, data: TensorData) -> None:
+        """`build` for samples like those of ``data``."""
+        self.build(data.sample_shape, data.n_classes)
+
+    def _adopt(self, cascade: Cascade, n_classes: int, sample_shape: Sequence[int]) -> None:
         self._check_gradients(cascade)
         self._cascade, self.n_classes, self._shape = cascade, n_classes, tuple(sample_shape)
         self.reset_optimizers()
@@ -224,7 +231,7 @@ class Trainer(ABC):
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
-        self.build(data.sample_shape, data.n_classes)
+        self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         self.reset_optimizers()
@@ -288,7 +295,7 @@ class Trainer(ABC):
             y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
         )
         rows, target = cascade.encoding.encode(x, y, drawn)
-        return step(cascade.units, rows, target, seed) + extra
+        return step(cascade.units, rows, target, seed, message=cascade.encoding.message()) + extra
 
     # ---- using -----------------------------------------------------------------------------------------
 
@@ -304,7 +311,7 @@ class Trainer(ABC):
         """
         samples = self._data(data)
         with self.running():
-            found = Evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -317,10 +324,14 @@ class Trainer(ABC):
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
         """
-        data = self._data((x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
+        data = self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
         headline = self.cascade.headline
         with self.running():
-            return Evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+            return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+
+    def data_of(self, x: Tensor, y: Tensor) -> TensorData:
+        """Samples ``x [B, ...]`` with labels ``y [B]`` as data."""
+        return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
         """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
@@ -399,7 +410,7 @@ class Trainer(ABC):
 
     def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
         shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else _content(d) for d in data]
+        seen = [None if d is None else d.content() for d in data]
         parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -417,10 +428,3 @@ def single_weights(blocks: Sequence[Block]) -> bool:
     return all(
         sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in b.body.modules()) <= 1 for b in blocks
     )
-
-
-def _content(data: TensorData) -> list[Any]:
-    """What tells two data sets apart: labels, a sample of the inputs, and what is done to them."""
-    some = data.x[:: max(1, len(data) // 64)].contiguous().cpu().numpy().tobytes()
-    digest = hashlib.sha256(data.y.cpu().numpy().tobytes() + some).hexdigest()
-    return [data.name, len(data), list(data.sample_shape), list(data.augment), data.mean, data.std, digest]

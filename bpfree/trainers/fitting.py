@@ -18,9 +18,9 @@ from bpfree._errors import BadValue, Diverged
 from bpfree.cascade import Cascade
 from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
-from bpfree.schedules import Data, Feed, Stage, calibrate, plan, step
+from bpfree.schedules import Data, Feed, GraphFeed, Stage, calibrate, plan, step
 from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers.evaluation import Evaluator
+from bpfree.trainers.evaluation import Evaluator, make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, make_optimizer, set_lr
 
@@ -107,14 +107,20 @@ class Fit:
         self.sums: Tensor | None = None
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
-        self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
+        self.feed: Feed | GraphFeed
+        if cascade.encoding.whole:
+            self.feed = GraphFeed(cascade, train, keep)
+        else:
+            self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
         self.evaluator = None
         if validation is not None:
-            self.evaluator = Evaluator(cascade, validation, settings.cache and settings.schedule == "greedy")
+            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
+            self.evaluator = make_evaluator(cascade, validation, cached)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
+        self.cascade.remember({})
         if self.checkpoint is not None and self.checkpoint.path.exists():
             self._resume(self.checkpoint)
         finished = self.at.stage == len(self.stages)
@@ -269,7 +275,8 @@ class Fit:
         if stage.stop > stage.first:
             rows, target = self.feed.rows(indices, epoch, number, scores)
             blocks = self.cascade.units[stage.first : stage.stop]
-            losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed) + losses
+            message = self.cascade.encoding.message()
+            losses = step(blocks, rows, target, seed, stage.first, self.feed.sensed, message) + losses
         return torch.stack(losses).float()
 
     def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
@@ -314,6 +321,7 @@ class Fit:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         tensors = ckpt.prefixed("model", self.cascade.state_dict()) | ckpt.prefixed("best", self.best)
+        tensors |= ckpt.prefixed("memory", self.cascade.memories())
         for name, optimizer in self.optimizers.items():
             tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
         if self.sums is not None:
@@ -336,6 +344,7 @@ class Fit:
                 "remove it, or name another file"
             )
         ckpt.load_module(self.cascade, ckpt.under("model", tensors), checkpoint.path)
+        self.cascade.remember(ckpt.under("memory", tensors))
         for name, optimizer in self.optimizers.items():
             ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
         self.best, self.sums = ckpt.under("best", tensors), tensors.get("sums")

@@ -1,0 +1,243 @@
+"""Graphs, the sparse matrices that propagate over them, and the states of their nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree._errors import BadValue
+
+#: Share of values other than zero below which constant rows are kept as a sparse matrix.
+SPARSE_BELOW = 0.1
+
+
+class SparseMatrix:
+    """A constant sparse matrix ``[n, m]`` that multiplies dense ones, gradients included.
+
+    Its transpose, which the backward pass needs, is made once.
+
+    Args:
+        row: Row of each entry, int64 ``[E]``.
+        column: Column of each entry, ``[E]``.
+        value: The entries, ``[E]``; those at one place add up.
+        shape: ``(n, m)``.
+    """
+
+    def __init__(self, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._forward = _csr(row, column, value, shape)
+        self._entries: tuple[Tensor, Tensor, Tensor] | None = (row, column, value)
+        self._backward: Tensor | None = None
+
+    @classmethod
+    def of(cls, dense: Tensor) -> SparseMatrix:
+        """The matrix ``dense [n, m]``."""
+        row, column = dense.nonzero(as_tuple=True)
+        return cls(row, column, dense[row, column], (dense.shape[0], dense.shape[1]))
+
+    @property
+    def transposed(self) -> Tensor:
+        """The transpose, as a CSR tensor."""
+        if self._entries is not None:
+            row, column, value = self._entries
+            self._backward, self._entries = _csr(column, row, value, self.shape[::-1]), None
+        assert self._backward is not None
+        return self._backward
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        return _Product.apply(self, x)  # type: ignore[no-any-return]
+
+    def dense(self) -> Tensor:
+        """All values, ``[n, m]``."""
+        return self._forward.to_dense()
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: SparseMatrix, x: Tensor) -> Tensor:
+        ctx.matrix = matrix
+        return matrix._forward @ x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.matrix.transposed @ grad.contiguous()
+
+
+def _csr(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    order = torch.argsort(row * shape[1] + column, stable=True)
+    counts = torch.bincount(row, minlength=shape[0])
+    pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        return torch.sparse_csr_tensor(pointers, column[order], value[order], shape)
+
+
+class Graph:
+    """A directed graph; edges point from source to target, and messages flow along them.
+
+    Args:
+        edge_index: Source and target of each edge, int64 ``[2, E]``, torch-geometric's layout.
+        n_nodes: Number of nodes n.
+
+    Raises:
+        BadValue: If the edges name nodes that there are not.
+    """
+
+    def __init__(self, edge_index: Tensor, n_nodes: int) -> None:
+        if edge_index.dtype != torch.int64 or edge_index.ndim != 2 or len(edge_index) != 2:
+            raise BadValue(
+                f"edge_index is {edge_index.dtype} {list(edge_index.shape)}: expected int64 [2, E], "
+                "sources and targets"
+            )
+        if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n_nodes:
+            raise BadValue(
+                f"edge_index names nodes {int(edge_index.min())}..{int(edge_index.max())}; "
+                f"expected 0..{n_nodes - 1}"
+            )
+        self.edge_index, self.n_nodes = edge_index, n_nodes
+        self._operators: dict[str, SparseMatrix] = {}
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges."""
+        return self.edge_index.shape[1]
+
+    def to(self, device: str | torch.device) -> Graph:
+        """The same graph on ``device``."""
+        return self if self.edge_index.device == torch.device(device) else Graph(
+            self.edge_index.to(device), self.n_nodes
+        )
+
+    def with_edges(self, more: Tensor, n_nodes: int) -> Graph:
+        """A graph of ``n_nodes`` nodes that has the edges ``more [2, E']`` besides."""
+        return Graph(torch.cat([self.edge_index, more.to(self.edge_index)], 1), n_nodes)
+
+    def operator(self, kind: str) -> SparseMatrix:
+        """What propagates over the graph, ``[n, n]``, made once.
+
+        ``gcn``: ``D^-1/2 (A + I) D^-1/2`` with D the in-degrees, own loop included (Kipf and Welling, arXiv
+        1609.02907); ``mean``: the mean over the sources of the edges that come in, 0 without any.
+        """
+        if kind not in self._operators:
+            source, target = self.edge_index
+            if kind == "gcn":
+                loops = torch.arange(self.n_nodes, device=source.device)
+                other = source != target
+                source, target = torch.cat([source[other], loops]), torch.cat([target[other], loops])
+                degree = torch.bincount(target, minlength=self.n_nodes).float().rsqrt()
+                value = degree[source] * degree[target]
+            elif kind == "mean":
+                value = torch.bincount(target, minlength=self.n_nodes).float().reciprocal()[target]
+            else:
+                raise BadValue(f"operator {kind!r}: unknown; allowed: gcn, mean")
+            self._operators[kind] = SparseMatrix(target, source, value, (self.n_nodes, self.n_nodes))
+        return self._operators[kind]
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Outputs for pairs of nodes, not multiplied out.
+
+    Attributes:
+        output: Of all nodes, ``[n, d]``.
+        pairs: int64 ``[B, 2]``.
+    """
+
+    output: Tensor
+    pairs: Tensor
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Each row divided by its Euclidean length plus 1e-8; ``[n, d]``."""
+    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """The states of all nodes of a graph, in one view or several, and the nodes that are asked about.
+
+    What a front makes of states and graph is a constant of the two: it is kept here, so it is known by them
+    and by nothing else, and goes with them.
+
+    Attributes:
+        states: ``[n, d]`` for each view; one for all views where they do not differ.
+        graphs: For each view; one for all views where they do not differ.
+        wanted: The nodes that are asked about, ``[m]``; None: all.
+        keeps: Whether the rows of ``wanted`` will be asked for again: then they are kept as well.
+        leads: Whether only the first view's states go up, for all views.
+        pairs: Pairs of nodes that readouts are to judge, ``[B, 2]``; None: nodes.
+        memo: What fronts have answered; None: nothing is kept.
+    """
+
+    states: tuple[Tensor, ...]
+    graphs: tuple[Graph, ...]
+    wanted: Tensor | None = None
+    keeps: bool = False
+    leads: bool = False
+    pairs: Tensor | None = None
+    memo: dict[Any, Any] | None = field(default_factory=dict)
+
+    @property
+    def views(self) -> int:
+        """Number of views."""
+        return max(len(self.states), len(self.graphs))
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes n."""
+        return len(self.states[0])
+
+    def view(self, number: int) -> tuple[Tensor, Graph]:
+        """States ``[n, d]`` and graph of one view."""
+        return self.states[number % len(self.states)], self.graphs[number % len(self.graphs)]
+
+    def wanting(self, wanted: Tensor | None, keeps: bool = False, pairs: Tensor | None = None) -> Nodes:
+        """The same states, with other nodes or pairs asked about."""
+        return replace(self, wanted=wanted, keeps=keeps, pairs=pairs)
+
+    def whole(self) -> Nodes:
+        """What goes up must be known of: all nodes, in those views whose states go up."""
+        if self.leads:
+            return replace(self, graphs=self.graphs[:1], wanted=None, memo=None)
+        return self.wanting(None)
+
+    def up(self, output: Tensor) -> Nodes:
+        """The states ``output [views * n, d']`` in place of these, on the same graphs."""
+        states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
+        kept = None if self.memo is None else {}
+        return replace(self, states=states[:1] if self.leads else states, memo=kept)
+
+    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
+        """What ``make`` makes of states and graph, for the nodes asked about in each view, ``[views * m, d']``.
+
+        Args:
+            name: What ``make`` is known by: rows that were made under a name are not made again.
+            make: Makes ``[n, d']`` of states ``[n, d]`` and a graph.
+        """
+        key = (name, None if self.wanted is None else id(self.wanted))
+        keeps = self.memo is not None and self.keeps
+        if keeps and self.memo is not None and key in self.memo:
+            return self.memo[key][0]  # type: ignore[no-any-return]
+        parts = [self._whole(name, make, number) for number in range(self.views)]
+        found: Tensor | SparseMatrix = torch.cat(
+            [part if self.wanted is None else part.index_select(0, self.wanted) for part in parts]
+        )
+        assert isinstance(found, Tensor)
+        if self.keeps and self.wanted is not None and found.count_nonzero() < SPARSE_BELOW * found.numel():
+            found = SparseMatrix.of(found)
+        if keeps and self.memo is not None:
+            self.memo[key] = (found, self.wanted)  # the key is an address: what stands there must stay
+        return found
+
+    def _whole(self, name: str, make: Callable[[Tensor, Graph], Tensor], number: int) -> Tensor:
+        """All rows of one view; kept unless several views would be and their wanted rows are kept anyway."""
+        key = (name, "view", number)
+        if self.memo is not None and key in self.memo:
+            return self.memo[key]  # type: ignore[no-any-return]
+        found = make(*self.view(number))
+        if self.memo is not None and not (self.keeps and self.views > 1):
+            self.memo[key] = found
+        return found

@@ -1,0 +1,101 @@
+"""Scores of pairs of nodes, for link prediction; no product of two nodes is ever held for all pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bpfree.graph import Ends
+from bpfree.losses._base import LocalLoss
+
+#: Pairs whose products are held at once.
+PAIRS = 4096
+
+
+class _PairDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(z, first, second)
+        parts = zip(first.split(PAIRS), second.split(PAIRS), strict=True)
+        return torch.cat([torch.einsum("bd,bd->b", z[i], z[j]) for i, j in parts])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        z, first, second = ctx.saved_tensors
+        out = torch.zeros_like(z)
+        for i, j, g in zip(first.split(PAIRS), second.split(PAIRS), grad.split(PAIRS), strict=True):
+            weight = g.unsqueeze(1)
+            out.index_add_(0, i, weight * z[j])
+            out.index_add_(0, j, weight * z[i])
+        return out, None, None
+
+
+def pair_dot(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """``sum_d z[first, d] z[second, d]``, ``[B]``.
+
+    Saves ``z`` and the indices for the backward pass, whatever the number of pairs.
+
+    Args:
+        z: ``[n, d]``.
+        first: int64 ``[B]``.
+        second: int64 ``[B]``.
+    """
+    return _PairDot.apply(z, first, second)  # type: ignore[no-any-return]
+
+
+class PairScore(LocalLoss):
+    """A pair of nodes is an edge, or none; the block's outputs say which (Park et al., arXiv 2403.11004).
+
+    With z the block's output and i, j the ends of a pair::
+
+        cross_entropy:  logit = sum_d z_id z_jd                  mean of BCE over all pairs
+        goodness:       logit = sum_d (z_id z_jd)^2 - theta      mean over edges + mean over the others
+
+    The target is ``[B, 3]``: the ends, and 1 for an edge. What the block above sent joins its input.
+
+    Args:
+        objective: Which of the two.
+        threshold: theta.
+    """
+
+    def __init__(
+        self, objective: Literal["cross_entropy", "goodness"] = "cross_entropy", threshold: float = 2.0
+    ) -> None:
+        super().__init__()
+        self.objective, self.threshold = objective, threshold
+
+    def logits(self, output: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The logit of each pair, ``[B]``."""
+        if self.objective == "goodness":
+            return pair_dot(output.square(), first, second) - self.threshold
+        return pair_dot(output, first, second)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        first, second, truth = target.unbind(1)
+        found = F.binary_cross_entropy_with_logits(
+            self.logits(output, first, second), truth.to(output.dtype), reduction="none"
+        )
+        if self.objective == "cross_entropy":
+            return found.mean()
+        return found[truth == 1].mean() + found[truth == 0].mean()
+
+    def scores(self, output: Tensor) -> Tensor:
+        """The logit of each pair of an `Ends`, ``[B, 1]``."""
+        assert isinstance(output, Ends)
+        return self.logits(output.output, output.pairs[:, 0], output.pairs[:, 1]).unsqueeze(1)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+
+class TopToInputPairs(PairScore):
+    """`PairScore` of a block whose input is joined by the state of the block above it; the top gets nothing."""
+
+    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return message, self.memory
+
+    def remembered(self, output: Tensor) -> Tensor:
+        return output

@@ -1,0 +1,106 @@
+"""Cross-entropy on the similarity of a node to the prototype of each class (ForwardGNN)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.losses._base import LocalLoss
+
+Similarity = Literal["dot", "cosine"]
+
+
+class ClassPrototypes(LocalLoss):
+    """Single-forward loss of Park et al. (arXiv 2403.11004), section 4.
+
+    With ``h_i`` the output for a node and ``c_k`` the prototype of class k::
+
+        logits_ik = <h_i, c_k> / temperature              # or the cosine of the two
+        loss = mean over the labelled rows of CE(softmax(logits_i), y_i)
+
+    The last C rows of the output are those of the virtual nodes, and are the prototypes; learnable ones are
+    parameters of the loss instead, and every row is a sample. A target of -1 is no label.
+
+    Args:
+        n_classes: Number of classes C.
+        learnable: Whether prototypes are parameters.
+        similarity: ``dot`` or ``cosine``.
+        temperature: Divides the similarity.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        learnable: bool = False,
+        similarity: Similarity = "dot",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise BadValue(f"temperature = {temperature}: expected more than 0")
+        self.n_classes, self.learnable = n_classes, learnable
+        self.similarity, self.temperature = similarity, temperature
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        if self.learnable:
+            # Outputs behind ReLU are not negative: so are their prototypes at first.
+            drawn = torch.rand(n_classes, output.shape[1], device=output.device)
+            self.prototypes = nn.Parameter(drawn / output.shape[1] ** 0.5)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples' rows and the prototypes, ``[m, d]`` and ``[C, d]``."""
+        if self.learnable:
+            return output, self.prototypes
+        return output[: -self.n_classes], output[-self.n_classes :]
+
+    def scores(self, output: Tensor) -> Tensor:
+        return self.similarities(*self.split(output))
+
+    def similarities(self, rows: Tensor, prototypes: Tensor) -> Tensor:
+        """The logits ``[m, C]`` of rows ``[m, d]`` for prototypes ``[C, d]``."""
+        if self.similarity == "cosine":
+            rows, prototypes = F.normalize(rows, dim=1), F.normalize(prototypes, dim=1)
+        return rows @ prototypes.T / self.temperature
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.scores(output), target, ignore_index=-1)
+
+
+class TopToLoss(ClassPrototypes):
+    """`ClassPrototypes` on the mean of a block's output and the states of all blocks above it.
+
+    ``m = (h + s_(l+1) + ... + s_L) / (L - l + 1)``, with s the length-normalised outputs of the step before,
+    which come down the wire: every block adds its own to what it was sent.
+    """
+
+    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if self.memory is None:
+            return message, message
+        own = self.memory.unsqueeze(0)
+        return message, own if message is None else torch.cat([own, message])
+
+    def remembered(self, output: Tensor) -> Tensor:
+        return output / (output.norm(dim=1, keepdim=True) + 1e-8)
+
+    def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
+        return output if lesson is None else torch.cat([output.unsqueeze(0), lesson]).mean(0)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        return super().forward(self.blend(output, lesson), target)
+
+
+class TopToInput(ClassPrototypes):
+    """`ClassPrototypes` of a block whose input is joined by the state of the block above it.
+
+    The state is the output of the step before; above the highest block stand the labels.
+    """
+
+    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return message, self.memory
+
+    def remembered(self, output: Tensor) -> Tensor:
+        return output

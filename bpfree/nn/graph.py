@@ -1,0 +1,206 @@
+"""Layers of graph networks, cut into what is fixed (the aggregation) and what is learned.
+
+The weights are those of torch-geometric's `GCNConv`, `SAGEConv` and `GATConv`, and what is computed is the
+same; tests compare them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.graph import Graph, Nodes, SparseMatrix, unit_rows
+
+GraphKind = Literal["gcn", "sage", "gat"]
+
+
+class GNN(nn.Module):
+    """The shape of a graph network; a trainer says the widths of its layers, and `grow` makes them.
+
+    Afterwards it is an ordinary module of torch-geometric's convolutions.
+
+    Args:
+        kind: ``gcn``, ``sage`` (mean) or ``gat``.
+        hidden: Width of the output of each hidden layer.
+        heads: Heads of ``gat``, whose outputs are joined; each has hidden / heads values.
+        dropout: Share of a layer's inputs that training drops, for methods that train by dropout.
+
+    Raises:
+        BadValue: If the heads do not divide a width.
+    """
+
+    def __init__(
+        self, kind: GraphKind, hidden: Sequence[int], heads: int = 4, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if kind == "gat" and any(width % heads for width in hidden):
+            raise BadValue(f"heads = {heads}: must divide every width of hidden = {list(hidden)}")
+        self.kind, self.hidden, self.heads, self.dropout = kind, list(hidden), heads, dropout
+        self.convs = nn.ModuleList()
+
+    def grow(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Any]:
+        """Make the layers anew, with these widths of input and output; returns torch-geometric's modules."""
+        made = (self._layer(a, b) for a, b in zip(inputs, outputs, strict=True))
+        self.convs = nn.ModuleList(made)
+        return list(self.convs)
+
+    def _layer(self, width_in: int, width_out: int) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
+            from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+        if self.kind == "gcn":
+            return GCNConv(width_in, width_out)
+        if self.kind == "sage":
+            return SAGEConv(width_in, width_out)
+        heads = self.heads if width_out % self.heads == 0 else 1
+        return GATConv(width_in, width_out // heads, heads=heads)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """``[n, d]`` of features ``[n, F]``: the convolutions one after another, ReLU between them."""
+        for number, conv in enumerate(self.convs):
+            x = conv(x.relu() if number else x, edge_index)
+        return x
+
+
+class Aggregate(nn.Module):
+    """The fixed part of a GCN or SAGE layer: states to what the learned part multiplies.
+
+    ``gcn``: ``A norm(h)``, with A of `Graph.operator`; ``sage``: the mean over neighbours beside the node's
+    own, ``[mean norm(h), norm(h)]``.
+
+    Args:
+        kind: Which of the two.
+        normalize: Whether rows get length 1 first.
+    """
+
+    def __init__(self, kind: Literal["gcn", "sage"], normalize: bool = True) -> None:
+        super().__init__()
+        self.kind, self.normalize = kind, normalize
+
+    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+        return nodes.rows(f"{self.kind} {self.normalize}", self.make)
+
+    def make(self, states: Tensor, graph: Graph) -> Tensor:
+        """``[n, d]``, or ``[n, 2 d]`` for ``sage``, of states ``[n, d]``."""
+        h = unit_rows(states) if self.normalize else states
+        if self.kind == "gcn":
+            return graph.operator("gcn") @ h
+        return torch.cat([graph.operator("mean") @ h, h], 1)
+
+
+class Hops(nn.Module):
+    """Hop features ``[x, A x, ..., A^k x]``, with A of the GCN (SIGN, Frasca et al., arXiv 2004.11198).
+
+    Args:
+        hops: k.
+        normalize: Whether rows of x get length 1 first.
+    """
+
+    def __init__(self, hops: int, normalize: bool = True) -> None:
+        super().__init__()
+        self.hops, self.normalize = hops, normalize
+
+    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+        return nodes.rows(f"hops {self.hops} {self.normalize}", self.make)
+
+    def make(self, states: Tensor, graph: Graph) -> Tensor:
+        """``[n, (k + 1) F]`` of features ``[n, F]``."""
+        found = [unit_rows(states) if self.normalize else states]
+        for _ in range(self.hops):
+            found.append(graph.operator("gcn") @ found[-1])
+        return torch.cat(found, 1)
+
+
+class GCNPart(nn.Module):
+    """The learned part of a `GCNConv`: ``[rows, d] -> [rows, H]``, with ReLU."""
+
+    def __init__(self, conv: Any, activation: bool = True) -> None:
+        super().__init__()
+        self.lin, self.bias, self.activation = conv.lin, conv.bias, activation
+
+    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
+        out = rows @ self.lin.weight.T + self.bias
+        return out.relu() if self.activation else out
+
+
+class SAGEPart(nn.Module):
+    """The learned part of a `SAGEConv`: ``[rows, 2 d] -> [rows, H]``, with ReLU."""
+
+    def __init__(self, conv: Any, activation: bool = True) -> None:
+        super().__init__()
+        self.lin_l, self.lin_r, self.activation = conv.lin_l, conv.lin_r, activation
+
+    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
+        weight = torch.cat([self.lin_l.weight, self.lin_r.weight], 1)
+        out = rows @ weight.T + self.lin_l.bias
+        return out.relu() if self.activation else out
+
+
+class Attention(nn.Module):
+    """A `GATConv` with ReLU, ``Nodes -> [views * m, H]``: its aggregation is learned, so nothing is fixed.
+
+    Args:
+        conv: torch-geometric's layer.
+        normalize: Whether rows get length 1 first.
+    """
+
+    def __init__(self, conv: Any, normalize: bool = True) -> None:
+        super().__init__()
+        self.conv, self.normalize = conv, normalize
+
+    def forward(self, nodes: Nodes) -> Tensor:
+        parts = []
+        for number in range(nodes.views):
+            states, graph = nodes.view(number)
+            out = self.conv(unit_rows(states) if self.normalize else states, graph.edge_index).relu()
+            parts.append(out if nodes.wanted is None else out[nodes.wanted])
+        return torch.cat(parts)
+
+
+class WholeGNN(nn.Module):
+    """All layers of a graph network, ``Nodes -> [m, C]``, for a global backward pass.
+
+    ReLU between the layers, dropout in front of each, none behind the last.
+
+    Args:
+        net: The network, grown.
+        normalize: Whether the features' rows get length 1 first.
+    """
+
+    def __init__(self, net: GNN, normalize: bool) -> None:
+        super().__init__()
+        self.net, self.normalize = net, normalize
+
+    def forward(self, nodes: Nodes) -> Tensor:
+        states, graph = nodes.view(0)
+        x = unit_rows(states) if self.normalize else states
+        for number, conv in enumerate(self.net.convs):
+            x = F.dropout(x.relu() if number else x, self.net.dropout, self.training)
+            x = self._layer(conv, x, graph)
+        return x if nodes.wanted is None else x[nodes.wanted]
+
+    def _layer(self, conv: Any, x: Tensor, graph: Graph) -> Tensor:
+        # The operators of the graph are made once; torch-geometric would make them at every step.
+        if self.net.kind == "gcn":
+            return graph.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias
+        if self.net.kind == "sage":
+            mean = graph.operator("mean")
+            if conv.lin_l.out_features < x.shape[1]:
+                return mean @ (x @ conv.lin_l.weight.T) + conv.lin_l.bias + conv.lin_r(x)  # type: ignore[no-any-return]
+            return conv.lin_l(mean @ x) + conv.lin_r(x)  # type: ignore[no-any-return]
+        return conv(x, graph.edge_index)  # type: ignore[no-any-return]
+
+
+def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:
+    """The front and the learned part of one layer of ``net``, which share the layer's parameters."""
+    if net.kind == "gcn":
+        return Aggregate("gcn", normalize), GCNPart(conv)
+    if net.kind == "sage":
+        return Aggregate("sage", normalize), SAGEPart(conv)
+    return None, Attention(conv, normalize)

@@ -1,0 +1,78 @@
+"""Training nodes for the lowest block that still learns, on the states of the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bpfree.cascade import Cascade, Rows
+from bpfree.encodings import View
+from bpfree.graph import Nodes
+from bpfree.graph_encodings import GraphEncoding
+from bpfree.schedules.feed import Data
+
+
+class GraphFeed:
+    """Feeds the block at ``height`` with nodes; those of a graph answer together or not at all.
+
+    The states of all nodes below the fed block are made once and go with what its front made of them, so
+    after that a step touches no edge: it takes the rows of its samples. Without a cache, the frozen blocks
+    answer anew at every step.
+
+    Args:
+        cascade: The blocks and the encoding.
+        data: The training samples.
+        cache: Whether to keep states where they are constant.
+    """
+
+    sensed = False
+
+    def __init__(self, cascade: Cascade, data: Data, cache: bool) -> None:
+        assert isinstance(cascade.encoding, GraphEncoding)
+        self.cascade, self.encoding, self.data, self.caches = cascade, cascade.encoding, data, cache
+        self.height = 0
+        self._kept: Nodes | None = None
+
+    def climb(self, height: int) -> None:
+        """Freeze the blocks below ``height``; the states above them are made here if they can be kept."""
+        if self.caches:
+            self._kept = self.states() if height == self.height else self._raised(self.states(), height)
+        self.height = height
+
+    def states(self) -> Nodes:
+        """The states of all nodes that the fed block sees."""
+        if self._kept is not None:
+            return self._kept
+        return self._raised(self.encoding.nodes(None, keep=self.caches), self.height, 0)
+
+    def _raised(self, nodes: Nodes, height: int, below: int | None = None) -> Nodes:
+        for block in self.cascade.units[self.height if below is None else below : height]:
+            raised = block.onward(nodes)
+            assert isinstance(raised, Nodes)
+            nodes = raised
+        return nodes
+
+    def batches(self, n_samples: int) -> Iterator[Rows]:
+        """The states below the first block, once: fronts on graphs have nothing to be calibrated."""
+        yield self.encoding.nodes(None)
+
+    def samples(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Nodes ``[B]`` or pairs ``[B, 2]``, and labels ``[B]``, of a training step."""
+        return self.data.batch(indices)
+
+    def rows(
+        self, indices: Tensor, epoch: int, step: int, scores: Tensor | None = None
+    ) -> tuple[Rows, Tensor]:
+        """The states that the fed block sees, the samples' nodes asked about, and the targets."""
+        with torch.no_grad():
+            return self.encoding.select(self.states(), *self.data.batch(indices))
+
+    def outputs(self, x: Tensor, indices: Tensor, view: View) -> list[Tensor]:
+        """Outputs of all blocks for the samples ``x`` in ``view``, without a graph."""
+        with torch.no_grad():
+            return self.cascade.outputs(self.encoding.view(x, view))
+
+    def keep_outputs(self, view: View) -> None:
+        """Nothing: readouts that learn have no outputs of graphs kept for them."""

@@ -1,0 +1,45 @@
+"""Evaluation of blocks whose teaching messages matter to what they answer: sweeps up and down, no steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bpfree.cascade import Block, Rows, descend
+
+
+@torch.no_grad()
+def settle(
+    blocks: Sequence[Block], rows: Rows, message: Tensor | None, sweeps: int
+) -> Iterator[list[Tensor]]:
+    """What readouts see of the blocks after each sweep.
+
+    The first sweep finds nothing on the down wire; every later one, what the one before has left there. In
+    each, the blocks answer bottom first. What the blocks remember of training is put back at the end.
+
+    Args:
+        blocks: Bottom first.
+        rows: Input of the lowest, all of them asked about.
+        message: What comes to the highest block as its message, from the second sweep on.
+        sweeps: Number of sweeps.
+    """
+    losses = [block.loss for block in blocks]
+    before = [loss.memory for loss in losses]
+    try:
+        for loss in losses:
+            loss.memory = None
+        for sweep in range(sweeps):
+            outputs: list[Tensor] = []
+            at = rows
+            for block, lesson in zip(blocks, descend(blocks, message if sweep else None), strict=True):
+                at = block.join(at, lesson)
+                output = block(at)
+                outputs.append(block.loss.blend(output, lesson))
+                block.loss.memory = block.loss.remembered(output)
+                at = block.onward(at, output)
+            yield outputs
+    finally:
+        for loss, memory in zip(losses, before, strict=True):
+            loss.memory = memory

@@ -1,0 +1,192 @@
+"""What stands beside ForwardGNN: backpropagation through the same network, and models of hop features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from bpfree.cascade import Block, Cascade
+from bpfree.data import GraphData
+from bpfree.graph import SparseMatrix
+from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
+from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
+from bpfree.losses.closed_form import LAMBDAS
+from bpfree.nn import Hops, WholeGNN
+from bpfree.readouts import BlockReadout, SumReadout
+from bpfree.trainers.graph import GraphTrainer
+from bpfree.trainers.settings import TrainerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackpropGNNSettings(TrainerSettings):
+    """Settings of backpropagation through a graph network; the defaults are those of ForwardGNN's baseline.
+
+    Attributes:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        normalize: Whether the rows of the features get length 1 first, as ForwardGNN's do.
+        virtual: Whether the virtual nodes and edges of single-forward are there.
+        direction: Of virtual edges.
+        virtual_features: Of virtual nodes.
+    """
+
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    normalize: bool = False
+    virtual: bool = False
+    direction: Direction = "both_ways"
+    virtual_features: VirtualFeatures = "random"
+
+
+class BackpropGNN(GraphTrainer):
+    """Backpropagation through a graph network, whose last layer gives the class scores.
+
+    For pairs of nodes the last layer gives states, and the logit of a pair is their inner product.
+    """
+
+    id = "backprop_gnn"
+    Settings = BackpropGNNSettings
+    settings: BackpropGNNSettings
+
+    def make_encoding(self, data: GraphData) -> GraphEncoding:
+        s = self.settings
+        parts = (data.features, data.graph, data.ids, data.y, data.n_classes)
+        if data.ids.ndim == 2:
+            return Pairs(*parts)
+        if s.virtual:
+            return _Unasked(*parts, s.direction, s.virtual_features, self.stream("virtual features"))
+        return GraphEncoding(*parts)
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        pairs, hidden = self.bound.ids.ndim == 2, self.net.hidden
+        outputs = hidden if pairs else [*hidden[:-1], n_classes]
+        self.net.grow([self.bound.sample_shape[0], *hidden[:-1]], outputs)
+        loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
+        block = Block(WholeGNN(self.net, self.settings.normalize), loss)
+        return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
+
+    @property
+    def locality(self) -> str:
+        return "L0"
+
+
+class _Unasked(VirtualNodes):
+    """Virtual nodes that stand on the graph, and that no loss asks about."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopSettings(TrainerSettings):
+    """Settings of the models of hop features.
+
+    Attributes:
+        hops: Length of the longest walk; None: as many as the network has layers.
+        normalize: Whether the rows of the features get length 1 first.
+    """
+
+    hops: Annotated[int, Ge(0)] | None = None
+    normalize: bool = True
+
+
+class HopModel(GraphTrainer):
+    """A model of one block on hop features ``[x, A x, ..., A^k x]``, which are computed once."""
+
+    settings: HopSettings
+
+    def make_encoding(self, data: GraphData) -> GraphEncoding:
+        return GraphEncoding(data.features, data.graph, data.ids, data.y, data.n_classes)
+
+    @property
+    def hops(self) -> int:
+        """Length of the longest walk."""
+        return len(self.net.hidden) if self.settings.hops is None else self.settings.hops
+
+    def front(self) -> Hops:
+        """What makes the hop features."""
+        return Hops(self.hops, self.settings.normalize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopMLPSettings(HopSettings):
+    """Settings of the perceptron on hop features.
+
+    Attributes:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+    """
+
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+
+
+class HopMLP(HopModel):
+    """A perceptron with the network's hidden widths on hop features, by backpropagation (SIGN)."""
+
+    id = "hop_mlp"
+    Settings = HopMLPSettings
+    settings: HopMLPSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        widths = [self.bound.sample_shape[0] * (self.hops + 1), *self.net.hidden[:-1], n_classes]
+        layers: list[nn.Module] = []
+        for number, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            layers += [nn.ReLU()] if number else []
+            layers += [nn.Dropout(self.net.dropout)] if number and self.net.dropout else []
+            layers.append(RowsLinear(a, b))
+        block = Block(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
+        return Cascade([block], {"last": BlockReadout()})
+
+    @property
+    def locality(self) -> str:
+        return "L0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopRidgeSettings(HopSettings):
+    """Settings of ridge regression on hop features.
+
+    Attributes:
+        lam: Penalties, of which validation chooses.
+    """
+
+    lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
+
+
+class HopRidge(HopModel):
+    """Ridge regression on hop features, solved exactly in one pass; no gradient anywhere."""
+
+    id = "hop_ridge"
+    Settings = HopRidgeSettings
+    settings: HopRidgeSettings
+
+    def make_cascade(self, n_classes: int) -> Cascade:
+        features = self.bound.sample_shape[0] * (self.hops + 1)
+        loss = ClosedForm(self.settings.lam, dual=len(self.bound) < features)
+        block = Block(Dense(), loss, self.front(), gradients="analytic")
+        return Cascade([block], {"last": BlockReadout()})
+
+    @property
+    def locality(self) -> str:
+        return "L3"
+
+
+class RowsLinear(nn.Linear):
+    """A linear layer that takes sparse rows as well."""
+
+    def forward(self, rows: Any) -> Tensor:
+        if isinstance(rows, SparseMatrix):
+            return rows @ self.weight.T + self.bias
+        return super().forward(rows)
+
+
+class Dense(nn.Module):
+    """Sparse rows written out."""
+
+    def forward(self, rows: Any) -> Tensor:
+        """``[rows, d]`` of either kind."""
+        return rows.dense() if isinstance(rows, SparseMatrix) else rows
