@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,14 +25,17 @@ class SparseMatrix:
     Args:
         row: Row of each entry, int64 ``[E]``.
         column: Column of each entry, ``[E]``.
-        value: The entries, ``[E]``; those at one place add up.
+        value: The entries, ``[E]``; no two at one place.
         shape: ``(n, m)``.
     """
 
     def __init__(self, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._forward = _csr(row, column, value, shape)
-        self._entries: tuple[Tensor, Tensor, Tensor] | None = (row, column, value)
+        order = torch.argsort(row * shape[1] + column)
+        self.shape, self.value = shape, value[order]
+        self._row, self._column = row[order], column[order]
+        self._pointers = _pointers(self._row, shape[0])
+        self._turned: tuple[Tensor, Tensor, Tensor] | None = None
+        self._forward = _csr(self._pointers, self._column, self.value, shape)
         self._backward: Tensor | None = None
 
     @classmethod
@@ -39,13 +44,23 @@ class SparseMatrix:
         row, column = dense.nonzero(as_tuple=True)
         return cls(row, column, dense[row, column], (dense.shape[0], dense.shape[1]))
 
+    def with_values(self, value: Tensor) -> SparseMatrix:
+        """A matrix with other entries ``[E]`` in the places of ``value``."""
+        found = copy.copy(self)
+        found.value, found._backward = value, None
+        found._forward = _csr(self._pointers, self._column, value, self.shape)
+        return found
+
     @property
     def transposed(self) -> Tensor:
         """The transpose, as a CSR tensor."""
-        if self._entries is not None:
-            row, column, value = self._entries
-            self._backward, self._entries = _csr(column, row, value, self.shape[::-1]), None
-        assert self._backward is not None
+        if self._backward is None:
+            if self._turned is None:
+                order = torch.argsort(self._column * self.shape[0] + self._row)
+                pointers = _pointers(self._column[order], self.shape[1])
+                self._turned = (order, pointers, self._row[order])
+            order, pointers, column = self._turned
+            self._backward = _csr(pointers, column, self.value[order], self.shape[::-1])
         return self._backward
 
     def __matmul__(self, x: Tensor) -> Tensor:
@@ -67,12 +82,15 @@ class _Product(torch.autograd.Function):
         return None, ctx.matrix.transposed @ grad.contiguous()
 
 
-def _csr(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    order = torch.argsort(row * shape[1] + column, stable=True)
-    counts = torch.bincount(row, minlength=shape[0])
-    pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):
-        return torch.sparse_csr_tensor(pointers, column[order], value[order], shape)
+def _pointers(row: Tensor, n: int) -> Tensor:
+    counts = torch.bincount(row, minlength=n)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _csr(pointers: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
+        return torch.sparse_csr_tensor(pointers, column, value, shape, check_invariants=False)
 
 
 class Graph:
@@ -99,6 +117,7 @@ class Graph:
             )
         self.edge_index, self.n_nodes = edge_index, n_nodes
         self._operators: dict[str, SparseMatrix] = {}
+        self._looped: tuple[Tensor, Tensor] | None = None
 
     @property
     def n_edges(self) -> int:
@@ -115,6 +134,15 @@ class Graph:
         """A graph of ``n_nodes`` nodes that has the edges ``more [2, E']`` besides."""
         return Graph(torch.cat([self.edge_index, more.to(self.edge_index)], 1), n_nodes)
 
+    def with_loops(self) -> tuple[Tensor, Tensor]:
+        """Sources and targets ``[E']`` of the edges, each node's own loop among them once; made once."""
+        if self._looped is None:
+            source, target = self.edge_index
+            loops = torch.arange(self.n_nodes, device=source.device)
+            other = source != target
+            self._looped = (torch.cat([source[other], loops]), torch.cat([target[other], loops]))
+        return self._looped
+
     def operator(self, kind: str) -> SparseMatrix:
         """What propagates over the graph, ``[n, n]``, made once.
 
@@ -124,9 +152,7 @@ class Graph:
         if kind not in self._operators:
             source, target = self.edge_index
             if kind == "gcn":
-                loops = torch.arange(self.n_nodes, device=source.device)
-                other = source != target
-                source, target = torch.cat([source[other], loops]), torch.cat([target[other], loops])
+                source, target = self.with_loops()
                 degree = torch.bincount(target, minlength=self.n_nodes).float().rsqrt()
                 value = degree[source] * degree[target]
             elif kind == "mean":
@@ -226,10 +252,39 @@ class Nodes:
             [part if self.wanted is None else part.index_select(0, self.wanted) for part in parts]
         )
         assert isinstance(found, Tensor)
-        if self.keeps and self.wanted is not None and found.count_nonzero() < SPARSE_BELOW * found.numel():
+        if self.keeps and found.count_nonzero() < SPARSE_BELOW * found.numel():
             found = SparseMatrix.of(found)
         if keeps and self.memo is not None:
             self.memo[key] = (found, self.wanted)  # the key is an address: what stands there must stay
+        return found
+
+    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Edges and own loops into the nodes asked about, all views side by side as one graph.
+
+        Returns:
+            Sources ``[E']``, counted on through the views; targets as numbers of rows, ``[E']``; and the source
+            that each row is itself, ``[views * m]``.
+        """
+        key = ("edges", None if self.wanted is None else id(self.wanted))
+        keeps = self.memo is not None and (self.keeps or self.wanted is None)
+        if keeps and self.memo is not None and key in self.memo:
+            return self.memo[key][0]  # type: ignore[no-any-return]
+        n = self.n_nodes
+        asked = torch.arange(n, device=self.states[0].device) if self.wanted is None else self.wanted
+        sources, targets = [], []
+        for number in range(self.views):
+            source, target = self.view(number)[1].with_loops()
+            if self.wanted is not None:
+                place = torch.full((n,), -1, device=target.device)
+                place[asked] = torch.arange(len(asked), device=target.device)
+                into = place[target] >= 0
+                source, target = source[into], place[target[into]]
+            sources.append(source + number * n)
+            targets.append(target + number * len(asked))
+        own = torch.cat([asked + number * n for number in range(self.views)])
+        found = (torch.cat(sources), torch.cat(targets), own)
+        if keeps and self.memo is not None:
+            self.memo[key] = (found, self.wanted)
         return found
 
     def _whole(self, name: str, make: Callable[[Tensor, Graph], Tensor], number: int) -> Tensor:

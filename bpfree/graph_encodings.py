@@ -103,6 +103,7 @@ class VirtualNodes(GraphEncoding):
         virtual: Their features: ``random``, normal values drawn once, or ``zero``.
         generator: For the random features.
         everywhere: Whether all nodes are asked about in training, targets -1 where there is no label.
+        tells: Whether the labels come to the top block as its message.
         **options: As for `GraphEncoding`.
     """
 
@@ -117,9 +118,11 @@ class VirtualNodes(GraphEncoding):
         virtual: VirtualFeatures = "random",
         generator: torch.Generator | None = None,
         everywhere: bool = False,
+        tells: bool = False,
     ) -> None:
         super().__init__(features, graph, ids, y, n_classes)
-        self.direction, self.everywhere, self.n_real = direction, everywhere, len(features)
+        self.direction, self.n_real = direction, len(features)
+        self.everywhere, self.tells = everywhere, tells
         shape, device = (n_classes, features.shape[1]), features.device
         rows = torch.zeros(shape, device=device)
         if virtual == "random":
@@ -155,6 +158,8 @@ class VirtualNodes(GraphEncoding):
 
     def message(self) -> Tensor | None:
         """Labels as probabilities, ``[n + C, C]``: those of training nodes, equal ones of others."""
+        if not self.tells:
+            return None
         found = self._states.new_full((self.n_real + self.n_classes, self.n_classes), 1 / self.n_classes)
         found[self.ids] = F.one_hot(self.y, self.n_classes).to(found)
         found[self.n_real :] = torch.eye(self.n_classes, device=found.device)

@@ -22,7 +22,7 @@ from bpfree.bench.protocol import matched, wants_matched
 from bpfree.bench.results import Results, Row, read_all
 from bpfree.bench.runner import run
 from bpfree.bench.table import show
-from bpfree.data import describe
+from bpfree.data import describe, describe_graphs
 from bpfree.losses import loss_names
 from bpfree.trainers import TRAINERS
 
@@ -165,7 +165,7 @@ def _list(_: argparse.Namespace) -> int:
     console = _console()
     for name, kind in TRAINERS.items():
         console.print(f"trainer  {name:16} {(kind.__doc__ or '').splitlines()[0]}", highlight=False)
-    for name, text in describe():
+    for name, text in [*describe(), *describe_graphs()]:
         console.print(f"dataset  {name:16} {text}", highlight=False)
     for name, net in NETS.items():
         console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}", highlight=False)

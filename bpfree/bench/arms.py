@@ -9,7 +9,8 @@ from typing import Any
 
 from bpfree.bench.results import Row
 
-BASELINE = "backprop"
+#: Trainers that are backpropagation.
+BASELINES = ("backprop", "backprop_gnn")
 
 PROTOCOLS = {
     "fixed": "fixed epochs",
@@ -28,7 +29,7 @@ class Arm:
     @property
     def is_baseline(self) -> bool:
         """Whether this is backpropagation."""
-        return bool(self.rows[0]["trainer"] == BASELINE)
+        return bool(self.rows[0]["trainer"] in BASELINES)
 
     def by_seed(self, *path: str) -> dict[int, float]:
         """A figure of each seed that has it."""

@@ -22,7 +22,7 @@ from bpfree._errors import BadValue, DataNotFound, Diverged
 from bpfree.bench.config import LABELS, Cell, load_plugin, net_config
 from bpfree.bench.cost import measure
 from bpfree.bench.environment import environment, git
-from bpfree.data import Splits, TensorData, load
+from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import (
     Stopwatch,
     device_peak,
@@ -116,7 +116,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
     device = _device(cell.device)
     watch = Stopwatch(device)
     with watch("load"):
-        data = _load(cell, device)
+        data = load_data(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
     reset_device_peak(device)
@@ -143,6 +143,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, 
         "locality": trainer.locality,
         "method": {"schedule": cell.trainer["schedule"], "readout": trainer.cascade.headline},
         "metrics": {
+            "measure": trainer.cascade.encoding.measure,
             "test_accuracy": test["accuracy"],
             "val_accuracy": validation["accuracy"],
             "readouts": test["readouts"],
@@ -168,8 +169,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(cell: Cell, device: torch.device) -> Splits:
-    return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
+def load_data(cell: Cell, device: torch.device) -> Splits:
+    """The cell's data; those of a graph whose fold is left open have that of the seed."""
+    given = dict(cell.dataset)
+    if given["name"] in GRAPH_NAMES:
+        fold = given.pop("fold")
+        graph: Any = load_graph(**given, fold=cell.seed % 5 if fold is None else fold, device=device)
+        return graph  # type: ignore[no-any-return]
+    return load(**{**given, "augment": tuple(given["augment"] or ())}, device=device)
 
 
 def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any) -> Trainer:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
@@ -16,7 +16,7 @@ from torch import nn as torch_nn
 from bpfree import nn
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
-from bpfree.data import NAMES
+from bpfree.data import GRAPH_NAMES, NAMES
 from bpfree.trainers import FitSettings, TrainerSettings, get_trainer
 
 Mapped = dict[str, Any]
@@ -37,6 +37,19 @@ class DatasetConfig:
     split_seed: Annotated[int, Ge(0)] = 0
     path: str | None = None
     image_size: Positive | None = None
+    download: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """Arguments of `bpfree.data.load_graph`; without ``fold``, the seed decides: seed k has fold k modulo 5."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    split: Literal["folds", "public", "links"] = "folds"
+    fold: Annotated[int, Ge(0), Lt(5)] | None = None
+    normalize: bool = True
     download: bool | None = None
 
 
@@ -96,6 +109,39 @@ class CaFoCNNConfig:
         return nn.cafo_cnn(sample_shape, n_classes, self.channels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GCNConfig:
+    """A graph convolutional network; features and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+    kind: ClassVar[Literal["gcn", "sage", "gat"]] = "gcn"
+
+    hidden: Annotated[list[Positive], MinLen(1)]
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network, whose layers are made when the trainer knows its graph."""
+        return nn.GNN(self.kind, self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAGEConfig(GCNConfig):
+    """GraphSAGE with the mean over neighbours; features and classes come from the data."""
+
+    kind = "sage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GATConfig(GCNConfig):
+    """A graph attention network; features and classes come from the data."""
+
+    kind = "gat"
+
+    heads: Positive = 4
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        return nn.GNN(self.kind, self.hidden, self.heads)
+
+
 def _check_images(name: str, sample_shape: Sequence[int]) -> None:
     if len(sample_shape) != 3:
         raise BadValue(
@@ -103,8 +149,15 @@ def _check_images(name: str, sample_shape: Sequence[int]) -> None:
         )
 
 
-NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig
-NETS: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "cnn": CNNConfig, "cafo_cnn": CaFoCNNConfig}
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | GCNConfig
+NETS: dict[str, type[NetConfig]] = {
+    "mlp": MLPConfig,
+    "cnn": CNNConfig,
+    "cafo_cnn": CaFoCNNConfig,
+    "gcn": GCNConfig,
+    "sage": SAGEConfig,
+    "gat": GATConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,9 +288,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
         raise BadValue(f"{where}seeds = {run.seeds}: a seed stands there twice; seeds must be distinct")
     for plugin in run.plugins or []:
         load_plugin(plugin)
-    dataset = validate(DatasetConfig, _section(config, "dataset", where), "dataset")
-    if dataset.name not in NAMES:
-        raise BadValue(f"dataset.name = {dataset.name!r}: unknown; {did_you_mean(dataset.name, NAMES)}")
+    dataset = dataset_config(_section(config, "dataset", where))
     controls = config.get("controls", [])
     if not isinstance(controls, list):
         raise BadValue(
@@ -299,6 +350,19 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     }
 
 
+def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+    """The checked settings of a data set.
+
+    Raises:
+        BadValue: If the name is unknown or a setting is bad.
+    """
+    name = values.get("name")
+    known = (*NAMES, *GRAPH_NAMES)
+    if "name" in values and name not in known:
+        raise BadValue(f"dataset.name = {name!r}: unknown; {did_you_mean(str(name), known)}")
+    return validate(GraphConfig if name in GRAPH_NAMES else DatasetConfig, values, "dataset")
+
+
 def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     """The checked settings of a net.
 
@@ -310,7 +374,7 @@ def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
     checked: NetConfig = validate(NETS[name], rest, f"{where}net")
-    if checked.activation not in nn.ACTIVATIONS:
+    if not isinstance(checked, GCNConfig) and checked.activation not in nn.ACTIVATIONS:
         known = did_you_mean(checked.activation, nn.ACTIVATIONS)
         raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")
     return checked

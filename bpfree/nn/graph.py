@@ -29,19 +29,16 @@ class GNN(nn.Module):
         kind: ``gcn``, ``sage`` (mean) or ``gat``.
         hidden: Width of the output of each hidden layer.
         heads: Heads of ``gat``, whose outputs are joined; each has hidden / heads values.
-        dropout: Share of a layer's inputs that training drops, for methods that train by dropout.
 
     Raises:
         BadValue: If the heads do not divide a width.
     """
 
-    def __init__(
-        self, kind: GraphKind, hidden: Sequence[int], heads: int = 4, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, kind: GraphKind, hidden: Sequence[int], heads: int = 4) -> None:
         super().__init__()
         if kind == "gat" and any(width % heads for width in hidden):
             raise BadValue(f"heads = {heads}: must divide every width of hidden = {list(hidden)}")
-        self.kind, self.hidden, self.heads, self.dropout = kind, list(hidden), heads, dropout
+        self.kind, self.hidden, self.heads = kind, list(hidden), heads
         self.convs = nn.ModuleList()
 
     def grow(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Any]:
@@ -155,12 +152,34 @@ class Attention(nn.Module):
         self.conv, self.normalize = conv, normalize
 
     def forward(self, nodes: Nodes) -> Tensor:
-        parts = []
-        for number in range(nodes.views):
-            states, graph = nodes.view(number)
-            out = self.conv(unit_rows(states) if self.normalize else states, graph.edge_index).relu()
-            parts.append(out if nodes.wanted is None else out[nodes.wanted])
-        return torch.cat(parts)
+        return attend(self.conv, features(nodes, self.normalize), *nodes.edges()).relu()
+
+
+def features(nodes: Nodes, normalize: bool) -> Tensor | SparseMatrix:
+    """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
+    make = unit_rows if normalize else torch.clone
+    return nodes.wanting(None, keeps=True).rows(f"features {normalize}", lambda states, _: make(states))
+
+
+def attend(conv: Any, x: Tensor | SparseMatrix, source: Tensor, target: Tensor, own: Tensor) -> Tensor:
+    """What a `GATConv` answers, ``[r, H]``, for the edges given alone.
+
+    Args:
+        conv: torch-geometric's layer.
+        x: Of all sources, ``[n, d]``.
+        source: Of each edge, ``[E]``, the own loops among them.
+        target: The row that each edge points to, ``[E]``.
+        own: The source that each row is itself, ``[r]``.
+    """
+    h = (x @ conv.lin.weight.T).view(-1, conv.heads, conv.out_channels)
+    sent, received = (h * conv.att_src).sum(-1), (h * conv.att_dst).sum(-1)[own]
+    energy = F.leaky_relu(sent[source] + received[target], conv.negative_slope)
+    rows = target.unsqueeze(1).expand_as(energy)
+    top = energy.new_full((len(own), conv.heads), -torch.inf).scatter_reduce(0, rows, energy.detach(), "amax")
+    weight = (energy - top[target]).exp()
+    total = torch.zeros_like(top).index_add(0, target, weight)
+    mixed = h.new_zeros(len(own), *h.shape[1:]).index_add(0, target, h[source] * weight.unsqueeze(-1))
+    return (mixed / total.unsqueeze(-1)).flatten(1) + conv.bias  # type: ignore[no-any-return]
 
 
 class WholeGNN(nn.Module):
@@ -171,30 +190,40 @@ class WholeGNN(nn.Module):
     Args:
         net: The network, grown.
         normalize: Whether the features' rows get length 1 first.
+        dropout: Share of each layer's inputs that training drops.
     """
 
-    def __init__(self, net: GNN, normalize: bool) -> None:
+    def __init__(self, net: GNN, normalize: bool, dropout: float = 0.0) -> None:
         super().__init__()
-        self.net, self.normalize = net, normalize
+        self.net, self.normalize, self.dropout = net, normalize, dropout
 
     def forward(self, nodes: Nodes) -> Tensor:
-        states, graph = nodes.view(0)
-        x = unit_rows(states) if self.normalize else states
+        x: Tensor | SparseMatrix = features(nodes, self.normalize)
         for number, conv in enumerate(self.net.convs):
-            x = F.dropout(x.relu() if number else x, self.net.dropout, self.training)
-            x = self._layer(conv, x, graph)
+            x = self._dropped(x.relu() if number and isinstance(x, Tensor) else x)
+            x = self._layer(conv, x, nodes)
+        assert isinstance(x, Tensor)
         return x if nodes.wanted is None else x[nodes.wanted]
 
-    def _layer(self, conv: Any, x: Tensor, graph: Graph) -> Tensor:
+    def _dropped(self, x: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
+        rate, training = self.dropout, self.training
+        if isinstance(x, Tensor):
+            return F.dropout(x, rate, training)
+        return x.with_values(F.dropout(x.value, rate)) if training and rate else x
+
+    def _layer(self, conv: Any, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
         # The operators of the graph are made once; torch-geometric would make them at every step.
+        graph = nodes.view(0)[1]
         if self.net.kind == "gcn":
-            return graph.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias
+            return graph.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias  # type: ignore[no-any-return]
         if self.net.kind == "sage":
-            mean = graph.operator("mean")
-            if conv.lin_l.out_features < x.shape[1]:
-                return mean @ (x @ conv.lin_l.weight.T) + conv.lin_l.bias + conv.lin_r(x)  # type: ignore[no-any-return]
-            return conv.lin_l(mean @ x) + conv.lin_r(x)  # type: ignore[no-any-return]
-        return conv(x, graph.edge_index)  # type: ignore[no-any-return]
+            # The mean of products is the product of means: the narrower of the two is propagated.
+            if not isinstance(x, Tensor) or len(conv.lin_l.weight) < x.shape[1]:
+                neighbours = graph.operator("mean") @ (x @ conv.lin_l.weight.T)
+            else:
+                neighbours = graph.operator("mean") @ x @ conv.lin_l.weight.T
+            return neighbours + conv.lin_l.bias + x @ conv.lin_r.weight.T  # type: ignore[no-any-return]
+        return attend(conv, x, *nodes.wanting(None).edges())
 
 
 def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:

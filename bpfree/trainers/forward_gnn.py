@@ -122,7 +122,8 @@ class ForwardGNN(GraphTrainer):
             return GraphEncoding(*parts)
         everywhere = s.variant in TOP_DOWN
         stream = self.stream("virtual features")
-        return VirtualNodes(*parts, s.direction, s.virtual_features, stream, everywhere)
+        tells = s.variant == "top_to_input"
+        return VirtualNodes(*parts, s.direction, s.virtual_features, stream, everywhere, tells)
 
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings

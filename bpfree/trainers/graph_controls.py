@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree.cascade import Block, Cascade
@@ -28,6 +28,7 @@ class BackpropGNNSettings(TrainerSettings):
         lr: Learning rate.
         weight_decay: Weight decay.
         normalize: Whether the rows of the features get length 1 first, as ForwardGNN's do.
+        dropout: Share of each layer's inputs that training drops.
         virtual: Whether the virtual nodes and edges of single-forward are there.
         direction: Of virtual edges.
         virtual_features: Of virtual nodes.
@@ -36,6 +37,7 @@ class BackpropGNNSettings(TrainerSettings):
     lr: Annotated[float, Gt(0)] = 1e-3
     weight_decay: Annotated[float, Ge(0)] = 5e-4
     normalize: bool = False
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     virtual: bool = False
     direction: Direction = "both_ways"
     virtual_features: VirtualFeatures = "random"
@@ -65,7 +67,7 @@ class BackpropGNN(GraphTrainer):
         outputs = hidden if pairs else [*hidden[:-1], n_classes]
         self.net.grow([self.bound.sample_shape[0], *hidden[:-1]], outputs)
         loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
-        block = Block(WholeGNN(self.net, self.settings.normalize), loss)
+        block = Block(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
         return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
 
     @property
@@ -118,10 +120,12 @@ class HopMLPSettings(HopSettings):
     Attributes:
         lr: Learning rate.
         weight_decay: Weight decay.
+        dropout: Share of each hidden layer that training drops.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-3
     weight_decay: Annotated[float, Ge(0)] = 5e-4
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
 class HopMLP(HopModel):
@@ -136,7 +140,7 @@ class HopMLP(HopModel):
         layers: list[nn.Module] = []
         for number, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             layers += [nn.ReLU()] if number else []
-            layers += [nn.Dropout(self.net.dropout)] if number and self.net.dropout else []
+            layers += [nn.Dropout(self.settings.dropout)] if number and self.settings.dropout else []
             layers.append(RowsLinear(a, b))
         block = Block(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
         return Cascade([block], {"last": BlockReadout()})
