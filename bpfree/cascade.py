@@ -78,7 +78,7 @@ class Block(nn.Module):
             output: Its output, where that is of all of them; made here if it is not given.
         """
         if not isinstance(rows, Nodes):
-            return self(rows) if output is None else output  # type: ignore[no-any-return]
+            return self(rows) if output is None else output
         if output is None or rows.wanted is not None:
             with torch.no_grad():
                 output = self(rows.whole())
@@ -322,6 +322,7 @@ class Cascade(nn.Module):
             drawn = self.encoding.draw(
                 y, torch.Generator(x.device), torch.zeros(len(x), n_classes, device=x.device)
             )
+            rows: Rows
             rows, _ = self.encoding.encode(x, y, drawn)
             for block in self.units:
                 output = block.build(rows, n_classes)

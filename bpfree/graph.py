@@ -126,8 +126,10 @@ class Graph:
 
     def to(self, device: str | torch.device) -> Graph:
         """The same graph on ``device``."""
-        return self if self.edge_index.device == torch.device(device) else Graph(
-            self.edge_index.to(device), self.n_nodes
+        return (
+            self
+            if self.edge_index.device == torch.device(device)
+            else Graph(self.edge_index.to(device), self.n_nodes)
         )
 
     def with_edges(self, more: Tensor, n_nodes: int) -> Graph:
@@ -178,7 +180,7 @@ class Ends:
 
 def unit_rows(x: Tensor) -> Tensor:
     """Each row divided by its Euclidean length plus 1e-8; ``[n, d]``."""
-    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +235,11 @@ class Nodes:
     def up(self, output: Tensor) -> Nodes:
         """The states ``output [views * n, d']`` in place of these, on the same graphs."""
         states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
-        kept = None if self.memo is None else {}
+        kept: dict[Any, Any] | None = None if self.memo is None else {}
         return replace(self, states=states[:1] if self.leads else states, memo=kept)
 
     def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
-        """What ``make`` makes of states and graph, for the nodes asked about in each view, ``[views * m, d']``.
+        """What ``make`` makes of states and graph for the nodes asked about, ``[views * m, d']``.
 
         Args:
             name: What ``make`` is known by: rows that were made under a name are not made again.
@@ -262,8 +264,8 @@ class Nodes:
         """Edges and own loops into the nodes asked about, all views side by side as one graph.
 
         Returns:
-            Sources ``[E']``, counted on through the views; targets as numbers of rows, ``[E']``; and the source
-            that each row is itself, ``[views * m]``.
+            Sources ``[E']``, counted on through the views; targets as numbers of rows, ``[E']``; and the
+            source that each row is itself, ``[views * m]``.
         """
         key = ("edges", None if self.wanted is None else id(self.wanted))
         keeps = self.memo is not None and (self.keeps or self.wanted is None)

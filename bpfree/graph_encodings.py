@@ -92,6 +92,7 @@ class GraphEncoding(Encoding):
     def view(self, x: Tensor, view: View) -> Nodes:  # type: ignore[override]
         return self.ask(self.nodes(view, keep=False), x)
 
+
 class VirtualNodes(GraphEncoding):
     """A node for each class, to which the training nodes of that class are joined (arXiv 2403.11004).
 
@@ -265,7 +266,7 @@ class LinkedLabels(LabelledGraphs):
 
 
 class Pairs(GraphEncoding):
-    """Shows the nodes as they are and asks about pairs of them; higher is better by the area under the ROC."""
+    """Shows the nodes as they are and asks about pairs of them, judged by the area under the ROC."""
 
     measure = "roc_auc"
 

@@ -72,9 +72,9 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
                 load_plugin(plugin)
             device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
             if key not in loaded:
-                loaded[key] = _load(cell, device)
+                loaded[key] = load_data(cell, device)
             train = loaded[key].train
-            make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
+            make_trainer(cell, loaded[key], device).build_for(train)
         except (BadValue, DataNotFound) as error:
             pipe.send(("refused", f"{cell.arm}: {error}"))
             return

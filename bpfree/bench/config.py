@@ -42,7 +42,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
-    """Arguments of `bpfree.data.load_graph`; without ``fold``, the seed decides: seed k has fold k modulo 5."""
+    """Arguments of `bpfree.data.load_graph`; without ``fold``, seed k has fold k modulo 5."""
 
     __pydantic_config__ = STRICT
 
@@ -360,7 +360,9 @@ def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
     known = (*NAMES, *GRAPH_NAMES)
     if "name" in values and name not in known:
         raise BadValue(f"dataset.name = {name!r}: unknown; {did_you_mean(str(name), known)}")
-    return validate(GraphConfig if name in GRAPH_NAMES else DatasetConfig, values, "dataset")
+    if name in GRAPH_NAMES:
+        return validate(GraphConfig, values, "dataset")
+    return validate(DatasetConfig, values, "dataset")
 
 
 def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpfree.data import Splits
+from bpfree.data import GraphData, Splits
 from bpfree.meters import count_flops, counting_flops, saved_for_backward, tensor_bytes
 from bpfree.trainers import CALIBRATION_SAMPLES, History, Hooks, Trainer
 
@@ -102,27 +103,59 @@ class Cost:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeCost(Cost):
+    """Counted costs where no batch can be shown without all the data: on a graph.
+
+    ``one`` and ``two`` are runs of one pass and of two over all training samples.
+
+    Attributes:
+        batches: Steps of a pass.
+    """
+
+    batches: int
+
+    def steps(self) -> list[float]:
+        """FLOPs of a training step of each stage: what a second pass adds, if there is one."""
+        pairs = zip(self.one, self.two, strict=True)
+        return [(b.train - a.train if m > n else a.train) / self.batches for (a, n), (b, m) in pairs]
+
+    def flops(self, history: History, n_train: int) -> dict[str, float]:
+        total = 0.0
+        for step, (a, _), stage in zip(self.steps(), self.one, history.stages, strict=True):
+            passes = step * self.batches
+            total += a.calibrate + a.cache + (a.train - passes) + stage["epochs"] * passes
+        steps = sum(self.steps())
+        return {"train_step": steps, "train_total": total, "batch": self.batch, "infer": self.infer}
+
+
 def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -> Cost:
-    """Count the costs of a method by training it on one batch, and on two.
+    """Count the costs of a method by training it on one batch, and on two; on a graph, for one pass and two.
 
     Args:
         make: Makes the trainer, the same each time, not compiled.
         data: Its data.
         fit: Its settings of `Trainer.fit`.
     """
-    batch = min(fit["batch_size"], max(1, len(data.train) // 2))
+    whole = isinstance(data.train, GraphData)
+    n_train = len(data.train)
+    batch = min(fit["batch_size"], n_train if whole else max(1, n_train // 2))
     judge = data.validation.take(torch.arange(min(batch, len(data.validation))))
     runs, saved_bytes = [], 0
-    for batches in (1, 2):
+    for times in (1, 2):
         trainer = make()
         ledger = Ledger(trainer)
-        train = data.train.take(torch.arange(batches * batch))
+        train = data.train if whole else data.train.take(torch.arange(times * batch))
         with saved_for_backward() as saved:
-            history = trainer.fit(train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=1)
+            history = trainer.fit(
+                train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=times if whole else 1
+            )
         saved_bytes = max(saved_bytes, saved.peak_bytes)
         runs.append([(f, s["epochs"]) for f, s in zip(ledger.stages, history.stages, strict=True)])
     with torch.inference_mode():
         infer = count_flops(trainer.cascade.eval(), judge.batch(torch.arange(1))[0])
     params = tensor_bytes(trainer.cascade.parameters())
     memory = {"saved_bytes": saved_bytes, "params": params, "optim": ledger.optimizer_bytes}
+    if whole:
+        return WholeCost(batch, runs[0], runs[1], infer, memory, batches=math.ceil(n_train / batch))
     return Cost(batch, runs[0], runs[1], infer, memory)

@@ -44,7 +44,11 @@ class GraphData:
                 f"{self.name}: features are {self.features.dtype} {list(self.features.shape)}; "
                 f"expected floats [{n}, F], one row for each node"
             )
-        if self.ids.dtype != torch.int64 or self.ids.ndim not in (1, 2) or self.ids.shape[1:] not in ((), (2,)):
+        if (
+            self.ids.dtype != torch.int64
+            or self.ids.ndim not in (1, 2)
+            or self.ids.shape[1:] not in ((), (2,))
+        ):
             raise BadValue(
                 f"{self.name}: ids are {self.ids.dtype} {list(self.ids.shape)}; expected int64 [M] or [M, 2]"
             )
@@ -65,7 +69,8 @@ class GraphData:
         kind = "pairs" if self.ids.ndim == 2 else "nodes"
         return (
             f"GraphData({self.name!r}, {len(self)} {kind} of {self.graph.n_nodes} nodes with "
-            f"{self.features.shape[1]} features and {self.graph.n_edges} directed edges, {self.n_classes} classes)"
+            f"{self.features.shape[1]} features and {self.graph.n_edges} directed edges, "
+            f"{self.n_classes} classes)"
         )
 
     @property
@@ -79,7 +84,7 @@ class GraphData:
         return replace(self, **moved)
 
     def take(self, indices: Tensor) -> GraphData:
-        """The samples at ``indices`` (int64 ``[M']``) as data of their own, in that order, on the same graph."""
+        """The samples at ``indices``, int64 ``[M']``, as data of their own on the same graph."""
         return replace(self, ids=self.ids[indices], y=self.y[indices])
 
     def batch(self, indices: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:

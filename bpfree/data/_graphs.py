@@ -128,7 +128,7 @@ def _folds(name: str, raw: Any, x: Tensor, fold: int) -> GraphSplits:
     return _nodes(name, raw, x, parts)
 
 
-def _public(name: str, raw: Any, x: Tensor, fold: int) -> GraphSplits:
+def _public(name: str, raw: Any, x: Tensor, _: int) -> GraphSplits:
     if getattr(raw, "train_mask", None) is None:
         raise BadValue(f"split is 'public', which {name} has not; use 'folds'")
     masks = (raw.train_mask, raw.val_mask, raw.test_mask)
@@ -179,8 +179,8 @@ def _read(name: str, root: Path, download: bool) -> Any:
     folder = root / source.class_name
     if not download and not any(folder.glob(source.files)):
         raise DataNotFound(
-            f"{name} is not in {folder} and may not be downloaded there: expected {folder / source.files}. To "
-            f"download it set download=True, or unset {ROOT_VARIABLE} and give no root"
+            f"{name} is not in {folder} and may not be downloaded there: expected {folder / source.files}. "
+            f"To download it set download=True, or unset {ROOT_VARIABLE} and give no root"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
@@ -196,6 +196,7 @@ def _read(name: str, root: Path, download: bool) -> Any:
             return kind(*arguments)[0]
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise DataNotFound(
-            f"{name} cannot be read from {folder} ({error}): its files must be whole and the folder writable, "
-            f"since torch-geometric writes processed files there; set {ROOT_VARIABLE} to a writable copy"
+            f"{name} cannot be read from {folder} ({error}): its files must be whole and the folder "
+            f"writable, since torch-geometric writes processed files there; set {ROOT_VARIABLE} to a "
+            "writable copy"
         ) from error

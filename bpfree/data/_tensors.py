@@ -177,8 +177,8 @@ def as_data(obj: Any, n_classes: int | None = None) -> TensorData:
     """Make TensorData of what a user is likely to hold.
 
     Args:
-        obj: TensorData or GraphData (returned as it is); a pair of tensors (x, y) with integer labels; or a map-style
-            torch Dataset of (tensor, int), read and stacked once.
+        obj: TensorData or GraphData (returned as it is); a pair of tensors (x, y) with integer labels; or a
+            map-style torch Dataset of (tensor, int), read and stacked once.
         n_classes: number of classes; by default one more than the highest label.
 
     Raises TypeError for anything else, BadValue for tensors that do not fit together or, with TensorData, for

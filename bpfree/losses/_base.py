@@ -21,9 +21,12 @@ class LocalLoss(nn.Module, ABC):
     Attributes:
         one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
             that another pass would change nothing. Its block must have nothing to learn in its body.
+        memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
+            of a run's checkpoint and not of the model.
     """
 
     one_pass: ClassVar[bool] = False
+    memory: Tensor | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).

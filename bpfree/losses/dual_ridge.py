@@ -63,7 +63,8 @@ class DualRidge:
             factor, failed = torch.linalg.cholesky_ex(system)
             if failed:
                 raise BadValue(
-                    f"solve: the system is singular at lam = {lam} (or the samples hold NaN): take a larger one"
+                    f"solve: the system is singular at lam = {lam} (or the samples hold NaN): "
+                    "take a larger one"
                 )
             weight = phi.T @ torch.cholesky_solve(y, factor)
             found.append((weight, offset - mean @ weight))

@@ -92,7 +92,7 @@ class PairScore(LocalLoss):
 
 
 class TopToInputPairs(PairScore):
-    """`PairScore` of a block whose input is joined by the state of the block above it; the top gets nothing."""
+    """`PairScore` of a block whose input is joined by the state of the one above; the top gets nothing."""
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, self.memory

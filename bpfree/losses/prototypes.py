@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.graph import unit_rows
 from bpfree.losses._base import LocalLoss
 
 Similarity = Literal["dot", "cosine"]
@@ -84,7 +85,7 @@ class TopToLoss(ClassPrototypes):
         return message, own if message is None else torch.cat([own, message])
 
     def remembered(self, output: Tensor) -> Tensor:
-        return output / (output.norm(dim=1, keepdim=True) + 1e-8)
+        return unit_rows(output)
 
     def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
         return output if lesson is None else torch.cat([output.unsqueeze(0), lesson]).mean(0)

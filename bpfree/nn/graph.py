@@ -117,26 +117,24 @@ class Hops(nn.Module):
 class GCNPart(nn.Module):
     """The learned part of a `GCNConv`: ``[rows, d] -> [rows, H]``, with ReLU."""
 
-    def __init__(self, conv: Any, activation: bool = True) -> None:
+    def __init__(self, conv: Any) -> None:
         super().__init__()
-        self.lin, self.bias, self.activation = conv.lin, conv.bias, activation
+        self.lin, self.bias = conv.lin, conv.bias
 
     def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
-        out = rows @ self.lin.weight.T + self.bias
-        return out.relu() if self.activation else out
+        return (rows @ self.lin.weight.T + self.bias).relu()  # type: ignore[no-any-return]
 
 
 class SAGEPart(nn.Module):
     """The learned part of a `SAGEConv`: ``[rows, 2 d] -> [rows, H]``, with ReLU."""
 
-    def __init__(self, conv: Any, activation: bool = True) -> None:
+    def __init__(self, conv: Any) -> None:
         super().__init__()
-        self.lin_l, self.lin_r, self.activation = conv.lin_l, conv.lin_r, activation
+        self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
     def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
         weight = torch.cat([self.lin_l.weight, self.lin_r.weight], 1)
-        out = rows @ weight.T + self.lin_l.bias
-        return out.relu() if self.activation else out
+        return (rows @ weight.T + self.lin_l.bias).relu()  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):

@@ -76,7 +76,10 @@ class GraphTrainer(Trainer):
             raise BadValue(f"{self.id} trains on bpfree.data.GraphData, see bpfree.data.load_graph")
         graph = given.to(self.device)
         before, self._bound = self._bound, graph
-        if before is not None and (before.sample_shape, before.n_classes) != (graph.sample_shape, graph.n_classes):
+        if before is not None and (before.sample_shape, before.n_classes) != (
+            graph.sample_shape,
+            graph.n_classes,
+        ):
             self._bound = before
             raise BadValue(f"the trainer was built for {before!r}; it cannot train on {graph!r}")
         if self._cascade is not None:

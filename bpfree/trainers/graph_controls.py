@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt
@@ -138,7 +139,7 @@ class HopMLP(HopModel):
     def make_cascade(self, n_classes: int) -> Cascade:
         widths = [self.bound.sample_shape[0] * (self.hops + 1), *self.net.hidden[:-1], n_classes]
         layers: list[nn.Module] = []
-        for number, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for number, (a, b) in enumerate(pairwise(widths)):
             layers += [nn.ReLU()] if number else []
             layers += [nn.Dropout(self.settings.dropout)] if number and self.settings.dropout else []
             layers.append(RowsLinear(a, b))
