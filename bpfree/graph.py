@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from bpfree._errors import BadValue
 SPARSE_BELOW = 0.1
 
 
-class SparseMatrix:
+class _Constant:
+    """Something that never changes: a copy is the thing itself."""
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+
+class SparseMatrix(_Constant):
     """A constant sparse matrix ``[n, m]`` that multiplies dense ones, gradients included.
 
     Its transpose, which the backward pass needs, is made once.
@@ -93,7 +100,7 @@ def _csr(pointers: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]
         return torch.sparse_csr_tensor(pointers, column, value, shape, check_invariants=False)
 
 
-class Graph:
+class Graph(_Constant):
     """A directed graph; edges point from source to target, and messages flow along them.
 
     Args:
@@ -184,7 +191,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Nodes:
+class Nodes(_Constant):
     """The states of all nodes of a graph, in one view or several, and the nodes that are asked about.
 
     What a front makes of states and graph is a constant of the two: it is kept here, so it is known by them

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import bpfree
-from bpfree.data import TensorData
+from bpfree.data import GraphData, TensorData
+from bpfree.graph import Graph
+from bpfree.nn.graph import GraphKind
 
 CLASSES = 3
 
@@ -46,6 +48,31 @@ def make_cnn(seed: int = 0, **options: Any) -> nn.Sequential:
     """A convolutional net for `images` with the same weights each time."""
     torch.manual_seed(seed)
     return bpfree.nn.cnn((1, 8, 8), CLASSES, channels=(4, 6), **options)
+
+
+def nodes(n: int = 60, width: int = 12, known: int = 40, seed: int = 0) -> GraphData:
+    """A random graph, of whose nodes some are labelled; the labels have to do with the features."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, width, generator=generator)
+    edges = torch.randint(n, (2, 3 * n), generator=generator)
+    edges = torch.unique(torch.cat([edges, edges.flip(0)], 1)[:, :], dim=1)
+    ids = torch.randperm(n, generator=generator)[:known]
+    y = x[:, :CLASSES].argmax(1)
+    return GraphData(x, Graph(edges[:, edges[0] != edges[1]], n), ids, y[ids], CLASSES)
+
+
+def pairs(seed: int = 0) -> GraphData:
+    """Edges of such a graph, and as many pairs of nodes drawn at random."""
+    data = nodes(seed=seed)
+    edges = data.graph.edge_index.T[:20]
+    others = torch.randint(60, (20, 2), generator=torch.Generator().manual_seed(seed))
+    y = torch.arange(40) < 20
+    return GraphData(data.features, data.graph, torch.cat([edges, others]), y.long(), 2)
+
+
+def make_gnn(kind: GraphKind = "gcn", hidden: tuple[int, ...] = (16, 16)) -> bpfree.nn.GNN:
+    """The shape of a graph network."""
+    return bpfree.nn.GNN(kind, hidden)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ import bpfree
 from bpfree import testing
 from bpfree.data import TensorData
 from bpfree.trainers import TRAINERS, Trainer
-from tests.helpers import images, make_cnn, make_mlp, vectors
+from bpfree.nn.graph import GraphKind
+from tests.helpers import images, make_cnn, make_gnn, make_mlp, nodes, pairs, vectors
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Case:
         return TRAINERS[self.trainer](self.net(), progress=False, **{**self.settings, **settings})
 
     @property
-    def data(self) -> TensorData:
+    def data(self) -> Any:
+        if issubclass(TRAINERS[self.trainer], bpfree.trainers.GraphTrainer):
+            return pairs() if "link" in self.settings.get("variant", "") else nodes()
         return images() if self.net is not make_mlp and self.net is not deep_mlp else vectors()
 
 
@@ -63,6 +66,12 @@ def ccl(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: 
 
 def mf(level: str = "L2", net: Callable[[], nn.Module] = make_mlp, **settings: Any) -> Case:
     return Case("mono_forward", settings, level, net)
+
+
+def gnn(level: str = "L2", kind: GraphKind = "gcn", **settings: Any) -> Case:
+    if settings.get("variant") in ("top_to_loss", "top_to_input", "link_top_to_input"):
+        settings["schedule"] = "simultaneous"
+    return Case("forward_gnn", settings, level, lambda: make_gnn(kind))
 
 
 CASES: dict[str, Case] = {
@@ -111,6 +120,24 @@ CASES: dict[str, Case] = {
     "ccl input pair": ccl(input_pair=True),
     "ccl joint": ccl("L1", joint=True, gate=0.5),
     "local": Case("local", {"loss": "mono_forward"}, "L2"),
+    "gnn": gnn(),
+    "gnn together": gnn(schedule="simultaneous", direction="both_ways", virtual_features="zero"),
+    "gnn sage": gnn("L1", "sage", similarity="cosine", temperature=0.1),
+    "gnn gat": gnn("L1", "gat"),
+    "gnn learnable": gnn(learnable_prototypes=True),
+    "gnn top to loss": gnn(variant="top_to_loss", clip=1.0),
+    "gnn top to input": gnn(variant="top_to_input"),
+    "gnn top to input gat": gnn("L1", "gat", variant="top_to_input"),
+    "gnn labels": gnn(variant="label_appending"),
+    "gnn labels gat": gnn("L1", "gat", variant="label_appending"),
+    "gnn virtual": gnn(variant="virtual_nodes"),
+    "gnn link": gnn(variant="link"),
+    "gnn link goodness": gnn(variant="link_goodness"),
+    "gnn link top to input": gnn(variant="link_top_to_input"),
+    "backprop gnn": Case("backprop_gnn", {"dropout": 0.3}, "L0", make_gnn),
+    "backprop gnn virtual": Case("backprop_gnn", {"virtual": True}, "L0", lambda: make_gnn("gat")),
+    "hop mlp": Case("hop_mlp", {}, "L0", make_gnn),
+    "hop ridge": Case("hop_ridge", {"hops": 1}, "L3", make_gnn),
 }
 
 law = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -125,7 +152,7 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
     data = case.data
     x, y = data.batch(torch.arange(12))
     trainer = case()
-    trainer.build(data.sample_shape, data.n_classes)
+    trainer.build_for(data)
     assert trainer.locality == case.level
     testing.assert_locality(trainer, x, y)
 
@@ -134,13 +161,13 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
 def test_schedules_agree(case: Case) -> None:
     settings = case.settings
     redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
-    together = case.trainer == "counter_current"
+    together = case.trainer == "counter_current" or "top_to" in settings.get("variant", "")
     testing.assert_schedules_agree(case, case.data, greedy=not redrawn and not together)
 
 
 @law
 def test_the_same_seed_gives_the_same_run(case: Case) -> None:
-    solved = case.settings.get("predictor") == "closed_form"
+    solved = case.settings.get("predictor") == "closed_form" or case.trainer == "hop_ridge"
     testing.assert_same_seed_same_run(case, case.data, case.data, other_seed_differs=not solved)
 
 

@@ -80,7 +80,7 @@ class Goodness(LocalLoss):
             loss = F.softplus(-self.alpha * (positive - negative)).mean()
         elif self.objective == "balanced":
             found = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-            loss = found[target == 1].mean() + found[target == 0].mean()
+            loss = balanced_mean(found, target)
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:
@@ -94,3 +94,12 @@ class Goodness(LocalLoss):
             with torch.no_grad():
                 self.mean_activity.copy_(mean)
         return (mean.mean() - mean).square().mean()
+
+
+def balanced_mean(values: Tensor, target: Tensor) -> Tensor:
+    """The mean of ``values [rows]`` where ``target [rows]`` is 1 plus that where it is 0; 0 for none there."""
+    first = (target == 1).to(values.dtype)
+    second = 1 - first
+    return (values * first).sum() / first.sum().clamp(min=1) + (values * second).sum() / second.sum().clamp(
+        min=1
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bpfree.graph import Ends
 from bpfree.losses._base import LocalLoss
+from bpfree.losses.goodness import balanced_mean
 
 #: Pairs whose products are held at once.
 PAIRS = 4096
@@ -80,7 +81,7 @@ class PairScore(LocalLoss):
         )
         if self.objective == "cross_entropy":
             return found.mean()
-        return found[truth == 1].mean() + found[truth == 0].mean()
+        return balanced_mean(found, truth)
 
     def scores(self, output: Tensor) -> Tensor:
         """The logit of each pair of an `Ends`, ``[B, 1]``."""

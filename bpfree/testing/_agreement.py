@@ -58,7 +58,7 @@ def _assert_sum_agrees(
     apart: Trainer, summed: Trainer, data: TensorData, steps: int, batch_size: int
 ) -> None:
     for trainer in (apart, summed):
-        trainer.build(data.sample_shape, data.n_classes)
+        trainer.build_for(data)
     if any(block.gradients == "analytic" for block in apart.cascade.units):
         return
     what = f"{apart.id} with {apart.settings.optimizer}: updates by block, and one through the sum"
@@ -92,11 +92,15 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
     totals = list(extra)
-    for k, (block, lesson) in enumerate(zip(cascade.units, descend(cascade.units), strict=True)):
+    lessons = descend(cascade.units, cascade.encoding.message())
+    for k, (block, lesson) in enumerate(zip(cascade.units, lessons, strict=True)):
         _seeds.seed_global(y.device, seed, k)
+        rows = block.join(rows, lesson)
         found, output = block.objective(block.sense(rows), target, lesson)
-        losses, rows = losses + found, output.detach()
+        losses, rows = losses + found, block.onward(rows, output.detach())
         totals.append(block.total(found))
+        for loss in block.losses:
+            loss.memory = loss.remembered(output.detach())
     with torch.autocast(y.device.type, enabled=False):
         torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():

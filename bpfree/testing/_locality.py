@@ -13,7 +13,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bpfree import _seeds
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import NORMS
-from bpfree.data import TensorData
 from bpfree.schedules import descend
 from bpfree.trainers import LEVELS, Trainer
 
@@ -38,7 +37,7 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     """
     probe = _probe(trainer, x, y)
     with _watched(probe) as reached:
-        probe.fit(_data(probe, x, y), epochs=1, batch_size=len(x))
+        probe.fit(probe.data_of(x, y), epochs=1, batch_size=len(x))
     _check_reached(probe.cascade, reached, "in fit")
     probe = _probe(trainer, x, y)
     with _watched(probe) as reached:
@@ -170,10 +169,12 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, 0)
     drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
     rows, target = cascade.encoding.encode(x, y, drawn)
-    for block, lesson in zip(cascade.units, descend(cascade.units), strict=True):
+    lessons = descend(cascade.units, cascade.encoding.message())
+    for block, lesson in zip(cascade.units, lessons, strict=True):
+        rows = block.join(rows, lesson)
         yield block, block.sense(rows), target, lesson
         with torch.no_grad():
-            rows = block(rows)
+            rows = block.onward(rows)
 
 
 # ---- the levels ------------------------------------------------------------------------------------------
@@ -230,10 +231,6 @@ def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
 
 
 # ---- names -----------------------------------------------------------------------------------------------
-
-
-def _data(trainer: Trainer, x: Tensor, y: Tensor) -> TensorData:
-    return TensorData(x, y, trainer.n_classes or int(y.max()) + 1)
 
 
 def _probe(trainer: Trainer, x: Tensor, y: Tensor) -> Trainer:

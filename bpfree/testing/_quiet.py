@@ -32,7 +32,7 @@ def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_l
     samples = as_data(data)
     for what, settings in (("a weight that is NaN", {}), (f"lr = {huge_lr}", {"lr": huge_lr})):
         trainer = make_trainer(**settings)
-        trainer.build(samples.sample_shape, samples.n_classes)
+        trainer.build_for(samples)
         if settings and all(loss.one_pass for loss in trainer.cascade.losses):
             continue  # it takes no steps
         if not settings:
