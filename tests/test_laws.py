@@ -13,9 +13,8 @@ from torch import nn
 
 import bpfree
 from bpfree import testing
-from bpfree.data import TensorData
-from bpfree.trainers import TRAINERS, Trainer
 from bpfree.nn.graph import GraphKind
+from bpfree.trainers import TRAINERS, Trainer
 from tests.helpers import images, make_cnn, make_gnn, make_mlp, nodes, pairs, vectors
 
 

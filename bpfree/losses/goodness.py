@@ -97,9 +97,7 @@ class Goodness(LocalLoss):
 
 
 def balanced_mean(values: Tensor, target: Tensor) -> Tensor:
-    """The mean of ``values [rows]`` where ``target [rows]`` is 1 plus that where it is 0; 0 for none there."""
+    """The mean of ``values [rows]`` where ``target [rows]`` is 1, plus that where it is 0; 0 for none."""
     first = (target == 1).to(values.dtype)
-    second = 1 - first
-    return (values * first).sum() / first.sum().clamp(min=1) + (values * second).sum() / second.sum().clamp(
-        min=1
-    )
+    positive, negative = ((values * part).sum() / part.sum().clamp(min=1) for part in (first, 1 - first))
+    return positive + negative

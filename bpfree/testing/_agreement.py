@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree import _seeds
+from bpfree.cascade import Rows
 from bpfree.data import TensorData, as_data
 from bpfree.schedules import descend
 from bpfree.testing._common import MakeTrainer, assert_same_bits, assert_same_history
@@ -89,6 +90,7 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
             scores = readout(outputs, cascade.losses).detach()
             extra.append(readout.objective(outputs, y))
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, number)
+    rows: Rows
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
     totals = list(extra)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bpfree import _seeds
-from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.cascade import Block, Cascade, JointBlock, Rows
 from bpfree.cutting import NORMS
 from bpfree.schedules import descend
 from bpfree.trainers import LEVELS, Trainer
@@ -168,6 +168,7 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any
     n_rows, n_classes = len(y), trainer.n_classes or 0
     generator = _seeds.generator(y.device, trainer.seed, "negatives", 0, 0)
     drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
+    rows: Rows
     rows, target = cascade.encoding.encode(x, y, drawn)
     lessons = descend(cascade.units, cascade.encoding.message())
     for block, lesson in zip(cascade.units, lessons, strict=True):
