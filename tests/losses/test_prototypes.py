@@ -1,0 +1,104 @@
+"""Class prototypes by hand, what comes down from above, and ridge among the samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bpfree import BadValue, RidgeAccumulator
+from bpfree.losses import ClassPrototypes, ClosedForm, DualRidge, TopToInput, TopToLoss
+
+
+def rows(n: int, width: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def test_the_last_rows_are_the_prototypes() -> None:
+    output, target = rows(8), torch.tensor([0, 2, -1, 1, 1])
+    logits = output[:5] @ output[5:].T / 0.5
+    terms = [-math.log(logits[i].softmax(0)[k].item()) for i, k in ((0, 0), (1, 2), (3, 1), (4, 1))]
+    loss = ClassPrototypes(3, temperature=0.5)
+    assert loss(output, target).item() == pytest.approx(sum(terms) / 4)
+    assert torch.equal(loss.scores(output), logits)
+
+
+def test_the_cosine_does_not_see_lengths() -> None:
+    loss, output = ClassPrototypes(3, similarity="cosine", temperature=0.1), rows(8)
+    stretched = output * torch.linspace(0.5, 3, 8).unsqueeze(1)
+    torch.testing.assert_close(loss.scores(output), loss.scores(stretched))
+    assert loss.scores(output).abs().max() <= 10.0
+
+
+def test_the_gradient_reaches_samples_and_prototypes_and_no_unlabelled_row() -> None:
+    output = rows(8).requires_grad_()
+    (gradient,) = torch.autograd.grad(ClassPrototypes(3)(output, torch.tensor([0, 2, -1, 1, 1])), output)
+    assert (gradient.abs().sum(1) > 0).tolist() == [True, True, False, True, True, True, True, True]
+
+
+def test_learned_prototypes_are_parameters() -> None:
+    loss, output = ClassPrototypes(3, learnable=True), rows(5).float()
+    loss.build(output, 3)
+    torch.testing.assert_close(loss.scores(output), output @ loss.prototypes.T)
+    loss(output, torch.tensor([0, 1, 2, 0, 1])).backward()
+    assert loss.prototypes.grad is not None
+
+
+def test_a_bad_temperature_is_refused() -> None:
+    with pytest.raises(BadValue, match="temperature = 0"):
+        ClassPrototypes(3, temperature=0)
+
+
+def test_states_above_join_the_loss_and_every_block_adds_its_own() -> None:
+    lower, upper = TopToLoss(2), TopToLoss(2)
+    assert upper.teach(None) == (None, None)
+    upper.memory, lower.memory = rows(6, seed=1), rows(6, seed=2)
+    lesson, message = upper.teach(None)
+    assert lesson is None and message is not None
+    lesson, below = lower.teach(message)
+    assert lesson is not None and below is not None
+    assert torch.equal(lesson, upper.memory.unsqueeze(0))
+    assert torch.equal(below, torch.stack([lower.memory, upper.memory]))
+    output, target = rows(6), torch.tensor([0, 1, -1, 1])
+    mean = (output + upper.memory) / 2
+    expected = F.cross_entropy((mean[:4] @ mean[4:].T)[[0, 1, 3]], target[[0, 1, 3]])
+    torch.testing.assert_close(lower(output, target, lesson), expected)
+    torch.testing.assert_close(upper.remembered(output).norm(dim=1), torch.ones(6, dtype=torch.double))
+
+
+def test_the_state_below_is_sent_down_as_it_is() -> None:
+    loss = TopToInput(2)
+    loss.memory = rows(3)
+    lesson, message = loss.teach(torch.ones(1))
+    assert lesson is not None and lesson.item() == 1.0
+    assert message is loss.memory
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("shape", [(9, 30), (40, 6)])
+def test_ridge_among_the_samples_is_the_ridge(intercept: bool, shape: tuple[int, int]) -> None:
+    features, labels = rows(*shape, seed=4), torch.arange(shape[0]) % 3
+    lams = [1e-3, 1e-1, 10.0]
+    expected = RidgeAccumulator(shape[1], 3, intercept).add(features, labels).solve_all(lams)
+    dual = DualRidge(shape[1], 3, intercept).add(features[:4], labels[:4]).add(features[4:], labels[4:])
+    for (weight, bias), (other, constant) in zip(dual.solve_all(lams), expected, strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(bias, constant, rtol=1e-7, atol=1e-9)
+
+
+def test_the_closed_form_is_the_same_either_way_and_an_empty_ridge_is_refused() -> None:
+    output, target = rows(12, 20).float(), torch.arange(12) % 3
+    solved = []
+    for dual in (False, True):
+        loss = ClosedForm([1e-2], dual=dual)
+        loss.build(output, 3)
+        loss.begin_pass()
+        with torch.no_grad():
+            loss.output_gradient(output, target)
+        loss.end_pass(None)
+        solved.append(loss.linear.weight)
+    torch.testing.assert_close(solved[0], solved[1], rtol=1e-4, atol=1e-6)
+    with pytest.raises(BadValue, match="no samples"):
+        DualRidge(3, 2).solve_all([1.0])
