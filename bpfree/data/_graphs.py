@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,14 +149,26 @@ def _links(name: str, raw: Any, x: Tensor, fold: int) -> GraphSplits:
         warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
         from torch_geometric.transforms import RandomLinkSplit
     draw = RandomLinkSplit(num_val=0.16, num_test=0.2, is_undirected=True, split_labels=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(101 * fold)
+    with _seeded(101 * fold):
         found = draw(raw)
     parts = []
     for part in found:
         pairs, labels = part.edge_label_index.T.contiguous(), part.edge_label.long()
         parts.append(GraphData(x, Graph(part.edge_index, len(x)), pairs, labels, 2, name))
     return GraphSplits(*parts)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global generators, of which torch-geometric draws, seeded inside and as they were afterwards."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
 
 
 def _digits() -> Any:
@@ -194,7 +210,7 @@ def _read(name: str, root: Path, download: bool) -> Any:
         with FileLock(folder / f"{name}.lock"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind(*arguments)[0]
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DataNotFound(
             f"{name} cannot be read from {folder} ({error}): its files must be whole and the folder "
             f"writable, since torch-geometric writes processed files there; set {ROOT_VARIABLE} to a "

@@ -1,0 +1,44 @@
+"""Sweeps leave what blocks remember of training as it was, and nothing comes down in the first."""
+
+from __future__ import annotations
+
+import torch
+
+from bpfree import ForwardGNN
+from bpfree.graph_encodings import GraphEncoding
+from bpfree.schedules import settle
+from tests.helpers import CLASSES, make_gnn, nodes
+
+
+def built(variant: str) -> tuple[ForwardGNN, GraphEncoding]:
+    trainer = ForwardGNN(make_gnn(), progress=False, variant=variant, schedule="simultaneous")
+    trainer.build_for(nodes())  # type: ignore[arg-type]
+    encoding = trainer.cascade.encoding
+    assert isinstance(encoding, GraphEncoding)
+    return trainer, encoding
+
+
+def test_what_is_remembered_of_training_is_put_back() -> None:
+    trainer, encoding = built("top_to_input")
+    trainer.step(nodes().ids, nodes().y)
+    before = trainer.cascade.memories()
+    assert len(before) == 2
+    sweeps = settle(trainer.cascade.units, encoding.nodes(None), encoding.message(), 3)
+    next(sweeps)
+    assert not torch.equal(trainer.cascade.memories()["0"], before["0"])
+    sweeps.close()
+    for name, memory in trainer.cascade.memories().items():
+        assert torch.equal(memory, before[name])
+
+
+def test_nothing_comes_down_in_the_first_sweep() -> None:
+    trainer, encoding = built("top_to_input")
+    message = encoding.message()
+    assert message is not None
+    told, untold = (
+        list(settle(trainer.cascade.units, encoding.nodes(None), labels, 2))
+        for labels in (message, torch.zeros(63, CLASSES))
+    )
+    for one, other in zip(told[0], untold[0], strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(told[1][1], untold[1][1])

@@ -1,0 +1,271 @@
+"""ForwardGNN by hand on dense matrices, what it shows to whom, what it costs, and other graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bpfree
+from bpfree import BadValue, ForwardGNN, _seeds
+from bpfree.data import GraphData
+from bpfree.graph import Graph, SparseMatrix, unit_rows
+from bpfree.graph_encodings import GraphEncoding
+from bpfree.meters import saved_for_backward
+from tests.helpers import CLASSES, make_gnn, make_mlp, nodes, pairs, vectors
+
+
+def built(
+    data: Any = None, kind: Any = "gcn", hidden: tuple[int, ...] = (16, 16), **settings: Any
+) -> ForwardGNN:
+    trainer = ForwardGNN(make_gnn(kind, hidden), progress=False, **settings)
+    trainer.build_for(nodes() if data is None else data)
+    return trainer
+
+
+def augmented(data: GraphData, both: bool = False) -> tuple[Tensor, Tensor]:
+    """Features with random virtual ones, and the dense normalised adjacency, of the trainer with seed 0."""
+    n, k = len(data.features), data.n_classes
+    stream = _seeds.generator(torch.device("cpu"), 0, "virtual features")
+    x = torch.cat([data.features, torch.randn(k, data.features.shape[1], generator=stream)])
+    a = torch.eye(n + k)
+    a[data.graph.edge_index[1], data.graph.edge_index[0]] = 1.0
+    a[n + data.y, data.ids] = 1.0
+    if both:
+        a[data.ids, n + data.y] = 1.0
+    scale = a.sum(1).rsqrt()
+    return x, scale.unsqueeze(1) * a * scale
+
+
+@pytest.mark.parametrize("direction", ["one_way", "both_ways"])
+def test_a_greedy_run_is_the_published_one(direction: Any) -> None:
+    data, epochs, lr = nodes(), 3, 1e-2
+    trainer = built(direction=direction, lr=lr)
+    weights = [[p.detach().clone().requires_grad_() for p in conv.parameters()] for conv in trainer.net.convs]
+    history = trainer.fit(data, epochs=epochs, batch_size=100)
+    h, a = augmented(data, direction == "both_ways")
+    losses: list[float] = []
+    total = torch.zeros(60, CLASSES)
+    for bias, weight in weights:
+        optimizer = torch.optim.Adam([bias, weight], lr=lr, weight_decay=5e-4)
+        z = a @ unit_rows(h.detach())
+        for _ in range(epochs):
+            out = (z @ weight.T + bias).relu()
+            loss = F.cross_entropy(out[data.ids] @ out[60:].T, data.y)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        h = (z @ weight.T + bias).relu()
+        total += (h[:60] @ h[60:].T).softmax(1).detach()
+    found = [row["loss"][0] for row in history.rows]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-4, atol=1e-5)
+    scores = trainer.cascade(torch.arange(60)).detach()
+    torch.testing.assert_close(scores, total, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
+def test_one_way_edges_leave_real_nodes_as_they_are(kind: Any) -> None:
+    data = nodes()
+    for direction, same in (("one_way", True), ("both_ways", False)):
+        trainer = built(kind=kind, direction=direction)
+        encoding = trainer.cascade.encoding
+        assert isinstance(encoding, GraphEncoding)
+        plain = GraphEncoding(data.features, data.graph, data.ids, data.y, CLASSES).nodes(None)
+        shown = encoding.nodes(None).wanting(None)
+        with torch.no_grad():
+            for block in trainer.cascade.units:
+                plain, shown = plain.up(block(plain)), shown.up(block(shown))
+        equal = torch.allclose(shown.states[0][:60], plain.states[0], rtol=1e-5, atol=1e-6)
+        assert equal == same
+
+
+def test_a_step_touches_no_edge_once_the_aggregate_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    multiply = SparseMatrix.__matmul__
+
+    def count(self: SparseMatrix, x: Tensor) -> Tensor:
+        calls.append(self.shape)
+        return multiply(self, x)
+
+    monkeypatch.setattr(SparseMatrix, "__matmul__", count)
+    seen = []
+    for epochs in (1, 7):
+        trainer = built(hidden=(16, 16, 16))
+        calls.clear()
+        trainer.fit(nodes(), nodes(seed=1).take(torch.arange(9)), epochs=epochs, batch_size=16, patience=3)
+        seen.append(len(calls))
+    assert seen[0] == seen[1]
+    uncached = built(cache=False)
+    calls.clear()
+    uncached.fit(nodes(), epochs=7, batch_size=16)
+    assert len(calls) > 3 * seen[1]
+
+
+def test_the_aggregate_is_made_anew_for_another_graph() -> None:
+    data = nodes()
+    trainer = built(data)
+    trainer.fit(data, epochs=1, batch_size=100)
+    fewer = replace(data, graph=Graph(data.graph.edge_index[:, :40], 60))
+    trainer.fit(fewer, epochs=1, batch_size=100)
+    fresh = built(fewer)
+    fresh.cascade.load_state_dict(trainer.cascade.state_dict())
+    ids = torch.arange(60)
+    torch.testing.assert_close(trainer.cascade(ids), fresh.cascade(ids))
+
+
+def saved(depth: int, n: int) -> int:
+    trainer = built(nodes(n), hidden=(16,) * depth)
+    with saved_for_backward() as meter:
+        trainer.fit(nodes(n), epochs=1, batch_size=100)
+    return meter.peak_bytes
+
+
+def test_bytes_saved_grow_neither_with_depth_nor_with_nodes() -> None:
+    few = saved(2, 60)
+    assert saved(16, 60) == few
+    assert saved(2, 3000) <= 1.05 * few
+
+
+def test_validation_labels_are_never_shown() -> None:
+    train, other = nodes(), torch.tensor([i for i in range(60) if i not in nodes().ids.tolist()])
+    judged = GraphData(train.features, train.graph, other, torch.zeros(20, dtype=torch.long), CLASSES)
+    for settings in ({}, {"variant": "label_appending"}, {"variant": "virtual_nodes"}):
+        runs = []
+        for y in (judged.y, judged.y + 1):
+            trainer = built(**settings)
+            trainer.fit(train, replace(judged, y=y), epochs=2, batch_size=100, restore_best=False)
+            runs.append(trainer.cascade(other))
+        assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_another_graph_needs_weights_and_prototypes_alone(learnable: bool) -> None:
+    data = nodes()
+    trainer = built(learnable_prototypes=learnable, lr=1e-2)
+    trainer.fit(data, epochs=5, batch_size=100)
+    prototypes = trainer.prototypes()
+    assert [tuple(p.shape) for p in prototypes] == [(CLASSES, 16)] * 2
+    expected = trainer.cascade(torch.arange(60))
+    torch.testing.assert_close(trainer.classify(data.features, data.graph, prototypes), expected)
+    # A graph of two copies that do not know of each other.
+    twice = torch.cat([data.graph.edge_index, data.graph.edge_index + 60], 1)
+    found = trainer.classify(data.features.repeat(2, 1), Graph(twice, 120))
+    torch.testing.assert_close(found, expected.repeat(2, 1))
+    with pytest.raises(BadValue, match="top_to_loss"):
+        built(variant="top_to_loss", schedule="simultaneous").prototypes()
+
+
+def test_top_to_input_settles_as_written_by_hand() -> None:
+    data = nodes()
+    trainer = built(variant="top_to_input", schedule="simultaneous", sweeps=4)
+    found = bpfree.trainers.evaluation.make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    x, a = augmented(data)
+    labels = torch.full((63, CLASSES), 1 / CLASSES)
+    labels[data.ids] = F.one_hot(data.y, CLASSES).float()
+    labels[60:] = torch.eye(CLASSES)
+    (b1, w1), (b2, w2) = ([p.detach() for p in conv.parameters()] for conv in trainer.net.convs)
+    upper, top, total = torch.zeros(63, 16), torch.zeros(63, CLASSES), 0
+    for sweep in range(5):
+        first = (a @ torch.cat([unit_rows(x), unit_rows(upper)], 1) @ w1.T + b1).relu()
+        upper = (a @ torch.cat([unit_rows(first), unit_rows(top)], 1) @ w2.T + b2).relu()
+        top = labels
+        if sweep >= 3:
+            total = total + sum((h[data.ids] @ h[60:].T).softmax(1) for h in (first, upper))
+    torch.testing.assert_close(found["sum_probabilities"], total)
+
+
+def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
+    data = nodes()
+    trainer = built(variant="top_to_loss", schedule="simultaneous", hidden=(16, 16, 16))
+    found = bpfree.trainers.evaluation.make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    h, a = augmented(data)
+    outputs = []
+    for conv in trainer.net.convs:
+        bias, weight = (p.detach() for p in conv.parameters())
+        h = (a @ unit_rows(h) @ weight.T + bias).relu()
+        outputs.append(h)
+    total = torch.zeros(40, CLASSES)
+    for k, own in enumerate(outputs):
+        m = torch.stack([own, *(unit_rows(above) for above in outputs[k + 1 :])]).mean(0)
+        total += (m[data.ids] @ m[60:].T).softmax(1)
+    torch.testing.assert_close(found["sum_probabilities"], total)
+
+
+def test_the_wrong_views_go_on_from_the_true_one_with_edges_and_from_their_own_with_features() -> None:
+    for variant, states in (("virtual_nodes", 1), ("label_appending", CLASSES)):
+        encoding = built(variant=variant).cascade.encoding
+        assert isinstance(encoding, GraphEncoding)
+        trainer = built(variant=variant)
+        above = trainer.cascade.units[0].onward(encoding.nodes(None))
+        assert len(above.states) == states and above.views == CLASSES  # type: ignore[union-attr]
+
+
+def test_variants_learn_what_is_easy() -> None:
+    data = nodes(200, known=120)
+    # Neighbours are told apart by their own labels: no edges but the virtual ones.
+    data = replace(data, graph=Graph(torch.zeros(2, 0, dtype=torch.long), 200))
+    cases: list[dict[str, Any]] = [
+        {},
+        {"learnable_prototypes": True},
+        {"variant": "top_to_loss", "schedule": "simultaneous"},
+        {"variant": "label_appending"},
+    ]
+    rest = torch.tensor([i for i in range(200) if i not in data.ids.tolist()])
+    test = replace(data, ids=rest, y=data.features[rest, :CLASSES].argmax(1))
+    for settings in cases:
+        trainer = built(data, lr=1e-2, **settings)
+        trainer.fit(data, epochs=150, batch_size=1000)
+        assert trainer.evaluate(test)["accuracy"] > 0.75, settings
+
+
+def test_links_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(120, 2, generator=generator)
+    x = torch.cat([place, 1 - place, place.square()], 1)
+    near = (torch.cdist(place, place) < 0.15).fill_diagonal_(False)
+    edges = near.nonzero().T
+    others = torch.randint(120, (2, edges.shape[1]), generator=generator)
+    y = torch.cat([torch.ones(edges.shape[1]), torch.zeros(edges.shape[1])]).long()
+    data = GraphData(x, Graph(edges, 120), torch.cat([edges, others], 1).T.contiguous(), y, 2)
+    greedy, together = "greedy", "simultaneous"
+    cases = {"link": greedy, "link_goodness": greedy, "link_top_to_input": together}
+    for variant, schedule in cases.items():
+        trainer = built(data, variant=variant, schedule=schedule, lr=1e-2)
+        trainer.fit(data, epochs=60, batch_size=10_000)
+        assert trainer.evaluate(data)["accuracy"] > 0.85, variant
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"variant": "top_to_loss"}, "simultaneous"),
+        ({"variant": "label_appending", "schedule": "simultaneous"}, "greedy"),
+        ({"variant": "label_appending", "learnable_prototypes": True}, "learnable_prototypes"),
+        ({"variant": "link"}, "nodes"),
+    ]
+    for settings, word in refused:
+        with pytest.raises(BadValue, match=word):
+            built(**settings)
+    with pytest.raises(BadValue, match="pairs"):
+        built(pairs())
+    with pytest.raises(BadValue, match="GNN"):
+        ForwardGNN(make_mlp())
+    with pytest.raises(BadValue, match="load_graph"):
+        ForwardGNN(make_gnn(), progress=False).fit(vectors())
+    with pytest.raises(BadValue, match="cannot train on"):
+        built().fit(nodes(width=9))
+
+
+def test_a_saved_trainer_loads_into_one_built_for_the_graph(tmp_path: Any) -> None:
+    trainer = built()
+    trainer.fit(nodes(), epochs=2, batch_size=100)
+    trainer.save(tmp_path / "gnn.safetensors")
+    other = built(seed=0)
+    other.load(tmp_path / "gnn.safetensors")
+    assert torch.equal(other.predict(torch.arange(60)), trainer.predict(torch.arange(60)))
+    with pytest.raises(BadValue, match="build_for"):
+        ForwardGNN(make_gnn(), progress=False).load(tmp_path / "gnn.safetensors", (12,))

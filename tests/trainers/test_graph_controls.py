@@ -1,0 +1,82 @@
+"""The controls on graphs: plain loops of torch-geometric and scikit-learn say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+
+from bpfree import BackpropGNN, HopMLP, HopRidge
+from bpfree.graph import Nodes, unit_rows
+from bpfree.nn import Hops
+from tests.helpers import CLASSES, make_gnn, nodes, pairs
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
+def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
+    data = nodes()
+    trainer = BackpropGNN(make_gnn(kind), progress=False)
+    trainer.build_for(data)  # type: ignore[arg-type]
+    start = {name: p.clone() for name, p in trainer.net.state_dict().items()}
+    history = trainer.fit(data, epochs=3, batch_size=100)
+    twin = make_gnn(kind)
+    twin.grow([12, 16], [16, CLASSES])
+    twin.load_state_dict(start)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3, weight_decay=5e-4)
+    losses = []
+    for _ in range(3):
+        loss = F.cross_entropy(twin(data.features, data.graph.edge_index)[data.ids], data.y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(torch.tensor([row["loss"][0] for row in history.rows]), torch.tensor(losses))
+
+
+def test_backpropagation_with_virtual_nodes_sees_their_edges() -> None:
+    data = nodes()
+    found = []
+    for virtual in (False, True):
+        trainer = BackpropGNN(make_gnn(), progress=False, virtual=virtual)
+        trainer.build_for(data)  # type: ignore[arg-type]
+        assert trainer.cascade(data.ids).shape == (40, CLASSES)
+        found.append(trainer.cascade(data.ids))
+    assert not torch.allclose(*found)
+
+
+def test_a_pair_is_judged_by_the_inner_product() -> None:
+    data = pairs()
+    trainer = BackpropGNN(make_gnn(), progress=False)
+    trainer.build_for(data)  # type: ignore[arg-type]
+    z = trainer.net(data.features, data.graph.edge_index)
+    dots = (z[data.ids[:, 0]] * z[data.ids[:, 1]]).sum(1, keepdim=True)
+    torch.testing.assert_close(trainer.cascade(data.ids), dots.sigmoid())
+
+
+@pytest.mark.parametrize("width", [12, 40])
+def test_the_ridge_is_scikit_learns(width: int) -> None:
+    data = nodes(width=width)
+    trainer = HopRidge(make_gnn(), progress=False, lam=[1e-2])
+    trainer.fit(data, epochs=1, batch_size=100)
+    with torch.no_grad():
+        phi = Hops(2)(Nodes((data.features,), (data.graph,)))
+    assert isinstance(phi, torch.Tensor)
+    known = phi[data.ids].double()
+    penalty = 1e-2 * known.square().sum().item() / known.shape[1]
+    ridge = Ridge(alpha=penalty).fit(known.numpy(), F.one_hot(data.y, CLASSES).double().numpy())
+    expected = torch.from_numpy(ridge.predict(phi.double().numpy())).float()
+    torch.testing.assert_close(trainer.cascade(torch.arange(60)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_perceptron_sees_the_hops_and_nothing_else() -> None:
+    data = nodes()
+    trainer = HopMLP(make_gnn(), progress=False)
+    trainer.build_for(data)  # type: ignore[arg-type]
+    a, x = data.graph.operator("gcn").dense(), unit_rows(data.features)
+    phi = torch.cat([x, a @ x, a @ a @ x], 1)[data.ids]
+    first, _, second = trainer.cascade.units[0].body
+    expected = (phi @ first.weight.T + first.bias).relu() @ second.weight.T + second.bias
+    torch.testing.assert_close(trainer.cascade(data.ids), expected)
