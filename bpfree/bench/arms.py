@@ -128,6 +128,7 @@ def differing(row: Row, other: Row) -> str:
 def describe(settings: dict[str, Any]) -> str:
     """A data set or net with the settings that were given."""
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
+    usual |= {"split": "folds", "normalize": True, "heads": 4}
     parts = [
         f"{k} {'-'.join(map(str, v)) if isinstance(v, list) else v}"
         for k, v in sorted(settings.items())

@@ -74,6 +74,11 @@ class GraphData:
         )
 
     @property
+    def x(self) -> Tensor:
+        """What the samples are told by: the features."""
+        return self.features
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of a node's features."""
         return tuple(self.features.shape[1:])

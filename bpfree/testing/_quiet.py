@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bpfree._errors import BadValue, Diverged
-from bpfree.data import as_data
+from bpfree.data import GraphData, as_data
 from bpfree.testing._common import MakeTrainer
 from bpfree.trainers import Trainer
 
@@ -42,15 +42,25 @@ def assert_nothing_fails_quietly(make_trainer: MakeTrainer, data: Any, *, huge_l
         except Diverged:
             continue
         raise AssertionError(f"{trainer.id}: {what} gave no error, but the history {history.rows}")
-    x = samples.batch(torch.arange(len(samples)))[0]
-    x[len(x) // 2] = math.nan
-    poisoned = replace(samples, x=x, mean=None, std=None, augment=())
-    _assert_refused(f"number {len(x) // 2}", lambda: make_trainer().fit(poisoned))
+    middle = len(samples) // 2
+    poisoned = _with_nan(samples, middle)
+    _assert_refused(f"number {middle}", lambda: make_trainer().fit(poisoned))
     _assert_refused("no_such_setting", lambda: make_trainer(no_such_setting=1))
     _assert_refused("lr", lambda: make_trainer(lr=math.nan))
     _assert_refused("lr", lambda: make_trainer(lr=0.0))
     _assert_refused("no_such_setting", lambda: make_trainer().fit(samples, no_such_setting=1))
     _assert_refused("epochs", lambda: make_trainer().fit(samples, epochs=0))
+
+
+def _with_nan(data: Any, number: int) -> Any:
+    """The data with a sample, or the features of a node, that are NaN."""
+    if isinstance(data, GraphData):
+        features = data.features.clone()
+        features[number] = math.nan
+        return replace(data, features=features)
+    x = data.batch(torch.arange(len(data)))[0]
+    x[number] = math.nan
+    return replace(data, x=x, mean=None, std=None, augment=())
 
 
 @torch.no_grad()

@@ -185,6 +185,10 @@ class Trainer(ABC):
             self.cascade.eval()(probe_samples(sample_shape, self.device))
         self.cascade.train(training)
 
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        check_batch(x, y, self.n_classes, self.device)
+        self._check_shape(x.shape[1:])
+
     def _check_gradients(self, cascade: Cascade) -> None:
         s = self.settings
         plain = s.precision == "float32" and s.compile is None
@@ -217,8 +221,8 @@ class Trainer(ABC):
         Args:
             train: `bpfree.data.TensorData`, a pair of tensors, or a map-style data set.
             validation: The same; without it there is neither early stopping nor a best to restore.
-            checkpoint: File to save the run's state in every 30 seconds (see `Checkpoint`), and at the end. If
-                it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
+            checkpoint: File to save the run's state in every 30 seconds (see `Checkpoint`), and at the end.
+                If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
             **settings: The fields of `FitSettings`.
 
@@ -274,8 +278,7 @@ class Trainer(ABC):
             BadValue: If the batch does not fit.
         """
         cascade = self.cascade
-        check_batch(x, y, self.n_classes, self.device)
-        self._check_shape(x.shape[1:])
+        self._check_batch(x, y)
         with self.running():
             return self._step(cascade, x, y, number)
 

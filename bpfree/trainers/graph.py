@@ -91,7 +91,16 @@ class GraphTrainer(Trainer):
             cascade = self.make_cascade(graph.n_classes).to(self.device)
             cascade.encoding = self.make_encoding(graph)
             cascade.eval().build(graph.ids[:2], graph.n_classes)
-        self._adopt(cascade, graph.n_classes)
+        self._adopt(cascade, graph.n_classes, graph.sample_shape)
+
+    def _check_shape(self, sample_shape: Sequence[int]) -> None:
+        if tuple(sample_shape) != self.bound.sample_shape:
+            raise BadValue(
+                f"{self.id}: nodes have features {tuple(sample_shape)}, expected {self.bound.sample_shape}"
+            )
+
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        self.data_of(x, y)
 
     # ---- using -----------------------------------------------------------------------------------------
 
