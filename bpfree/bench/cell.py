@@ -32,18 +32,23 @@ from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 SCHEMA = 1
 Row = dict[str, Any]
 
+#: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
+Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
-def main(cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection) -> None:
-    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
 
-    Before that, ``("progress", done, of)`` may be sent any number of times. The process ends at once when
+def main(
+    job: Job, cell: Cell, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+) -> None:
+    """Do a job and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
+
+    Before that, ``("progress", ...)`` may be sent any number of times. The process ends at once when
     ``lifeline`` closes, that is, when the process that wants the result is gone.
     """
     # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     try:
-        row = run(cell, Path(folder), checkpoint_s, lambda done, of: pipe.send(("progress", done, of)))
+        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:
@@ -101,13 +106,14 @@ def _heading(cell: Cell) -> Row:
         "seed": cell.seed,
         "config": {k: v for k, v in asdict(cell).items() if k not in (*LABELS, "seed")}
         | {"plugins": [*cell.plugins], "plugin_hashes": [*cell.plugin_hashes]},
+        **({"tuning": cell.tuning} if cell.tuning else {}),
         "env": environment(torch.device(cell.device), cell.threads),
         "git": git(),
     }
 
 
-def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[[int, int], None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``."""
+def open_cell(cell: Cell) -> tuple[Splits, Stopwatch]:
+    """Make this process ready for a cell: threads, plugins, device, data, and a watch that timed them."""
     torch.set_num_threads(cell.threads)
     for plugin in cell.plugins:
         load_plugin(plugin)
@@ -127,6 +133,16 @@ def _measured(
     meter = energy.meter
     with meter("load"):
         data = _load(cell, device)
+    return data, watch
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+
+    ``progress`` is told how many epochs are done, and of how many.
+    """
+    data, watch = open_cell(cell)
+    device = data.train.y.device
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
 

@@ -124,13 +124,28 @@ class RunConfig:
 
 
 #: What is in a cell and is no part of what its result depends on.
-LABELS = ("arm", "targets", "matched")
+LABELS = ("arm", "targets", "matched", "tuning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningCost:
+    """What the search that gave an arm its settings has cost.
+
+    Attributes:
+        trials: Settings that were tried.
+        seconds: Wall-clock seconds of all their processes, pruned and repeated ones included.
+    """
+
+    __pydantic_config__ = STRICT
+
+    trials: Positive
+    seconds: Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets`` and
-    ``matched`` what it is there for, as plain JSON-able data.
+    """One point of a benchmark: everything that its result depends on, and under ``arm``, ``targets``,
+    ``matched`` and ``tuning`` what it is there for and what its settings have cost, as plain JSON-able data.
     """
 
     arm: str
@@ -146,6 +161,7 @@ class Cell:
     targets: tuple[float, ...] = ()
     matched: float | None = None
     energy: Mapped | None = None
+    tuning: Mapped | None = None
 
     @property
     def id(self) -> str:
@@ -217,8 +233,8 @@ def _child(at: Any, key: str, assignment: str) -> Any:
 
 
 RUN_SECTIONS = ("name", "seeds", "threads", "device", "plugins", "protocols", "targets")
-ARM_SECTIONS = ("trainer", "fit", "net", "label")
-SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy")
+ARM_SECTIONS = ("trainer", "fit", "net", "label", "tuning")
+SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy", "tune")
 
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
@@ -226,7 +242,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
 
     Args:
-        config: The content of a YAML file.
+        config: The content of a YAML file; its section ``tune`` is for `bpfree.tune` alone.
         seeds: If given, seeds 0 to ``seeds - 1`` take the place of the config's own.
         where: Name of the config, for error messages.
 
@@ -297,11 +313,15 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
     label = arm.get("label", name)
     if not isinstance(label, str):
         raise BadValue(f"{where}label = {label!r}: expected a name")
+    tuning = None
+    if "tuning" in arm:
+        tuning = asdict(validate(TuningCost, _section(arm, "tuning", where), f"{where}tuning"))
     return {
         "arm": label,
         "net": {"name": net.get("name"), **asdict(net_config(net, where))},
         "trainer": {"id": name, **asdict(settings)},
         "fit": asdict(fit),
+        "tuning": tuning,
     }
 
 

@@ -36,7 +36,7 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=0):
-                self._cut_torn_line()
+                cut_torn_line(self.path)
                 yield
         except Timeout:
             raise BadValue(
@@ -91,13 +91,6 @@ class Results:
             return {}
         return successes(self.read(), str(self.path))
 
-    def _cut_torn_line(self) -> None:
-        if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.path, whole)
-
 
 def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
     """The successful rows by cell id.
@@ -133,3 +126,12 @@ def comparable(row: Row) -> Row:
         "memory": {k: v for k, v in row["memory"].items() if k != "rss"},
         "protocol": {k: v for k, v in row["protocol"].items() if k not in ("started", "jobs", "cooldown_s")},
     }
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a killed process left unfinished; nobody else may be writing."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)

@@ -79,21 +79,23 @@ def run(
         running: list[Running] = []
         worked = False
         try:
-            _start_server()
+            start_server()
             _check(pending)
             while pending or running:
                 while pending and len(running) < jobs:
                     if worked:
                         time.sleep(cooldown_s)
                     worked = True
-                    running.append(_start(pending.pop(0), results.folder, checkpoint_s))
-                    watcher.started(running[-1].cell)
+                    cell = pending.pop(0)
+                    folder = results.folder / "cells" / cell.id
+                    running.append(start(cell_module.run, cell, folder, checkpoint_s))
+                    watcher.started(cell)
                 for pipe in wait([one.pipe for one in running]):
                     one = next(r for r in running if r.pipe is pipe)
-                    row = _receive(one, watcher)
+                    row = receive(one, watcher.progress)
                     if row is not None:
                         running.remove(one)
-                        _close(one)
+                        close(one)
                         row["run_id"] = f"{one.cell.id}-{one.since:%Y%m%dT%H%M%S}"
                         row["protocol"] = _protocol(one, jobs, cooldown_s)
                         results.append(row)
@@ -102,11 +104,11 @@ def run(
         finally:
             for one in running:
                 one.process.kill()
-                _close(one)
+                close(one)
     return [rows[cell.id] for cell in cells]
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Start the fork server with Ctrl-C ignored: it would die of it in the middle of its imports."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["bpfree.bench.cell", "bpfree.bench.preload"]
@@ -132,15 +134,15 @@ def _check(pending: Sequence[Cell]) -> None:
     except EOFError:
         return
     finally:
-        _close(one)
+        close(one)
     assert kind == "refused"
     raise BadValue(message)
 
 
-def _start(cell: Cell, folder: Path, checkpoint_s: float) -> Running:
-    own_folder = folder / "cells" / cell.id
-    own_folder.mkdir(parents=True, exist_ok=True)
-    return _spawn(cell, cell_module.main, cell, str(own_folder), checkpoint_s)
+def start(job: cell_module.Job, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    """Start a job on a cell in a process of its own; `start_server` must have been called."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _spawn(cell, cell_module.main, job, cell, str(folder), checkpoint_s)
 
 
 def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
@@ -155,8 +157,12 @@ def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
     return Running(cell, process, ours, lifeline, datetime.now(UTC))
 
 
-def _receive(one: Running, watcher: Watcher) -> Row | None:
-    """Take one message; returns the cell's row once there is one."""
+def receive(one: Running, progress: Callable[..., None]) -> Row | None:
+    """Take one message, handing reports to ``progress``; returns the cell's row once there is one.
+
+    Raises:
+        BadValue: If the cell cannot do what was asked of it.
+    """
     try:
         kind, *content = one.pipe.recv()
     except EOFError:
@@ -165,7 +171,7 @@ def _receive(one: Running, watcher: Watcher) -> Row | None:
         cause = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return cell_module.failed(one.cell, "error", f"the cell's process was {cause}")
     if kind == "progress":
-        watcher.progress(one.cell, *content)
+        progress(one.cell, *content)
         return None
     if kind == "refused":
         raise BadValue(content[0])
@@ -182,7 +188,8 @@ def _protocol(one: Running, jobs: int, cooldown_s: float) -> Row:
     return {"id": own, "targets": [*one.cell.targets], **conditions}
 
 
-def _close(one: Running) -> None:
+def close(one: Running) -> None:
+    """Wait for the process, and let go of it."""
     one.process.join()
     one.pipe.close()
     one.lifeline.close()

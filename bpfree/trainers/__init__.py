@@ -12,6 +12,7 @@ from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import Choice, Dimension, Range, Space, meant
 
 for _kind in (
     Backprop,
@@ -35,8 +36,10 @@ __all__ = [
     "Backprop",
     "CascadedForward",
     "Checkpoint",
+    "Choice",
     "CounterCurrentLearning",
     "DeepSupervision",
+    "Dimension",
     "DirectFeedbackAlignment",
     "FitSettings",
     "ForwardForward",
@@ -46,8 +49,11 @@ __all__ = [
     "MFJoint",
     "MonoForward",
     "RandomFeatures",
+    "Range",
+    "Space",
     "Trainer",
     "TrainerSettings",
     "get_trainer",
+    "meant",
     "register_trainer",
 ]

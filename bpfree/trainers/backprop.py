@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 from torch import nn
@@ -15,6 +15,7 @@ from bpfree.readouts import BlockReadout
 from bpfree.trainers.base import Trainer
 from bpfree.trainers.local import class_score_readouts
 from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 
 class Backprop(Trainer):
@@ -53,6 +54,7 @@ class DeepSupervision(Trainer):
 
     id = "backprop_ds"
     Settings = DeepSupervisionSettings
+    space: ClassVar[Space] = {**STEPS, "aux_weight": Range(1e-2, 3.0, log=True)}
     settings: DeepSupervisionSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -78,6 +80,8 @@ class MFJoint(DeepSupervision):
     """
 
     id = "mf_joint"
+    # With another aux_weight it would no longer be Mono-Forward but for its walls.
+    space: ClassVar[Space] = STEPS
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, output = self.stages(self.settings.cut)

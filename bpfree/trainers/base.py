@@ -29,6 +29,7 @@ from bpfree.trainers.history import History
 from bpfree.trainers.inputs import accepting, check_batch, check_data, find_device, probe_samples
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import STEPS, Space
 
 #: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.
 LEVELS = {
@@ -59,6 +60,8 @@ class Trainer(ABC):
 
     id: ClassVar[str]
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
+    #: What `python -m bpfree.tune` may search; a config may narrow it.
+    space: ClassVar[Space] = STEPS
 
     def __init__(
         self,

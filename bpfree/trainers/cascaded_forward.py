@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 from torch import nn
@@ -21,6 +21,7 @@ from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.history import History
 from bpfree.trainers.local import ReadoutName, class_score_readouts
 from bpfree.trainers.settings import FitSettings, TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 #: Settings that training blocks shares with training predictors.
 SHARED = (
@@ -33,6 +34,10 @@ SHARED = (
     "last_block",
     "feedback_seed",
 )
+
+#: Where predictors take steps, and where blocks are trained.
+STEPPED = {"predictor": ("cross_entropy", "sparsemax")}
+TRAINED = {"blocks": ("dfa",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,11 @@ class CascadedForward(Trainer):
 
     id = "cafo"
     Settings = CascadedForwardSettings
+    space: ClassVar[Space] = {
+        **{name: replace(dimension, given=STEPPED) for name, dimension in STEPS.items()},
+        "block_lr": Range(1e-5, 1e-1, log=True, given=TRAINED),
+        "block_weight_decay": Range(1e-6, 1e-2, log=True, given=TRAINED),
+    }
     settings: CascadedForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:

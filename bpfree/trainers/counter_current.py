@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -20,6 +20,7 @@ from bpfree.trainers.alignment import between_within, linear_cka, weight_alignme
 from bpfree.trainers.base import Trainer, keep_maps, single_weights
 from bpfree.trainers.gradients import condition
 from bpfree.trainers.settings import OptimizerName, TrainerSettings
+from bpfree.trainers.space import STEPS, Choice, Range, Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,14 @@ class CounterCurrentLearning(Trainer):
 
     id = "counter_current"
     Settings = CounterCurrentSettings
+    space: ClassVar[Space] = {
+        **STEPS,
+        "lr": Range(1e-2, 10.0, log=True),
+        "momentum": Choice((0.0, 0.5, 0.9), given={"optimizer": ("sgd",)}),
+        "k": Range(0.05, 5.0, log=True, given={"loss": ("dot",)}),
+        "weight": Range(0.1, 10.0, log=True, given={"loss": ("cosine", "decorrelated")}),
+        "decorrelation": Range(0.0, 2.0, given={"loss": ("decorrelated",)}),
+    }
     settings: CounterCurrentSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -19,6 +19,7 @@ from bpfree.nn import LengthNorm, StraightThroughReLU
 from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
 from bpfree.trainers.base import Trainer, single_weights
 from bpfree.trainers.settings import LRSchedule, OptimizerName, TrainerSettings
+from bpfree.trainers.space import STEPS, Range, Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,14 @@ class ForwardForward(Trainer):
 
     id = "forward_forward"
     Settings = ForwardForwardSettings
+    space: ClassVar[Space] = {
+        **STEPS,
+        "peer_weight": Range(0.0, 0.3),
+        "label_scale": Range(0.1, 10.0, log=True),
+        "alpha": Range(1.0, 16.0, log=True, given={"objective": ("symmetric",)}),
+        "readout_lr": Range(1e-3, 1e-1, log=True, given={"classifier": (True,)}),
+        "readout_weight_decay": Range(1e-5, 1e-1, log=True, given={"classifier": (True,)}),
+    }
     settings: ForwardForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:

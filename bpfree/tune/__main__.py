@@ -1,0 +1,137 @@
+"""The command line of the search."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bpfree._errors import BadValue, BpfreeError
+from bpfree.bench.config import override, read_yaml
+from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 if a trial failed, or the time was up before all trials were finished; 2 for a
+        mistake of the user; 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _tune(arguments)
+    except BpfreeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, BadValue | FileNotFoundError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here if it was given --out\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bpfree.tune",
+        description="Search the settings of a method and of its controls, with the same number of trials for "
+        "each, judged on validation data alone. The same command on the same --out joins in, or goes on.",
+    )
+    parser.add_argument("config", type=Path, help="an experiment, for example configs/tuning/digits_mlp.yaml")
+    parser.add_argument(
+        "--trials", type=_count, metavar="N", help="finished trials of each arm (with a grid: its size)"
+    )
+    parser.add_argument("--workers", type=_count, default=1, metavar="K", help="trials at once (default 1)")
+    parser.add_argument("--seeds", type=_count, metavar="N", help=f"seeds of a trial: {FIRST_SEED} and on")
+    parser.add_argument("--sampler", choices=("tpe", "random", "grid"), help="default tpe")
+    parser.add_argument("--pruner", choices=("median", "hyperband", "none"), help="default median")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the study, its summary and the winner go"
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="a database instead of a journal in DIR, for many machines"
+    )
+    parser.add_argument("--timeout", type=_seconds, metavar="S", help="stop after so many seconds")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="fit.epochs=5, for example"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=_seconds, default=20.0, metavar="S", help="seconds, default 20"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
+    return seconds
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    config = read_yaml(arguments.config)
+    for assignment in arguments.set:
+        override(config, assignment)
+    options: dict[str, Any] = {
+        k: getattr(arguments, k) for k in ("sampler", "pruner") if getattr(arguments, k)
+    }
+    if arguments.seeds:
+        options["seeds"] = list(range(FIRST_SEED, FIRST_SEED + arguments.seeds))
+    plan = make_plan(config, options, where=f"{arguments.config}: ")
+    trials = _budget(plan, arguments.trials)
+    folder = arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-tune-"))
+
+    from bpfree.tune.search import search
+
+    console = Console()
+    return search(
+        plan,
+        trials,
+        folder,
+        console if console.is_terminal else Console(width=160),
+        url=arguments.storage,
+        workers=arguments.workers,
+        timeout=arguments.timeout,
+        checkpoint_s=arguments.checkpoint_every,
+    )
+
+
+def _budget(plan: Plan, trials: int | None) -> int:
+    """How many trials each arm gets.
+
+    Raises:
+        BadValue: If it is not given, or is not the size of every arm's grid.
+    """
+    searched = [arm for arm in plan.arms if arm.space]
+    if not searched:
+        raise BadValue(
+            "tune: no arm has anything to search: the trainers' settings in this config leave nothing open"
+        )
+    if plan.tune.sampler != "grid":
+        if trials is None:
+            raise BadValue("--trials: missing; how many trials is each arm to get?")
+        return trials
+    sizes = {arm.label: arm.points for arm in searched}
+    if len({*sizes.values(), *([trials] if trials else [])}) > 1:
+        listed = ", ".join(f"{label}: {size}" for label, size in sizes.items())
+        raise BadValue(
+            "--sampler grid: every arm must have the same number of points, and --trials, if given, must be "
+            f"that ({listed}; --trials {trials}): set them in tune.space or tune.arms"
+        )
+    return next(iter(sizes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

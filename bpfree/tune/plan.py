@@ -1,0 +1,266 @@
+"""What is searched: an experiment's arms, their spaces as the config narrows them, seeds, sampler, pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import exp, log
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MinLen
+
+from bpfree._errors import BadValue
+from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.bench.config import Cell, cells
+from bpfree.trainers import Choice, Dimension, Space, get_trainer, meant
+
+Mapped = dict[str, Any]
+Seed = Annotated[int, Ge(0)]
+
+#: Where the seeds of a search begin, away from those that results are reported of.
+FIRST_SEED = 100
+
+#: Values of a range on a grid, where the config does not say how many.
+GRID_POINTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """The section ``tune`` of a config.
+
+    Attributes:
+        sampler: ``tpe`` (tree-structured Parzen estimator), ``random``, or ``grid``.
+        pruner: ``median``: a trial stops that is behind the median of the others after as many passes;
+            ``hyperband``; or ``none``.
+        seed: Seed of the sampler.
+        seeds: Seeds of training, which every trial is judged on; none of the experiment's own.
+        only: The settings to search; None: all that the trainers declare.
+        space: Narrower dimensions, for every arm that has them.
+        arms: The same for single arms, by label.
+    """
+
+    __pydantic_config__ = STRICT
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    seed: Seed = 0
+    seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [FIRST_SEED])
+    only: Annotated[list[str], MinLen(1)] | None = None
+    space: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeConfig:
+    """A narrower range: ``low`` to ``high``, and how many ``points`` it has on a grid."""
+
+    __pydantic_config__ = STRICT
+
+    low: float | int
+    high: float | int
+    points: Annotated[int, Ge(2)] = GRID_POINTS
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method to be tuned.
+
+    Attributes:
+        label: Its name.
+        position: Its place in the config: 0 for the experiment's own arm, k for ``controls[k - 1]``.
+        cells: One cell for each seed, with the config's own settings.
+        space: What is searched; it may be empty.
+        grid: The values of each dimension on a grid.
+    """
+
+    label: str
+    position: int
+    cells: tuple[Cell, ...]
+    space: Space
+    grid: Mapping[str, tuple[Any, ...]]
+
+    def at(self, params: Mapping[str, Any]) -> list[Cell]:
+        """The arm's cells with these settings.
+
+        Raises:
+            BadValue: If a setting is out of range.
+        """
+        kind = get_trainer(self.cells[0].trainer["id"])
+        own = {k: v for k, v in self.cells[0].trainer.items() if k != "id"}
+        settings = validate(kind.Settings, {**own, **params}, f"{self.label}: trainer")
+        return [replace(cell, trainer={"id": kind.id, **asdict(settings)}) for cell in self.cells]
+
+    @property
+    def points(self) -> int:
+        """How many points its grid has."""
+        count = 1
+        for values in self.grid.values():
+            count *= len(values)
+        return count
+
+    @property
+    def passes(self) -> int:
+        """At most so many passes over the data does a stage take, all seeds together."""
+        return int(self.cells[0].fit["epochs"]) * len(self.cells)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked search.
+
+    Attributes:
+        config: The experiment, without its section ``tune``.
+        tune: That section.
+        arms: What is tuned, and what has nothing to search.
+    """
+
+    config: Mapped
+    tune: TuneConfig
+    arms: tuple[Arm, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return str(self.config["name"])
+
+    def identity(self, arm: Arm) -> Mapped:
+        """What must be the same for another command to go on with an arm's study."""
+        first = arm.cells[0]
+        base = {k: v for k, v in first.trainer.items() if k not in arm.space}
+        pruner = self.tune.pruner
+        return {
+            "trainer": base,
+            **{k: getattr(first, k) for k in ("dataset", "net", "fit", "threads", "device")},
+            "plugins": list(first.plugin_hashes),
+            "seeds": [cell.seed for cell in arm.cells],
+            "space": {name: asdict(dimension) for name, dimension in arm.space.items()},
+            "sampler": {"name": self.tune.sampler, "seed": self.tune.seed},
+            "pruner": pruner,
+            **({"grid": {k: list(v) for k, v in arm.grid.items()}} if self.tune.sampler == "grid" else {}),
+        }
+
+
+def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: str = "") -> Plan:
+    """Check an experiment and what is to be searched in it.
+
+    Args:
+        config: The content of a YAML file.
+        options: Values that take the place of those in its section ``tune``.
+        where: Name of the config, for error messages.
+
+    Raises:
+        BadValue: naming each key that is unknown or has a bad value, the value, and what is allowed.
+    """
+    section = config.get("tune", {})
+    if not isinstance(section, dict):
+        raise BadValue(f"{where}tune = {section!r}: expected keys and values")
+    tune = validate(TuneConfig, {**section, **(options or {})}, f"{where}tune")
+    experiment = {"name": where.rstrip(": ") or "search"} | {k: v for k, v in config.items() if k != "tune"}
+    reported = {cell.seed for cell in cells(experiment, where=where)}
+    seen = sorted(reported & set(tune.seeds))
+    if seen:
+        raise BadValue(
+            f"{where}tune.seeds = {tune.seeds}: {seen} are seeds that the experiment reports: "
+            "settings must be chosen on others"
+        )
+    found = cells({**experiment, "seeds": tune.seeds}, where=where)
+    count = len(found) // len(tune.seeds)
+    labels = [cell.arm for cell in found[:count]]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise BadValue(f"{where}label = {label!r}: two arms have it; give each a label of its own")
+    for label in tune.arms:
+        if label not in labels:
+            raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
+    spaces = [_declared(found[k]) for k in range(count)]
+    _check_names(tune, spaces, where)
+    arms = tuple(_arm(k, tuple(found[k::count]), space, tune, where) for k, space in enumerate(spaces))
+    return Plan(experiment, tune, arms)
+
+
+def _declared(cell: Cell) -> Space:
+    return meant(get_trainer(cell.trainer["id"]).space, cell.trainer)
+
+
+def _check_names(tune: TuneConfig, spaces: Sequence[Space], where: str) -> None:
+    declared = {name: None for space in spaces for name in space}
+    for key, names in (("only", tune.only or ()), ("space", tune.space)):
+        for name in names:
+            if name not in declared:
+                raise BadValue(
+                    f"{where}tune.{key}: {name!r}: no arm may search it; {did_you_mean(name, declared)}"
+                )
+
+
+def _arm(position: int, own: tuple[Cell, ...], declared: Space, tune: TuneConfig, where: str) -> Arm:
+    label = own[0].arm
+    for name in tune.arms.get(label, {}):
+        if name not in declared:
+            known = did_you_mean(name, dict(declared))
+            raise BadValue(f"{where}tune.arms.{label}.{name}: not to be searched there; {known}")
+    space: dict[str, Dimension] = {}
+    grid: dict[str, tuple[Any, ...]] = {}
+    for name, dimension in declared.items():
+        if tune.only is not None and name not in tune.only:
+            continue
+        key, given = f"{where}tune.space.{name}", tune.space.get(name)
+        if name in tune.arms.get(label, {}):
+            key, given = f"{where}tune.arms.{label}.{name}", tune.arms[label][name]
+        space[name], points = dimension, GRID_POINTS
+        if given is not None:
+            space[name], points = _narrow(dimension, given, key)
+        grid[name] = _grid(space[name], points)
+    arm = Arm(label, position, own, space, grid)
+    for end in (0, -1):  # a range that a trainer's own settings refuse is found before anything runs
+        arm.at({name: values[end] for name, values in grid.items()})
+    return arm
+
+
+def _narrow(dimension: Dimension, given: Any, key: str) -> tuple[Dimension, int]:
+    """A dimension inside a declared one, and its points on a grid."""
+    if isinstance(given, list):
+        if not given or any(given.count(value) > 1 for value in given):
+            raise BadValue(f"{key} = {given!r}: expected distinct values, {dimension}")
+        for value in given:
+            if not _inside(dimension, value):
+                raise BadValue(f"{key} = {value!r}: outside of what is allowed: {dimension}")
+        return Choice(tuple(given), dimension.given), len(given)
+    if not isinstance(given, dict) or isinstance(dimension, Choice):
+        wanted = "a list of values" if isinstance(dimension, Choice) else "low and high, or a list of values"
+        raise BadValue(f"{key} = {given!r}: expected {wanted}, {dimension}")
+    ends = {"low": dimension.low, "high": dimension.high}
+    checked = validate(RangeConfig, {**ends, **given}, key)
+    for name in ("low", "high"):
+        if not _inside(dimension, getattr(checked, name)):
+            raise BadValue(
+                f"{key}.{name} = {getattr(checked, name)!r}: outside of what is allowed: {dimension}"
+            )
+    if not checked.low < checked.high:
+        raise BadValue(f"{key}: low = {checked.low!r} must be less than high = {checked.high!r}")
+    kind = type(dimension.low)
+    return replace(dimension, low=kind(checked.low), high=kind(checked.high)), checked.points
+
+
+def _inside(dimension: Dimension, value: Any) -> bool:
+    if isinstance(dimension, Choice):
+        return any(value == own and type(value) is type(own) for own in dimension.values)
+    whole = isinstance(dimension.low, int)
+    kind = int if whole else int | float
+    return (
+        isinstance(value, kind) and not isinstance(value, bool) and dimension.low <= value <= dimension.high
+    )
+
+
+def _grid(dimension: Dimension, points: int) -> tuple[Any, ...]:
+    """Values at equal distances on the dimension's scale, the ends among them."""
+    if isinstance(dimension, Choice):
+        return dimension.values
+    low, high, steps = dimension.low, dimension.high, points - 1
+    if dimension.log:
+        inner = [exp(log(low) + k * (log(high) - log(low)) / steps) for k in range(1, steps)]
+    else:
+        inner = [low + k * (high - low) / steps for k in range(1, steps)]
+    values = [low, *inner, high]
+    if isinstance(low, int) and isinstance(high, int):
+        values = sorted({round(value) for value in values})
+    return tuple(values)
