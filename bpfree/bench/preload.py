@@ -3,6 +3,7 @@
 import pydantic.dataclasses  # noqa: F401
 import safetensors.torch  # noqa: F401
 import sklearn.datasets  # noqa: F401
+import torch._dynamo  # an optimizer's first step would import it, for longer than a small cell trains
 import torch.utils.flop_counter  # noqa: F401
 
 from bpfree.bench.environment import git, source_hash

@@ -55,9 +55,11 @@ def _journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     lock = _SystemLock(path)
-    with lock.lock:
-        cut_torn_line(path)
     try:
+        with lock.lock:
+            cut_torn_line(path)
+            for line in path.read_bytes().splitlines() if path.exists() else ():
+                json.loads(line)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError, AssertionError) as error:
         raise BadValue(f"{path}: not a journal of Optuna ({error}): was the file edited?") from None

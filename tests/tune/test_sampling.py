@@ -1,0 +1,107 @@
+"""What a trial draws follows from its number, so neither a second process nor a later one draws it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from bpfree.tune.sampling import make_pruner
+from tests.tune.common import arm_study, open_at, plan
+
+
+def draws(kind: str, folder: Path, trials: int, restart_every: int, sampler: str = "random") -> list[float]:
+    """The values of a study's trials, its process begun anew after every ``restart_every`` trials."""
+    made, found = plan(sampler=sampler), []
+    for number in range(trials):
+        if number % restart_every == 0:
+            study = arm_study(made, open_at(kind, folder), trials)
+        trial = study.take()
+        assert trial is not None
+        found.append(trial.params["lr"])
+        study.study.tell(trial, 1.0 - abs(trial.params["lr"] - 0.01))
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_that_is_taken_up_draws_what_one_that_never_stopped_does(
+    sampler: str, tmp_path: Path
+) -> None:
+    calm = draws("journal", tmp_path / "a", 9, 9, sampler)
+    stopped = draws("journal", tmp_path / "b", 9, 2, sampler)
+    assert stopped == calm
+    assert len(set(calm)) == 9
+
+
+def test_arms_and_seeds_have_streams_of_their_own(tmp_path: Path) -> None:
+    storage = open_at("journal", tmp_path)
+    found = []
+    for number, made in enumerate((plan(sampler="random"), plan(sampler="random", seed=1))):
+        for arm in (0, 1):
+            made.config["name"] = f"name {number}"
+            trial = arm_study(made, storage, 1, arm).take()
+            assert trial is not None
+            found.append(trial.params["lr"])
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_a_grid_is_visited_point_by_point_and_once(kind: str, tmp_path: Path) -> None:
+    made = plan(
+        sampler="grid",
+        only=["lr", "weight_decay"],
+        space={"lr": [1e-3, 1e-2, 1e-1], "weight_decay": {"points": 2}},
+    )
+    workers = [arm_study(made, open_at(kind, tmp_path), 6) for _ in range(2)]
+    seen = []
+    for turn in range(6):
+        trial = workers[turn % 2].take()
+        assert trial is not None
+        if turn == 2:  # its worker gives it up, and the other takes it
+            workers[0].again(trial.number)
+            trial = workers[1].take()
+            assert trial is not None
+        seen.append((trial.params["lr"], trial.params["weight_decay"]))
+        workers[turn % 2].study.tell(trial.number, 0.5)
+    assert sorted(seen) == sorted((lr, decay) for lr in (1e-3, 1e-2, 1e-1) for decay in (1e-6, 1e-2))
+    assert all(worker.take() is None for worker in workers)
+
+
+def test_the_median_prunes_after_its_warm_up_what_is_behind() -> None:
+    made = plan()
+    arm = made.arms[0]
+    arm.cells[0].fit["epochs"] = 12  # a quarter of which is spared
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(made, arm))
+    for k in range(5):
+        trial = study.ask()
+        for step in range(1, 13):
+            trial.report(0.5 + 0.1 * k, step)
+        study.tell(trial, 0.5 + 0.1 * k)
+    behind, ahead = study.ask(), study.ask()
+    for step in range(1, 13):
+        behind.report(0.69, step)  # the median of the five is 0.7
+        ahead.report(0.71, step)
+        assert behind.should_prune() == (step >= 3)
+        assert not ahead.should_prune()
+
+
+def test_hyperband_prunes_the_worst(tmp_path: Path) -> None:
+    made = plan(pruner="hyperband")
+    made.arms[0].cells[0].fit["epochs"] = 27
+    study = arm_study(made, open_at("journal", tmp_path), 100)
+    states = []
+    for k in range(30):
+        trial = study.take()
+        assert trial is not None
+        state = TrialState.COMPLETE
+        for step in range(1, 28):
+            trial.report(1.0 / (k + 1), step)
+            if trial.should_prune():
+                state = TrialState.PRUNED
+                break
+        study.study.tell(trial, 1.0 / (k + 1) if state == TrialState.COMPLETE else None, state)
+        states.append(state)
+    assert states[0] == TrialState.COMPLETE
+    assert states.count(TrialState.PRUNED) > 10
