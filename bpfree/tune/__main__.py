@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Search the settings of a method and of its controls, with the same number of trials for "
         "each, judged on validation data alone. The same command on the same --out joins in, or goes on.",
     )
-    parser.add_argument("config", type=Path, help="an experiment, for example configs/tuning/digits_mlp.yaml")
+    parser.add_argument(
+        "config", type=Path, help="an experiment, for example configs/tuning/default_digits.yaml"
+    )
     parser.add_argument(
         "--trials", type=_count, metavar="N", help="finished trials of each arm (with a grid: its size)"
     )

@@ -164,22 +164,20 @@ def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: s
             "settings must be chosen on others"
         )
     found = cells({**experiment, "seeds": tune.seeds}, where=where)
-    count = len(found) // len(tune.seeds)
-    labels = [cell.arm for cell in found[:count]]
+    labels = [cell.arm for cell in found if cell.seed == tune.seeds[0]]
     for label in labels:
         if labels.count(label) > 1:
             raise BadValue(f"{where}label = {label!r}: two arms have it; give each a label of its own")
     for label in tune.arms:
         if label not in labels:
             raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
-    spaces = [_declared(found[k]) for k in range(count)]
+    own = [tuple(cell for cell in found if cell.arm == label) for label in labels]
+    spaces = [meant(get_trainer(mine[0].trainer["id"]).space, mine[0].trainer) for mine in own]
     _check_names(tune, spaces, where)
-    arms = tuple(_arm(k, tuple(found[k::count]), space, tune, where) for k, space in enumerate(spaces))
+    arms = tuple(
+        _arm(k, mine, space, tune, where) for k, (mine, space) in enumerate(zip(own, spaces, strict=True))
+    )
     return Plan(experiment, tune, arms)
-
-
-def _declared(cell: Cell) -> Space:
-    return meant(get_trainer(cell.trainer["id"]).space, cell.trainer)
 
 
 def _check_names(tune: TuneConfig, spaces: Sequence[Space], where: str) -> None:
