@@ -15,29 +15,30 @@ from bpfree.tune.study import ArmStudy
 
 
 def draw(study: ArmStudy, folder: Path) -> list[Path]:
-    """Write SVG pictures of an arm's study into ``folder``; the importance needs two settings or more.
+    """Write SVG pictures of an arm's study into ``folder``, as far as its trials suffice for them.
 
     Returns:
         The files: ``<arm>_history.svg``, ``<arm>_slice.svg`` and ``<arm>_importance.svg``.
     """
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("agg")  # the backend for SVG cannot measure text, as one of the pictures must
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as pictures
 
     complete = [trial for trial in study.all() if trial.state == TrialState.COMPLETE]
-    makers: dict[str, Callable[[optuna.Study], Any]] = {}
+    label = "validation accuracy"
+    makers: dict[str, Callable[..., Any]] = {}
     if complete:
         makers = {"history": pictures.plot_optimization_history, "slice": pictures.plot_slice}
-    if len(complete) > 1 and len(study.arm.space) > 1:
+    if importance(study):
         makers["importance"] = pictures.plot_param_importances
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind, make in makers.items():
-            make(study.study)
+            make(study.study, target_name=label)
             figure = pyplot.gcf()
             figure.suptitle(study.arm.label)
             path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', study.arm.label)}_{kind}.svg"

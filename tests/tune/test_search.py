@@ -95,7 +95,8 @@ def test_the_winner_is_what_the_bench_runs_and_gets_again(
 ) -> None:
     poison, out = tmp_path / "poison.py", tmp_path / "out"
     poison.write_text(POISON)
-    path = write({**config(seeds=[100, 101], pruner="none"), "plugins": [str(poison)]}, tmp_path)
+    searched = {"only": ["lr", "weight_decay"], "seeds": [100, 101], "pruner": "none"}
+    path = write({**config(**searched), "plugins": [str(poison)]}, tmp_path)
     command = [str(path), "--trials", "2", "--workers", "2", "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -137,6 +138,10 @@ def test_the_winner_is_what_the_bench_runs_and_gets_again(
     assert [arm["history"] for arm in again["arms"]] == [arm["history"] for arm in summary["arms"]]
     assert main([*command[:2], "3", *command[3:]]) == 0  # more trials go on from those that are there
     more = json.loads((out / "summary.json").read_text())
+    for arm in more["arms"]:
+        kinds = [name.rpartition("_")[2] for name in arm["plots"]]
+        assert kinds == ["history.svg", "slice.svg", *(["importance.svg"] if arm["importance"] else [])]
+        assert sum(arm["importance"].values()) == pytest.approx(1.0)
     assert [arm["trials"] for arm in more["arms"]] == [3, 3]
     assert more["arms"][0]["history"][:2] == summary["arms"][0]["history"]
 
