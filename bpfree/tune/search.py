@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -63,6 +64,8 @@ def search(
         summary = _write(plan, studies, folder)
     except OSError as error:
         raise BadValue(f"{folder}: cannot be written: {error}") from None
+    except StorageInternalError as error:
+        raise BadValue(f"the storage of the study failed: {' '.join(str(error).split())}") from None
     _show(summary, trials, console)
     if workers > 1:
         console.print(f"{workers} trials ran at once: the seconds are rough", highlight=False)

@@ -226,7 +226,8 @@ class Worker:
         self._end(job)
         with suppress(UpdateFinishedTrialError):
             job.arm.beat(job.trial, job.seconds)
-        job.arm.again(job.trial.number)
+        with turn(self.folder):  # or another command would put a new trial in its place
+            job.arm.again(job.trial.number)
 
     def _end(self, job: Job) -> None:
         """Stop a trial's process, if one runs; what it left stays for the next attempt unless it is over."""
