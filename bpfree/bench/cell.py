@@ -71,11 +71,9 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
     loaded: dict[str, Splits] = {}
     for cell in cells:
         try:
-            for plugin in cell.plugins:
-                load_plugin(plugin)
-            device, key = _device(cell.device), json.dumps([cell.dataset, cell.device])
+            device, key = open_device(cell), json.dumps([cell.dataset, cell.device])
             if key not in loaded:
-                loaded[key] = _load(cell, device)
+                loaded[key] = load_data(cell, device)
             train = loaded[key].train
             make_trainer(cell, loaded[key], device).build(train.sample_shape, train.n_classes)
         except (BadValue, DataNotFound) as error:
@@ -112,12 +110,20 @@ def _heading(cell: Cell) -> Row:
     }
 
 
-def open_cell(cell: Cell) -> tuple[Splits, Stopwatch]:
-    """Make this process ready for a cell: threads, plugins, device, data, and a watch that timed them."""
+def open_device(cell: Cell) -> torch.device:
+    """Make this process ready for a cell, threads and plugins, and find its device."""
     torch.set_num_threads(cell.threads)
     for plugin in cell.plugins:
         load_plugin(plugin)
-    device = _device(cell.device)
+    return _device(cell.device)
+
+
+def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
+    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+
+    ``progress`` is told how many epochs are done, and of how many.
+    """
+    device = open_device(cell)
     with metering(cell.energy, device) as energy:
         return _measured(cell, folder, checkpoint_s, progress, device, energy)
 
@@ -126,23 +132,13 @@ def _measured(
     cell: Cell,
     folder: Path,
     checkpoint_s: float,
-    progress: Callable[[int, int], None],
+    progress: Callable[..., None],
     device: torch.device,
     energy: CellEnergy,
 ) -> Row:
     meter = energy.meter
     with meter("load"):
-        data = _load(cell, device)
-    return data, watch
-
-
-def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
-
-    ``progress`` is told how many epochs are done, and of how many.
-    """
-    data, watch = open_cell(cell)
-    device = data.train.y.device
+        data = load_data(cell, device)
     cost = measure(lambda: make_trainer(cell, data, device, compile=None), data, cell.fit)
     trainer = make_trainer(cell, data, device)
 
@@ -220,7 +216,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(cell: Cell, device: torch.device) -> Splits:
+def load_data(cell: Cell, device: torch.device) -> Splits:
+    """The data that a cell asks for, on ``device``."""
     return load(**{**cell.dataset, "augment": tuple(cell.dataset["augment"] or ())}, device=device)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.bench.cell import Row, make_trainer, open_cell
+from bpfree.bench.cell import Row, load_data, make_trainer, open_device
 from bpfree.bench.config import Cell
+from bpfree.meters import Stopwatch
 from bpfree.trainers import Checkpoint, Hooks
 
 
@@ -21,9 +22,11 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., N
         checkpoint_s: Seconds between checkpoints.
         progress: Told the passes over the training data so far and the newest validation accuracy.
     """
-    data, watch = open_cell(cell)
+    device = open_device(cell)
+    watch = Stopwatch(device)
+    data = load_data(cell, device)
     train, validation = data.train, data.validation
-    trainer = make_trainer(cell, data, train.y.device)
+    trainer = make_trainer(cell, data, device)
     steps = math.ceil(len(train) / cell.fit["batch_size"])
 
     def show(_done: int, _of: int, row: dict[str, Any]) -> None:
