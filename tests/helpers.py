@@ -16,8 +16,8 @@ from bpfree.trainers.physical import PhysicalTrainer
 
 CLASSES = 3
 
-#: The trainers of ordinary networks on samples which stand alone: of the others, samples are nodes of a graph,
-#: or networks have devices inside.
+#: The trainers of ordinary networks on samples which stand alone: the others' samples are nodes of a graph,
+#: or their networks have devices inside.
 PLAIN_TRAINERS = {
     name: kind for name, kind in TRAINERS.items() if not issubclass(kind, GraphTrainer | PhysicalTrainer)
 }

@@ -217,7 +217,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=180)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,6 @@ DIGITS: Config = {
         },
         {"trainer": {"id": "forward_forward", "optimizer": "adam", "lr": 3.4e-4}, "fit": {"eval_every": 5}},
         {"trainer": {"id": "counter_current", "lr": 1.3, "momentum": 0.9}},
-        {
-            "label": "counter_current analytic",
-            "trainer": {"id": "counter_current", "lr": 2.3, "momentum": 0.9, "gradients": "analytic"},
-        },
     ],
 }
 

@@ -12,6 +12,26 @@ from bpfree.bench.measures import Comparison, against_baseline, compare, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
 
+COLUMNS = (
+    "arm",
+    "level",
+    "seeds",
+    "test accuracy %",
+    "– backprop, points",
+    "train s",
+    "time ÷ BP",
+    "FLOPs ÷ BP",
+    "saved ÷ BP",
+    "other readouts %",
+)
+
+#: How the verdict on a difference is marked.
+MARKS = {Verdict.DIFFERENT: "≠", Verdict.NEGLIGIBLE: "≈", Verdict.EQUIVALENT: "=", Verdict.INCONCLUSIVE: "?"}
+LEGEND = (
+    "≠ different, ≈ different by less than the margin, = equivalent, ? not decided by these seeds (the "
+    "report says how many would do); FLOPs: of the whole training; saved: bytes kept for the backward pass"
+)
+
 
 def percent(figure: Estimate | None) -> str:
     """An accuracy in percent with its interval."""
@@ -26,15 +46,13 @@ def show(rows: Sequence[Row], console: Console) -> None:
     found = groups(rows)
     effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(found))}
     for group in found:
-        table = Table(title=group.title, title_justify="left", caption_justify="left")
-        for column in ("arm", "level", "seeds", "test accuracy %", "– backprop", "other readouts %"):
-            table.add_column(
-                column, justify="left" if column in ("arm", "level", "other readouts %") else "right"
-            )
+        table = Table(title=group.title, title_justify="left")
         physical = any("physics" in row for arm in group.arms for row in arm.rows)
-        passes = ["train passes"] if physical else []
-        for column in (*passes, "train s", "time ÷ BP", "step FLOPs ÷ BP", "all FLOPs ÷ BP", "saved ÷ BP"):
-            table.add_column(column, justify="right")
+        for column in COLUMNS:
+            if physical and column == "train s":
+                table.add_column("train passes", justify="right", no_wrap=True)
+            left = column in ("arm", "level", "other readouts %")
+            table.add_column(column, justify="left" if left else "right", no_wrap=True)
         for arm in group.arms:
             of_arm = {
                 m: c for (title, name, m), c in effects.items() if (title, name) == (group.title, arm.name)
@@ -44,6 +62,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
         if group.baseline is not None:
             accuracy = [c for c in effects.values() if c.group == group.title and c.measure.id == "accuracy"]
             console.print(_where_baseline_wins(accuracy))
+    if found:
+        console.print(LEGEND, highlight=False)
     for row in failures(rows):
         console.print(
             f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last_line(row)}", highlight=False
@@ -69,16 +89,16 @@ def _line(arm: Arm, effects: Mapping[str, Comparison], physical: bool) -> list[s
         str(len(arm.rows)),
         percent(estimate(list(arm.by_seed("metrics", "test_accuracy").values()))),
         _points(effects.get("accuracy")),
-        "\n".join(readouts),
         *([_passes(arm)] if physical else []),
         f"{estimate(list(arm.by_seed('time', 'train_s').values())).mean:.2f}",
-        *(_ratio(effects.get(m)) for m in ("train_s", "step_flops", "train_flops", "saved_bytes")),
+        *(_ratio(effects.get(m)) for m in ("train_s", "train_flops", "saved_bytes")),
+        "\n".join(readouts),
     ]
 
 
 def _points(comparison: Comparison | None) -> str:
-    """A difference of accuracies, in points, with its interval and verdict."""
-    return "–" if comparison is None else f"{short(comparison)}\n{comparison.says.lower()}"
+    """A difference of accuracies, in points, with its interval and the mark of its verdict."""
+    return "–" if comparison is None else f"{short(comparison)} {MARKS[comparison.effect.verdict]}"
 
 
 def _ratio(comparison: Comparison | None) -> str:

@@ -26,10 +26,10 @@ class GraphTrainer(Trainer):
     net: GNN
 
     def __init__(self, net: nn.Module, **options: Any) -> None:
-        if not isinstance(net, GNN):
-            raise BadValue(f"{self.id} trains a bpfree.nn.GNN, not a {type(net).__name__}")
         self._bound: GraphData | None = None
         super().__init__(net, **options)
+        if not isinstance(net, GNN):
+            raise BadValue(f"{self.id} trains a bpfree.nn.GNN, not a {type(net).__name__}")
 
     # ---- what a family says ----------------------------------------------------------------------------
 

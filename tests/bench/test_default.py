@@ -14,9 +14,10 @@ SUMMARY = Path(__file__).parents[2] / "benchmarks/results/tuning_default/summary
 def test_learning_rates_are_the_winners_to_two_digits() -> None:
     summary = json.loads(SUMMARY.read_text())
     arms = {cell.arm: cell for cell in cells(DIGITS, seeds=1)}
-    assert arms.keys() == {found["label"] for found in summary["arms"]}
+    searched = {found["label"]: found for found in summary["arms"]}
+    assert arms.keys() <= searched.keys()
     assert len({found["trials"] for found in summary["arms"]}) == 1
-    for found in summary["arms"]:
+    for found in (searched[label] for label in arms):
         (won,) = found["best"]["params"].items()
         assert found["best"]["value"] == max(t["value"] for t in found["history"] if t["state"] == "complete")
         assert won[0] == "lr"
