@@ -160,6 +160,8 @@ class Fit:
                 generator=_seeds.generator(device, self.seed, "order", self.at.epoch),
                 device=device,
             )
+            # A pass that is taken up from its beginning needs the devices as they were there.
+            begins_anew = bool(self.measurements) and self._gathers(stage, any)
             if self.at.step == 0:
                 for block in self.cascade.units[stage.first : stage.stop]:
                     for loss in block.losses:
@@ -168,7 +170,8 @@ class Fit:
                 losses = self._step(stage, indices)
                 self.sums = losses if self.sums is None else self.sums + losses
                 self.at.step += 1
-                self._save_if_due()
+                if not begins_anew:
+                    self._save_if_due()
             assert self.sums is not None
             means = (self.sums / n_steps).tolist()
             self._check(stage, means)
