@@ -16,15 +16,17 @@ from bpfree._errors import BpfreeError
 from bpfree.bench import report
 from bpfree.bench.compare import changes
 from bpfree.bench.compare import show as show_changes
-from bpfree.bench.config import NETS, Cell, cells, override, read_yaml
+from bpfree.bench.config import Cell, cells
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
 from bpfree.bench.doctor import examine
 from bpfree.bench.doctor import show as show_findings
 from bpfree.bench.energy import of_all, summary
+from bpfree.bench.files import override, read_yaml
 from bpfree.bench.protocol import matched, wants_matched
 from bpfree.bench.results import Results, Row, read_all
 from bpfree.bench.runner import run
+from bpfree.bench.sections import NETS
 from bpfree.bench.table import show
 from bpfree.data import describe, describe_graphs
 from bpfree.losses import loss_names

@@ -20,11 +20,12 @@ from torch import nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue, DataNotFound, Diverged
-from bpfree.bench.config import LABELS, Cell, PhysicalNetConfig, load_plugin, net_config
+from bpfree.bench.config import LABELS, Cell, load_plugin
 from bpfree.bench.cost import measure
 from bpfree.bench.devices import make_devices, report
 from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
+from bpfree.bench.sections import PhysicalNetConfig, net_config
 from bpfree.cascade import Cascade
 from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from bpfree._errors import BadValue, BpfreeError
-from bpfree.bench.config import override, read_yaml
+from bpfree.bench.files import override, read_yaml
 from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from bpfree.bench.config import Mapped, cells
+from bpfree.bench.config import cells
 from bpfree.bench.environment import environment, git
+from bpfree.bench.files import Mapped
 from bpfree.trainers import Dimension, Range
 from bpfree.tune.plan import Arm, Plan
 from bpfree.tune.study import ArmStudy

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from bpfree import BadValue
 from bpfree.bench.__main__ import main
 from bpfree.bench.cell import load_data
-from bpfree.bench.config import cells, override, read_yaml
+from bpfree.bench.config import cells
+from bpfree.bench.files import override, read_yaml
 from bpfree.data import load_graph
 
 GOOD: dict[str, Any] = {

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ruamel.yaml import YAML
 
 from bpfree.bench.__main__ import main as bench
-from bpfree.bench.config import read_yaml
+from bpfree.bench.files import read_yaml
 from bpfree.bench.results import Results
 from bpfree.tune.__main__ import main
 from bpfree.tune.plan import make_plan

@@ -1,0 +1,69 @@
+"""Reading a config from its file, and changing single values of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bpfree._errors import BadValue
+
+Mapped = dict[str, Any]
+
+
+def read_yaml(path: Path) -> Mapped:
+    """The mapping in a YAML 1.2 file.
+
+    Raises:
+        BadValue: If the file is missing, is not YAML, has a key twice, or is not a mapping.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadValue(f"{path}: no such file; configs are YAML files, see the folder configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValue(f"{path}: cannot be read: {error}") from None
+    except YAMLError as error:
+        raise BadValue(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise BadValue(f"{path}: expected keys and values, found {type(found).__name__}")
+    return found
+
+
+def override(config: Mapped, assignment: str) -> None:
+    """Apply ``key.sub=value`` to a config in place; the value is read as YAML.
+
+    Raises:
+        BadValue: If it has no ``=``, or leads through something that is neither mapping nor list.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise BadValue(f"--set {assignment}: expected key=value, for example trainer.lr=2e-4")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise BadValue(f"--set {assignment}: {text!r} is not a YAML value") from None
+    *parents, last = path.split(".")
+    at: Any = config
+    for key in parents:
+        at = _child(at, key, assignment)
+    if isinstance(at, list):
+        _child(at, last, assignment)
+        at[int(last)] = value
+    elif isinstance(at, dict):
+        at[last] = value
+    else:
+        raise BadValue(f"--set {assignment}: {path!r} leads through a value that has no keys")
+
+
+def _child(at: Any, key: str, assignment: str) -> Any:
+    if isinstance(at, dict):
+        return at.setdefault(key, {})
+    if isinstance(at, list) and key.isdecimal() and int(key) < len(at):
+        return at[int(key)]
+    raise BadValue(f"--set {assignment}: no item {key!r} there")

@@ -1,0 +1,207 @@
+"""The data sets and networks that a config can name, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Lt, MinLen
+from torch import nn as torch_nn
+
+from bpfree import nn
+from bpfree._errors import BadValue
+from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.data import GRAPH_NAMES, NAMES
+
+Positive = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Arguments of `bpfree.data.load`."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    standardize: bool = False
+    augment: list[str] | None = None
+    train_size: Positive | None = None
+    validation_size: Positive | None = None
+    split_seed: Annotated[int, Ge(0)] = 0
+    path: str | None = None
+    image_size: Positive | None = None
+    download: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """Arguments of `bpfree.data.load_graph`; without ``fold``, seed k has fold k modulo 5."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    split: Literal["folds", "public", "links"] = "folds"
+    fold: Annotated[int, Ge(0), Lt(5)] | None = None
+    normalize: bool = True
+    download: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """A multilayer perceptron; inputs and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+
+    hidden: Annotated[list[Positive], MinLen(1)]
+    activation: str = "relu"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    output_bias: bool = True
+    bias: bool = True
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for samples of this shape."""
+        size = 1
+        for length in sample_shape:
+            size *= length
+        return nn.mlp(
+            [size, *self.hidden, n_classes], self.activation, self.dropout, self.output_bias, self.bias
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNConfig:
+    """A convolutional network; images and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+
+    channels: Annotated[list[Positive], MinLen(1)]
+    activation: str = "relu"
+    pool: Literal["avg", "max", "stride"] = "avg"
+    batch_norm: bool = False
+    bias: bool = True
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for images of this shape."""
+        _check_images("cnn", sample_shape)
+        shape = (self.channels, self.activation, self.pool, self.batch_norm, self.bias)
+        return nn.cnn(sample_shape, n_classes, *shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaFoCNNConfig:
+    """Cascaded-Forward's convolutional network; images and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+
+    channels: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [32, 128, 512])
+    activation: Literal["relu"] = "relu"
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for images of this shape."""
+        _check_images("cafo_cnn", sample_shape)
+        return nn.cafo_cnn(sample_shape, n_classes, self.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalNetConfig:
+    """Devices and the matrices behind them; inputs and classes come from the data, devices from `physics`."""
+
+    __pydantic_config__ = STRICT
+
+    hidden: list[Positive] = field(default_factory=list)
+    drive: str | list[str] = "direct"
+    skip: bool = True
+    normalise: nn.Normalise = "none"
+
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Any] = ()
+    ) -> torch_nn.Module:
+        """The network for samples of this shape; one device for each layer."""
+        return nn.physical_net(
+            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalise
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GCNConfig:
+    """A graph convolutional network; features and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+    kind: ClassVar[Literal["gcn", "sage", "gat"]] = "gcn"
+
+    hidden: Annotated[list[Positive], MinLen(1)]
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network, whose layers are made when the trainer knows its graph."""
+        return nn.GNN(self.kind, self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAGEConfig(GCNConfig):
+    """GraphSAGE with the mean over neighbours; features and classes come from the data."""
+
+    kind = "sage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GATConfig(GCNConfig):
+    """A graph attention network; features and classes come from the data."""
+
+    kind = "gat"
+
+    heads: Positive = 4
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        return nn.GNN(self.kind, self.hidden, self.heads)
+
+
+def _check_images(name: str, sample_shape: Sequence[int]) -> None:
+    if len(sample_shape) != 3:
+        raise BadValue(
+            f"net.name = {name!r}: needs images (channels, height, width), not {tuple(sample_shape)}"
+        )
+
+
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | PhysicalNetConfig | GCNConfig
+NETS: dict[str, type[NetConfig]] = {
+    "mlp": MLPConfig,
+    "cnn": CNNConfig,
+    "cafo_cnn": CaFoCNNConfig,
+    "gcn": GCNConfig,
+    "sage": SAGEConfig,
+    "gat": GATConfig,
+    "physical": PhysicalNetConfig,
+}
+
+
+def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+    """The checked settings of a data set.
+
+    Raises:
+        BadValue: If the name is unknown or a setting is bad.
+    """
+    name = values.get("name")
+    known = (*NAMES, *GRAPH_NAMES)
+    if "name" in values and name not in known:
+        raise BadValue(f"dataset.name = {name!r}: unknown; {did_you_mean(str(name), known)}")
+    if name in GRAPH_NAMES:
+        return validate(GraphConfig, values, "dataset")
+    return validate(DatasetConfig, values, "dataset")
+
+
+def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
+    """The checked settings of a net.
+
+    Raises:
+        BadValue: If the name is unknown or a setting is bad.
+    """
+    rest = dict(values)
+    name = rest.pop("name", None)
+    if not isinstance(name, str) or name not in NETS:
+        raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
+    checked: NetConfig = validate(NETS[name], rest, f"{where}net")
+    if not isinstance(checked, PhysicalNetConfig | GCNConfig) and checked.activation not in nn.ACTIVATIONS:
+        known = did_you_mean(checked.activation, nn.ACTIVATIONS)
+        raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")
+    return checked
