@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-#: What rows are sent for. For ``"shape"`` none is: the answer is zeros of the right shape.
+#: What rows are sent for. For ``"shape"`` none is: the answer is a fixed row of the right shape.
 Purpose = Literal["train", "eval", "calibration", "shape"]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from bpfree.bench.cell import run
 from bpfree.bench.config import cells
-from bpfree.bench.default import DIGITS
+from bpfree.bench.default import DIGITS, PHYSICAL
 
 SUMMARY = Path(__file__).parents[2] / "benchmarks/results/tuning_default/summary.json"
 
@@ -24,3 +26,12 @@ def test_learning_rates_are_the_winners_to_two_digits() -> None:
         assert arms[found["label"]].trainer["lr"] == float(f"{won[1]:.1e}")
         assert summary["fit"][found["label"]] == arms[found["label"]].fit
     assert not {cell.seed for cell in cells(DIGITS)} & set(summary["seeds"])
+
+
+def test_every_arm_through_devices_gives_a_row(tmp_path: Path) -> None:
+    for cell in cells(PHYSICAL, seeds=1):
+        row = run(
+            replace(cell, fit={**cell.fit, "epochs": 1, "eval_every": 1}), tmp_path, 20.0, lambda *_: None
+        )
+        assert row["status"] == "ok"
+        assert (row["physics"]["passes"].get("train", 0) > 0) == (cell.physics["system"] != "none")
