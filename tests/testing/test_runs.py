@@ -81,8 +81,8 @@ def test_stale_features_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stale(self: Feed) -> None:
         keep(self)
-        if self._features is not None:
-            self._features = self._features * (1 + 1e-6)
+        if self.features is not None:
+            self.features = self.features * (1 + 1e-6)
 
     monkeypatch.setattr(Feed, "_keep", stale)
     with pytest.raises(AssertionError, match="greedy with and without kept features"):
