@@ -105,8 +105,8 @@ def test_training_that_is_too_short_is_repeated_and_its_own_time_is_kept(
 
 
 def test_the_curve_has_joules_where_one_run_is_long_enough(packages: None, tmp_path: Path) -> None:
-    cell = only_cell(min_s=0.01)
-    row = row_of(replace(cell, fit={**cell.fit, "epochs": 40}), tmp_path)
+    cell = only_cell(min_s=0.1)
+    row = row_of(replace(cell, fit={**cell.fit, "epochs": 160}), tmp_path)
     assert row["energy"]["repeats"] == 1
     joules = [point[3] for point in row["curve"]]
     assert joules == sorted(joules) and joules[0] > 0
