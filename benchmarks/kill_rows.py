@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
     "fit": {"epochs": 1, "batch_size": 50},
     "trainer": {"id": "mono_forward"},
     "controls": [{"trainer": {"id": "backprop"}}],
-    "seeds": list(range(120)),
+    "seeds": list(range(160)),
 }
 
 
