@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from bpfree._errors import BpfreeError
 from bpfree.bench import report
+from bpfree.bench.arguments import count, seconds, share
 from bpfree.bench.compare import changes
 from bpfree.bench.compare import show as show_changes
 from bpfree.bench.config import Cell, cells
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help="the table of results, and report.html")
     reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of results")
     reporting.add_argument(
-        "--targets", type=_share, nargs="+", default=[], metavar="T", help="validation accuracies, 0 to 1"
+        "--targets", type=share, nargs="+", default=[], metavar="T", help="validation accuracies, 0 to 1"
     )
     reporting.add_argument(
         "--html", type=Path, metavar="FILE", help="default: report.html in the first folder"
@@ -94,44 +94,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seeds", type=_count, metavar="N", help="seeds 0 to N-1 instead of the config's own"
-    )
+    parser.add_argument("--seeds", type=count, metavar="N", help="seeds 0 to N-1 instead of the config's own")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where rows and weights go; a stopped run goes on there"
     )
     parser.add_argument(
-        "--checkpoint-every", type=_seconds, default=20.0, metavar="S", help="seconds, default 20"
+        "--checkpoint-every", type=seconds, default=20.0, metavar="S", help="seconds, default 20"
     )
     parser.add_argument(
-        "--cooldown", type=_seconds, default=0.0, metavar="S", help="seconds of rest between cells, default 0"
+        "--cooldown", type=seconds, default=0.0, metavar="S", help="seconds of rest between cells, default 0"
     )
     parser.add_argument(
-        "--jobs", type=_count, metavar="N", help="cells at once (default 1; the default suite: 2)"
+        "--jobs", type=count, metavar="N", help="cells at once (default 1; the default suite: 2)"
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds of at least 0, not {text!r}")
-    return seconds
-
-
-def _share(text: str) -> float:
-    share = _seconds(text)
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"expected an accuracy between 0 and 1, not {text!r}")
-    return share
 
 
 def _default(arguments: argparse.Namespace) -> int:

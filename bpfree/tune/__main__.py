@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from bpfree._errors import BadValue, BpfreeError
+from bpfree.bench.arguments import count, seconds
 from bpfree.bench.files import override, read_yaml
 from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
 
@@ -44,10 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         "config", type=Path, help="an experiment, for example configs/tuning/default_digits.yaml"
     )
     parser.add_argument(
-        "--trials", type=_count, metavar="N", help="finished trials of each arm (with a grid: its size)"
+        "--trials", type=count, metavar="N", help="finished trials of each arm (with a grid: its size)"
     )
-    parser.add_argument("--workers", type=_count, default=1, metavar="K", help="trials at once (default 1)")
-    parser.add_argument("--seeds", type=_count, metavar="N", help=f"seeds of a trial: {FIRST_SEED} and on")
+    parser.add_argument("--workers", type=count, default=1, metavar="K", help="trials at once (default 1)")
+    parser.add_argument("--seeds", type=count, metavar="N", help=f"seeds of a trial: {FIRST_SEED} and on")
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), help="default tpe")
     parser.add_argument("--pruner", choices=("median", "hyperband", "none"), help="default median")
     parser.add_argument(
@@ -56,30 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--storage", metavar="URL", help="a database instead of a journal in DIR, for many machines"
     )
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="stop after so many seconds")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="stop after so many seconds")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fit.epochs=5, for example"
     )
     parser.add_argument(
-        "--checkpoint-every", type=_seconds, default=20.0, metavar="S", help="seconds, default 20"
+        "--checkpoint-every", type=seconds, default=20.0, metavar="S", help="seconds, default 20"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
-    return seconds
 
 
 def _tune(arguments: argparse.Namespace) -> int:
