@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,20 @@ from bpfree._settings import did_you_mean
 from bpfree.cascade import Block, Cascade
 from bpfree.encodings import LabelOverlay, overlaid_bodies
 from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
+from bpfree.nn import LengthNorm, RowNorm
 from bpfree.readouts import make_readouts
 
 Cut = str | int | Sequence[str]
 Unit = tuple[str, nn.Module]
 MakeLoss = Callable[[], LocalLoss]
+#: What becomes of the network's output layer: the head of the last block; a block of its own above all blocks
+#: that have the local loss; or nothing.
+Output = Literal["joined", "apart", "none"]
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+#: What may stand at a wall and has nothing to learn.
+PASSIVE = (*POOLING, nn.Flatten, nn.modules.dropout._DropoutNd, LengthNorm, RowNorm)
 
 
 def units(model: nn.Module, prefix: str = "") -> Iterator[Unit]:
@@ -45,11 +52,20 @@ def _weighty(module: nn.Module) -> bool:
     return not isinstance(module, NORMS) and any(True for _ in module.parameters())
 
 
+def _lead(named: Sequence[Unit], weights: int) -> int:
+    """Where the passive layers begin that stand right in front of ``weights``."""
+    while weights > 0 and isinstance(named[weights - 1][1], PASSIVE):
+        weights -= 1
+    return weights
+
+
 def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
     """Where blocks begin; whatever stands before the first weights belongs to the first block."""
     weights = [i for i, (_, module) in enumerate(named) if _weighty(module)]
     if cut == "weight":
         return weights
+    if cut == "activation":
+        return [_lead(named, i) for i in weights]
     if cut in ("conv", "linear"):
         kind = nn.modules.conv._ConvNd if cut == "conv" else nn.Linear
         at = [i for i in weights if any(isinstance(m, kind) for m in named[i][1].modules())]
@@ -66,7 +82,8 @@ def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
         return [weights[i * len(weights) // cut] for i in range(cut)]
     if isinstance(cut, str):
         raise BadValue(
-            f"cut = {cut!r}: unknown; allowed: weight, conv, linear, pool, a number, or a list of names"
+            f"cut = {cut!r}: unknown; allowed: weight, activation, conv, linear, pool, a number, or a list "
+            "of names"
         )
     names = [name for name, _ in named]
     for name in cut:
@@ -81,8 +98,10 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
     Args:
         model: Any module that runs its children in order, and torchvision's VGG and ResNet.
         cut: Where blocks begin: ``"weight"``, at each convolution, linear layer or residual block;
-            ``"conv"`` or ``"linear"``, at those that hold a convolution or a linear layer alone; ``"pool"``,
-            behind each pooling; a number of blocks; or module names.
+            ``"activation"``, the same, but pooling, dropout and normalisation without weights stay with the
+            weights that follow them, so that a block ends behind its activation; ``"conv"`` or
+            ``"linear"``, at those that hold a convolution or a linear layer alone; ``"pool"``, behind each
+            pooling; a number of blocks; or module names.
 
     Returns:
         The stages, bottom first, and what makes the class scores of the last stage's output.
@@ -109,7 +128,12 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
 
 
 def localize(
-    model: nn.Module, loss: str | MakeLoss = "mono_forward", cut: Cut = "weight", readout: str = "last"
+    model: nn.Module,
+    loss: str | MakeLoss = "mono_forward",
+    cut: Cut = "weight",
+    readout: str = "last",
+    options: Mapping[str, Any] | None = None,
+    output: Output = "joined",
 ) -> Cascade:
     """Cut ``model`` into a cascade of local blocks that share its parameters.
 
@@ -124,30 +148,49 @@ def localize(
             one, such as its class.
         cut: Where blocks begin, see `split`.
         readout: The prediction rule, see `bpfree.readouts.ReadoutName`; a trainer's own setting comes first.
+        options: Options of a loss that is named.
+        output: What becomes of the output layer: ``"joined"``, as above; ``"apart"``, every block has the
+            loss, and the output layer learns above them by cross-entropy, a block of its own; ``"none"``,
+            every block has the loss, and prediction is by the blocks' own scores.
 
     Raises:
-        BadValue: If the loss is unknown or the cut does not fit the model.
+        BadValue: If the loss or one of its options is unknown, or the cut does not fit the model.
     """
-    stages, output = split(model, cut)
+    stages, top = split(model, cut)
 
     def make() -> LocalLoss:
-        return make_loss(loss) if isinstance(loss, str) else loss()
+        return make_loss(loss, options) if isinstance(loss, str) else loss()
 
     losses = [make() for _ in stages]
     kind = losses[0]
-    encoding = LabelOverlay() if kind.signed else None
-    if kind.signed:
-        blocks = [Block(b, own) for b, own in zip(overlaid_bodies(stages), losses, strict=True)]
-    elif kind.one_pass:
+    if kind.signed or kind.one_pass:
+        if output == "apart":
+            raise BadValue(
+                f"output = 'apart': {type(kind).__name__} trains every block without an output layer"
+            )
+        output = "none"
+    if output == "joined":
+        losses[-1] = LocalCrossEntropy(top)
+    elif output == "apart":
+        stages[-1:] = _at_the_wall(stages[-1]) if cut == "activation" else (stages[-1], nn.Sequential())
+        losses.append(LocalCrossEntropy(top))
+    if kind.one_pass:
         blocks = [
             Block(nn.Identity(), own, front=stage, gradients="analytic")
             for stage, own in zip(stages, losses, strict=True)
         ]
     else:
-        losses[-1] = LocalCrossEntropy(output)
-        blocks = [Block(stage, own) for stage, own in zip(stages, losses, strict=True)]
-    whole = readout == "last" and not (kind.signed or kind.one_pass)
-    return Cascade(blocks, make_readouts(readout, losses), encoding, source=model if whole else None)
+        bodies = overlaid_bodies(stages) if kind.signed else stages
+        blocks = [Block(body, own) for body, own in zip(bodies, losses, strict=True)]
+    source = model if readout == "last" and output != "none" else None
+    encoding = LabelOverlay() if kind.signed else None
+    return Cascade(blocks, make_readouts(readout, losses), encoding, source=source)
+
+
+def _at_the_wall(stage: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
+    """A stage without the passive layers at its end, and these."""
+    end = _lead([("", module) for module in stage], len(stage))
+    return stage[:end], stage[end:]
 
 
 def check_order(model: nn.Module, parts: nn.Module, x: Tensor) -> None:

@@ -29,7 +29,7 @@ from bpfree.bench.runner import run
 from bpfree.bench.sections import NETS
 from bpfree.bench.table import show
 from bpfree.data import describe, describe_graphs
-from bpfree.losses import loss_names
+from bpfree.losses import loss_names, loss_options
 from bpfree.meters import meter
 from bpfree.trainers import TRAINERS
 
@@ -163,7 +163,8 @@ def _list(_: argparse.Namespace) -> int:
     for name, net in NETS.items():
         console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}", highlight=False)
     for name in loss_names():
-        console.print(f"loss     {name:16} for trainer local", highlight=False)
+        options = ", ".join(loss_options(name)) or "none"
+        console.print(f"loss     {name:18} for trainer local; options: {options}", highlight=False)
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
 
 from bpfree import nn
@@ -104,6 +104,53 @@ class CaFoCNNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VGG8bConfig:
+    """VGG8b, 6 convolutions and 2 linear layers; images and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+    layers: ClassVar[Sequence[int | str]] = nn.VGG8B
+
+    width: Annotated[float, Gt(0)] = 1.0
+    hidden: Positive = 1024
+    activation: str = "leaky_relu"
+    norm: nn.Norm = "batch"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for images of this shape."""
+        _check_images("vgg", sample_shape)
+        shape = (self.width, self.hidden, self.activation, self.norm, self.dropout)
+        return nn.vgg(sample_shape, n_classes, self.layers, *shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG11bConfig(VGG8bConfig):
+    """VGG11b, 9 convolutions and 2 linear layers; images and classes come from the data."""
+
+    layers = nn.VGG11B
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """A residual net, ResNet-18 for small images by default; images and classes come from the data."""
+
+    __pydantic_config__ = STRICT
+
+    blocks: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [2, 2, 2, 2])
+    width: Annotated[float, Gt(0)] = 1.0
+    activation: Literal["relu"] = "relu"
+    norm: nn.Norm = "batch"
+    shortcut: nn.Shortcut = "projection"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+        """The network for images of this shape."""
+        _check_images("resnet", sample_shape)
+        shape = (self.blocks, self.width, self.norm, self.shortcut, self.dropout)
+        return nn.resnet(sample_shape, n_classes, *shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhysicalNetConfig:
     """Devices and the matrices behind them; inputs and classes come from the data, devices from `physics`."""
 
@@ -163,11 +210,14 @@ def _check_images(name: str, sample_shape: Sequence[int]) -> None:
         )
 
 
-NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | PhysicalNetConfig | GCNConfig
+NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | VGG8bConfig | ResNetConfig | PhysicalNetConfig | GCNConfig
 NETS: dict[str, type[NetConfig]] = {
     "mlp": MLPConfig,
     "cnn": CNNConfig,
     "cafo_cnn": CaFoCNNConfig,
+    "vgg8b": VGG8bConfig,
+    "vgg11b": VGG11bConfig,
+    "resnet": ResNetConfig,
     "gcn": GCNConfig,
     "sage": SAGEConfig,
     "gat": GATConfig,

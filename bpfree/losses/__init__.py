@@ -1,18 +1,20 @@
 """`LocalLoss` and one file per objective."""
 
 from bpfree.losses._base import LocalLoss, accuracy
-from bpfree.losses._registry import loss_names, make_loss, register_loss
+from bpfree.losses._registry import loss_names, loss_options, make_loss, register_loss
 from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
 from bpfree.losses.direct_feedback import DirectFeedback
 from bpfree.losses.dual_ridge import DualRidge
 from bpfree.losses.goodness import Goodness
+from bpfree.losses.mean_goodness import MeanGoodness
 from bpfree.losses.pair_cosine import PairCosine
 from bpfree.losses.pairs import PairScore, TopToInputPairs, pair_dot
-from bpfree.losses.prototypes import ClassPrototypes, TopToInput, TopToLoss
+from bpfree.losses.prototypes import ClassPrototypes, PrototypeGoodness, TopToInput, TopToLoss
 from bpfree.losses.reconstruction import MapPair, Reconstruction
 from bpfree.losses.ridge import RidgeAccumulator
+from bpfree.losses.similarity import PredSim
 from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
 
 __all__ = [
@@ -26,8 +28,11 @@ __all__ = [
     "LocalLoss",
     "LocalSparsemax",
     "MapPair",
+    "MeanGoodness",
     "PairCosine",
     "PairScore",
+    "PredSim",
+    "PrototypeGoodness",
     "PrototypeOutput",
     "Reconstruction",
     "RidgeAccumulator",
@@ -36,6 +41,7 @@ __all__ = [
     "TopToLoss",
     "accuracy",
     "loss_names",
+    "loss_options",
     "make_loss",
     "pair_dot",
     "register_loss",

@@ -1,16 +1,20 @@
-"""Cross-entropy on the similarity of a node to the prototype of each class (ForwardGNN)."""
+"""Cross-entropy on the similarity of a row to the prototype of each class."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.graph import unit_rows
 from bpfree.losses._base import LocalLoss
+from bpfree.losses._registry import register_loss
+from bpfree.losses.cross_entropy import Pooling, flat_features
+from bpfree.nn import widened
 
 Similarity = Literal["dot", "cosine"]
 
@@ -105,3 +109,41 @@ class TopToInput(ClassPrototypes):
 
     def remembered(self, output: Tensor) -> Tensor:
         return output
+
+
+@register_loss("prototype_goodness")
+class PrototypeGoodness(ClassPrototypes):
+    """Goodness is the cosine to a learned prototype of each class (Hyperspherical Forward-Forward).
+
+    Sarode et al., arXiv 2605.00082: prototypes and outputs ``h [rows, ...]`` are taken at unit length, and
+    the other classes' prototypes stand in for negative samples::
+
+        g_ik = <h_i, c_k> / (|h_i| |c_k|)
+        loss = CE(softmax(g_i / temperature), y_i)
+
+    One pass gives the goodness of all classes, in training and afterwards.
+
+    Args:
+        temperature: Divides the cosine.
+        pool: Side of the map that maps are pooled to first; 1 is global; None: as they are.
+        pooling: By the average, or by the root of the mean square.
+    """
+
+    def __init__(
+        self,
+        temperature: Annotated[float, Gt(0)] = 0.1,
+        pool: Annotated[int, Ge(1)] | None = None,
+        pooling: Pooling = "average",
+    ) -> None:
+        # How many classes there are is not known before it is built.
+        super().__init__(0, learnable=True, similarity="cosine", temperature=temperature)
+        self.pool, self.pooling = pool, pooling
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        self.features = flat_features(self.pool if output.ndim == 4 else None, self.pooling)
+        super().build(self.features(output), n_classes)
+
+    def scores(self, output: Tensor) -> Tensor:
+        # Cosines are divided by a small number: 8 bits of them are too few.
+        with torch.autocast(output.device.type, enabled=False):
+            return self.similarities(self.features(widened(output)), self.prototypes)

@@ -6,10 +6,13 @@ from bpfree.nn.graph import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, 
 from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, RowNorm, StraightThroughReLU, widened
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
+from bpfree.nn.vision import VGG8B, VGG11B, Norm, PadShortcut, Shortcut, resnet, vgg
 
 __all__ = [
     "ACTIVATIONS",
     "GNN",
+    "VGG8B",
+    "VGG11B",
     "Aggregate",
     "Apparatus",
     "Attention",
@@ -17,12 +20,15 @@ __all__ = [
     "GCNPart",
     "Hops",
     "LengthNorm",
+    "Norm",
     "Normalise",
+    "PadShortcut",
     "PhysicalFront",
     "Purpose",
     "RootMeanSquarePool",
     "RowNorm",
     "SAGEPart",
+    "Shortcut",
     "StraightThroughReLU",
     "WholeGNN",
     "apparatus",
@@ -35,5 +41,7 @@ __all__ = [
     "mlp",
     "passes",
     "physical_net",
+    "resnet",
+    "vgg",
     "widened",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from torch import nn
 
 from bpfree.cascade import Block, Cascade
-from bpfree.cutting import localize
+from bpfree.cutting import Output, localize
 from bpfree.losses import LocalCrossEntropy, LocalLoss
 from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.trainers.base import Trainer, single_weights
@@ -25,10 +25,15 @@ class LocalSettings(TrainerSettings):
     Attributes:
         loss: Name of the local loss, see `bpfree.register_loss` and `bpfree.localize`; a cascade that was cut
             already keeps its own.
+        loss_options: Options of the loss, by name; those of its constructor.
+        output: What becomes of the network's output layer: the head of the last block (``joined``), a block
+            of its own above blocks that all have the loss (``apart``), or nothing (``none``).
         readout: The prediction rule.
     """
 
     loss: str = "mono_forward"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    output: Output = "joined"
     readout: ReadoutName = "last"
 
 
@@ -40,7 +45,8 @@ def local_heads(n: int, pool: int | None) -> list[LocalLoss]:
 class Local(Trainer):
     """Trains every block by a registered local loss, in the cascade that `bpfree.localize` makes.
 
-    The last block is headed by the network's output layer, under cross-entropy, if the loss leaves it one.
+    The last block is headed by the network's output layer, under cross-entropy, if the loss leaves it one and
+    ``output`` says nothing else.
     """
 
     id = "local"
@@ -50,7 +56,8 @@ class Local(Trainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         if isinstance(self.net, Cascade):
             return self.net.lead(self.settings.readout)
-        return localize(self.net, self.settings.loss, self.settings.cut, self.settings.readout)
+        s = self.settings
+        return localize(self.net, s.loss, s.cut, s.readout, s.loss_options, s.output)
 
     @property
     def locality(self) -> str:

@@ -15,7 +15,10 @@ from bpfree._settings import STRICT
 from bpfree.schedules import Schedule
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
-LRSchedule = Literal["constant", "cosine", "cooldown"]
+LRSchedule = Literal["constant", "cosine", "cooldown", "steps"]
+
+#: Where the schedule ``steps`` quarters the learning rate, as shares of all epochs (arXiv 1901.06656).
+STEPS_AT = (0.5, 0.75, 0.89, 0.94)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class TrainerSettings:
         optimizer: One optimizer of this kind per block.
         momentum: Momentum of SGD.
         lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
-            and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code.
+            and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code; ``steps``,
+            a quarter of it after 50, 75, 89 and 94 % of the epochs.
         schedule: ``simultaneous`` or ``greedy``.
         cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
         precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
@@ -99,6 +103,8 @@ def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "cooldown" and epoch > epochs / 2:
         return 2 * (1 + epochs - epoch) / epochs
+    if schedule == "steps":
+        return 0.25 ** sum(epoch >= share * epochs for share in STEPS_AT)
     return 1.0
 
 

@@ -1,0 +1,126 @@
+"""Prediction with similarity matching: the losses of local error signals."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree.losses._registry import register_loss
+from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.nn import widened
+
+
+def similarity_matrix(features: Tensor) -> Tensor:
+    """``S [rows, rows]``: the cosines between rows ``[rows, n]`` from which their own mean was taken.
+
+    A row that is constant has no direction; its cosines are 0.
+    """
+    centred = features - features.mean(1, keepdim=True)
+    unit = F.normalize(centred, dim=1, eps=1e-8)
+    return unit @ unit.T
+
+
+def label_similarity(target: Tensor, n_classes: int) -> Tensor:
+    """`similarity_matrix` of one-hot rows: 1 for two rows of one class, -1/(C - 1) for two of two classes."""
+    same = target.unsqueeze(0) == target.unsqueeze(1)
+    other = -1.0 / (n_classes - 1) if n_classes > 1 else 0.0
+    return torch.where(same, 1.0, other)
+
+
+def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
+    """Mean over all pairs of rows of ``(S(features) - S(one-hot labels))^2``; equation 1 of the paper."""
+    wide = widened(features)
+    with torch.autocast(wide.device.type, enabled=False):
+        difference = similarity_matrix(wide) - label_similarity(target, n_classes).to(wide.dtype)
+    return difference.square().mean()
+
+
+def spread(maps: Tensor) -> Tensor:
+    """``[rows, c]``, the standard deviation of each map of ``[rows, c, h, w]``; single values as they are."""
+    flat = widened(maps).flatten(2)
+    n = flat.shape[2]
+    if n == 1:
+        return flat.squeeze(2)
+    # The gradient of a norm is 0 where a map is constant, and this is quicker than torch.std.
+    return torch.linalg.vector_norm(flat - flat.mean(2, keepdim=True), dim=2) / math.sqrt(n - 1)
+
+
+@register_loss("predsim")
+class PredSim(LocalCrossEntropy):
+    """Prediction and similarity matching (Nøkland and Eidnes, arXiv 1901.06656).
+
+    With ``a`` the block's output, ``P`` a learned projection of its own (a 3x3 convolution for maps, else
+    linear, no bias) and ``S`` `similarity_matrix`::
+
+        sim  = mean_ij (S(std(P a)) - S(Y))_ij^2      # std over each map; P a itself where there are no maps
+        pred = CE(softmax(M a), y)                    # a averaged to a smaller map first, see ``features``
+        loss = (1 - w) pred + w sim
+
+    With ``w = 0`` it is Mono-Forward's loss. With ``w = 1`` the block learns from ``sim`` alone; ``M`` then
+    learns on the detached output, so that the block's accuracy can be told.
+
+    Args:
+        sim_weight: w.
+        features: Maps are averaged down to the largest square that leaves the prediction at most so many
+            features; None: they are not averaged.
+        project: Whether there is a ``P``.
+        bias: Whether ``M`` has a bias.
+
+    Raises:
+        BadValue: If the weight is not between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        sim_weight: Annotated[float, Ge(0), Le(1)] = 0.99,
+        features: Annotated[int, Ge(1)] | None = None,
+        project: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(bias=bias, pooling="average")
+        if not 0 <= sim_weight <= 1:
+            raise BadValue(f"sim_weight = {sim_weight}: expected 0 to 1")
+        self.sim_weight, self.features, self.project = sim_weight, features, project
+        self.projection: nn.Module = nn.Identity()
+
+    def build(self, output: Tensor, n_classes: int) -> None:
+        self.n_classes = n_classes
+        if self.features is not None and output.ndim == 4:
+            self.pool = side_within(output, self.features)
+        super().build(output, n_classes)
+        if self.project and self.sim_weight > 0:
+            width = output.shape[1]
+            conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            self.projection = conv if output.ndim == 4 else nn.Linear(width, width, bias=False)
+            self.projection.to(output.device)
+
+    def similarity(self, output: Tensor, target: Tensor) -> Tensor:
+        """``sim``."""
+        seen = self.projection(output)
+        return similarity_loss(spread(seen) if seen.ndim == 4 else seen, target, self.n_classes)
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        w = self.sim_weight
+        if w == 0:
+            return super().forward(output, target)
+        sim = self.similarity(output, target)
+        if w == 1:
+            return sim + super().forward(output.detach(), target)
+        return (1 - w) * super().forward(output, target) + w * sim
+
+    def output_gradient(
+        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        raise TypeError("PredSim has no closed-form gradient: use gradients='autograd'")
+
+
+def side_within(maps: Tensor, features: int) -> int:
+    """The largest side, at least 1, of square maps by which ``[rows, c, h, w]`` has at most ``features``."""
+    _, channels, height, width = maps.shape
+    return max(1, min(height, width, math.isqrt(features // channels)))
