@@ -338,3 +338,42 @@ def test_saved_weights_load_into_the_untouched_architecture(tmp_path: Path) -> N
     fresh.load_state_dict(torch.load(path))
     x, _ = images().batch(torch.arange(8))
     assert torch.equal(fresh(x).argmax(1), trainer.predict(x))
+
+
+def test_a_cut_behind_activations_puts_what_follows_them_into_the_next_block() -> None:
+    net = make_cnn(pool="max")
+    kinds = [[type(m).__name__ for m in block.body] for block in localize(net, cut="activation").units]
+    assert kinds == [["Conv2d", "ReLU"], ["MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten"]]
+    trainer = MonoForward(net, cut="activation", progress=False)
+    trainer.build((1, 8, 8), CLASSES)
+    torch.testing.assert_close(trainer.model(images().x), net(images().x))
+
+
+def test_the_output_layer_may_stand_apart_or_aside() -> None:
+    net = make_cnn(pool="max")
+    apart = localize(net, "mono_forward", "activation", output="apart")
+    assert [type(m).__name__ for m in apart.units[1].body] == ["MaxPool2d", "Conv2d", "ReLU"]
+    assert [type(m).__name__ for m in apart.units[2].body] == ["MaxPool2d", "Flatten"]
+    apart.build(images().x, CLASSES)
+    assert apart.losses[2].head is net[-1]
+    assert apart.to_module() is net
+    torch.testing.assert_close(apart.eval()(images().x), net.eval()(images().x))
+    whole = localize(net, "mono_forward", output="apart")
+    assert [len(block.body) for block in whole.units] == [3, 4, 0]
+    aside = localize(net, "mono_forward", output="none")
+    aside.build(images().x, CLASSES)
+    assert len(aside.units) == 2
+    assert not {id(p) for p in net[-1].parameters()} & {id(p) for p in aside.parameters()}
+
+
+def test_a_loss_that_has_no_use_for_an_output_layer_cannot_stand_below_one() -> None:
+    for loss in ("goodness", "closed_form"):
+        with pytest.raises(BadValue, match="output = 'apart': the output layer takes no part"):
+            localize(make_mlp(), loss, output="apart")
+
+
+def test_localize_passes_on_the_options_of_a_loss() -> None:
+    cascade = localize(make_mlp(16, 16), "prototype_goodness", options={"temperature": 0.5}, output="none")
+    assert [loss.temperature for loss in cascade.losses] == [0.5, 0.5]
+    with pytest.raises(BadValue, match="loss_options of 'predsim'.weight: unknown key.*sim_weight"):
+        localize(make_mlp(), "predsim", options={"weight": 0.5})

@@ -43,12 +43,14 @@ def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
 
 def spread(maps: Tensor) -> Tensor:
     """``[rows, c]``, the standard deviation of each map of ``[rows, c, h, w]``; single values as they are."""
-    flat = widened(maps).flatten(2)
-    n = flat.shape[2]
+    wide = widened(maps)
+    n = wide.shape[2] * wide.shape[3]
     if n == 1:
-        return flat.squeeze(2)
-    # The gradient of a norm is 0 where a map is constant, and this is quicker than torch.std.
-    return torch.linalg.vector_norm(flat - flat.mean(2, keepdim=True), dim=2) / math.sqrt(n - 1)
+        return wide.flatten(1)
+    # Deviations sum up to 0, so the mean has no part in the gradient; torch.std takes several times as long.
+    variance = (wide - wide.detach().mean((2, 3), keepdim=True)).square().sum((2, 3)) / (n - 1)
+    # A map that is constant has a gradient of 0, not of 0/0.
+    return (variance + 1e-12).sqrt()
 
 
 @register_loss("predsim")
@@ -67,7 +69,7 @@ class PredSim(LocalCrossEntropy):
 
     Args:
         sim_weight: w.
-        features: Maps are averaged down to the largest square that leaves the prediction at most so many
+        features: Maps are averaged in squares, the smallest that leave the prediction at most so many
             features; None: they are not averaged.
         project: Whether there is a ``P``.
         bias: Whether ``M`` has a bias.
@@ -83,7 +85,7 @@ class PredSim(LocalCrossEntropy):
         project: bool = True,
         bias: bool = False,
     ) -> None:
-        super().__init__(bias=bias, pooling="average")
+        super().__init__(bias=bias)
         if not 0 <= sim_weight <= 1:
             raise BadValue(f"sim_weight = {sim_weight}: expected 0 to 1")
         self.sim_weight, self.features, self.project = sim_weight, features, project
@@ -92,7 +94,10 @@ class PredSim(LocalCrossEntropy):
     def build(self, output: Tensor, n_classes: int) -> None:
         self.n_classes = n_classes
         if self.features is not None and output.ndim == 4:
-            self.pool = side_within(output, self.features)
+            pool = nn.AvgPool2d(square_for(output, self.features), ceil_mode=True)
+            width = pool(output).flatten(1).shape[1]
+            projection = nn.Linear(width, n_classes, bias=self.bias)
+            self.head = nn.Sequential(pool, nn.Flatten(), projection).to(output.device)
         super().build(output, n_classes)
         if self.project and self.sim_weight > 0:
             width = output.shape[1]
@@ -120,7 +125,12 @@ class PredSim(LocalCrossEntropy):
         raise TypeError("PredSim has no closed-form gradient: use gradients='autograd'")
 
 
-def side_within(maps: Tensor, features: int) -> int:
-    """The largest side, at least 1, of square maps by which ``[rows, c, h, w]`` has at most ``features``."""
+def square_for(maps: Tensor, features: int) -> int:
+    """Side of the smallest squares that, averaged, leave ``[rows, c, h, w]`` at most ``features`` a row.
+
+    The whole map, if there are more channels than that.
+    """
     _, channels, height, width = maps.shape
-    return max(1, min(height, width, math.isqrt(features // channels)))
+    sides = range(1, max(height, width))
+    fits = (k for k in sides if channels * math.ceil(height / k) * math.ceil(width / k) <= features)
+    return next(fits, max(height, width))

@@ -1,4 +1,7 @@
-"""Larger networks for images, as `nn.Sequential`s that end in their output layer: VGG and residual nets."""
+"""Larger networks for images, as `nn.Sequential`s that end in their output layer: VGG and residual nets.
+
+Their convolutions keep the channels of a pixel side by side (``channels_last``): so bfloat16 is quicker.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,7 +74,11 @@ def vgg(
     n_in *= (height >> halvings) * (side >> halvings)
     modules += [nn.Flatten(), nn.Linear(n_in, hidden, bias=norm != "batch")]
     modules += _behind(nn.BatchNorm1d(hidden), activation, norm, nn.Dropout(dropout))
-    return nn.Sequential(*modules, nn.Linear(hidden, n_classes))
+    return _channels_last(*modules, nn.Linear(hidden, n_classes))
+
+
+def _channels_last(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*modules).to(memory_format=torch.channels_last)
 
 
 def _behind(
@@ -143,4 +151,4 @@ def resnet(
             modules.append(BasicBlock(n_in, n_out, stride, around, norm_layer=make_norm))
             modules += [nn.Dropout2d(dropout)] if dropout > 0 else []
             n_in = n_out
-    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, n_classes))
+    return _channels_last(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, n_classes))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
 import pytest
 import torch
-from torch import Tensor
+from annotated_types import Gt
+from torch import Tensor, nn
 
 from bpfree import BadValue, LocalLoss, register_loss
-from bpfree.losses import LocalCrossEntropy, loss_names, make_loss
+from bpfree.losses import LocalCrossEntropy, loss_names, loss_options, make_loss
 
 
 class Least(LocalLoss):
@@ -49,3 +52,42 @@ def test_a_name_is_given_once_but_may_be_given_again_to_the_same_class() -> None
 def test_an_unknown_name_is_an_error_that_guesses() -> None:
     with pytest.raises(BadValue, match="did you mean 'mono_forward'"):
         make_loss("mono_foward")
+
+
+class Tunable(Least):
+    """Has options that a configuration can spell, and one that it cannot."""
+
+    def __init__(
+        self,
+        slope: Annotated[float, Gt(0)] = 1.0,
+        form: Literal["round", "square"] = "round",
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.slope, self.form, self.head = slope, form, head
+
+
+def test_a_loss_takes_those_options_that_can_be_spelled() -> None:
+    register_loss("tests.tunable")(Tunable)
+    loss = make_loss("tests.tunable", {"slope": 2, "form": "square"})
+    assert isinstance(loss, Tunable)
+    assert (loss.slope, loss.form, loss.head) == (2.0, "square", None)
+    assert loss_options("tests.tunable") == ["slope", "form"]
+    register_loss("tests.least")(Least)
+    assert loss_options("tests.least") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slop": 1.0}, r"loss_options of 'tests\.tunable'\.slop: unknown key; did you mean 'slope'"),
+        ({"slope": 0.0}, r"slope = 0\.0: input should be greater than 0"),
+        ({"slope": "steep"}, "slope = 'steep': input should be a valid number"),
+        ({"form": "oval"}, "form = 'oval'"),
+        ({"head": 3}, "head: unknown key; allowed: form, slope"),
+    ],
+)
+def test_bad_options_are_errors_that_name_them(options: dict[str, Any], message: str) -> None:
+    register_loss("tests.tunable")(Tunable)
+    with pytest.raises(BadValue, match=message):
+        make_loss("tests.tunable", options)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bpfree import BadValue, RidgeAccumulator
-from bpfree.losses import ClassPrototypes, ClosedForm, DualRidge, TopToInput, TopToLoss
+from bpfree.losses import (
+    ClassPrototypes,
+    ClosedForm,
+    DualRidge,
+    PrototypeGoodness,
+    TopToInput,
+    TopToLoss,
+)
 
 
 def rows(n: int, width: int = 4, seed: int = 0) -> torch.Tensor:
@@ -102,3 +110,43 @@ def test_the_closed_form_is_the_same_either_way_and_an_empty_ridge_is_refused() 
     torch.testing.assert_close(solved[0], solved[1], rtol=1e-4, atol=1e-6)
     with pytest.raises(BadValue, match="no samples"):
         DualRidge(3, 2).solve_all([1.0])
+
+
+def goodness(output: torch.Tensor, **options: Any) -> PrototypeGoodness:
+    torch.manual_seed(0)
+    loss = PrototypeGoodness(**options)
+    loss.build(output.float(), 3)
+    return loss.double()
+
+
+def test_prototype_goodness_is_the_cosine_by_hand() -> None:
+    output, target = rows(5) - 0.5, torch.tensor([0, 2, 1, 1, 0])
+    loss = goodness(output, temperature=0.2)
+    total = 0.0
+    for row, y in zip(output.tolist(), target.tolist(), strict=True):
+        cosines = []
+        for prototype in loss.prototypes.tolist():
+            dot = sum(a * b for a, b in zip(row, prototype, strict=True))
+            cosines.append(dot / math.hypot(*row) / math.hypot(*prototype))
+        total -= cosines[y] / 0.2 - math.log(sum(math.exp(c / 0.2) for c in cosines))
+    assert loss(output, target).item() == pytest.approx(total / 5)
+
+
+def test_prototype_goodness_sees_no_length_of_rows_or_prototypes_and_turns_with_the_space() -> None:
+    output = rows(5) - 0.5
+    loss = goodness(output)
+    before = loss.scores(output)
+    turn, _ = torch.linalg.qr(rows(4, seed=3))
+    stretched = output * torch.linspace(0.5, 3, 5).unsqueeze(1)
+    with torch.no_grad():
+        loss.prototypes.copy_(loss.prototypes @ turn * torch.tensor([[0.1], [1.0], [7.0]]))
+    torch.testing.assert_close(loss.scores(stretched @ turn), before)
+    assert before.abs().max() <= 10.0
+
+
+def test_prototype_goodness_of_maps_is_that_of_their_averages() -> None:
+    maps = rows(5, 4 * 6 * 6).view(5, 4, 6, 6)
+    loss = goodness(maps, pool=2)
+    averages = maps.view(5, 4, 2, 3, 2, 3).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(loss.scores(maps), loss.similarities(averages, loss.prototypes))
+    assert goodness(maps).prototypes.shape == (3, 144)

@@ -130,3 +130,8 @@ def test_a_loss_that_breaks_a_law_is_found_out(name: str, message: str) -> None:
 def test_an_unknown_loss_is_an_error() -> None:
     with pytest.raises(BadValue, match=r"unknown local loss 'tests\.nothing'"):
         check_local_loss("tests.nothing")
+
+
+@pytest.mark.parametrize("name", ["predsim", "mean_goodness", "prototype_goodness"])
+def test_the_strong_losses_keep_every_law_on_maps(name: str) -> None:
+    check_local_loss(name, make_cnn(), (1, 8, 8))

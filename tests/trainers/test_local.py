@@ -24,6 +24,7 @@ from bpfree import (
     register_loss,
 )
 from bpfree.losses import LocalCrossEntropy
+from bpfree.testing import assert_locality, assert_schedules_agree
 from tests.helpers import CLASSES, easy, make_cnn, make_mlp, snapshot, vectors
 
 
@@ -190,3 +191,51 @@ def test_a_checkpoint_is_not_taken_up_with_other_validation_data(tmp_path: Path)
     )
     with pytest.raises(BadValue, match="another run"):
         MonoForward(make_mlp(), progress=False).fit(easily, easy(20), epochs=1, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "output"),
+    [
+        ("predsim", {"sim_weight": 0.5, "features": 12}, "apart"),
+        ("predsim", {"sim_weight": 1.0}, "apart"),
+        ("mean_goodness", {"scale": 4.0}, "none"),
+        ("prototype_goodness", {"temperature": 0.2}, "none"),
+    ],
+)
+def test_strong_losses_learn_stay_local_and_tell_every_block(
+    loss: str, options: dict[str, Any], output: str
+) -> None:
+    def make(**settings: Any) -> Trainer:
+        return Local(
+            make_mlp(24, 24), loss=loss, loss_options=options, output=output, progress=False, **settings
+        )
+
+    assert_locality(make(), easy().x, easy().y)
+    assert_schedules_agree(make, easy(40))
+    trainer = make(lr=0.01)
+    trainer.fit(easy(), epochs=12, batch_size=16)
+    found = trainer.evaluate(easy(seed=1))
+    assert len(found["blocks"]) == (3 if output == "apart" else 2)
+    assert min(found["blocks"]) > 0.8
+    assert trainer.locality == "L2"
+
+
+@pytest.mark.parametrize("loss", ["mean_goodness", "prototype_goodness"])
+def test_goodness_without_negatives_needs_one_pass_and_predicts_by_the_scores_it_learned_from(
+    loss: str,
+) -> None:
+    trainer, data = Local(make_mlp(), loss=loss, output="none", progress=False), easy()
+    trainer.fit(data, epochs=1, batch_size=16)
+    bodies, seen = trainer.cascade.units, list[int]()
+    bodies[0].body.register_forward_hook(lambda module, rows, output: seen.append(len(output)))
+    predicted = trainer.predict(data.x)
+    assert sum(seen) == len(data.x)
+    outputs = trainer.cascade.outputs(data.x)
+    scores = trainer.cascade.losses[-1].scores(outputs[-1])
+    assert scores is not None
+    assert torch.equal(predicted, scores.argmax(1))
+    for output, own in zip(outputs, trainer.cascade.losses, strict=True):
+        own_scores = own.scores(output)
+        assert own_scores is not None
+        expected = torch.nn.functional.cross_entropy(own_scores, data.y)
+        assert torch.equal(own(output, data.y), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,3 +95,14 @@ def test_a_readout_has_a_rate_and_a_decay_of_its_own() -> None:
     readout, block = (trainer.optimizers[k].param_groups[0] for k in ("readout.classifier", "block1"))
     assert (readout["lr"], readout["weight_decay"]) == (0.5, 0.25)
     assert (block["lr"], block["weight_decay"]) == (0.1, 3e-4)
+
+
+@pytest.mark.parametrize("epochs", [1, 8, 100, 400])
+def test_steps_quarter_the_rate_at_their_shares_of_the_epochs(epochs: int) -> None:
+    found = [lr_factor("steps", e, epochs) for e in range(epochs)]
+    assert found[0] == 1.0
+    assert all(later in (now, now / 4, now / 16) for now, later in pairwise(found))
+    if epochs == 100:
+        drops = [e for e in range(1, 100) if found[e] < found[e - 1]]
+        assert drops == [50, 75, 89, 94]
+        assert found[-1] == 0.25**4
