@@ -102,9 +102,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` took; hyperparameters stay the optimizer's own."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        # A file knows no layout, and a step's rounding depends on it: moments lie as their parameters do.
+        like = parameters[int(index)]
+        if tensor.shape == like.shape:
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         slots.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
