@@ -108,9 +108,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, name = key.split(".", 1)
         # A file knows no layout, and a step's rounding depends on it: moments lie as their parameters do.
         like = parameters[int(index)]
-        if tensor.shape == like.shape:
-            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        slots.setdefault(int(index), {})[name] = tensor
+        fits = tensor.shape == like.shape
+        laid = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor) if fits else tensor
+        slots.setdefault(int(index), {})[name] = laid
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
