@@ -108,10 +108,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, name = key.split(".", 1)
         # A file knows no layout, and a step's rounding depends on it: moments lie as their parameters do.
         like = parameters[int(index)]
-        fits = tensor.shape == like.shape
-        laid = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor) if fits else tensor
-        slots.setdefault(int(index), {})[name] = laid
+        lies_alike = tensor.shape == like.shape
+        slots.setdefault(int(index), {})[name] = _laid_like(tensor, like) if lies_alike else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@torch.no_grad()
+def _laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
