@@ -58,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", help="run the experiments of YAML files")
     one.add_argument(
-        "configs", type=Path, nargs="+", metavar="config", help="for example configs/mono_forward_mnist_mlp.yaml"
+        "configs",
+        type=Path,
+        nargs="+",
+        metavar="config",
+        help="for example configs/mono_forward_mnist_mlp.yaml",
     )
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="trainer.lr=2e-4, for example"
@@ -129,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
             override(config, assignment)
         of_config = cells(config, arguments.seeds, where=f"{path}: ")
         then_matched += of_config if wants_matched(config, of_config) else []
-        # What stands in two files, a baseline for example, is run once, and called as the first file calls it.
+        # What stands in two files, say a baseline, is run once, and called as the first file calls it.
         for cell in of_config:
             found.setdefault(cell.id, cell)
     return _bench(list(found.values()), arguments, arguments.jobs or 1, then_matched)
