@@ -59,15 +59,15 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
                     stages = max(row["budget"]["stages"] for row in arm.rows)
                     share = passes, math.ceil(passes / stages)
                     epochs |= dict.fromkeys((row["cell_id"] for row in arm.rows), share)
-    of_arm = {_arm(cell): epochs[cell.id] for cell in cells if cell.id in epochs}
+    of_arm = {arm_id(cell): epochs[cell.id] for cell in cells if cell.id in epochs}
     return [
         replace(
             cell,
-            fit={**cell.fit, "epochs": of_arm[_arm(cell)][1], "patience": None},
-            matched=of_arm[_arm(cell)][0],
+            fit={**cell.fit, "epochs": of_arm[arm_id(cell)][1], "patience": None},
+            matched=of_arm[arm_id(cell)][0],
         )
         for cell in cells
-        if _arm(cell) in of_arm
+        if arm_id(cell) in of_arm
     ]
 
 
@@ -77,6 +77,6 @@ def mean_passes(arm: Arm) -> float:
     return sum(passes.values()) / len(passes)
 
 
-def _arm(cell: Cell) -> str:
+def arm_id(cell: Cell) -> str:
     """What is the same for all seeds of an arm, the devices' included."""
     return replace(cell, seed=0, device_seed=None if cell.device_seed is None else 0).id
