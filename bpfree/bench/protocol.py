@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.bench.arms import BASELINES, Arm, groups
+from bpfree.bench.arms import Arm, groups, is_baseline
 from bpfree.bench.config import Cell
 from bpfree.bench.results import Row
 
@@ -35,7 +35,7 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
                 f"protocols = [A, B]: {cell.arm} has no stop rule, so no convergence of its own; "
                 "give fit.patience, for example 20"
             )
-        if not any(other.trainer["id"] in BASELINES and other.net == cell.net for other in cells):
+        if not any(is_baseline(other.trainer) and other.net == cell.net for other in cells):
             raise BadValue(
                 f"protocols = [A, B]: {cell.arm} has no backprop arm on its net to match the passes of; "
                 "add one under controls"
