@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument(
         "--html", type=Path, metavar="FILE", help="default: report.html in the first folder"
     )
+    reporting.add_argument(
+        "--study", type=Path, nargs="+", default=[], metavar="DIR", help="folders of searches to show, too"
+    )
     reporting.set_defaults(command=_report)
 
     comparing = commands.add_parser(
@@ -190,11 +193,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    rows = read_all(arguments.folders)
+    rows, searches = read_all(arguments.folders), [report.read_search(folder) for folder in arguments.study]
     console = _console()
     show(rows, console)
     path = arguments.html or arguments.folders[0] / "report.html"
-    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders])
+    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders], searches)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0
 
