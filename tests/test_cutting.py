@@ -375,5 +375,5 @@ def test_a_loss_that_has_no_use_for_an_output_layer_cannot_stand_below_one() -> 
 def test_localize_passes_on_the_options_of_a_loss() -> None:
     cascade = localize(make_mlp(16, 16), "prototype_goodness", options={"temperature": 0.5}, output="none")
     assert [loss.temperature for loss in cascade.losses] == [0.5, 0.5]
-    with pytest.raises(BadValue, match="loss_options of 'predsim'.weight: unknown key.*sim_weight"):
+    with pytest.raises(BadValue, match=r"loss_options of 'predsim'\.weight: unknown key.*sim_weight"):
         localize(make_mlp(), "predsim", options={"weight": 0.5})

@@ -53,9 +53,9 @@ def test_vgg_has_the_published_parameters(
 
 
 def test_resnet_18_has_the_known_parameters_and_resnet_34_those_of_its_blocks() -> None:
-    assert count(resnet((3, 32, 32), 10)) == 11_173_962
     with torch.device("meta"):
-        larger = resnet((3, 32, 32), 10, blocks=(3, 4, 6, 3))
+        net, larger = resnet((3, 32, 32), 10), resnet((3, 32, 32), 10, blocks=(3, 4, 6, 3))
+    assert count(net) == 11_173_962
     widths = (64, 128, 256, 512)
     more = sum(n * (2 * 9 * w * w + 4 * w) for n, w in zip((1, 2, 4, 1), widths, strict=True))
     assert count(larger) == 11_173_962 + more
