@@ -368,7 +368,7 @@ def test_the_output_layer_may_stand_apart_or_aside() -> None:
 
 def test_a_loss_that_has_no_use_for_an_output_layer_cannot_stand_below_one() -> None:
     for loss in ("goodness", "closed_form"):
-        with pytest.raises(BadValue, match="output = 'apart': the output layer takes no part"):
+        with pytest.raises(BadValue, match="trains every block without an output layer"):
             localize(make_mlp(), loss, output="apart")
 
 
