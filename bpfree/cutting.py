@@ -169,10 +169,13 @@ def localize(
                 f"output = 'apart': {type(kind).__name__} trains every block without an output layer"
             )
         output = "none"
+    above = nn.Sequential()
+    if output != "joined" and cut == "activation":
+        stages[-1], above = _at_the_wall(stages[-1])
     if output == "joined":
         losses[-1] = LocalCrossEntropy(top)
     elif output == "apart":
-        stages[-1:] = _at_the_wall(stages[-1]) if cut == "activation" else (stages[-1], nn.Sequential())
+        stages.append(above)
         losses.append(LocalCrossEntropy(top))
     if kind.one_pass:
         blocks = [
