@@ -47,7 +47,7 @@ def test_its_own_configuration_gives_every_arm_the_same_net_data_and_passes() ->
     arms = [config["trainer"], *(control["trainer"] for control in config["controls"])]
     assert all(set(control) <= {"label", "trainer"} for control in config["controls"])
     assert {"backprop", "backprop_ds", "mono_forward", "random_features"} < {arm["id"] for arm in arms}
-    assert config["net"] == {"name": "vgg8b", "width": 0.25, "dropout": 0.2}
+    assert config["net"] == {"name": "vgg8b", "width": 0.25}
     assert (config["dataset"]["train_size"], len(config["seeds"])) == (10_000, 3)
     searched = read_yaml(Path(strong_nets.CONFIG).parents[1] / "tuning" / "predsim_mnist_quarter.yaml")
     assert searched["net"] == config["net"]
