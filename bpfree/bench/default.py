@@ -29,8 +29,9 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones. Learning
-#: rates were found as above (configs/tuning/default_cascaded.yaml, benchmarks/results/tuning_default_cascaded).
+#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
+#: Learning rates were found as above (configs/tuning/default_cascaded.yaml,
+#: benchmarks/results/tuning_default_cascaded).
 CASCADED: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
