@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from bpfree import BadValue
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.sections import net_config
 from bpfree.trainers import get_trainer
@@ -46,3 +47,16 @@ def test_every_arm_is_built_beside_its_twins(path: Path) -> None:
         if cell.trainer["id"] == "local":
             assert trainer.locality in ("L1", "L2")
             assert len(trainer.cascade.units) > 6
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("vgg8b", 8_900_234), ("vgg11b", 11_555_978), ("resnet", 11_173_962)]
+)
+def test_a_config_names_the_nets_and_their_settings(name: str, count: int) -> None:
+    with torch.device("meta"):
+        net = net_config({"name": name}).build((3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == count
+    with pytest.raises(BadValue, match=r"net\.widht: unknown key; did you mean 'width'"):
+        net_config({"name": name, "widht": 0.5})
+    with pytest.raises(BadValue, match="needs images"):
+        net_config({"name": name}).build((12,), 10)
