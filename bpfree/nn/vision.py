@@ -1,7 +1,4 @@
-"""Larger networks for images, as `nn.Sequential`s that end in their output layer: VGG and residual nets.
-
-Their convolutions keep the channels of a pixel side by side (``channels_last``): so bfloat16 is quicker.
-"""
+"""Larger networks for images, as `nn.Sequential`s that end in their output layer: VGG and residual nets."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,11 +70,7 @@ def vgg(
     n_in *= (height >> halvings) * (side >> halvings)
     modules += [nn.Flatten(), nn.Linear(n_in, hidden, bias=norm != "batch")]
     modules += _behind(nn.BatchNorm1d(hidden), activation, norm, nn.Dropout(dropout))
-    return _channels_last(*modules, nn.Linear(hidden, n_classes))
-
-
-def _channels_last(*modules: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*modules).to(memory_format=torch.channels_last)
+    return nn.Sequential(*modules, nn.Linear(hidden, n_classes))
 
 
 def _behind(
@@ -151,4 +143,4 @@ def resnet(
             modules.append(BasicBlock(n_in, n_out, stride, around, norm_layer=make_norm))
             modules += [nn.Dropout2d(dropout)] if dropout > 0 else []
             n_in = n_out
-    return _channels_last(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, n_classes))
+    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, n_classes))
