@@ -1,0 +1,314 @@
+"""The pipelined schedule: a worker for each group of neighbouring blocks, joined by `torch.distributed`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bpfree._errors import BadValue, WorkerLost
+from bpfree.cascade import Cascade, Rows, send_down
+from bpfree.losses import LocalLoss
+from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, costs
+from bpfree.schedules.links import Inlet, Outlet, guarded
+from bpfree.schedules.plan import Schedule
+from bpfree.schedules.wires import Age, LinkedWires
+
+#: Tags of what goes up, of what comes down, and of the word that a checkpoint is written.
+UP, DOWN, SAVED = 1, 2, 3
+
+
+def n_workers() -> int:
+    """How many processes there are: of the process group, or as torchrun tells."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterator[Crew]:
+    """The workers of a run: one, or under the pipelined schedule as many as there are processes.
+
+    A process group is made, and ended, where there is none.
+    """
+    if schedule != "pipelined" or n_workers() == 1:
+        yield Crew()
+        return
+    timeout = timedelta(seconds=pipeline.timeout_s)
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo", timeout=timeout)
+    try:
+        with told_to_stop() as stopped:
+            yield Workers(dist.new_group(backend="gloo", timeout=timeout), pipeline, device, stopped)
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[Callable[[], None]]:
+    """Inside, SIGTERM is only noted, and what is given here raises `WorkerLost` from then on."""
+    told: list[int] = []
+
+    def check() -> None:
+        if told:
+            raise WorkerLost("this worker was told to stop (SIGTERM)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check  # a signal handler belongs to the main thread
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Workers(Crew):
+    """This process and the others, each with a group of blocks; rank 0 has the lowest.
+
+    Args:
+        group: The process group, of the gloo backend: messages lie in host memory.
+        pipeline: How they work together.
+        device: Where this worker computes.
+        check: Raises if this worker has been told to stop.
+    """
+
+    wires: LinkedWires
+
+    def __init__(
+        self, group: Any, pipeline: Pipeline, device: torch.device, check: Callable[[], None]
+    ) -> None:
+        self.group, self.pipeline, self.device, self.check = group, pipeline, device, check
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.groups: list[int] = []
+
+    # ---- blocks and links ------------------------------------------------------------------------------
+
+    @torch.enable_grad()
+    def assign(self, cascade: Cascade, probe: Probe) -> None:
+        """Cut the blocks into groups, and lay the wires.
+
+        Raises:
+            BadValue: If this cascade cannot be trained by several workers.
+        """
+        check_pipelined(cascade, self.size, self.pipeline.groups)
+        rows, target = probe()
+        message = cascade.encoding.message()
+        groups = self.pipeline.groups
+        if groups is None:
+            groups = balanced(costs(cascade, rows, target, message), self.size)
+        self.groups = self.tell(groups)
+        self.bounds = [sum(self.groups[:k]) for k in range(self.size + 1)]
+        self.n_losses = [len(block.losses) for block in cascade.units]
+        up, down = self._capacities(cascade, rows, message)
+        p, above, below = self.pipeline, self.rank + 1, self.rank - 1
+        self.wires = LinkedWires(self.check, staleness=p.staleness)
+        if self.rank > 0:
+            self.wires.below = Inlet(self.group, below, UP, up[below], p.queue, self.device)
+        if above < self.size:
+            self.wires.up = Outlet(self.group, above, UP, up[self.rank], p.queue, keep=False)
+            self.wires.above = True
+        if self.rank > 0 and down[below]:
+            # Not more can be on the way than batches that the sender has and the receiver had.
+            self.wires.down = Outlet(self.group, below, DOWN, down[below], p.queue, keep=False)
+        if above < self.size and down[self.rank]:
+            self.wires.top = Inlet(self.group, above, DOWN, down[self.rank], p.queue, self.device)
+
+    @torch.no_grad()
+    def _capacities(self, cascade: Cascade, rows: Rows, message: Tensor | None) -> tuple[list[int], list[int]]:
+        """Bytes of the largest tensor that goes up, and that comes down, each of the links; 0 for none."""
+        units, training = cascade.units, cascade.training
+        cascade.eval()
+        up, down = [], []
+        for first, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True):
+            if first:
+                _, sent = send_down(units[first:], message)
+                down.append(_nbytes(sent))
+            for block in units[first:stop]:
+                rows = block.onward(rows)
+            up.append(_nbytes(rows))
+        cascade.train(training)
+        return up, down
+
+    def share(self, first: int, stop: int) -> tuple[int, int]:
+        return max(first, self.bounds[self.rank]), min(stop, self.bounds[self.rank + 1])
+
+    # ---- a run -----------------------------------------------------------------------------------------
+
+    def begin(self, positions: Sequence[int], stop: int) -> int:
+        own, wires, sent = positions[self.rank], self.wires, 0
+        if wires.below is not None:
+            wires.below.expect(own, stop)
+        if wires.top is not None:
+            wires.top.expect(positions[self.rank + 1], stop)
+        if wires.up is not None:
+            wires.up.wanted_from = positions[self.rank + 1]
+            sent = wires.up.resend(positions[self.rank + 1], own)
+        return sent
+
+    def due(self, index: int, elapsed: bool) -> bool:
+        """A worker writes a little later than the one above it, when that one surely has written.
+
+        A send ends when the receiver asks for it, at most ``queue`` batches ahead; so a worker that begins
+        step t knows that the one above has taken all steps before ``t - 2 queue - 1``.
+        """
+        later = (self.size - 1 - self.rank) * (2 * self.pipeline.queue + 2)
+        if index <= later or (index - later) % self.pipeline.save_every:
+            return False
+        if self.wires.up is not None:
+            self.wires.up.forget(index - (2 * self.pipeline.queue + 2))
+        return True
+
+    def cut(self, index: int, save: Callable[[], None] | None) -> None:
+        self.wires.drain(index)
+        if save is None:
+            return
+        # From the top down: when a worker writes, nothing that it has kept is needed any more.
+        above, below = self.rank + 1, self.rank - 1
+        word = torch.zeros(1)
+        if above < self.size:
+            guarded(above, lambda: dist.recv(word, above, self.group, SAVED))
+        if self.wires.up is not None:
+            self.wires.up.forget(index)
+        save()
+        if below >= 0:
+            guarded(below, lambda: dist.send(word, below, self.group, SAVED))
+
+    def total(self, sums: Tensor) -> Tensor:
+        found = torch.zeros(sum(self.n_losses), dtype=sums.dtype)
+        first, stop = (sum(self.n_losses[:k]) for k in (self.bounds[self.rank], self.bounds[self.rank + 1]))
+        found[first:stop] = sums.cpu()
+        guarded(self.rank, lambda: dist.all_reduce(found, group=self.group))
+        return found
+
+    def sync(self, cascade: Cascade) -> None:
+        for owner in range(self.size):
+            blocks = cascade.units[self.bounds[owner] : self.bounds[owner + 1]]
+            tensors = [tensor for block in blocks for tensor in block.state_dict().values()]
+            if not tensors:
+                continue
+            flat = torch.cat([_bytes(tensor) for tensor in tensors])
+            guarded(owner, lambda f=flat, o=owner: dist.broadcast(f, o, self.group))
+            if owner != self.rank:
+                _fill(tensors, flat)
+
+    def report(self) -> dict[str, Any]:
+        ages = self.gather(self.wires.age)
+        self.wires.age = Age()
+        if not any(age.steps for age in ages):
+            return {}
+        used = [age for age in ages if age.steps]
+        return {"age": {"mean": [a.total / a.steps for a in used], "largest": [a.largest for a in used]}}
+
+    # ---- checkpoints -----------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """From now on, keep what is sent up until the worker above has it in a checkpoint."""
+        if self.wires.up is not None:
+            self.wires.up.keep = True
+
+    def state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """What is on the wires, as JSON: the groups, and which steps are kept; the tensors go to ``tensors``."""
+        kept = {} if self.wires.up is None else self.wires.up.kept
+        tensors |= {f"kept.{index}": message for index, message in kept.items()}
+        if self.wires.latest is not None:
+            tensors["latest"] = self.wires.latest[0]
+        latest = None if self.wires.latest is None else self.wires.latest[1]
+        return {"groups": self.groups, "latest": latest}
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` took.
+
+        Raises:
+            BadValue: If the groups of blocks were others.
+        """
+        if state["groups"] != self.groups:
+            raise BadValue(
+                f"pipeline.groups = {self.groups}: the run was begun with groups = {state['groups']}; "
+                "give these to go on with it"
+            )
+        if self.wires.up is not None:
+            self.wires.up.kept = {
+                int(name.removeprefix("kept.")): tensor.cpu()
+                for name, tensor in tensors.items()
+                if name.startswith("kept.")
+            }
+        if state["latest"] is not None:
+            self.wires.latest = (tensors["latest"], state["latest"])
+
+    # ---- words -----------------------------------------------------------------------------------------
+
+    def gather(self, word: Any) -> list[Any]:
+        """What every worker says, by rank."""
+        found: list[Any] = [None] * self.size
+        guarded(self.rank, lambda: dist.all_gather_object(found, word, group=self.group))
+        return found
+
+    def tell(self, word: Any) -> Any:
+        """What the first worker says."""
+        return self.gather(word)[0]
+
+
+def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> None:
+    """Check that ``n`` workers can train a cascade.
+
+    Raises:
+        BadValue: If not.
+    """
+    units = cascade.units
+    if n > len(units):
+        raise BadValue(
+            f"schedule = 'pipelined' with {n} workers: expected at most {len(units)}, the number of blocks; "
+            "start fewer (torchrun --nproc-per-node), or cut the net into more blocks"
+        )
+    if groups is not None and (len(groups) != n or sum(groups) != len(units)):
+        raise BadValue(
+            f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
+            f"whose sum is {len(units)}, the number of blocks"
+        )
+    if cascade.encoding.whole:
+        raise BadValue(
+            "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that stand "
+            "alone go from worker to worker; use 'greedy' or 'simultaneous'"
+        )
+    learning = [name for name in cascade.readouts if cascade.readout(name).learns]
+    if learning:
+        raise BadValue(
+            f"schedule = 'pipelined' with several workers: the readout {learning[0]!r} learns from the outputs "
+            "of all blocks at every step, which no worker has; leave it out (for forward_forward: "
+            "readout = 'goodness', classifier = false)"
+        )
+    if any(type(loss).remembered is not LocalLoss.remembered for loss in cascade.losses):
+        raise BadValue(
+            "schedule = 'pipelined' with several workers: these losses send down what they remember of the "
+            "last batch; use 'simultaneous'"
+        )
+
+
+def _nbytes(rows: Rows | None) -> int:
+    if rows is None:
+        return 0
+    assert isinstance(rows, Tensor)
+    return rows.numel() * rows.element_size()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+
+
+def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Write bytes that `_bytes` made of tensors like these into them."""
+    at = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        # A copy begins at an address that suits every type.
+        tensor.detach().copy_(flat[at : at + size].clone().view(tensor.dtype).view(tensor.shape))
+        at += size
