@@ -1,0 +1,87 @@
+"""Runs functions in several processes that form a process group, forked from a server that has torch loaded."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers"])
+
+
+def _run(function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str, answers: Any) -> None:
+    torch.set_num_threads(1)
+    os.fsync = lambda _: None  # type: ignore[assignment]
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
+        answers.put((rank, _packed(function(*args)), None))
+        dist.destroy_process_group()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the test must hear of it
+        answers.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+        answers.close()
+        answers.join_thread()
+        os._exit(1)
+
+
+def _packed(value: Any) -> bytes:
+    """As bytes: tensors would be sent as handles to the memory of a process that is about to end."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+class Group:
+    """``n`` processes that call ``function(*args)``, each with its rank in the process group."""
+
+    def __init__(self, folder: Path, n: int, function: Callable[..., Any], *args: Any) -> None:
+        self.answers = CONTEXT.Queue()
+        store = folder / f"store{time.monotonic_ns()}"
+        self.processes: list[BaseProcess] = [
+            CONTEXT.Process(target=_run, args=(function, args, k, n, str(store), self.answers), daemon=True)
+            for k in range(n)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one of them."""
+        pid = self.processes[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def results(self, answering: Sequence[int] | None = None) -> tuple[dict[int, Any], dict[int, str]]:
+        """What they returned, and what they raised, by rank; all have ended then."""
+        found: dict[int, Any] = {}
+        raised: dict[int, str] = {}
+        for _ in range(len(self.processes) if answering is None else len(answering)):
+            rank, value, error = self.answers.get(timeout=60)
+            if error is None:
+                found[rank] = torch.load(io.BytesIO(value), weights_only=False)
+            else:
+                raised[rank] = error
+        for process in self.processes:
+            process.join(timeout=60)
+            assert process.exitcode is not None, "a worker did not end"
+        return found, raised
+
+
+def run(folder: Path, n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What ``n`` processes return, by rank.
+
+    Raises:
+        AssertionError: If one of them raised.
+    """
+    found, raised = Group(folder, n, function, *args).results()
+    assert not raised, raised
+    return [found[rank] for rank in range(n)]
