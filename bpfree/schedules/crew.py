@@ -59,17 +59,13 @@ class Crew:
         """Which of the blocks ``first`` to ``stop - 1`` are this worker's, told in the same way."""
         return first, stop
 
-    def begin(self, positions: Sequence[int], stop: int) -> int:
+    def begin(self, positions: Sequence[int], stop: int) -> None:
         """Begin, or go on with, an epoch that ends after step ``stop - 1``, each worker where it stands.
 
         Args:
             positions: Steps that each worker has taken.
             stop: Steps that all will have taken at the next cut.
-
-        Returns:
-            How many batches were sent again.
         """
-        return 0
 
     def due(self, index: int, elapsed: bool) -> bool:
         """Whether a checkpoint is due after ``index`` steps; ``elapsed``: whether the time for one has come."""

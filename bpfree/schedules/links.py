@@ -117,8 +117,8 @@ class Outlet:
         if index >= self.wanted_from:
             self._post(message)
 
-    def resend(self, first: int, stop: int) -> int:
-        """Send the kept messages of steps ``first`` to ``stop - 1`` once more; returns how many.
+    def resend(self, first: int, stop: int) -> None:
+        """Send the kept messages of steps ``first`` to ``stop - 1`` once more.
 
         Raises:
             WireError: If one is not kept.
@@ -132,7 +132,6 @@ class Outlet:
         for index in range(first, stop):
             self.make_room()
             self._post(self.kept[index])
-        return max(0, stop - first)
 
     def forget(self, before: int) -> None:
         """Keep no message of a step earlier than ``before``."""

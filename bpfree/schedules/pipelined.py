@@ -143,16 +143,15 @@ class Workers(Crew):
 
     # ---- a run -----------------------------------------------------------------------------------------
 
-    def begin(self, positions: Sequence[int], stop: int) -> int:
-        own, wires, sent = positions[self.rank], self.wires, 0
+    def begin(self, positions: Sequence[int], stop: int) -> None:
+        own, wires = positions[self.rank], self.wires
         if wires.below is not None:
             wires.below.expect(own, stop)
         if wires.top is not None:
             wires.top.expect(positions[self.rank + 1], stop)
         if wires.up is not None:
             wires.up.wanted_from = positions[self.rank + 1]
-            sent = wires.up.resend(positions[self.rank + 1], own)
-        return sent
+            wires.up.resend(positions[self.rank + 1], own)
 
     def due(self, index: int, elapsed: bool) -> bool:
         """A worker writes a little later than the one above it, when that one surely has written.

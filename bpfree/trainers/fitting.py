@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Fit:
         finished = self.at.stage == len(self.stages)
         self.positions = saving.agree(self, resumed)
         self.history.resumed += resumed
+        self.history.replayed += sum(max(0, a - b) for a, b in pairwise(self.positions))
         if isinstance(self.crew, Workers) and self.checkpoint is not None and not finished:
             self.crew.keep()
             self.crew.cut(self.index, None if resumed else self._save)
@@ -195,7 +197,7 @@ class Fit:
                     for loss in block.losses:
                         loss.begin_pass()
             self.between = self.crew.size > 1 and not begins_anew
-            self.history.replayed += self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
+            self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
             for indices in order.split(self.fit.batch_size)[self.at.step :]:
                 self.crew.wires.begin(self.index)
                 losses = self._step(stage, indices)

@@ -129,8 +129,8 @@ def agree(run: Fit, resumed: bool) -> list[int]:
             f"worker {missing[0]} has no checkpoint while others go on from theirs: all need the same folder; "
             "remove the files of the run to begin anew"
         )
-    first = max(words, key=lambda word: (word[2].get("stage", 0), word[2].get("epoch", 0)))
-    _follow(run, first[2], first[3])
+    first = max(words, key=lambda word: (word[2]["stage"], word[2]["epoch"]))
+    _follow(run, first[2], first[3] | {k: max(word[3][k] for word in words) for k in ("resumed", "replayed")})
     return [word[1] for word in words]
 
 
