@@ -43,4 +43,4 @@ class WireError(BpfreeError, RuntimeError):
 
 
 class WorkerLost(BpfreeError, RuntimeError):
-    """Another worker of a pipelined run is gone, or this one was told to stop; started again, the run goes on."""
+    """A worker of a pipelined run is gone, or this one was told to stop; a run started again goes on."""

@@ -1,4 +1,4 @@
-"""Runs functions in several processes that form a process group, forked from a server that has torch loaded."""
+"""Runs functions in several processes that form a process group."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers"])
 
 
-def _run(function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str, answers: Any) -> None:
+def _run(
+    function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str, answers: Any
+) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda _: None  # type: ignore[assignment]
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)

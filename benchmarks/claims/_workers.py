@@ -29,6 +29,7 @@ import bpfree
 from bpfree import _seeds
 from bpfree.data import TensorData
 
+MODULE = "benchmarks.claims._workers"
 #: Arms of one process; the others need two.
 ALONE = ("simultaneous", "backprop")
 
@@ -71,9 +72,9 @@ def command(spec: Spec, folder: Path, restarts: int = 0) -> list[str]:
     path = folder / "spec.json"
     path.write_text(json.dumps(asdict(spec)))
     if spec.arm in ALONE:
-        return [sys.executable, "-m", __spec__.name, str(path)]
+        return [sys.executable, "-m", MODULE, str(path)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [sys.executable, *torchrun, "--max-restarts", str(restarts), "-m", __spec__.name, str(path)]
+    return [sys.executable, *torchrun, "--max-restarts", str(restarts), "-m", MODULE, str(path)]
 
 
 def environment(spec: Spec) -> dict[str, str]:
@@ -83,7 +84,9 @@ def environment(spec: Spec) -> dict[str, str]:
 
 def start(spec: Spec, folder: Path) -> dict[str, Any]:
     """Run an arm to its end; returns its figures."""
-    found = subprocess.run(command(spec, folder), env=environment(spec), capture_output=True, text=True)
+    found = subprocess.run(
+        command(spec, folder), env=environment(spec), capture_output=True, text=True, check=False
+    )
     if found.returncode != 0:
         raise RuntimeError(f"the arm {spec.arm} failed:\n{found.stdout}\n{found.stderr}")
     figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
@@ -93,8 +96,10 @@ def start(spec: Spec, folder: Path) -> dict[str, Any]:
 def data(spec: Spec) -> tuple[TensorData, TensorData]:
     """Training samples, as vectors, and test samples."""
     splits = bpfree.data.load(spec.dataset)
-    few = [TensorData(d.x[:n].flatten(1), d.y[:n], d.n_classes) for d, n in
-           ((splits.train, spec.samples), (splits.test, len(splits.test)))]
+    few = [
+        TensorData(d.x[:n].flatten(1), d.y[:n], d.n_classes)
+        for d, n in ((splits.train, spec.samples), (splits.test, len(splits.test)))
+    ]
     return few[0], few[1]
 
 
@@ -128,7 +133,11 @@ def mono_forward(spec: Spec) -> dict[str, Any]:
     hooks = bpfree.Hooks(window=lambda name: timed() if name == "train" else nullcontext())
     path = None if spec.checkpoint is None else Path(spec.checkpoint)
     history = trainer.fit(
-        train, epochs=spec.epochs, batch_size=spec.batch, hooks=hooks, checkpoint=path,
+        train,
+        epochs=spec.epochs,
+        batch_size=spec.batch,
+        hooks=hooks,
+        checkpoint=path,
         pipeline={"save_every": spec.save_every},
     )
     digest = hashlib.sha256()

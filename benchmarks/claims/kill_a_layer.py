@@ -3,8 +3,8 @@
     python -m benchmarks.claims.kill_a_layer
 
 torchrun starts two workers and starts them again when one is gone. Each goes on from its own checkpoint: the
-killed one from its last, the other from where it stood. One of them, drawn at random, gets SIGKILL at a random
-moment, ten times in one run; the weights are compared with those of a run without kills.
+killed one from its last, the other from where it stood. One of them, drawn at random, gets SIGKILL at a
+random moment, ten times in one run; the weights are compared with those of a run without kills.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import psutil
 from benchmarks import claims
 from benchmarks.claims._workers import Spec, command, environment, start
 
-TITLE = "Kill a layer: a worker killed at any moment is started again, and training ends as if nothing had been"
-HOLDS_IF = "after 10 SIGKILLs of random workers the run ends, its accuracy within 0.5 points of the run without kills"
+TITLE = (
+    "Kill a layer: a worker killed at any moment is started again, and training ends as if nothing had been"
+)
+HOLDS_IF = "after 10 SIGKILLs of random workers the run ends within 0.5 points of the accuracy without kills"
 LIMIT = 0.005
 
 
@@ -66,8 +68,7 @@ def measure(
         calm = start(spec, calm_folder)
         print(f"  in peace: accuracy {calm['accuracy']:.4f}", flush=True)
         spec = replace(spec, checkpoint=str(folder / "run"))
-        log = open(folder / "log", "wb")
-        with log:
+        with open(folder / "log", "wb") as log:
             run = subprocess.Popen(
                 command(spec, folder, restarts=kills), env=environment(spec), stdout=log, stderr=log
             )

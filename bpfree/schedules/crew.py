@@ -11,8 +11,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bpfree._errors import BadValue
 from bpfree._settings import STRICT
 from bpfree.cascade import Block, Cascade, Rows, send_down
+from bpfree.losses import LocalLoss
+from bpfree.nn import counted
 from bpfree.schedules.wires import Wires
 
 #: Makes the input rows of the first block and their targets, for one batch of the training size.
@@ -26,8 +29,8 @@ class Pipeline:
     But for ``staleness``, where messages come down a wire between two workers.
 
     Attributes:
-        groups: Number of blocks of each worker, bottom first; None: so that the largest count of operations in
-            a group is smallest.
+        groups: Number of blocks of each worker, bottom first; None: so that the largest count of operations
+            in a group is smallest.
         queue: Batches that may wait on a link, at either end of it.
         staleness: How many steps a message from above may be old; 0 makes a worker wait for the newest, and
             is the simultaneous schedule to the bit; None: any age.
@@ -68,7 +71,7 @@ class Crew:
         """
 
     def due(self, index: int, elapsed: bool) -> bool:
-        """Whether a checkpoint is due after ``index`` steps; ``elapsed``: whether the time for one has come."""
+        """Whether a checkpoint is due after ``index`` steps; ``elapsed``: whether it is time for one."""
         return elapsed
 
     def cut(self, index: int, save: Callable[[], None] | None) -> None:
@@ -128,3 +131,44 @@ def balanced(costs: Sequence[float], n: int) -> list[int]:
             if options:
                 best[stop, k] = min(options)
     return best[len(costs), n][1]
+
+
+def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> None:
+    """Check that ``n`` workers can train a cascade.
+
+    Raises:
+        BadValue: If not.
+    """
+    units = cascade.units
+    if n > len(units):
+        raise BadValue(
+            f"schedule = 'pipelined' with {n} workers: expected at most {len(units)}, the number of blocks; "
+            "start fewer (torchrun --nproc-per-node), or cut the net into more blocks"
+        )
+    if groups is not None and (len(groups) != n or sum(groups) != len(units)):
+        raise BadValue(
+            f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
+            f"whose sum is {len(units)}, the number of blocks"
+        )
+    if cascade.encoding.whole:
+        raise BadValue(
+            "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that "
+            "stand alone go from worker to worker; use 'greedy' or 'simultaneous'"
+        )
+    learning = [name for name in cascade.readouts if cascade.readout(name).learns]
+    if learning:
+        raise BadValue(
+            f"schedule = 'pipelined' with several workers: the readout {learning[0]!r} learns from the "
+            "outputs of all blocks at every step, which no worker has; leave it out (for forward_forward: "
+            "readout = 'goodness', classifier = false)"
+        )
+    if any(counted(block) for block in units):
+        raise BadValue(
+            "schedule = 'pipelined' with several workers: each would ask the devices behind the fronts; use "
+            "'greedy' or 'simultaneous'"
+        )
+    if any(type(loss).remembered is not LocalLoss.remembered for loss in cascade.losses):
+        raise BadValue(
+            "schedule = 'pipelined' with several workers: these losses send down what they remember of the "
+            "last batch; use 'simultaneous'"
+        )

@@ -32,8 +32,8 @@ def pack(index: int, rows: Tensor, capacity: int) -> Tensor:
     size = rows.numel() * rows.element_size()
     if size > capacity or rows.dtype not in _TYPES or rows.ndim > HEADER - 3:
         raise WireError(
-            f"step {index}: a {rows.dtype} tensor of shape {list(rows.shape)} ({size} bytes) does not fit on a "
-            f"wire that was laid for {capacity} bytes: a block's output must not grow while it trains"
+            f"step {index}: a {rows.dtype} tensor of shape {list(rows.shape)} ({size} bytes) does not fit on "
+            f"a wire that was laid for {capacity} bytes: a block's output must not grow while it trains"
         )
     message = torch.empty(_BYTES + capacity, dtype=torch.uint8)
     numbers = [index, _TYPES.index(rows.dtype), rows.ndim, *rows.shape]
@@ -70,7 +70,7 @@ def lost(peer: int, error: BaseException) -> WorkerLost:
 class Outlet:
     """The sending end.
 
-    A send ends when the receiver has asked for it, so those that have not ended are what the receiver is behind.
+    A send ends when the receiver has asked for it, so those under way are what it is behind.
 
     Args:
         group: The process group.
@@ -126,8 +126,8 @@ class Outlet:
         missing = [index for index in range(first, stop) if index not in self.kept]
         if missing:
             raise WireError(
-                f"worker {self.peer} asks for steps {first} to {stop - 1} again, of which {missing[0]} is not "
-                "kept: the workers' checkpoints are not of one run"
+                f"worker {self.peer} asks for steps {first} to {stop - 1} again, of which {missing[0]} is "
+                "not kept: the workers' checkpoints are not of one run"
             )
         for index in range(first, stop):
             self.make_room()

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue, WorkerLost
 from bpfree.cascade import Cascade, Rows, send_down
-from bpfree.losses import LocalLoss
-from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, costs
+from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, check_pipelined, costs
 from bpfree.schedules.links import Inlet, Outlet, guarded
 from bpfree.schedules.plan import Schedule
 from bpfree.schedules.wires import Age, LinkedWires
@@ -123,7 +122,9 @@ class Workers(Crew):
             self.wires.top = Inlet(self.group, above, DOWN, down[self.rank], p.queue, self.device)
 
     @torch.no_grad()
-    def _capacities(self, cascade: Cascade, rows: Rows, message: Tensor | None) -> tuple[list[int], list[int]]:
+    def _capacities(
+        self, cascade: Cascade, rows: Rows, message: Tensor | None
+    ) -> tuple[list[int], list[int]]:
         """Bytes of the largest tensor that goes up, and that comes down, each of the links; 0 for none."""
         units, training = cascade.units, cascade.training
         cascade.eval()
@@ -215,7 +216,7 @@ class Workers(Crew):
             self.wires.up.keep = True
 
     def state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """What is on the wires, as JSON: the groups, and which steps are kept; the tensors go to ``tensors``."""
+        """What is on the wires, as JSON: the groups of blocks; what is kept goes to ``tensors``."""
         kept = {} if self.wires.up is None else self.wires.up.kept
         tensors |= {f"kept.{index}": message for index, message in kept.items()}
         if self.wires.latest is not None:
@@ -254,42 +255,6 @@ class Workers(Crew):
     def tell(self, word: Any) -> Any:
         """What the first worker says."""
         return self.gather(word)[0]
-
-
-def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> None:
-    """Check that ``n`` workers can train a cascade.
-
-    Raises:
-        BadValue: If not.
-    """
-    units = cascade.units
-    if n > len(units):
-        raise BadValue(
-            f"schedule = 'pipelined' with {n} workers: expected at most {len(units)}, the number of blocks; "
-            "start fewer (torchrun --nproc-per-node), or cut the net into more blocks"
-        )
-    if groups is not None and (len(groups) != n or sum(groups) != len(units)):
-        raise BadValue(
-            f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
-            f"whose sum is {len(units)}, the number of blocks"
-        )
-    if cascade.encoding.whole:
-        raise BadValue(
-            "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that stand "
-            "alone go from worker to worker; use 'greedy' or 'simultaneous'"
-        )
-    learning = [name for name in cascade.readouts if cascade.readout(name).learns]
-    if learning:
-        raise BadValue(
-            f"schedule = 'pipelined' with several workers: the readout {learning[0]!r} learns from the outputs "
-            "of all blocks at every step, which no worker has; leave it out (for forward_forward: "
-            "readout = 'goodness', classifier = false)"
-        )
-    if any(type(loss).remembered is not LocalLoss.remembered for loss in cascade.losses):
-        raise BadValue(
-            "schedule = 'pipelined' with several workers: these losses send down what they remember of the "
-            "last batch; use 'simultaneous'"
-        )
 
 
 def _nbytes(rows: Rows | None) -> int:

@@ -31,8 +31,9 @@ class Stage:
 def plan(schedule: Schedule, cascade: Cascade) -> list[Stage]:
     """The stages of a schedule.
 
-    ``simultaneous``: every block steps on every batch. ``pipelined``: the same, each worker with blocks of its
-    own. ``greedy``: block after block, each until it stops; readouts that learn come last, on the frozen blocks.
+    ``simultaneous``: every block steps on every batch. ``pipelined``: the same, each worker with blocks of
+    its own. ``greedy``: block after block, each until it stops; readouts that learn come last, on the frozen
+    blocks.
     """
     n = len(cascade.units)
     if schedule != "greedy":

@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
-from bpfree.schedules import Crew, Pipeline, crew, step
+from bpfree.schedules import Pipeline, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
 from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
@@ -122,7 +122,9 @@ class Trainer(Builder):
             Diverged: If a loss became NaN or infinite.
             WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
         """
-        together = validate(Pipeline, asdict(pipeline) if isinstance(pipeline, Pipeline) else pipeline or {}, "pipeline")
+        together = validate(
+            Pipeline, asdict(pipeline) if isinstance(pipeline, Pipeline) else pipeline or {}, "pipeline"
+        )
         fit = validate(FitSettings, settings, "fit")
         data = check_data(train, self.n_classes, self.device)
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
@@ -136,25 +138,16 @@ class Trainer(Builder):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
             ckpt.check_path(checkpoint.path)
-        with crew(self.settings.schedule, together, self.device) as workers, self.running():
-            return self._fit(data, judge, fit, checkpoint, hooks, workers)
-
-    def _fit(
-        self,
-        data: TensorData,
-        judge: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks | None,
-        workers: Crew,
-    ) -> History:
-        shows = self.progress and hooks is None and workers.rank == 0
-        with progress_bar(self.id, shows) as shown:
+        shows = self.progress and hooks is None
+        with (
+            crew(self.settings.schedule, together, self.device) as workers,
+            self.running(),
+            progress_bar(self.id, shows and workers.rank == 0) as shown,
+        ):
             hooks = hooks or Hooks(progress=shown)
             if workers.size > 1 and self.tutor() is not None:
                 raise BadValue(
-                    f"schedule = 'pipelined' with {workers.size} workers: {self.id} trains its fronts before, all "
-                    "at once; use 'greedy' or 'simultaneous'"
+                    f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker only"
                 )
             begun = saving.begun(checkpoint, workers)
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)

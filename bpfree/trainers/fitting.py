@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -288,21 +288,13 @@ class Fit:
             self.at.stale += 1
 
     def changing(self, stage: Stage) -> Iterator[tuple[str, Tensor]]:
-        """The state that a stage changes: of this worker's blocks that train but for their fronts, and of
-        readouts."""
+        """The state that a stage changes: of this worker's blocks but for their fronts, and of readouts."""
         first, stop = self.crew.share(stage.first, stage.stop)
         blocks = {f"blocks.{k}.": f"blocks.{k}.front." for k in range(first, stop)}
         parts = blocks | {f"readouts.{name}.": " " for name, _ in self._learning(stage)}
         for name, tensor in self.cascade.state_dict().items():
             if any(name.startswith(part) and not name.startswith(fixed) for part, fixed in parts.items()):
                 yield name, tensor
-
-    def own_state(self, state: Mapping[str, Tensor]) -> Tensors:
-        """What of the cascade's state is this worker's: without the blocks of others."""
-        n = len(self.cascade.units)
-        first, stop = self.crew.share(0, n)
-        others = tuple(f"blocks.{k}." for k in range(n) if not first <= k < stop)
-        return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ class History:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
             ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
             epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
-            ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire between
-            two workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
+            ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
+            between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
         resumed: How many times the run was taken up from a checkpoint.

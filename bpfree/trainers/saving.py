@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 
 from bpfree._errors import BadValue
 from bpfree.schedules import Crew, Workers
@@ -33,12 +33,12 @@ def begun(checkpoint: Checkpoint | None, crew: Crew) -> bool:
     if checkpoint is None:
         return False
     path = checkpoint.path
-    others = {p.name.rpartition("of")[2] for p in path.parent.glob(f"{path.name}.worker*of*")}
+    others = {p.name.rpartition("of")[2] for p in path.parent.glob(f"{escape(path.name)}.worker*of*")}
     others = {n for n in others if n.isdigit()} - {str(crew.size)}
     if others and not path.exists():
         raise BadValue(
-            f"{path}: the run was begun by {others.pop()} workers, not {crew.size}: go on with as many, or remove "
-            f"{path.name}.worker*"
+            f"{path}: the run was begun by {others.pop()} workers, not {crew.size}: go on with as many, or "
+            f"remove {path.name}.worker*"
         )
     return path.exists() or (crew.size > 1 and own_path(path, crew).exists())
 
@@ -52,7 +52,7 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
     finished = run.at.stage == len(run.stages)
     if finished and run.crew.rank > 0:
         return
-    model = run.cascade.state_dict() if finished else run.own_state(run.cascade.state_dict())
+    model = run.cascade.state_dict() if finished else _own(run, run.cascade.state_dict())
     tensors = ckpt.prefixed("model", model) | ckpt.prefixed("best", run.best)
     tensors |= ckpt.prefixed("memory", run.cascade.memories())
     for name, optimizer in run.optimizers.items():
@@ -69,6 +69,14 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
     if isinstance(run.crew, Workers):
         state["wires"] = run.crew.state(tensors)
     ckpt.write(checkpoint.path if finished else own_path(checkpoint.path, run.crew), tensors, state)
+
+
+def _own(run: Fit, state: ckpt.Tensors) -> ckpt.Tensors:
+    """What of the cascade's state is this worker's: without the blocks of others."""
+    n = len(run.cascade.units)
+    first, stop = run.crew.share(0, n)
+    others = tuple(f"blocks.{k}." for k in range(n) if not first <= k < stop)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
 
 
 def position(at: Position) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     whole = run.cascade.state_dict()
     model = ckpt.under("model", tensors)
     finished = state["position"].get("stage", 0) == len(run.stages)
-    rest = {} if finished else {k: t for k, t in whole.items() if k not in run.own_state(whole)}
+    rest = {} if finished else {k: t for k, t in whole.items() if k not in _own(run, whole)}
     ckpt.load_module(run.cascade, rest | model, path)
     run.cascade.remember(ckpt.under("memory", tensors))
     for name, optimizer in run.optimizers.items():
@@ -126,8 +134,8 @@ def agree(run: Fit, resumed: bool) -> list[int]:
     missing = [k for k, word in enumerate(words) if not word[0]]
     if 0 < len(missing) < len(words):
         raise BadValue(
-            f"worker {missing[0]} has no checkpoint while others go on from theirs: all need the same folder; "
-            "remove the files of the run to begin anew"
+            f"worker {missing[0]} has no checkpoint while others go on from theirs: all need the same "
+            "folder; remove the files of the run to begin anew"
         )
     first = max(words, key=lambda word: (word[2]["stage"], word[2]["epoch"]))
     _follow(run, first[2], first[3] | {k: max(word[3][k] for word in words) for k in ("resumed", "replayed")})
@@ -145,8 +153,8 @@ def _follow(run: Fit, at: Mapping[str, Any], history: dict[str, Any]) -> None:
         ahead.step, run.at, run.sums = 0, ahead, None
         return
     raise BadValue(
-        f"worker {run.crew.rank} stands in epoch {run.at.epoch + 1}, another in epoch {ahead.epoch + 1}: their "
-        "checkpoints are not of one run; remove them to begin anew"
+        f"worker {run.crew.rank} stands in epoch {run.at.epoch + 1}, another in epoch {ahead.epoch + 1}: "
+        "their checkpoints are not of one run; remove them to begin anew"
     )
 
 
@@ -155,5 +163,3 @@ def clear(run: Fit, checkpoint: Checkpoint) -> None:
     if isinstance(run.crew, Workers):
         run.crew.gather(None)
         own_path(checkpoint.path, run.crew).unlink(missing_ok=True)
-
-

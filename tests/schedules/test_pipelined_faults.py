@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bpfree import BadValue, Checkpoint, MonoForward
+from bpfree import BadValue, MonoForward, _errors
 from bpfree.schedules import Workers
 from bpfree.schedules.links import pack, unpack
 from bpfree.schedules.wires import LinkedWires
-from bpfree import _errors
 from bpfree.trainers import saving
 from tests.helpers import easy, make_mlp, snapshot
 from tests.workers import Group, run
@@ -48,10 +47,8 @@ def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
 
     if event == "step":
         LinkedWires.begin = counting(LinkedWires.begin)  # type: ignore[method-assign]
-    elif event == "sent":
-        to_above = LinkedWires.to_above
+    elif event == "take":
         LinkedWires.from_below = counting(LinkedWires.from_below)  # type: ignore[method-assign]
-        assert to_above
     else:
         setattr(Workers, event, counting(getattr(Workers, event)))
     return noting(path)
@@ -83,7 +80,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         (1, "step", 1),
         (1, "step", 13),
         (2, "step", STEPS + 5),
-        (1, "sent", 11),
+        (1, "take", 11),
         (2, "cut", 3),
         (0, "cut", 3),
         (1, "total", 2),
