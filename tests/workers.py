@@ -68,13 +68,13 @@ class Group:
         found: dict[int, Any] = {}
         raised: dict[int, str] = {}
         for _ in range(len(self.processes) if answering is None else len(answering)):
-            rank, value, error = self.answers.get(timeout=60)
+            rank, value, error = self.answers.get(timeout=180)
             if error is None:
                 found[rank] = torch.load(io.BytesIO(value), weights_only=False)
             else:
                 raised[rank] = error
         for process in self.processes:
-            process.join(timeout=60)
+            process.join(timeout=180)
             assert process.exitcode is not None, "a worker did not end"
         return found, raised
 

@@ -96,11 +96,11 @@ def start(spec: Spec, folder: Path) -> dict[str, Any]:
 def data(spec: Spec) -> tuple[TensorData, TensorData]:
     """Training samples, as vectors, and test samples."""
     splits = bpfree.data.load(spec.dataset)
-    few = [
-        TensorData(d.x[:n].flatten(1), d.y[:n], d.n_classes)
-        for d, n in ((splits.train, spec.samples), (splits.test, len(splits.test)))
-    ]
-    return few[0], few[1]
+    found = []
+    for split, n in ((splits.train, spec.samples), (splits.test, len(splits.test))):
+        x, y = split.batch(torch.arange(min(n, len(split))))
+        found.append(TensorData(x.flatten(1), y, split.n_classes))
+    return found[0], found[1]
 
 
 def net(spec: Spec, inputs: int, classes: int) -> nn.Sequential:

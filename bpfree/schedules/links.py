@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,7 +205,7 @@ class Inlet:
     def _ask(self) -> None:
         while self._to_ask and len(self._asked) < self.queue:
             message = torch.empty(_BYTES + self.capacity, dtype=torch.uint8)
-            work = guarded(self.peer, lambda m=message: dist.irecv(m, self.peer, self.group, self.tag))
+            work = guarded(self.peer, partial(dist.irecv, message, self.peer, self.group, self.tag))
             self._asked.append((message, work))
             self._to_ask -= 1
 

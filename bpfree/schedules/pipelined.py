@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,10 +117,11 @@ class Workers(Crew):
             self.wires.up = Outlet(self.group, above, UP, up[self.rank], p.queue, keep=False)
             self.wires.above = True
         if self.rank > 0 and down[below]:
-            # Not more can be on the way than batches that the sender has and the receiver had.
             self.wires.down = Outlet(self.group, below, DOWN, down[below], p.queue, keep=False)
         if above < self.size and down[self.rank]:
-            self.wires.top = Inlet(self.group, above, DOWN, down[self.rank], p.queue, self.device)
+            # As many as can be on the way: what has been sent is to be here when it is looked for.
+            ahead = 2 * p.queue + 2
+            self.wires.top = Inlet(self.group, above, DOWN, down[self.rank], ahead, self.device)
 
     @torch.no_grad()
     def _capacities(
@@ -196,7 +198,7 @@ class Workers(Crew):
             if not tensors:
                 continue
             flat = torch.cat([_bytes(tensor) for tensor in tensors])
-            guarded(owner, lambda f=flat, o=owner: dist.broadcast(f, o, self.group))
+            guarded(owner, partial(dist.broadcast, flat, owner, self.group))
             if owner != self.rank:
                 _fill(tensors, flat)
 
