@@ -75,7 +75,7 @@ class Autoencoder(Trainer):
             blocks: list[Block] = [Block(self.net, Reconstruction())]
         else:
             if self.settings.schedule == "greedy":
-                raise BadValue(f"schedule = {self.settings.schedule!r}: messages need 'simultaneous' or 'pipelined'")
+                raise BadValue("schedule = 'greedy': messages need 'simultaneous' or 'pipelined'")
             stages = list(self.net.children())
             if not isinstance(self.net, nn.Sequential) or not stages or len(stages) % 2:
                 raise BadValue(

@@ -29,7 +29,7 @@ class TrainerSettings:
         momentum: Momentum of SGD.
         lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
             and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code.
-        schedule: ``simultaneous``, ``greedy``, or ``pipelined``: as simultaneous, by as many workers as torchrun
+        schedule: ``simultaneous``; ``greedy``; ``pipelined``, as simultaneous by as many workers as torchrun
             starts.
         cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
         precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
