@@ -110,6 +110,8 @@ class Builder(ABC):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
+            if self.settings.channels_last:
+                cascade.to(memory_format=torch.channels_last)
             cascade.eval().build(x, n_classes)
             if isinstance(self.net, Cascade):
                 check_order(self.net.to_module(), self.net, x)

@@ -29,6 +29,7 @@ SHARED = (
     "momentum",
     "lr_schedule",
     "precision",
+    "channels_last",
     "compile",
     "cut",
     "last_block",

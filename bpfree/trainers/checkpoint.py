@@ -102,11 +102,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` took; hyperparameters stay the optimizer's own."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = tensor
+        # A file knows no layout, and a step's rounding depends on it: moments lie as their parameters do.
+        like = parameters[int(index)]
+        lies_alike = tensor.shape == like.shape
+        slots.setdefault(int(index), {})[name] = _laid_like(tensor, like) if lies_alike else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@torch.no_grad()
+def _laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

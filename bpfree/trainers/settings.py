@@ -34,6 +34,8 @@ class TrainerSettings:
         cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
         precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
             prediction) in it, under autocast; weights and losses stay float32.
+        channels_last: Whether convolutions' weights, and so their maps, lie with a pixel's channels together:
+            faster on most machines, above all in bfloat16; a network of one's own must not `view` its maps.
         compile: Name of a `torch.compile` backend for the blocks, or None.
         cut: Where blocks begin, see `bpfree.split`.
     """
@@ -48,6 +50,7 @@ class TrainerSettings:
     schedule: Schedule = "simultaneous"
     cache: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
     compile: str | None = None
     cut: str | int | list[str] = "weight"
 
