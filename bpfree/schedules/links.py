@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bpfree._errors import WireError, WorkerLost
+from bpfree._errors import BpfreeError, WireError, WorkerLost
 
 #: Numbers in a header: step, type, number of dimensions, and up to eight sizes.
 HEADER = 11
@@ -76,14 +77,13 @@ class Outlet:
     Args:
         group: The process group.
         peer: Rank of the receiver.
-        tag: Of the link.
         capacity: Bytes of the largest tensor.
         queue: Sends that may be under way before `make_room` waits.
         keep: Whether messages are kept, to be sent again, until `forget`.
     """
 
-    def __init__(self, group: Any, peer: int, tag: int, capacity: int, queue: int, keep: bool) -> None:
-        self.group, self.peer, self.tag, self.capacity = group, peer, tag, capacity
+    def __init__(self, group: Any, peer: int, capacity: int, queue: int, keep: bool) -> None:
+        self.group, self.peer, self.capacity = group, peer, capacity
         self.queue, self.keep = queue, keep
         self.kept: dict[int, Tensor] = {}
         #: Messages of earlier steps are not wanted: the receiver has had them.
@@ -103,11 +103,6 @@ class Outlet:
         if self._broken is not None:
             raise self._broken
         while len(self._under_way) >= self.queue:
-            self._wait()
-
-    def settle(self) -> None:
-        """Let go of the sends that have ended."""
-        while self._under_way and self._under_way[0][1].is_completed():
             self._wait()
 
     def send(self, index: int, rows: Tensor) -> None:
@@ -141,7 +136,7 @@ class Outlet:
 
     def _post(self, message: Tensor) -> None:
         try:
-            work = dist.isend(message, self.peer, group=self.group, tag=self.tag)
+            work = dist.isend(message, self.peer, self.group)
         except RuntimeError as error:
             # The step that sends is half taken: it is finished, and the next one does not begin.
             self._broken = lost(self.peer, error)
@@ -159,16 +154,13 @@ class Inlet:
     Args:
         group: The process group.
         peer: Rank of the sender.
-        tag: Of the link.
         capacity: Bytes of the largest tensor.
         queue: Messages to ask for ahead.
         device: Where tensors are needed.
     """
 
-    def __init__(
-        self, group: Any, peer: int, tag: int, capacity: int, queue: int, device: torch.device
-    ) -> None:
-        self.group, self.peer, self.tag, self.capacity = group, peer, tag, capacity
+    def __init__(self, group: Any, peer: int, capacity: int, queue: int, device: torch.device) -> None:
+        self.group, self.peer, self.capacity = group, peer, capacity
         self.queue, self.device = queue, device
         self.next = 0
         self._to_ask = 0
@@ -197,17 +189,77 @@ class Inlet:
         self.next += 1
         return rows.to(self.device)
 
-    @property
-    def ready(self) -> bool:
-        """Whether `take` has nothing to wait for."""
-        return bool(self._asked) and bool(self._asked[0][1].is_completed())
-
     def _ask(self) -> None:
         while self._to_ask and len(self._asked) < self.queue:
             message = torch.empty(_BYTES + self.capacity, dtype=torch.uint8)
-            work = guarded(self.peer, partial(dist.irecv, message, self.peer, self.group, self.tag))
+            work = guarded(self.peer, partial(dist.irecv, message, self.peer, self.group))
             self._asked.append((message, work))
             self._to_ask -= 1
+
+
+class Newest:
+    """The receiving end of messages of which the newest alone counts.
+
+    A thread takes them as they come: gloo does not tell whether one is here without waiting for it.
+
+    Args:
+        inlet: Where they come from; asked by the thread alone.
+    """
+
+    def __init__(self, inlet: Inlet) -> None:
+        self.inlet = inlet
+        #: The newest message, and the step before which it was sent.
+        self.latest: tuple[Tensor, int] | None = None
+        self._failed: BpfreeError | None = None
+        self._came = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self.inlet)
+
+    def expect(self, first: int, stop: int) -> None:
+        """The messages of steps ``first`` to ``stop - 1`` will come."""
+        self._thread = threading.Thread(target=self._listen, args=(first, stop), daemon=True)
+        self._thread.start()
+
+    def get(self, index: int, staleness: int | None) -> tuple[Tensor, int]:
+        """The newest message and its step, waited for until it is no older than ``staleness`` at ``index``.
+
+        Raises:
+            WorkerLost: If the sender is gone.
+        """
+        with self._came:
+            while self.latest is None or (staleness is not None and index - self.latest[1] > staleness):
+                if self._failed is not None:
+                    raise self._failed
+                self._came.wait()
+            return self.latest
+
+    def drain(self) -> None:
+        """Wait until all expected messages have come.
+
+        Raises:
+            WorkerLost: If the sender is gone.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failed is not None:
+            raise self._failed
+
+    def _listen(self, first: int, stop: int) -> None:
+        try:
+            self.inlet.expect(first, stop)
+            for step in range(first, stop):
+                message = self.inlet.take()
+                with self._came:
+                    self.latest = (message, step)
+                    self._came.notify()
+        except BpfreeError as error:
+            # It is raised where the message is needed.
+            with self._came:
+                self._failed = error
+                self._came.notify()
 
 
 def wait(work: Any, peer: int) -> None:

@@ -18,12 +18,12 @@ from torch import Tensor
 from bpfree._errors import BadValue, WorkerLost
 from bpfree.cascade import Cascade, Rows, send_down
 from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, check_pipelined, costs
-from bpfree.schedules.links import Inlet, Outlet, guarded
+from bpfree.schedules.links import Inlet, Newest, Outlet, guarded
 from bpfree.schedules.plan import Schedule
 from bpfree.schedules.wires import Age, LinkedWires
 
-#: Tags of what goes up, of what comes down, and of the word that a checkpoint is written.
-UP, DOWN, SAVED = 1, 2, 3
+#: Tag of the word that a checkpoint is written.
+SAVED = 1
 
 
 def n_workers() -> int:
@@ -40,14 +40,17 @@ def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterat
     if schedule != "pipelined" or n_workers() == 1:
         yield Crew()
         return
-    timeout = timedelta(seconds=pipeline.timeout_s)
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("gloo", timeout=timedelta(seconds=pipeline.timeout_s))
+    workers: Workers | None = None
     try:
         with told_to_stop() as stopped:
-            yield Workers(dist.new_group(backend="gloo", timeout=timeout), pipeline, device, stopped)
+            workers = Workers(pipeline, device, stopped)
+            yield workers
     finally:
+        for group in [] if workers is None else workers.made:
+            dist.destroy_process_group(group)
         if own:
             dist.destroy_process_group()
 
@@ -74,8 +77,9 @@ def told_to_stop() -> Iterator[Callable[[], None]]:
 class Workers(Crew):
     """This process and the others, each with a group of blocks; rank 0 has the lowest.
 
+    Process groups are of the gloo backend: messages lie in host memory.
+
     Args:
-        group: The process group, of the gloo backend: messages lie in host memory.
         pipeline: How they work together.
         device: Where this worker computes.
         check: Raises if this worker has been told to stop.
@@ -83,12 +87,19 @@ class Workers(Crew):
 
     wires: LinkedWires
 
-    def __init__(
-        self, group: Any, pipeline: Pipeline, device: torch.device, check: Callable[[], None]
-    ) -> None:
-        self.group, self.pipeline, self.device, self.check = group, pipeline, device, check
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self, pipeline: Pipeline, device: torch.device, check: Callable[[], None]) -> None:
+        self.pipeline, self.device, self.check = pipeline, device, check
+        #: The process groups that were made here.
+        self.made: list[Any] = []
+        self.group = self.new_group()
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.groups: list[int] = []
+
+    def new_group(self) -> Any:
+        """A process group of all workers."""
+        timeout = timedelta(seconds=self.pipeline.timeout_s)
+        self.made.append(dist.new_group(backend="gloo", timeout=timeout))
+        return self.made[-1]
 
     # ---- blocks and links ------------------------------------------------------------------------------
 
@@ -111,17 +122,17 @@ class Workers(Crew):
         up, down = self._capacities(cascade, rows, message)
         p, above, below = self.pipeline, self.rank + 1, self.rank - 1
         self.wires = LinkedWires(self.check, staleness=p.staleness)
+        # As many messages as can be on the way, in a group of their own, as a thread of their own takes them.
+        ahead, messages = 2 * p.queue + 2, self.new_group() if any(down) else None
         if self.rank > 0:
-            self.wires.below = Inlet(self.group, below, UP, up[below], p.queue, self.device)
+            self.wires.below = Inlet(self.group, below, up[below], p.queue, self.device)
         if above < self.size:
-            self.wires.up = Outlet(self.group, above, UP, up[self.rank], p.queue, keep=False)
+            self.wires.up = Outlet(self.group, above, up[self.rank], p.queue, keep=False)
             self.wires.above = True
         if self.rank > 0 and down[below]:
-            self.wires.down = Outlet(self.group, below, DOWN, down[below], p.queue, keep=False)
+            self.wires.down = Outlet(messages, below, down[below], ahead, keep=False)
         if above < self.size and down[self.rank]:
-            # As many as can be on the way: what has been sent is to be here when it is looked for.
-            ahead = 2 * p.queue + 2
-            self.wires.top = Inlet(self.group, above, DOWN, down[self.rank], ahead, self.device)
+            self.wires.top = Newest(Inlet(messages, above, down[self.rank], ahead, self.device))
 
     @torch.no_grad()
     def _capacities(
@@ -170,7 +181,8 @@ class Workers(Crew):
         return True
 
     def cut(self, index: int, save: Callable[[], None] | None) -> None:
-        self.wires.drain(index)
+        if self.wires.top is not None:
+            self.wires.top.drain()
         if save is None:
             return
         # From the top down: when a worker writes, nothing that it has kept is needed any more.
@@ -221,10 +233,10 @@ class Workers(Crew):
         """What is on the wires, as JSON: the groups of blocks; what is kept goes to ``tensors``."""
         kept = {} if self.wires.up is None else self.wires.up.kept
         tensors |= {f"kept.{index}": message for index, message in kept.items()}
-        if self.wires.latest is not None:
-            tensors["latest"] = self.wires.latest[0]
-        latest = None if self.wires.latest is None else self.wires.latest[1]
-        return {"groups": self.groups, "latest": latest}
+        latest = None if self.wires.top is None else self.wires.top.latest
+        if latest is not None:
+            tensors["latest"] = latest[0]
+        return {"groups": self.groups, "latest": None if latest is None else latest[1]}
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take up what `state` took.
@@ -243,8 +255,8 @@ class Workers(Crew):
                 for name, tensor in tensors.items()
                 if name.startswith("kept.")
             }
-        if state["latest"] is not None:
-            self.wires.latest = (tensors["latest"], state["latest"])
+        if self.wires.top is not None and state["latest"] is not None:
+            self.wires.top.latest = (tensors["latest"], state["latest"])
 
     # ---- words -----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from bpfree.cascade import Rows
-from bpfree.schedules.links import Inlet, Outlet
+from bpfree.schedules.links import Inlet, Newest, Outlet
 
 
 class Wires:
@@ -59,16 +59,16 @@ class LinkedWires(Wires):
         down: Where messages for the worker below go; None where there are none.
         top: Where messages from above come from; None where there are none.
         staleness: How old a message may be; None: any age.
-        latest: The newest message, and the steps that its sender had taken.
+        age: Of the messages used since the last report.
+        index: The step that is being taken.
     """
 
     check: Callable[[], None]
     below: Inlet | None = None
     up: Outlet | None = None
     down: Outlet | None = None
-    top: Inlet | None = None
+    top: Newest | None = None
     staleness: int | None = None
-    latest: tuple[Tensor, int] | None = None
     age: Age = field(default_factory=Age)
     index: int = 0
 
@@ -81,16 +81,14 @@ class LinkedWires(Wires):
         if self.up is not None:
             self.up.make_room()
         if self.down is not None:
-            self.down.settle()
+            self.down.make_room()
 
     def from_above(self, message: Tensor | None) -> Tensor | None:
         if self.top is None:
             return message
-        while self.top.ready or self._too_old():
-            self._take()
-        assert self.latest is not None
-        self.age.add(self.index - self.latest[1])
-        return self.latest[0]
+        newest, step = self.top.get(self.index, self.staleness)
+        self.age.add(self.index - step)
+        return newest
 
     def to_below(self, message: Tensor | None) -> None:
         if self.down is not None:
@@ -104,18 +102,3 @@ class LinkedWires(Wires):
         if self.up is not None:
             assert isinstance(rows, Tensor)
             self.up.send(self.index, rows)
-
-    def drain(self, stop: int) -> None:
-        """Take the messages up to that of step ``stop - 1``, so that none is under way; the newest stays."""
-        while self.top is not None and self.top.next < stop:
-            self._take()
-
-    def _too_old(self) -> bool:
-        if self.latest is None:
-            return True
-        return self.staleness is not None and self.index - self.latest[1] > self.staleness
-
-    def _take(self) -> None:
-        assert self.top is not None
-        step = self.top.next
-        self.latest = (self.top.take(), step)

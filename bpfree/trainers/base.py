@@ -103,7 +103,7 @@ class Trainer(Builder):
         *,
         checkpoint: str | Path | Checkpoint | None = None,
         hooks: Hooks | None = None,
-        pipeline: Mapping[str, Any] | Pipeline | None = None,
+        pipeline: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> History:
         """Train.
@@ -122,9 +122,7 @@ class Trainer(Builder):
             Diverged: If a loss became NaN or infinite.
             WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
         """
-        together = validate(
-            Pipeline, asdict(pipeline) if isinstance(pipeline, Pipeline) else pipeline or {}, "pipeline"
-        )
+        together = validate(Pipeline, pipeline or {}, "pipeline")
         fit = validate(FitSettings, settings, "fit")
         data = check_data(train, self.n_classes, self.device)
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
@@ -138,17 +136,14 @@ class Trainer(Builder):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
             ckpt.check_path(checkpoint.path)
-        shows = self.progress and hooks is None
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
-            progress_bar(self.id, shows and workers.rank == 0) as shown,
+            progress_bar(self.id, self.progress and hooks is None and workers.rank == 0) as shown,
         ):
             hooks = hooks or Hooks(progress=shown)
             if workers.size > 1 and self.tutor() is not None:
-                raise BadValue(
-                    f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker only"
-                )
+                raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")
             begun = saving.begun(checkpoint, workers)
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
             loop = Fit(

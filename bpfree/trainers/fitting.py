@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import Diverged, WorkerLost
-from bpfree.cascade import Cascade, Rows
+from bpfree.cascade import Cascade
 from bpfree.readouts import Readout
 from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Workers, calibrate, plan, step
 from bpfree.trainers import saving
@@ -81,7 +81,8 @@ class Fit:
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         self.cascade.remember({})
-        self.crew.assign(self.cascade, self._probe)
+        batch = torch.arange(len(self.train.y), device=self.train.y.device)[: self.fit.batch_size]
+        self.crew.assign(self.cascade, lambda: self.feed.rows(batch, 0, 0))
         resumed = saving.begun(self.checkpoint, self.crew)
         if self.checkpoint is not None and resumed:
             saving.resume(self, self.checkpoint)
@@ -115,11 +116,6 @@ class Fit:
         """Steps that the stage has taken, over all epochs."""
         return self.at.epoch * self.n_steps + self.at.step
 
-    def _probe(self) -> tuple[Rows, Tensor]:
-        """Rows and targets of one batch."""
-        n_samples = min(self.fit.batch_size, len(self.train.y))
-        return self.feed.rows(torch.arange(n_samples, device=self.train.y.device), 0, 0)
-
     # ---- one stage -------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage) -> None:
@@ -151,12 +147,12 @@ class Fit:
         if self.evaluator is not None:
             self.evaluator.climb(stage.first, judges(self.cascade, stage))
         if stage.readouts and stage.first == stage.stop:
-            for _, readout in self._learning(stage):
+            for _, readout in self.learning(stage):
                 self.feed.keep_outputs(readout.view)
 
     def _epochs(self, stage: Stage) -> int:
         """How many passes a stage takes at most: one, where another would change nothing."""
-        return 1 if not self._learning(stage) and self.gathers(stage, all) else self.fit.epochs
+        return 1 if not self.learning(stage) and self.gathers(stage, all) else self.fit.epochs
 
     def gathers(self, stage: Stage, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
         """Whether all, or any, of the losses that train in a stage gather in one pass."""
@@ -166,7 +162,8 @@ class Fit:
     def _stale(self) -> bool:
         return self.fit.patience is not None and self.at.stale >= self.fit.patience
 
-    def _learning(self, stage: Stage) -> list[tuple[str, Readout]]:
+    def learning(self, stage: Stage) -> list[tuple[str, Readout]]:
+        """The readouts that learn in a stage, by name."""
         learning = [
             (n, self.cascade.readout(n)) for n in self.cascade.readouts if self.cascade.readout(n).learns
         ]
@@ -178,7 +175,7 @@ class Fit:
         factor = lr_factor(self.settings.lr_schedule, self.at.epoch, self.fit.epochs)
         set_lr(self.optimizers.values(), factor)
         self.cascade.eval()
-        for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self._learning(stage))]:
+        for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self.learning(stage))]:
             module.train()
         with self.hooks.window("train"):
             if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
@@ -237,7 +234,7 @@ class Fit:
 
     def _step(self, stage: Stage, indices: Tensor) -> Tensor:
         epoch, number = self.at.epoch, self.at.step
-        learning, scores, losses = self._learning(stage), None, []
+        learning, scores, losses = self.learning(stage), None, []
         seed = _seeds.derive(self.seed, "step", epoch, number)
         if learning:
             _seeds.seed_global(indices.device, seed, "readout")
@@ -283,18 +280,9 @@ class Fit:
         if accuracy > self.at.best + self.fit.min_delta:
             self.at.best, self.at.best_epoch, self.at.stale = accuracy, self.at.epoch, 0
             if self.fit.restore_best:
-                self.best = {name: tensor.clone() for name, tensor in self.changing(stage)}
+                self.best = {name: tensor.clone() for name, tensor in saving.changing(self, stage)}
         else:
             self.at.stale += 1
-
-    def changing(self, stage: Stage) -> Iterator[tuple[str, Tensor]]:
-        """The state that a stage changes: of this worker's blocks but for their fronts, and of readouts."""
-        first, stop = self.crew.share(stage.first, stage.stop)
-        blocks = {f"blocks.{k}.": f"blocks.{k}.front." for k in range(first, stop)}
-        parts = blocks | {f"readouts.{name}.": " " for name, _ in self._learning(stage)}
-        for name, tensor in self.cascade.state_dict().items():
-            if any(name.startswith(part) and not name.startswith(fixed) for part, fixed in parts.items()):
-                yield name, tensor
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from bpfree._errors import BadValue
-from bpfree.schedules import Crew, Workers
+from bpfree.schedules import Crew, Stage, Workers
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.history import History
 from bpfree.trainers.run import Checkpoint, Position
@@ -77,6 +79,16 @@ def _own(run: Fit, state: ckpt.Tensors) -> ckpt.Tensors:
     first, stop = run.crew.share(0, n)
     others = tuple(f"blocks.{k}." for k in range(n) if not first <= k < stop)
     return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
+
+
+def changing(run: Fit, stage: Stage) -> Iterator[tuple[str, Tensor]]:
+    """The state that a stage changes: of this worker's blocks but for their fronts, and of readouts."""
+    first, stop = run.crew.share(stage.first, stage.stop)
+    blocks = {f"blocks.{k}.": f"blocks.{k}.front." for k in range(first, stop)}
+    parts = blocks | {f"readouts.{name}.": " " for name, _ in run.learning(stage)}
+    for name, tensor in run.cascade.state_dict().items():
+        if any(name.startswith(part) and not name.startswith(fixed) for part, fixed in parts.items()):
+            yield name, tensor
 
 
 def position(at: Position) -> dict[str, Any]:
@@ -149,7 +161,7 @@ def _follow(run: Fit, at: Mapping[str, Any], history: dict[str, Any]) -> None:
     ahead = Position(**at)
     if ahead.stage == run.at.stage and run.at.step == run.n_steps and ahead.epoch == run.at.epoch + 1:
         if ahead.best_epoch == ahead.epoch and run.fit.restore_best:
-            run.best = {name: tensor.clone() for name, tensor in run.changing(run.stages[run.at.stage])}
+            run.best = {name: tensor.clone() for name, tensor in changing(run, run.stages[run.at.stage])}
         ahead.step, run.at, run.sums = 0, ahead, None
         return
     raise BadValue(
