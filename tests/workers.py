@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,15 +22,22 @@ CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers"])
 
 
 def _run(
-    function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str, answers: Any
+    function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str | int, answers: Any
 ) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda _: None  # type: ignore[assignment]
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
-        answers.put((rank, _packed(function(*args)), None))
-        dist.destroy_process_group()
+        if isinstance(store, int):
+            # As torchrun does it: whoever needs a process group makes it.
+            told = {"RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
+            os.environ.update({name: str(value) for name, value in told.items()})
+            answers.put((rank, _packed(function(*args)), None))
+            assert not dist.is_initialized()
+        else:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
+            answers.put((rank, _packed(function(*args)), None))
+            dist.destroy_process_group()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the test must hear of it
         answers.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
         answers.close()
@@ -44,14 +52,24 @@ def _packed(value: Any) -> bytes:
     return file.getvalue()
 
 
-class Group:
-    """``n`` processes that call ``function(*args)``, each with its rank in the process group."""
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
 
-    def __init__(self, folder: Path, n: int, function: Callable[..., Any], *args: Any) -> None:
+
+class Group:
+    """``n`` processes that call ``function(*args)``, each with its rank in the process group.
+
+    Without a folder for the group's store there is no process group, but the variables that torchrun sets.
+    """
+
+    def __init__(self, folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -> None:
         self.answers = CONTEXT.Queue()
-        store = folder / f"store{time.monotonic_ns()}"
+        store = _free_port() if folder is None else str(folder / f"store{time.monotonic_ns()}")
         self.processes: list[BaseProcess] = [
-            CONTEXT.Process(target=_run, args=(function, args, k, n, str(store), self.answers), daemon=True)
+            CONTEXT.Process(target=_run, args=(function, args, k, n, store, self.answers), daemon=True)
             for k in range(n)
         ]
         for process in self.processes:
@@ -79,7 +97,7 @@ class Group:
         return found, raised
 
 
-def run(folder: Path, n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run(folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What ``n`` processes return, by rank.
 
     Raises:

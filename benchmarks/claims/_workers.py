@@ -163,8 +163,8 @@ def backprop(spec: Spec) -> dict[str, Any]:
     module = nn.Sequential(*layers)
     if spec.arm != "backprop":
         dist.init_process_group("gloo")
-        # Halves of as many hidden layers as the workers of the pipelined schedule have.
-        half = len(layers) // 2
+        # Half of the hidden layers each, as under the pipelined schedule.
+        half = 1 + 2 * (len(spec.hidden) // 2)
         module = nn.Sequential(*(layers[half:] if rank else layers[:half]))
         stage = PipelineStage(module, rank, 2, torch.device("cpu"))
         kind = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[spec.arm]
@@ -192,12 +192,11 @@ def backprop(spec: Spec) -> dict[str, Any]:
         times.append(time.perf_counter() - begin)
     if spec.arm != "backprop":
         # The second worker has the output layer, and needs what the first makes of the test images.
-        rows = torch.empty(len(test), module[0].in_features) if rank else None
         with torch.no_grad():
             if rank == 0:
                 dist.send(module(test.x), 1)
                 return {"epoch_s": times}
-            assert rows is not None
+            rows = torch.empty(len(test), spec.hidden[len(spec.hidden) // 2 - 1])
             dist.recv(rows, 0)
             scores = module(rows)
     else:

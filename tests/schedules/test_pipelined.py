@@ -76,6 +76,11 @@ def test_workers_give_the_bits_of_the_simultaneous_schedule(kind: str, n: int, t
         same(found, expected)
 
 
+def test_workers_that_torchrun_starts_make_and_end_their_process_group() -> None:
+    for found in run(None, 2, fitted, "mono_forward", "pipelined"):
+        same(found, fitted("mono_forward", "simultaneous"))
+
+
 # ---- messages from above ---------------------------------------------------------------------------------
 
 
