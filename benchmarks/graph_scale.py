@@ -117,29 +117,42 @@ def compare(data: GraphData, depth: int) -> dict[str, float]:
     return found
 
 
+def claim(nodes: int, epochs: int = EPOCHS) -> dict[str, Any]:
+    """Seconds, saved bytes and accuracy of both on one graph, 20 edges a node, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data, rest = graph(nodes, 20 * nodes, 0.1)
+    found: dict[str, Any] = {"nodes": nodes, "edges": data.graph.n_edges, "labelled": len(data), "depth": 3}
+    for kind in ("forward_gnn", "backprop_gnn"):
+        made, seconds = run(kind, data, 3, epochs)
+        accuracy = made.evaluate(rest)["accuracy"]
+        found[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, 3), "accuracy": accuracy}
+    ours, theirs = found["forward_gnn"], found["backprop_gnn"]
+    found["time_ratio"] = theirs["seconds"] / ours["seconds"]
+    found["saved_ratio"] = theirs["saved_bytes"] / ours["saved_bytes"]
+    torch.set_num_threads(before)
+    return found
+
+
+def holds(found: dict[str, Any]) -> bool:
+    """Whether what `claim` found is enough."""
+    return bool(found["time_ratio"] >= 15 and found["saved_ratio"] >= 10)
+
+
 def main() -> int:
     """Measure; 0 if both claims hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, default=100_000)
     nodes = parser.parse_args().nodes
+    found, edges = claim(nodes), 20 * nodes
     torch.set_num_threads(1)
-    edges = 20 * nodes
-    data, rest = graph(nodes, edges, 0.1)
-    claim: dict[str, Any] = {"nodes": nodes, "edges": data.graph.n_edges, "labelled": len(data), "depth": 3}
-    for kind in ("forward_gnn", "backprop_gnn"):
-        made, seconds = run(kind, data, 3, EPOCHS)
-        accuracy = made.evaluate(rest)["accuracy"]
-        claim[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, 3), "accuracy": accuracy}
-    ours, theirs = claim["forward_gnn"], claim["backprop_gnn"]
-    claim["time_ratio"] = theirs["seconds"] / ours["seconds"]
-    claim["saved_ratio"] = theirs["saved_bytes"] / ours["saved_bytes"]
+    data, _ = graph(nodes, edges, 0.1)
     curves = {
         "labelled": {str(s): compare(graph(nodes, edges, s)[0], 3) for s in (0.02, 0.1, 0.3, 0.64, 1.0)},
         "depth": {str(d): compare(data, d) for d in (1, 2, 4, 8)},
         "edges": {str(e): compare(graph(nodes, e, 0.1)[0], 3) for e in (edges // 10, edges // 2, 2 * edges)},
     }
-    passed = claim["time_ratio"] >= 15 and claim["saved_ratio"] >= 10
-    return record("graph_scale", {"claim": claim, "curves": curves}, passed)
+    return record("graph_scale", {"claim": found, "curves": curves}, holds(found))
 
 
 if __name__ == "__main__":
