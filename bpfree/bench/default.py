@@ -50,7 +50,8 @@ CASCADED: Config = {
 }
 
 #: Physical local learning through a small simulated fibre, beside the same without, ridge regression on what
-#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were chosen by hand.
+#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were found as above
+#: (configs/tuning/default_physical.yaml, benchmarks/results/tuning_default_physical).
 PHYSICAL: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
@@ -66,28 +67,29 @@ PHYSICAL: Config = {
         },
     },
     "fit": {"epochs": 8, "batch_size": 256, "eval_every": 8},
-    "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+    "trainer": {"id": "physical", "lr": 1.8e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
     "controls": [
         {
             "label": "no physics",
             "physics": {"system": "none"},
-            "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+            "trainer": {"id": "physical", "lr": 2.0e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
         },
-        {"trainer": {"id": "physical_backprop", "lr": 2e-3}},
+        {"trainer": {"id": "physical_backprop", "lr": 1.7e-3}},
         {"trainer": {"id": "physical_ridge"}, "fit": {"epochs": 1, "eval_every": 1}},
     ],
 }
 
-#: A graph that needs no download: digits joined to those like them. The learning rates were chosen by hand.
+#: A graph that needs no download: digits joined to those like them. Learning rates were found as above
+#: (configs/tuning/default_graph.yaml, benchmarks/results/tuning_default_graph).
 GRAPH: Config = {
     "name": "default",
     "dataset": {"name": "digits_graph"},
     "net": {"name": "gcn", "hidden": [64, 64]},
     "fit": {"epochs": 60, "batch_size": 2000, "eval_every": 5},
-    "trainer": {"id": "backprop_gnn", "lr": 1e-2, "normalize": True},
+    "trainer": {"id": "backprop_gnn", "lr": 8.5e-2, "normalize": True},
     "controls": [
-        {"trainer": {"id": "forward_gnn", "lr": 1e-2}},
-        {"trainer": {"id": "hop_mlp", "lr": 1e-2}},
+        {"trainer": {"id": "forward_gnn", "lr": 8.4e-2}},
+        {"trainer": {"id": "hop_mlp", "lr": 2.4e-2}},
         {"trainer": {"id": "hop_ridge"}, "fit": {"epochs": 1}},
     ],
 }
