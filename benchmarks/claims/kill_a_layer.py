@@ -9,6 +9,7 @@ random moment, ten times in one run; the weights are compared with those of a ru
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -76,7 +77,7 @@ def measure(
             code = run.wait()
         if code != 0:
             raise RuntimeError((folder / "log").read_text())
-        killed = start_figures(folder)
+        killed = json.loads((folder / "figures.json").read_text())
     away = abs(killed["accuracy"] - calm["accuracy"])
     same = killed["weights"] == calm["weights"]
     return {
@@ -95,14 +96,6 @@ def measure(
             "save_every": save_every, "apart": list(apart), "seed": seed,
         },
     }  # fmt: skip
-
-
-def start_figures(folder: Path) -> dict[str, Any]:
-    """What the run has written."""
-    import json
-
-    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
-    return figures
 
 
 def strike(
