@@ -190,18 +190,17 @@ def backprop(spec: Spec) -> dict[str, Any]:
             if len(indices) == spec.batch:
                 step(*train.batch(indices))
         times.append(time.perf_counter() - begin)
-    if spec.arm != "backprop":
-        # The second worker has the output layer, and needs what the first makes of the test images.
-        with torch.no_grad():
-            if rank == 0:
-                dist.send(module(test.x), 1)
-                return {"epoch_s": times}
-            rows = torch.empty(len(test), spec.hidden[len(spec.hidden) // 2 - 1])
-            dist.recv(rows, 0)
-            scores = module(rows)
-    else:
-        with torch.no_grad():
+    with torch.no_grad():
+        if spec.arm == "backprop":
             scores = module(test.x)
+        else:
+            # The second worker has the output layer, and needs what the first makes of the test images.
+            rows = torch.empty(len(test), spec.hidden[len(spec.hidden) // 2 - 1])
+            dist.broadcast(rows if rank else module(test.x), 0)
+            scores = module(rows) if rank else rows
+            dist.destroy_process_group()
+    if rank == 0 and spec.arm != "backprop":
+        return {"epoch_s": times}
     return {"epoch_s": times, "accuracy": float((scores.argmax(1) == test.y).float().mean())}
 
 
@@ -214,9 +213,6 @@ def main() -> None:
     if spec.cores is not None:
         os.sched_setaffinity(0, set(spec.cores) if spec.arm in ALONE else {spec.cores[rank]})
     figures = mono_forward(spec) if spec.arm in ("simultaneous", "pipelined") else backprop(spec)
-    if spec.arm in ("gpipe", "1f1b"):
-        dist.barrier()
-        dist.destroy_process_group()
     if "accuracy" in figures and (rank == 0 or spec.arm != "pipelined"):
         partial = path.with_name("figures.partial")
         partial.write_text(json.dumps(figures))

@@ -262,8 +262,8 @@ class Fit:
         }
         due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
         if self.evaluator is not None and due and judges(self.cascade, stage):
-            self.crew.sync(self.cascade)
             with self.hooks.window("eval"):
+                self.crew.sync(self.cascade)
                 row["validation"] = validate(self.cascade, stage, self.evaluator)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis

@@ -15,7 +15,7 @@ from bpfree import BadValue, MonoForward, _errors
 from bpfree.schedules import Workers
 from bpfree.schedules.links import pack, unpack
 from bpfree.schedules.wires import LinkedWires
-from bpfree.trainers import saving
+from bpfree.trainers import fitting, saving
 from tests.helpers import easy, make_mlp, snapshot
 from tests.workers import Group, run
 
@@ -47,6 +47,8 @@ def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
 
     if event == "step":
         LinkedWires.begin = counting(LinkedWires.begin)  # type: ignore[method-assign]
+    elif event == "validate":
+        fitting.validate = counting(fitting.validate)  # type: ignore[attr-defined]
     elif event == "take":
         LinkedWires.from_below = counting(LinkedWires.from_below)  # type: ignore[method-assign]
     else:
@@ -75,7 +77,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "event", "number"),
-    [(0, "step", 12), (1, "take", 11), (2, "cut", 3), (1, "total", 2), (2, "sync", 2)],
+    [(0, "step", 12), (1, "take", 11), (2, "cut", 3), (1, "total", 2), (2, "validate", 1)],
 )
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_the_others_from_where_they_stood(
     rank: int, event: str, number: int, tmp_path: Path
