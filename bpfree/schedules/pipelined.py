@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -15,63 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bpfree._errors import BadValue, WorkerLost
+from bpfree._errors import BadValue
 from bpfree.cascade import Cascade, Rows, send_down
 from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, check_pipelined, costs
 from bpfree.schedules.links import Inlet, Newest, Outlet, guarded
-from bpfree.schedules.plan import Schedule
 from bpfree.schedules.wires import Age, LinkedWires
 
 #: Tag of the word that a checkpoint is written.
 SAVED = 1
-
-
-def n_workers() -> int:
-    """How many processes there are: of the process group, or as torchrun tells."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextmanager
-def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterator[Crew]:
-    """The workers of a run: one, or under the pipelined schedule as many as there are processes.
-
-    A process group is made, and ended, where there is none.
-    """
-    if schedule != "pipelined" or n_workers() == 1:
-        yield Crew()
-        return
-    own = not dist.is_initialized()
-    if own:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=pipeline.timeout_s))
-    workers: Workers | None = None
-    try:
-        with told_to_stop() as stopped:
-            workers = Workers(pipeline, device, stopped)
-            yield workers
-    finally:
-        for group in [] if workers is None else workers.made:
-            dist.destroy_process_group(group)
-        if own:
-            dist.destroy_process_group()
-
-
-@contextmanager
-def told_to_stop() -> Iterator[Callable[[], None]]:
-    """Inside, SIGTERM is only noted, and what is given here raises `WorkerLost` from then on."""
-    told: list[int] = []
-
-    def check() -> None:
-        if told:
-            raise WorkerLost("this worker was told to stop (SIGTERM)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check  # a signal handler belongs to the main thread
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Workers(Crew):

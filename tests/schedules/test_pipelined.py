@@ -76,9 +76,14 @@ def test_workers_give_the_bits_of_the_simultaneous_schedule(kind: str, n: int, t
         same(found, expected)
 
 
-def test_workers_that_torchrun_starts_make_and_end_their_process_group() -> None:
-    for found in run(None, 2, fitted, "mono_forward", "pipelined"):
-        same(found, fitted("mono_forward", "simultaneous"))
+def twice() -> list[dict[str, Any]]:
+    return [fitted("mono_forward", "pipelined") for _ in range(2)]
+
+
+def test_workers_that_torchrun_starts_make_and_end_a_process_group_for_each_run() -> None:
+    for found in run(None, 2, twice):
+        for each in found:
+            same(each, fitted("mono_forward", "simultaneous"))
 
 
 # ---- messages from above ---------------------------------------------------------------------------------
