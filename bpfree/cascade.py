@@ -182,9 +182,7 @@ def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tenso
     return send_down(blocks, target)[0]
 
 
-def send_down(
-    blocks: Sequence[Block], message: Tensor | None
-) -> tuple[list[Tensor | None], Tensor | None]:
+def send_down(blocks: Sequence[Block], message: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
     """`descend`, and the message that the lowest block sends further down, detached."""
     lessons: list[Tensor | None] = []
     for block in reversed(blocks):

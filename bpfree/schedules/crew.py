@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT
@@ -95,6 +94,8 @@ def costs(cascade: Cascade, rows: Rows, target: Tensor, message: Tensor | None) 
     Nothing changes: copies are asked.
     """
     import copy
+
+    from torch.utils.flop_counter import FlopCounterMode
 
     blocks: Sequence[Block] = copy.deepcopy(cascade).eval().units
     found = []

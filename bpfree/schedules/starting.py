@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,10 +30,11 @@ def n_workers() -> int:
 
 
 @cache
-def _rendezvous() -> tuple[dist.Store, int, int]:
+def _rendezvous() -> Any:
     """The store that torchrun has told of, this worker's rank, and the number of workers."""
-    found: tuple[dist.Store, int, int] = next(dist.rendezvous("env://"))
-    return found
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(rendezvous("env://"))
 
 
 @contextmanager
@@ -46,9 +48,11 @@ def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterat
         return
     own = not dist.is_initialized()
     if own:
+        from torch.distributed.distributed_c10d import PrefixStore
+
         store, rank, size = _rendezvous()
         # Each run has names of its own in the store: it must not meet the addresses of an earlier one.
-        store = dist.PrefixStore(f"bpfree/{next(_RUNS)}", store)
+        store = PrefixStore(f"bpfree/{next(_RUNS)}", store)
         timeout = timedelta(seconds=pipeline.timeout_s)
         dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
     workers: Workers | None = None

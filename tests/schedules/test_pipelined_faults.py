@@ -77,7 +77,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "event", "number"),
-    [(0, "step", 12), (1, "take", 11), (2, "cut", 3), (1, "total", 2), (2, "validate", 1)],
+    [(0, "step", 14), (1, "take", 11), (2, "cut", 3), (1, "total", 2), (2, "validate", 1)],
 )
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_the_others_from_where_they_stood(
     rank: int, event: str, number: int, tmp_path: Path
