@@ -29,23 +29,24 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones. The
-#: learning rates here were chosen by hand.
+#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
+#: Learning rates were found as above (configs/tuning/default_cascaded.yaml,
+#: benchmarks/results/tuning_default_cascaded).
 CASCADED: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "cafo_cnn", "channels": [16, 64]},
     "fit": {"epochs": 15, "batch_size": 64},
-    "trainer": {"id": "backprop", "lr": 5e-3, "lr_schedule": "cosine"},
+    "trainer": {"id": "backprop", "lr": 6.2e-2, "lr_schedule": "cosine"},
     "controls": [
-        {"trainer": {"id": "random_features", "lr": 1e-2, "schedule": "greedy"}},
-        {"trainer": {"id": "cafo", "lr": 1e-2}},
+        {"trainer": {"id": "random_features", "lr": 1.1e-2, "schedule": "greedy"}},
+        {"trainer": {"id": "cafo", "lr": 5.9e-2}},
         {
             "label": "cafo closed form",
             "trainer": {"id": "cafo", "predictor": "closed_form", "schedule": "simultaneous"},
             "fit": {"epochs": 1},
         },
-        {"label": "cafo dfa", "trainer": {"id": "cafo", "lr": 1e-2, "blocks": "dfa", "block_lr": 2e-3}},
+        {"label": "cafo dfa", "trainer": {"id": "cafo", "lr": 6.6e-3, "blocks": "dfa", "block_lr": 2.0e-2}},
     ],
 }
 
