@@ -38,7 +38,7 @@ def measure(
     samples: int = 60_000,
     hidden: tuple[int, ...] = (512,) * 4,
     batch: int = 128,
-    epochs: int = 20,
+    epochs: int = 40,
     kills: int = 10,
     apart: tuple[float, float] = (1.0, 6.0),
     save_every: int = 50,

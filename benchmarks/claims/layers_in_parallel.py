@@ -37,7 +37,7 @@ def measure(
     samples: int = 60_000,
     hidden: tuple[int, ...] = (1024,) * 6,
     batch: int = 256,
-    epochs: int = 3,
+    epochs: int = 2,
     rounds: int = 3,
 ) -> dict[str, Any]:
     """Run every arm ``rounds`` times, in turns.

@@ -114,7 +114,7 @@ class Trainer(Builder):
             checkpoint: File to save the run's state in, every 30 seconds (see `Checkpoint`) and at the end.
                 If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
-            pipeline: How the workers of ``schedule = "pipelined"`` work together, see `Pipeline`.
+            pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
             **settings: The fields of `FitSettings`.
 
         Raises:
