@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -154,7 +152,7 @@ class Trainer(Builder):
                 train=data,
                 validation=judge,
                 seed=self.seed,
-                fingerprint=self._fingerprint(fit, data, judge),
+                fingerprint=saving.fingerprint(self, fit, data, judge),
                 checkpoint=checkpoint,
                 hooks=hooks,
                 history=before,
@@ -291,9 +289,3 @@ class Trainer(Builder):
         found = check_data(data, self.n_classes, self.device)
         self._check_shape(found.sample_shape)
         return found
-
-    def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
-        shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else d.content() for d in data]
-        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

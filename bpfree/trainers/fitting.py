@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bpfree import _seeds
-from bpfree._errors import Diverged, WorkerLost
+from bpfree._errors import WorkerLost
 from bpfree.cascade import Cascade
 from bpfree.readouts import Readout
 from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Workers, calibrate, plan, step
@@ -20,7 +20,7 @@ from bpfree.trainers import saving
 from bpfree.trainers.checkpoint import Tensors
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.judging import judges, validate
+from bpfree.trainers.judging import check_losses, judges, validate
 from bpfree.trainers.measurements import Measurements
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.run import Checkpoint, Hooks, Position
@@ -206,20 +206,12 @@ class Fit:
             self.crew.cut(self.index, self._save if self.between and self.checkpoint is not None else None)
             means = (self.crew.total(self.sums) / self.n_steps).tolist()
             self.between = False
-            self._check(stage, means)
+            check_losses(stage.name, means, self.at.epoch, self.settings.lr)
             self._end_pass(stage)
         self.at.total_steps += self.n_steps
         self.at.epoch, self.at.step, self.sums = self.at.epoch + 1, 0, None
         self.positions = [self.index] * self.crew.size
         self._close_epoch(stage, factor, means)
-
-    def _check(self, stage: Stage, means: list[float]) -> None:
-        bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
-        if bad:
-            raise Diverged(
-                f"the loss of {stage.name}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
-                f"in epoch {self.at.epoch + 1}: lower lr ({self.settings.lr}), or use precision 'float32'"
-            )
 
     def _end_pass(self, stage: Stage) -> None:
         if self.gathers(stage, any):

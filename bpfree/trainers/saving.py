@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -16,9 +18,22 @@ from bpfree.schedules import Crew, Stage, Workers
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.history import History
 from bpfree.trainers.run import Checkpoint, Position
+from bpfree.trainers.settings import FitSettings
 
 if TYPE_CHECKING:
+    from bpfree.data import TensorData
+    from bpfree.trainers.base import Trainer
     from bpfree.trainers.fitting import Fit
+
+
+def fingerprint(trainer: Trainer, fit: FitSettings, *data: TensorData | None) -> str:
+    """What a run's files must agree on with the run that goes on from them."""
+    cascade = trainer.cascade
+    shapes = [list(p.shape) for p in cascade.parameters()]
+    seen = [None if d is None else d.content() for d in data]
+    settings = [asdict(trainer.settings), asdict(fit)]
+    parts = [trainer.id, *settings, trainer.seed, shapes, repr(cascade), seen]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def own_path(path: Path, crew: Crew) -> Path:
