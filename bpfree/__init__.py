@@ -1,7 +1,16 @@
 """bpfree: learning without a global backward pass, in PyTorch."""
 
 from bpfree import data, losses, meters, nn
-from bpfree._errors import BadValue, BpfreeError, DataNotFound, Diverged, MeterError, NotMeasurable
+from bpfree._errors import (
+    BadValue,
+    BpfreeError,
+    DataNotFound,
+    Diverged,
+    MeterError,
+    NotMeasurable,
+    WireError,
+    WorkerLost,
+)
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
@@ -74,6 +83,8 @@ __all__ = [
     "RidgeAccumulator",
     "Trainer",
     "TrainerSettings",
+    "WireError",
+    "WorkerLost",
     "data",
     "get_trainer",
     "localize",

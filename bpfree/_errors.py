@@ -36,3 +36,11 @@ class MeterError(BpfreeError):
 
 class NotMeasurable(BpfreeError):
     """This machine, or this user, cannot measure what was asked; the message says what to do."""
+
+
+class WireError(BpfreeError, RuntimeError):
+    """A message between two workers is not the one that was due: a gap, a repeat, or another shape."""
+
+
+class WorkerLost(BpfreeError, RuntimeError):
+    """A worker of a pipelined run is gone, or this one was told to stop; a run started again goes on."""

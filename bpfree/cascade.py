@@ -179,15 +179,19 @@ def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tenso
         blocks: Bottom first.
         target: What comes to the top block as its message, where targets are more than labels.
     """
+    return send_down(blocks, target)[0]
+
+
+def send_down(blocks: Sequence[Block], message: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
+    """`descend`, and the message that the lowest block sends further down, detached."""
     lessons: list[Tensor | None] = []
-    message = target
     for block in reversed(blocks):
         # A block with analytic gradients keeps nothing for a backward pass, on this wire either.
         with torch.set_grad_enabled(block.gradients == "autograd" and torch.is_grad_enabled()):
             lesson, below = block.loss.teach(message)
         lessons.append(lesson)
         message = None if below is None else below.detach()
-    return lessons[::-1]
+    return lessons[::-1], message
 
 
 class JointBlock(Block):

@@ -8,7 +8,7 @@ from typing import Literal
 from bpfree.cascade import Cascade
 from bpfree.readouts import Readout
 
-Schedule = Literal["simultaneous", "greedy"]
+Schedule = Literal["simultaneous", "greedy", "pipelined"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Stage:
 def plan(schedule: Schedule, cascade: Cascade) -> list[Stage]:
     """The stages of a schedule.
 
-    ``simultaneous``: every block steps on every batch. ``greedy``: block after block, each until it stops;
-    readouts that learn come last, on the frozen blocks.
+    ``simultaneous``: every block steps on every batch. ``pipelined``: the same, each worker with blocks of
+    its own. ``greedy``: block after block, each until it stops; readouts that learn come last, on the frozen
+    blocks.
     """
     n = len(cascade.units)
-    if schedule == "simultaneous":
+    if schedule != "greedy":
         return [Stage("all blocks", 0, n, True)]
     stages = [Stage(f"block {k + 1}", k, k + 1, False) for k in range(n)]
     if any(r.learns for r in cascade.readouts.values() if isinstance(r, Readout)):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bpfree import _seeds
-from bpfree.cascade import Block, Rows, descend
+from bpfree.cascade import Block, Rows, send_down
 from bpfree.graph import Nodes
+from bpfree.schedules.wires import Wires
 
 
 def step(
@@ -20,6 +21,7 @@ def step(
     first: int = 0,
     sensed: bool = False,
     message: Tensor | None = None,
+    wires: Wires | None = None,
 ) -> list[Tensor]:
     """Update every block on one batch, bottom first, and free its activations before the next.
 
@@ -31,23 +33,30 @@ def step(
         first: Number of the lowest block.
         sensed: Whether the lowest block's front has answered to ``rows`` already.
         message: What comes to the highest block as its message.
+        wires: To the blocks of other workers, above and below; by default there are none.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
     """
+    wires = Wires() if wires is None else wires
     losses: list[Tensor] = []
-    for k, (block, lesson) in enumerate(zip(blocks, descend(blocks, message), strict=True)):
+    lessons, below = send_down(blocks, wires.from_above(message))
+    wires.to_below(below)
+    rows = wires.from_below(rows)
+    for k, (block, lesson) in enumerate(zip(blocks, lessons, strict=True)):
         _seeds.seed_global(target.device, seed, first + k)
         rows = block.join(rows, lesson)
         # The step asks about some nodes, the blocks above about all: those must be told before it is taken.
-        some = isinstance(rows, Nodes) and rows.wanted is not None and k + 1 < len(blocks)
+        heard = wires.above or k + 1 < len(blocks)
+        some = heard and isinstance(rows, Nodes) and rows.wanted is not None
         above = block.onward(rows) if some else None
         found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
         for loss in block.losses:
             loss.memory = loss.remembered(output)
-        if k + 1 < len(blocks):
+        if heard:
             rows = above if above is not None else block.onward(rows, output)
         losses += found
+    wires.to_above(rows)
     return losses
 
 

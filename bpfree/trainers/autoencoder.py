@@ -74,8 +74,8 @@ class Autoencoder(Trainer):
         if self.settings.rule == "backprop":
             blocks: list[Block] = [Block(self.net, Reconstruction())]
         else:
-            if self.settings.schedule != "simultaneous":
-                raise BadValue(f"schedule = {self.settings.schedule!r}: messages need 'simultaneous'")
+            if self.settings.schedule == "greedy":
+                raise BadValue("schedule = 'greedy': messages need 'simultaneous' or 'pipelined'")
             stages = list(self.net.children())
             if not isinstance(self.net, nn.Sequential) or not stages or len(stages) % 2:
                 raise BadValue(

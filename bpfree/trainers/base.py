@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +16,9 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
-from bpfree.schedules import step
+from bpfree.schedules import Pipeline, crew, step
 from bpfree.trainers import checkpoint as ckpt
+from bpfree.trainers import saving
 from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
 from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
@@ -102,6 +101,7 @@ class Trainer(Builder):
         *,
         checkpoint: str | Path | Checkpoint | None = None,
         hooks: Hooks | None = None,
+        pipeline: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> History:
         """Train.
@@ -112,12 +112,15 @@ class Trainer(Builder):
             checkpoint: File to save the run's state in, every 30 seconds (see `Checkpoint`) and at the end.
                 If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
+            pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
             **settings: The fields of `FitSettings`.
 
         Raises:
             BadValue: If a setting or the data do not fit.
             Diverged: If a loss became NaN or infinite.
+            WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
         """
+        together = validate(Pipeline, pipeline or {}, "pipeline")
         fit = validate(FitSettings, settings, "fit")
         data = check_data(train, self.n_classes, self.device)
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
@@ -131,9 +134,15 @@ class Trainer(Builder):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
             ckpt.check_path(checkpoint.path)
-        with self.running(), progress_bar(self.id, self.progress and hooks is None) as shown:
+        with (
+            crew(self.settings.schedule, together, self.device) as workers,
+            self.running(),
+            progress_bar(self.id, self.progress and hooks is None and workers.rank == 0) as shown,
+        ):
             hooks = hooks or Hooks(progress=shown)
-            begun = checkpoint is not None and checkpoint.path.exists()
+            if workers.size > 1 and self.tutor() is not None:
+                raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")
+            begun = saving.begun(checkpoint, workers)
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
             loop = Fit(
                 cascade=self.cascade,
@@ -143,11 +152,12 @@ class Trainer(Builder):
                 train=data,
                 validation=judge,
                 seed=self.seed,
-                fingerprint=self._fingerprint(fit, data, judge),
+                fingerprint=saving.fingerprint(self, fit, data, judge),
                 checkpoint=checkpoint,
                 hooks=hooks,
                 history=before,
                 diagnose=lambda: self._diagnose(judge),
+                crew=workers,
             )
             return loop.run()
 
@@ -279,9 +289,3 @@ class Trainer(Builder):
         found = check_data(data, self.n_classes, self.device)
         self._check_shape(found.sample_shape)
         return found
-
-    def _fingerprint(self, fit: FitSettings, *data: TensorData | None) -> str:
-        shape = [list(p.shape) for p in self.cascade.parameters()]
-        seen = [None if d is None else d.content() for d in data]
-        parts = [self.id, asdict(self.settings), asdict(fit), self.seed, shape, repr(self.cascade), seen]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

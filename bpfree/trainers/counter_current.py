@@ -106,9 +106,9 @@ class CounterCurrentLearning(Trainer):
 
     def _check(self) -> None:
         s = self.settings
-        if s.schedule != "simultaneous":
+        if s.schedule == "greedy":
             raise BadValue(
-                f"schedule = {s.schedule!r}: messages come from blocks that learn: 'simultaneous' only"
+                "schedule = 'greedy': messages come from blocks that learn: use 'simultaneous' or 'pipelined'"
             )
         if s.gate is not None and not s.joint:
             raise BadValue(f"gate = {s.gate}: it reads the output of the same batch: needs joint = true")

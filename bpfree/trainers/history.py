@@ -14,15 +14,18 @@ class History:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
             ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
             epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
-            ``diagnosis`` (what `Trainer.diagnose` of the family found).
+            ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
+            between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
         resumed: How many times the run was taken up from a checkpoint.
+        replayed: How many batches a worker sent again to the one above it, which had been stopped.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     resumed: int = 0
+    replayed: int = 0
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """``(step, validation accuracy)`` of the readout or block called ``name``."""

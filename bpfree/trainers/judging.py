@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+from bpfree._errors import Diverged
 from bpfree.cascade import Cascade
 from bpfree.losses import LocalLoss
 from bpfree.schedules import Stage
@@ -35,6 +39,20 @@ def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator) -> dict[str, 
         few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
         found |= {name: value for name, value in few.items() if name not in tellers}
     return found
+
+
+def check_losses(stage: str, means: Sequence[float], epoch: int, lr: float) -> None:
+    """Check the mean losses of ``epoch``, counted from 0.
+
+    Raises:
+        Diverged: naming the first that is not finite.
+    """
+    bad = [k for k, value in enumerate(means) if not math.isfinite(value)]
+    if bad:
+        raise Diverged(
+            f"the loss of {stage}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
+            f"in epoch {epoch + 1}: lower lr ({lr}), or use precision 'float32'"
+        )
 
 
 def _usable(cascade: Cascade, stage: Stage) -> list[str]:

@@ -33,7 +33,8 @@ class TrainerSettings:
         lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
             and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code; ``steps``,
             a quarter of it after 50, 75, 89 and 94 % of the epochs.
-        schedule: ``simultaneous`` or ``greedy``.
+        schedule: ``simultaneous``; ``greedy``; ``pipelined``, as simultaneous by as many workers as torchrun
+            starts.
         cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
         precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
             prediction) in it, under autocast; weights and losses stay float32.

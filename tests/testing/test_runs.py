@@ -165,9 +165,9 @@ def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp
     with monkeypatch.context() as patch:
         save = Fit._save
 
-        def forgetful(self: Fit, checkpoint: Any) -> None:
+        def forgetful(self: Fit) -> None:
             sums, self.sums = self.sums, None
-            save(self, checkpoint)
+            save(self)
             self.sums = sums
 
         patch.setattr(Fit, "_save", forgetful)
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_changes_the_run_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Fit, "_resume", lambda self, checkpoint: None)
+    monkeypatch.setattr(bpfree.trainers.saving, "resume", lambda run, checkpoint: None)
     with pytest.raises(AssertionError, match="stopped after write"):
         assert_resumes(make_trainer, vectors(), tmp_path, stops=[5])
 

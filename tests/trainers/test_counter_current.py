@@ -263,7 +263,7 @@ def test_the_figures_of_agreement() -> None:
 
 def test_settings_that_do_not_fit() -> None:
     for settings, message in [
-        ({"schedule": "greedy"}, "'simultaneous' only"),
+        ({"schedule": "greedy"}, "use 'simultaneous' or 'pipelined'"),
         ({"gate": 0.9}, "needs joint"),
         ({"gradients": "analytic", "loss": "cosine"}, "analytic"),
         ({"loss": "mse"}, "loss"),
