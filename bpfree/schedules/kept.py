@@ -19,8 +19,8 @@ class Store:
     """Makes the tensors that features are kept in.
 
     Args:
-        folder: Where their files lie; None: they are in memory, on the device that computed them. A file has no
-            name from its beginning, so that nothing is left of it once the process lets go of the tensor,
+        folder: Where their files lie; None: they are in memory, on the device that computed them. A file has
+            no name from its beginning, so that nothing is left of it once the process lets go of the tensor,
             however the process ends. What is mapped is no part of the memory that the process allocates.
 
     Raises:
@@ -59,7 +59,7 @@ class Store:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a new file its length and its room on the disk: a page without room would end the process later."""
+    """Give a new file its length and its room on the disk: a page without room ends the process later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return

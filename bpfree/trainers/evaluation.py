@@ -210,3 +210,7 @@ class Evaluator:
 
     def _growing(self) -> Growing:
         return Growing(self.store, self.n_samples)
+
+
+def _rows(kept: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if kept is None else rows_at(kept, indices).flatten(0, 1)
