@@ -15,9 +15,9 @@ class Checkpointed(nn.Module):
 
     Args:
         layers: In order.
-        reentrant: Which of torch's two implementations recomputes. The reentrant one runs an ordinary backward
-            pass over the layers, so that `bpfree.meters.saved_for_backward` sees what it keeps meanwhile; it
-            needs an input with a gradient, which costs the lowest layer one product more.
+        reentrant: Which of torch's two implementations recomputes. The reentrant one runs an ordinary
+            backward pass over the layers, so that `bpfree.meters.saved_for_backward` sees what it keeps
+            meanwhile; it needs an input with a gradient, which costs the lowest layer one product more.
     """
 
     def __init__(self, layers: Sequence[nn.Module], reentrant: bool = False) -> None:

@@ -98,7 +98,10 @@ def measure(
         for ours in ("analytic", "autograd"):
             for control in ("backprop", "checkpointing"):
                 each = [a / b for a, b in zip(seconds[ours], seconds[control], strict=True)]
-                ratios[f"{ours} / {control}"] = {"median": statistics.median(each), "interval": interval(each)}
+                ratios[f"{ours} / {control}"] = {
+                    "median": statistics.median(each),
+                    "interval": interval(each),
+                }
         found[str(batch)] = {"ratios": ratios, "seconds": seconds}
         for name, ratio in ratios.items():
             low, high = ratio["interval"]
@@ -112,7 +115,9 @@ def measure(
     }
     return {
         "holds": bool(limits) and all(ratio <= limit for ratio, limit in limits.values()),
-        "figure": "; ".join(f"{ratio:.3f} of {control} at {b}" for (b, control), (ratio, _) in limits.items()),
+        "figure": "; ".join(
+            f"{ratio:.3f} of {control} at {b}" for (b, control), (ratio, _) in limits.items()
+        ),
         "threads": threads,
         "width": width,
         "blocks": blocks,
