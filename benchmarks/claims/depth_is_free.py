@@ -2,10 +2,10 @@
 
     python -m benchmarks.claims.depth_is_free
 
-Blocks ``x + ReLU(W norm(x))``, trained by Mono-Forward through its trainer, beside backpropagation plain, with
-square-root checkpointing, and with its gradient accumulated over 16 parts of the batch. Bytes saved for backward
-and FLOPs are counted; the peak is of all that PyTorch allocates in a step (activations, gradients, scratch)
-beyond what was there before it: parameters, Adam's two moments of each, and the batch. Nothing is timed.
+Blocks ``x + ReLU(W norm(x))``, trained by Mono-Forward through its trainer, beside backpropagation plain,
+with square-root checkpointing, and with its gradient accumulated over 16 parts of the batch. Bytes saved for
+backward and FLOPs are counted; the peak is of all that PyTorch allocates in a step (activations, gradients,
+scratch) beyond what was there before it: parameters, Adam's two moments of each, and the batch. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bpfree.meters import allocated_on_cpu, count_flops, saved_for_backward
 
 TITLE = "Depth is free: the memory of a training step does not grow with the number of blocks"
 HOLDS_IF = (
-    "from 16 to 1024 residual blocks, bytes saved for backward and peak memory beyond parameters and optimizer "
-    "state grow by at most 5 %; at 1024 blocks both are at least 16x below backpropagation with square-root "
-    "checkpointing, at no more than 0.75x its FLOPs"
+    "from 16 to 1024 residual blocks, bytes saved for backward and peak memory beyond parameters and "
+    "optimizer state grow by at most 5 %; at 1024 blocks both are at least 16x below backpropagation with "
+    "square-root checkpointing, at no more than 0.75x its FLOPs"
 )
 CLASSES, PARTS = 10, 16
 Step = Callable[[Tensor, Tensor, int], object]

@@ -1,10 +1,10 @@
-"""Cascaded-Forward in closed form: one pass over MNIST, in any order and sharding, and samples taken out again.
+"""Cascaded-Forward in closed form: one pass, in any order and sharding, and samples taken out again.
 
     BPFREE_DATA=... python -m benchmarks.claims.one_pass
 
-Blocks are random and fixed (``configs/cafo_mnist_small.yaml``); each solves a ridge regression on its features
-from sums over samples. Accuracy is that of a run of the trainer with that configuration; merging and forgetting
-are looked at on the features that its blocks give for all training samples, in float64.
+Blocks are random and fixed (``configs/cafo_mnist_small.yaml``); each solves a ridge regression on its
+features from sums over samples. Accuracy is that of a run of the trainer with that configuration; merging and
+forgetting are looked at on the features that its blocks give for all training samples, in float64.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bpfree.losses import ClosedForm
 TITLE = "One pass, mergeable, forgettable: Cascaded-Forward in closed form"
 HOLDS_IF = (
     "MNIST: at least 97.5 % test accuracy from one pass in at most 60 CPU seconds; the same weights to 1e-10 "
-    "under any sharding and order; forgetting 1 % of the samples gives a refit's weights to 1e-8 in at most a "
-    "tenth of its time"
+    "under any sharding and order; forgetting 1 % of the samples gives a refit's weights to 1e-8 in at "
+    "most a tenth of its time"
 )
 LAM = 1e-3
 Samples = tuple[Tensor, Tensor]
@@ -148,8 +148,8 @@ def measure(
     holds = accuracy >= 0.975 and seconds <= 60 and max(merged.values()) <= 1e-10
     return {
         "holds": holds and apart <= 1e-8 and ratio >= 10,
-        "figure": f"{accuracy:.2%} in {seconds:.0f} CPU s; merged to {max(merged.values()):.0e}; forgotten to "
-        f"{apart:.0e}, {ratio:.0f}x faster",
+        "figure": f"{accuracy:.2%} in {seconds:.0f} CPU s; merged to {max(merged.values()):.0e}; "
+        f"forgotten to {apart:.0e}, {ratio:.0f}x faster",
         "accuracy": accuracy,
         "cpu_seconds": seconds,
         "merged": merged,
