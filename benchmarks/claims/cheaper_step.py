@@ -28,7 +28,8 @@ TITLE = "A training step is cheaper: no gradient passes from block to block"
 LIMITS = {512: {"backprop": 0.75, "checkpointing": 0.60}, 2048: {"backprop": 0.68, "checkpointing": 0.57}}
 HOLDS_IF = (
     "16 x 1024 MLP, the same fused Adam, two threads: time of a step / backpropagation's at most 0.75 at "
-    "batch 512 and 0.68 at batch 2048; / backpropagation's with square-root checkpointing at most 0.60 and 0.57"
+    "batch 512 and 0.68 at batch 2048; / backpropagation's with square-root checkpointing at most 0.60 and "
+    "0.57"
 )
 CLASSES = 10
 Step = Callable[[Tensor, Tensor, int], object]

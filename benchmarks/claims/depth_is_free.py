@@ -5,7 +5,8 @@
 Blocks ``x + ReLU(W norm(x))``, trained by Mono-Forward through its trainer, beside backpropagation plain,
 with square-root checkpointing, and with its gradient accumulated over 16 parts of the batch. Bytes saved for
 backward and FLOPs are counted; the peak is of all that PyTorch allocates in a step (activations, gradients,
-scratch) beyond what was there before it: parameters, Adam's two moments of each, and the batch. Nothing is timed.
+scratch) beyond what was there before it: parameters, Adam's two moments of each, and the batch. Nothing is
+timed.
 """
 
 from __future__ import annotations

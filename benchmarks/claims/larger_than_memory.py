@@ -3,10 +3,10 @@
     python -m benchmarks.claims.larger_than_memory
 
 Greedy Mono-Forward on a network whose kept features are many times its input. Three processes train it: in
-memory without a limit; with ``cache_dir``, under a limit; in memory under the same limit, which must fail. The
-limit is RLIMIT_DATA of the operating system: all private writable memory of the process, the interpreter's and
-the libraries' own included, which a file that is mapped for sharing is no part of. The cache lies in the folder
-for temporary files (TMPDIR), which must be on a disk and have room for it.
+memory without a limit; with ``cache_dir``, under a limit; in memory under the same limit, which must fail.
+The limit is RLIMIT_DATA of the operating system: all private writable memory of the process, that of the
+interpreter and the libraries included. A file that is mapped for sharing is no part of it. The cache lies in
+the folder for temporary files (TMPDIR), which must be on a disk and have room for it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks import claims
 
 TITLE = "Larger than memory: features of a greedy cascade may live on disk"
 HOLDS_IF = (
-    "a feature cache of 4x the memory that the process is allowed trains to the same weights, bit for bit, as "
-    "in memory, and in memory it cannot under that limit"
+    "a feature cache of 4x the memory that the process is allowed trains to the same weights, bit for bit, "
+    "as in memory, and in memory it cannot under that limit"
 )
 INPUTS, CLASSES, MIB = 4, 10, 2**20
 
