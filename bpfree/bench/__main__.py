@@ -56,8 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    one = commands.add_parser("run", help="run the experiment of a YAML file")
-    one.add_argument("config", type=Path, help="for example configs/mono_forward_mnist_mlp.yaml")
+    one = commands.add_parser("run", help="run the experiments of YAML files")
+    one.add_argument(
+        "configs",
+        type=Path,
+        nargs="+",
+        metavar="config",
+        help="for example configs/mono_forward_mnist_mlp.yaml",
+    )
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="trainer.lr=2e-4, for example"
     )
@@ -79,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     reporting.add_argument(
         "--html", type=Path, metavar="FILE", help="default: report.html in the first folder"
+    )
+    reporting.add_argument(
+        "--study", type=Path, nargs="+", default=[], metavar="DIR", help="folders of searches to show, too"
     )
     reporting.set_defaults(command=_report)
 
@@ -119,15 +128,22 @@ def _default(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = read_yaml(arguments.config)
-    for assignment in arguments.set:
-        override(config, assignment)
-    found = cells(config, arguments.seeds, where=f"{arguments.config}: ")
-    return _bench(found, arguments, arguments.jobs or 1, wants_matched(config, found))
+    found: dict[str, Cell] = {}
+    then_matched: list[Cell] = []
+    for path in arguments.configs:
+        config = read_yaml(path)
+        for assignment in arguments.set:
+            override(config, assignment)
+        of_config = cells(config, arguments.seeds, where=f"{path}: ")
+        then_matched += of_config if wants_matched(config, of_config) else []
+        # What stands in two files, say a baseline, is run once, and called as the first file calls it.
+        for cell in of_config:
+            found.setdefault(cell.id, cell)
+    return _bench(list(found.values()), arguments, arguments.jobs or 1, then_matched)
 
 
 def _bench(
-    found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: bool = False
+    found: Sequence[Cell], arguments: argparse.Namespace, jobs: int, then_matched: Sequence[Cell] = ()
 ) -> int:
     results = Results(arguments.out or Path(tempfile.mkdtemp(prefix="bpfree-bench-")))
 
@@ -137,7 +153,7 @@ def _bench(
 
     rows = measure(found)
     if then_matched:
-        rows += measure(matched(found, rows))
+        rows += measure(matched(then_matched, rows))
     console = _console()
     show(rows, console)
     for line in summary(rows):
@@ -177,11 +193,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    rows = read_all(arguments.folders)
+    rows, searches = read_all(arguments.folders), [report.read_search(folder) for folder in arguments.study]
     console = _console()
     show(rows, console)
     path = arguments.html or arguments.folders[0] / "report.html"
-    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders])
+    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders], searches)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0
 

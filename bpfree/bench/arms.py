@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,12 @@ def run_of(row: Row) -> Run:
     return (row["seed"], row["device_seed"]) if "device_seed" in row else row["seed"]
 
 
+def is_baseline(trainer: Mapping[str, Any]) -> bool:
+    """Whether a config's trainer is backpropagation; through devices, with an exact model of them."""
+    ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
+    return bool(trainer["id"] in BASELINES or ideal)
+
+
 @dataclass
 class Arm:
     """The rows of one method on one data set and net."""
@@ -37,10 +43,8 @@ class Arm:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is backpropagation; through devices, with an exact model of them."""
-        trainer = self.rows[0]["config"]["trainer"]
-        ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
-        return bool(trainer["id"] in BASELINES or ideal)
+        """Whether this is backpropagation, see `is_baseline`."""
+        return is_baseline(self.rows[0]["config"]["trainer"])
 
     def by_seed(self, *path: str) -> dict[Run, float]:
         """A figure of each seed that has it."""

@@ -29,28 +29,30 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones. The
-#: learning rates here were chosen by hand.
+#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
+#: Learning rates were found as above (configs/tuning/default_cascaded.yaml,
+#: benchmarks/results/tuning_default_cascaded).
 CASCADED: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "cafo_cnn", "channels": [16, 64]},
     "fit": {"epochs": 15, "batch_size": 64},
-    "trainer": {"id": "backprop", "lr": 5e-3, "lr_schedule": "cosine"},
+    "trainer": {"id": "backprop", "lr": 6.2e-2, "lr_schedule": "cosine"},
     "controls": [
-        {"trainer": {"id": "random_features", "lr": 1e-2, "schedule": "greedy"}},
-        {"trainer": {"id": "cafo", "lr": 1e-2}},
+        {"trainer": {"id": "random_features", "lr": 1.1e-2, "schedule": "greedy"}},
+        {"trainer": {"id": "cafo", "lr": 5.9e-2}},
         {
             "label": "cafo closed form",
             "trainer": {"id": "cafo", "predictor": "closed_form", "schedule": "simultaneous"},
             "fit": {"epochs": 1},
         },
-        {"label": "cafo dfa", "trainer": {"id": "cafo", "lr": 1e-2, "blocks": "dfa", "block_lr": 2e-3}},
+        {"label": "cafo dfa", "trainer": {"id": "cafo", "lr": 6.6e-3, "blocks": "dfa", "block_lr": 2.0e-2}},
     ],
 }
 
 #: Physical local learning through a small simulated fibre, beside the same without, ridge regression on what
-#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were chosen by hand.
+#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were found as above
+#: (configs/tuning/default_physical.yaml, benchmarks/results/tuning_default_physical).
 PHYSICAL: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
@@ -66,28 +68,29 @@ PHYSICAL: Config = {
         },
     },
     "fit": {"epochs": 8, "batch_size": 256, "eval_every": 8},
-    "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+    "trainer": {"id": "physical", "lr": 1.8e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
     "controls": [
         {
             "label": "no physics",
             "physics": {"system": "none"},
-            "trainer": {"id": "physical", "lr": 5e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
+            "trainer": {"id": "physical", "lr": 2.0e-3, "theta": 5.0, "inner_steps": 5, "cache": True},
         },
-        {"trainer": {"id": "physical_backprop", "lr": 2e-3}},
+        {"trainer": {"id": "physical_backprop", "lr": 1.7e-3}},
         {"trainer": {"id": "physical_ridge"}, "fit": {"epochs": 1, "eval_every": 1}},
     ],
 }
 
-#: A graph that needs no download: digits joined to those like them. The learning rates were chosen by hand.
+#: A graph that needs no download: digits joined to those like them. Learning rates were found as above
+#: (configs/tuning/default_graph.yaml, benchmarks/results/tuning_default_graph).
 GRAPH: Config = {
     "name": "default",
     "dataset": {"name": "digits_graph"},
     "net": {"name": "gcn", "hidden": [64, 64]},
     "fit": {"epochs": 60, "batch_size": 2000, "eval_every": 5},
-    "trainer": {"id": "backprop_gnn", "lr": 1e-2, "normalize": True},
+    "trainer": {"id": "backprop_gnn", "lr": 8.5e-2, "normalize": True},
     "controls": [
-        {"trainer": {"id": "forward_gnn", "lr": 1e-2}},
-        {"trainer": {"id": "hop_mlp", "lr": 1e-2}},
+        {"trainer": {"id": "forward_gnn", "lr": 8.4e-2}},
+        {"trainer": {"id": "hop_mlp", "lr": 2.4e-2}},
         {"trainer": {"id": "hop_ridge"}, "fit": {"epochs": 1}},
     ],
 }

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.bench.arms import BASELINES, Arm, groups
+from bpfree.bench.arms import Arm, groups, is_baseline
 from bpfree.bench.config import Cell
 from bpfree.bench.results import Row
 
@@ -35,7 +35,7 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
                 f"protocols = [A, B]: {cell.arm} has no stop rule, so no convergence of its own; "
                 "give fit.patience, for example 20"
             )
-        if not any(other.trainer["id"] in BASELINES and other.net == cell.net for other in cells):
+        if not any(is_baseline(other.trainer) and other.net == cell.net for other in cells):
             raise BadValue(
                 f"protocols = [A, B]: {cell.arm} has no backprop arm on its net to match the passes of; "
                 "add one under controls"
@@ -59,15 +59,15 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
                     stages = max(row["budget"]["stages"] for row in arm.rows)
                     share = passes, math.ceil(passes / stages)
                     epochs |= dict.fromkeys((row["cell_id"] for row in arm.rows), share)
-    of_arm = {_arm(cell): epochs[cell.id] for cell in cells if cell.id in epochs}
+    of_arm = {arm_id(cell): epochs[cell.id] for cell in cells if cell.id in epochs}
     return [
         replace(
             cell,
-            fit={**cell.fit, "epochs": of_arm[_arm(cell)][1], "patience": None},
-            matched=of_arm[_arm(cell)][0],
+            fit={**cell.fit, "epochs": of_arm[arm_id(cell)][1], "patience": None},
+            matched=of_arm[arm_id(cell)][0],
         )
         for cell in cells
-        if _arm(cell) in of_arm
+        if arm_id(cell) in of_arm
     ]
 
 
@@ -77,6 +77,6 @@ def mean_passes(arm: Arm) -> float:
     return sum(passes.values()) / len(passes)
 
 
-def _arm(cell: Cell) -> str:
+def arm_id(cell: Cell) -> str:
     """What is the same for all seeds of an arm, the devices' included."""
     return replace(cell, seed=0, device_seed=None if cell.device_seed is None else 0).id

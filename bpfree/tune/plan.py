@@ -12,6 +12,7 @@ from annotated_types import Ge, MinLen
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.config import Cell, cells
+from bpfree.bench.protocol import arm_id
 from bpfree.trainers import Choice, Dimension, Space, get_trainer, meant
 
 Mapped = dict[str, Any]
@@ -131,7 +132,11 @@ class Plan:
         return {
             "trainer": base,
             **{k: getattr(first, k) for k in ("dataset", "net", "fit", "threads", "device")},
-            **({"physics": first.physics} if first.physics else {}),
+            **(
+                {"physics": first.physics, "devices": [c.device_seed for c in arm.cells]}
+                if first.physics
+                else {}
+            ),
             "plugins": list(first.plugin_hashes),
             "seeds": [cell.seed for cell in arm.cells],
             "space": {name: asdict(dimension) for name, dimension in arm.space.items()},
@@ -165,14 +170,17 @@ def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: s
             "settings must be chosen on others"
         )
     found = cells({**experiment, "seeds": tune.seeds}, where=where)
-    labels = [cell.arm for cell in found if cell.seed == tune.seeds[0]]
+    by_arm: dict[str, list[Cell]] = {}
+    for cell in found:
+        by_arm.setdefault(arm_id(cell), []).append(cell)
+    own = [tuple(mine) for mine in by_arm.values()]
+    labels = [mine[0].arm for mine in own]
     for label in labels:
         if labels.count(label) > 1:
             raise BadValue(f"{where}label = {label!r}: two arms have it; give each a label of its own")
     for label in tune.arms:
         if label not in labels:
             raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
-    own = [tuple(cell for cell in found if cell.arm == label) for label in labels]
     spaces = [meant(get_trainer(mine[0].trainer["id"]).space, mine[0].trainer) for mine in own]
     _check_names(tune, spaces, where)
     arms = tuple(

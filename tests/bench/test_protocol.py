@@ -57,6 +57,24 @@ def test_epochs_are_the_mean_passes_of_the_baseline_over_the_stages() -> None:
     assert not {cell.id for cell in first} & {cell.id for cell in second}
 
 
+def test_backpropagation_through_an_exact_model_of_the_device_is_a_baseline() -> None:
+    ideal = {"id": "physical_backprop"}
+    config = {
+        "dataset": {"name": "digits"},
+        "net": {"name": "physical", "hidden": [16]},
+        "physics": {"system": "acoustic", "seeds": [0, 1]},
+        "fit": {"patience": 1},
+        "trainer": {"id": "physical"},
+        "controls": [{"trainer": ideal}],
+        "seeds": [3, 4],
+        "protocols": ["A", "B"],
+    }
+    assert wants_matched(config, cells(config))
+    ideal["model"] = "aware"
+    with pytest.raises(BadValue, match="no backprop arm"):
+        wants_matched(config, cells(config))
+
+
 def test_an_arm_that_failed_in_part_is_matched_for_all_seeds_and_one_that_failed_is_left_out() -> None:
     first = cells(copy.deepcopy(CONFIG))
     passes = {"mono_forward": [1, 2, 3], "greedy": [2, 4, 6], "backprop": [5, 6, 11]}

@@ -220,6 +220,20 @@ def test_the_command_line_prints_the_table_and_reports_it_again(
     assert all(name in listed for name in ("forward_forward", "cifar100", "image_folder", "mlp", "cnn"))
 
 
+def test_several_files_are_one_bench_and_what_they_share_runs_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {**CONFIG, "trainer": {"id": "mf_joint"}, "controls": CONFIG["controls"]}
+    paths = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for path, config in zip(paths, (CONFIG, other), strict=True):
+        path.write_text(json.dumps(config))
+    out = tmp_path / "out"
+    assert main(["run", *map(str, paths), "--seeds", "1", "--out", str(out), "--set", "fit.epochs=1"]) == 0
+    arms = [row["arm"] for row in Results(out).read()]
+    shared = [control.get("label", control["trainer"]["id"]) for control in CONFIG["controls"]]
+    assert arms == [CONFIG["trainer"]["id"], *shared, "mf_joint"]
+
+
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--jobs", "x"], ["run"], ["nothing"]])
 def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

@@ -143,6 +143,26 @@ def test_the_command_line_says_what_is_wrong(
     assert not (tmp_path / "out" / "winner.yaml").exists()
 
 
+def test_a_trial_is_made_on_every_device() -> None:
+    experiment = {
+        "name": "devices",
+        "dataset": {"name": "digits"},
+        "net": {"name": "physical", "hidden": [16]},
+        "physics": {"system": "acoustic", "seeds": [3, 4]},
+        "trainer": {"id": "physical"},
+        "controls": [
+            {"trainer": {"id": "physical_backprop"}},
+            {"label": "none", "physics": {"system": "none", "seeds": [0]}, "trainer": {"id": "physical"}},
+        ],
+        "tune": {"seeds": [7, 8], "only": ["lr"]},
+    }
+    arms = make_plan(experiment).arms
+    assert [arm.label for arm in arms] == ["physical", "physical_backprop", "none"]
+    pairs = [[(cell.seed, cell.device_seed) for cell in arm.cells] for arm in arms]
+    assert [sorted(found) for found in pairs[:2]] == [[(7, 3), (7, 4), (8, 3), (8, 4)]] * 2
+    assert [sorted(found) for found in pairs[2:]] == [[(7, 0), (8, 0)]]
+
+
 @pytest.mark.parametrize("arguments", [["--trials", "0"], ["--timeout", "-1"], ["--workers", "x"], []])
 def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

@@ -20,6 +20,7 @@ from bpfree.bench.measures import (
 )
 from bpfree.bench.report import charts, tables
 from bpfree.bench.report.provenance import provenance
+from bpfree.bench.report.searches import Search, searched
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import (
     MARGIN_DIFFERENCE,
@@ -34,14 +35,18 @@ Looks = Mapping[str, charts.Style]
 
 
 def write(
-    rows: Sequence[Row], path: Path, targets: Sequence[float] = (), sources: Sequence[str] = ()
+    rows: Sequence[Row],
+    path: Path,
+    targets: Sequence[float] = (),
+    sources: Sequence[str] = (),
+    searches: Sequence[Search] = (),
 ) -> None:
     """Write the page of these rows to ``path``, whole or not at all.
 
     Raises:
         BadValue: If no row succeeded, or the file cannot be written.
     """
-    content = html(rows, targets, sources)
+    content = html(rows, targets, sources, searches)
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(content, encoding="utf-8")
@@ -50,13 +55,19 @@ def write(
         raise BadValue(f"{path}: the report cannot be written there: {error}") from None
 
 
-def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[str] = ()) -> str:
+def html(
+    rows: Sequence[Row],
+    targets: Sequence[float] = (),
+    sources: Sequence[str] = (),
+    searches: Sequence[Search] = (),
+) -> str:
     """The page.
 
     Args:
         rows: The rows of one or more results.
         targets: Validation accuracies, 0 to 1, chosen now; without any, those that the rows name.
         sources: The files of the rows, as they are to be named.
+        searches: What gave the arms their settings.
 
     Raises:
         BadValue: If no row succeeded.
@@ -91,6 +102,8 @@ def html(rows: Sequence[Row], targets: Sequence[float] = (), sources: Sequence[s
         post_hoc=bool(targets),
         energies=tables.energies(found),
         budgets=tables.budgets(found),
+        searched=searched(searches),
+        pictures_of_searches=[(search.name, search.pictures) for search in searches if search.pictures],
         comparisons=tables.comparisons(comparisons),
         provenance=provenance(found),
         failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],

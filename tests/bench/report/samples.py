@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tests.bench.rows import Row, arm, row
 
 NASTY = '<script>alert("x")</script> & "co"'
@@ -27,3 +30,19 @@ def sample() -> list[Row]:
     rows[1]["segments"] = 2
     rows.append(row("forward_forward", 0, status="diverged", reason="the loss became nan"))
     return rows
+
+
+def search(folder: Path) -> Path:
+    """What a search leaves: a winner at an end of its range, and an arm whose trials all diverged."""
+    won = {"number": 3, "state": "complete", "params": {"lr": 0.09871, "optimizer": NASTY}, "value": 0.9712}
+    counts = {"trials": 12, "complete": 8, "pruned": 4, "diverged": 0, "seconds": 345.0}
+    lost = {"trials": 12, "complete": 0, "pruned": 0, "diverged": 12, "seconds": 20.0}
+    arms = [
+        {"label": "mono_forward", **counts, "best": won, "edge": ["lr"]},
+        {"label": "forward_forward", **lost},
+    ]
+    (folder / "plots").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"schema": 1, "name": "rates", "arms": arms}))
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4" cx="4" cy="4"/></svg>'
+    (folder / "plots" / "mono_forward_history.svg").write_text(svg)
+    return folder

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from bpfree.bench.report import write
-from tests.bench.report.samples import NASTY, sample
+from bpfree.bench.report import read_search, write
+from tests.bench.report.samples import NASTY, sample, search
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -48,8 +48,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    write(sample(), path)
+    folder = tmp_path_factory.mktemp("page")
+    path = folder / "report.html"
+    write(sample(), path, searches=[read_search(search(folder / "study"))])
     return path.as_uri()
 
 

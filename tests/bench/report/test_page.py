@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import pytest
 
 from bpfree import BadValue
 from bpfree.bench.__main__ import main
-from bpfree.bench.report import html, write
+from bpfree.bench.report import html, read_search, write
 from bpfree.bench.results import Results
-from tests.bench.report.samples import NASTY, sample
+from tests.bench.report.samples import NASTY, sample, search
 from tests.bench.rows import arm, row
 
 
@@ -153,6 +154,27 @@ def test_budgets_and_tuning(page: Page) -> None:
     assert column(page, "budgets", "protocol")["mono_forward", "matched passes"] == (
         "matched passes | backpropagation took 7.50"
     )
+
+
+def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
+    content = html(sample(), searches=[read_search(search(tmp_path / "study"))])
+    heads, won, lost = Page(content).tables["searches"]
+    found = dict(zip(heads, won, strict=True))
+    assert found["arm"].endswith("mono_forward") and found["search"] == "rates"
+    assert found["validation accuracy, %"] == "97.12"
+    assert found["settings"] == f"lr 0.0987, optimizer {NASTY} | at an end of its range: lr"
+    assert dict(zip(heads, lost, strict=True))["diverged"] == "12" and lost[-1] == "–"
+    svg = (tmp_path / "study" / "plots" / "mono_forward_history.svg").read_bytes()
+    assert f'src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"' in content
+    assert "search-section" not in html(sample())
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}'])
+def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(BadValue, match=r"not the (folder|summary) of a search"):
+        read_search(tmp_path)
 
 
 def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
