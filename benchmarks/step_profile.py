@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,12 +64,12 @@ def by_kind(trainer: bpfree.Trainer, x: Tensor, y: Tensor, steps: int) -> dict[s
         for number in range(steps):
             trainer.step(x, y, number)
         whole = time.perf_counter() - start
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         if event.key.startswith(("aten::", "mkldnn::")):
             found[kind_of(event.key)] += event.self_cpu_time_total / 1e6
     found["Python and dispatch"] = max(0.0, whole - sum(found.values()))
-    return {kind: seconds / steps for kind, seconds in found.most_common()}
+    return {kind: seconds / steps for kind, seconds in sorted(found.items(), key=lambda item: -item[1])}
 
 
 def measure(

@@ -274,7 +274,7 @@ class OverlaidLinear(nn.Module):
         products = pixels @ of_pixels.T + rows.codes @ of_codes.T
         squares = pixels.square().sum(1) + rows.codes.square().sum(2)
         rms = (squares / weight.shape[1]).sqrt() + self.eps
-        out = products / rms.unsqueeze(2)
+        out: Tensor = products / rms.unsqueeze(2)
         if self.linear.bias is not None:
             out = out + self.linear.bias
         return out.flatten(0, 1)

@@ -48,7 +48,7 @@ def accumulating(trainer: bpfree.Trainer) -> Step:
     """A step of a trainer of one block, on the gradients of parts of the batch, one after another."""
     (block,) = trainer.cascade.train().units
 
-    def step(x: Tensor, y: Tensor, _: int) -> None:
+    def step(x: Tensor, y: Tensor, number: int) -> None:  # noqa: ARG001 (as `Trainer.step`)
         for rows, target in zip(x.chunk(PARTS), y.chunk(PARTS), strict=True):
             losses, _ = block.objective(rows, target, None)
             (block.total(losses) * (len(rows) / len(x))).backward()

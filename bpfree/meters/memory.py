@@ -203,7 +203,7 @@ def allocated_on_cpu() -> Iterator[Allocated]:
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
     live = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.device_type() == torch.autograd.DeviceType.CPU:
+        if event.device_type().name == "CPU":
             live += event.nbytes()
             found.peak_bytes = max(found.peak_bytes, live)
 
