@@ -14,6 +14,7 @@ from bpfree.encodings import Encoding, Overlaid
 from bpfree.graph import Ends, Nodes, unit_rows
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
+from bpfree.nn.in_place import in_place, overwriting
 from bpfree.readouts import Readout, make_readouts
 
 Rows = Tensor | Overlaid | Nodes
@@ -39,6 +40,8 @@ class Block(nn.Module):
     optimizer: torch.optim.Optimizer | None = None
     upper: int | None = None
     inner_steps: int | None = None
+    #: Set while the block trains.
+    relus: Sequence[nn.ReLU] = ()
 
     def __init__(
         self,
@@ -140,14 +143,16 @@ class Block(nn.Module):
         assert self.optimizer is not None
         if self.gradients == "analytic":
             with torch.no_grad():
-                output = self.body(sensed)
+                with in_place(self.relus):
+                    output = self.body(sensed)
                 loss, error = self.loss.output_gradient(output, target, lesson)
                 if error is not None:
                     assert isinstance(sensed, Tensor)
                     body_gradients(self.body, sensed, output, error)
             losses = [loss]
         else:
-            losses, output = self._objective(sensed, target, lesson)
+            with in_place(self.relus):
+                losses, output = self._objective(sensed, target, lesson)
             # Each product's gradient has the precision that the product had.
             with torch.autocast(target.device.type, enabled=False):
                 self.total(losses).backward()
@@ -164,7 +169,11 @@ class Block(nn.Module):
         super().train(mode)
         if self.front is not None:
             self.front.eval()
+        self.relus = self._overwriting() if mode else ()
         return self
+
+    def _overwriting(self) -> list[nn.ReLU]:
+        return overwriting(self.body)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the block's optimizer moves: not the front's, which are left as they came."""
@@ -257,6 +266,9 @@ class JointBlock(Block):
     def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         """What the inner losses see of the outputs: all of it."""
         return outputs
+
+    def _overwriting(self) -> list[nn.ReLU]:
+        return [relu for block in self.inner for relu in block.relus]
 
     def trainable(self) -> list[nn.Parameter]:
         return list(dict.fromkeys(p for block in self.inner for p in block.trainable()))

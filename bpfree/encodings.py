@@ -269,10 +269,12 @@ class OverlaidLinear(nn.Module):
     def forward(self, rows: Overlaid) -> Tensor:
         classes, weight = rows.codes.shape[-1], self.linear.weight
         pixels = rows.images.flatten(1)[:, classes:]
-        products = pixels @ weight[:, classes:].T + rows.codes @ weight[:, :classes].T
+        # One split, not two slices: its backward joins the two gradients where slices' pad and add them.
+        of_codes, of_pixels = weight.split([classes, weight.shape[1] - classes], 1)
+        products = pixels @ of_pixels.T + rows.codes @ of_codes.T
         squares = pixels.square().sum(1) + rows.codes.square().sum(2)
         rms = (squares / weight.shape[1]).sqrt() + self.eps
-        out = products / rms.unsqueeze(2)
+        out: Tensor = products / rms.unsqueeze(2)
         if self.linear.bias is not None:
             out = out + self.linear.bias
         return out.flatten(0, 1)

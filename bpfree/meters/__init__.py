@@ -5,7 +5,9 @@ from bpfree.meters.flops import Flops, count_flops, counting_flops
 from bpfree.meters.joules import EnergyMeter, Reading
 from bpfree.meters.measuring import energy, energy_per_call, meter
 from bpfree.meters.memory import (
+    Allocated,
     SavedBytes,
+    allocated_on_cpu,
     device_peak,
     process_peak_rss,
     reset_device_peak,
@@ -19,6 +21,7 @@ from bpfree.meters.windows import Windows, synchronize
 __all__ = [
     "CPU",
     "GPU",
+    "Allocated",
     "EnergyMeter",
     "Factor",
     "Flops",
@@ -27,6 +30,7 @@ __all__ = [
     "SavedBytes",
     "Stopwatch",
     "Windows",
+    "allocated_on_cpu",
     "carbon",
     "count_flops",
     "counting_flops",

@@ -171,6 +171,43 @@ def saved_for_backward(*, exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes
         _METERING.reset(token)
 
 
+class Allocated:
+    """What was allocated in the ``with`` block of :func:`allocated_on_cpu`.
+
+    Attributes:
+        peak_bytes: the most that was held at one time, beyond what was there when the block began;
+            known when it has ended.
+    """
+
+    peak_bytes: int = 0
+
+
+@contextmanager
+def allocated_on_cpu() -> Iterator[Allocated]:
+    """Measure the peak of the bytes that PyTorch's CPU allocator hands out inside the ``with`` block.
+
+    Everything that lives in a tensor's storage counts: activations, gradients, optimizer state made
+    inside, scratch tensors. What libraries allocate for themselves (the packing of a matrix product)
+    does not, nor do Python objects. Unlike the resident set of the process it does not depend on
+    what ran before.
+
+    Source: the memory events of ``torch.profiler``.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    found = Allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield found
+    results = profiler.profiler
+    assert results is not None and results.kineto_results is not None
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    live = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.device_type().name == "CPU":
+            live += event.nbytes()
+            found.peak_bytes = max(found.peak_bytes, live)
+
+
 def process_peak_rss() -> int:
     """The largest resident set that this process has had, in bytes, to within some pages.
 

@@ -5,6 +5,7 @@ from bpfree.schedules.calibrate import calibrate
 from bpfree.schedules.crew import Crew, Pipeline
 from bpfree.schedules.feed import Data, Feed
 from bpfree.schedules.graph_feed import GraphFeed
+from bpfree.schedules.kept import Growing, Store, rows_at
 from bpfree.schedules.pipelined import Workers
 from bpfree.schedules.plan import Schedule, Stage, plan
 from bpfree.schedules.settle import settle
@@ -17,9 +18,11 @@ __all__ = [
     "Data",
     "Feed",
     "GraphFeed",
+    "Growing",
     "Pipeline",
     "Schedule",
     "Stage",
+    "Store",
     "Wires",
     "Workers",
     "ascend",
@@ -27,6 +30,7 @@ __all__ = [
     "crew",
     "descend",
     "plan",
+    "rows_at",
     "settle",
     "step",
 ]

@@ -12,6 +12,7 @@ from bpfree import _seeds
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import Encoding, View
 from bpfree.nn import counted
+from bpfree.schedules.kept import Growing, Store, rows_at
 from bpfree.schedules.step import ascend
 
 
@@ -45,11 +46,20 @@ class Feed:
         seed: The run's seed.
         batch_size: Samples per training step.
         cache: Whether to keep features where they are constant.
+        store: Where they are kept; by default in memory.
     """
 
-    def __init__(self, cascade: Cascade, data: Data, seed: int, batch_size: int, cache: bool) -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        data: Data,
+        seed: int,
+        batch_size: int,
+        cache: bool,
+        store: Store | None = None,
+    ) -> None:
         self.cascade, self.data, self.seed, self.batch_size = cascade, data, seed, batch_size
-        self.device = data.y.device
+        self.device, self.store = data.y.device, store or Store()
         self._constant = not data.augmented and not cascade.encoding.redraw
         self._looks = cascade.encoding.redraw and type(cascade.encoding).looks is not Encoding.looks
         self.caches = cache and not data.augmented and (self._looks or self._constant)
@@ -85,7 +95,9 @@ class Feed:
 
     def restore(self, height: int, features: Tensor, made_in: int) -> None:
         """Take up features of the block at ``height`` that an earlier part of the run has kept."""
-        self.height, self.features, self.made_in = height, features, made_in
+        kept = self._growing()
+        kept.add(features)
+        self.height, self.features, self.made_in = height, kept.whole, made_in
         if not self._looks:
             self._targets = self._all_targets()
 
@@ -119,9 +131,9 @@ class Feed:
         if self.features is not None and self._looks:
             _, y = self.samples(indices, epoch, step)
             labels, target = self.cascade.encoding.chosen(y, self._drawn(y, epoch, step, scores))
-            return self.features[labels, indices].flatten(0, 1), target
+            return rows_at(self.features, indices, labels).flatten(0, 1), target
         if self.features is not None and self._targets is not None:
-            return self.features[:, indices].flatten(0, 1), self._targets[:, indices].flatten()
+            return rows_at(self.features, indices).flatten(0, 1), self._targets[:, indices].flatten()
         if self.height == 0 or not self._constant or self._asks(self.height):
             rows, target = self._encoded(indices, epoch, step, scores)
             return ascend(self.cascade.units[: self.height], rows), target
@@ -135,15 +147,20 @@ class Feed:
         if view not in self._outputs:
             with torch.no_grad():
                 return self.cascade.outputs(self.cascade.encoding.view(x, view))
-        return [kept[indices] for kept in self._outputs[view]]
+        return [rows_at(kept, indices)[0] for kept in self._outputs[view]]
 
     def keep_outputs(self, view: View) -> None:
         """Keep the outputs of all blocks, which are frozen, for the training samples in ``view``."""
         if not self.caches or view in self._outputs:
             return
         chunks = torch.arange(len(self.data.y), device=self.device).split(self.batch_size)
-        found = [self.outputs(self.samples(indices, 0, 0)[0], indices, view) for indices in chunks]
-        self._outputs[view] = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        kept: list[Growing] = []
+        for indices in chunks:
+            outputs = self.outputs(self.samples(indices, 0, 0)[0], indices, view)
+            kept = kept or [self._growing() for _ in outputs]
+            for growing, output in zip(kept, outputs, strict=True):
+                growing.add(output.unsqueeze(0))
+        self._outputs[view] = [growing.whole for growing in kept]
 
     def _encoded(
         self, indices: Tensor, epoch: int = 0, step: int = 0, scores: Tensor | None = None
@@ -161,21 +178,17 @@ class Feed:
     def _keep(self) -> None:
         """Replace the kept features by what the next block (and the front behind it) makes of them."""
         block, below = self.cascade.units[self.height], self.cascade.units[: self.height]
-        features: Tensor | None = None
+        kept = self._growing()
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
             asked = indices if self._asks(self.height + 1) else self._filled(indices)
             if self.features is not None:
-                rows: Rows = below[-1].body(self.features[:, asked].flatten(0, 1))
+                rows: Rows = below[-1].body(rows_at(self.features, asked).flatten(0, 1))
             else:
                 rows = ascend(below, self._shown(asked))
             answer = block.sense(rows)
             assert isinstance(answer, Tensor)
-            found = answer.unflatten(0, (-1, len(asked)))[:, : len(indices)]
-            if features is None:
-                # Written in place: joining batches at the end would hold all of them twice.
-                features = found.new_empty(len(found), len(self.data.y), *found.shape[2:])
-            features[:, indices] = found
-        self.features = features
+            kept.add(answer.unflatten(0, (-1, len(asked)))[:, : len(indices)])
+        self.features = kept.whole
         if not self._looks and self._targets is None:
             self._targets = self._all_targets()
 
@@ -203,6 +216,9 @@ class Feed:
         """The rows of the first ``n`` samples of a filled batch."""
         by_view: Tensor = rows.unflatten(0, (self.cascade.encoding.views, -1))
         return by_view[:, :n].flatten(0, 1)
+
+    def _growing(self) -> Growing:
+        return Growing(self.store, len(self.data.y))
 
     def _generator(self, *parts: int | str) -> torch.Generator:
         return _seeds.generator(self.device, self.seed, *parts)

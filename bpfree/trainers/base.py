@@ -16,7 +16,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
-from bpfree.schedules import Pipeline, crew, step
+from bpfree.schedules import Pipeline, Store, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
 from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
@@ -102,6 +102,7 @@ class Trainer(Builder):
         checkpoint: str | Path | Checkpoint | None = None,
         hooks: Hooks | None = None,
         pipeline: Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
         **settings: Any,
     ) -> History:
         """Train.
@@ -113,10 +114,13 @@ class Trainer(Builder):
                 If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
             hooks: Who looks on, see `Hooks`.
             pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
+            cache_dir: Folder on a disk for the features that are kept while the run lasts, which may then be
+                larger than memory; nothing of them is left there afterwards. None: they are kept in memory.
+                What is kept of a graph's states always is.
             **settings: The fields of `FitSettings`.
 
         Raises:
-            BadValue: If a setting or the data do not fit.
+            BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot take the features.
             Diverged: If a loss became NaN or infinite.
             WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
         """
@@ -126,6 +130,7 @@ class Trainer(Builder):
         judge = None if validation is None else check_data(validation, data.n_classes, self.device)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
+        store = Store(cache_dir)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
@@ -158,6 +163,7 @@ class Trainer(Builder):
                 history=before,
                 diagnose=lambda: self._diagnose(judge),
                 crew=workers,
+                store=store,
             )
             return loop.run()
 

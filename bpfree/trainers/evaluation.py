@@ -13,7 +13,7 @@ from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.nn import asking
 from bpfree.readouts import Readout
-from bpfree.schedules import Data
+from bpfree.schedules import Data, Growing, Store, rows_at
 
 #: Rows that are computed at once: samples, times the labels that each is shown under.
 BATCH = 1024
@@ -45,10 +45,11 @@ class Evaluator:
         cascade: The blocks and readouts.
         data: The samples; never augmented here.
         cache: Whether `climb` keeps what the frozen blocks answered.
+        store: Where it is kept; by default in memory.
     """
 
-    def __init__(self, cascade: Cascade, data: Data, cache: bool = False) -> None:
-        self.cascade, self.data, self.cache = cascade, data, cache
+    def __init__(self, cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None) -> None:
+        self.cascade, self.data, self.cache, self.store = cascade, data, cache, store or Store()
         self.n_samples = len(data.y)
         self._kept: dict[View, Kept] = {}
 
@@ -139,7 +140,7 @@ class Evaluator:
         """Outputs of the blocks that are not frozen, up to ``n_blocks``, ``[views * B, ...]`` each."""
         kept, found = self._of(view), list[Tensor]()
         rows: Rows
-        rows = self._shown(view, indices) if kept.rows is None else kept.rows[:, indices].flatten(0, 1)
+        rows = self._shown(view, indices) if kept.rows is None else rows_at(kept.rows, indices).flatten(0, 1)
         with asking(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
@@ -154,7 +155,8 @@ class Evaluator:
         kept = self._of(view)
         new = self._hear(listening, self._outputs(view, indices, n_blocks), kept.height)
         return {
-            ear: [None if h is None else h[:, indices].flatten(0, 1) for h in kept.heard.get(ear, [])] + parts
+            ear: [None if h is None else rows_at(h, indices).flatten(0, 1) for h in kept.heard.get(ear, [])]
+            + parts
             for ear, parts in new.items()
         }
 
@@ -190,22 +192,25 @@ class Evaluator:
         kept, units = self._kept[view], self.cascade.units
         lowest = self._unsensed(kept)
         height = kept.height + (not lowest)
-        rows: list[Tensor] = []
-        heard: dict[str, list[list[Tensor | None]]] = {ear: [] for ear in kept.heard}
+        rows, heard = self._growing(), dict[str, list[Growing | None]]()
         for indices in self._batches(view):
             outputs = [] if lowest else self._outputs(view, indices, height)
             for ear, parts in self._hear(listening, outputs, kept.height).items():
-                heard[ear].append([None if h is None else h.unflatten(0, (-1, len(indices))) for h in parts])
+                growing = heard.setdefault(ear, [None if h is None else self._growing() for h in parts])
+                for own, part in zip(growing, parts, strict=True):
+                    if own is not None and part is not None:
+                        own.add(part.unflatten(0, (-1, len(indices))))
             if height < len(units):
                 answer = units[height].sense(outputs[-1] if outputs else self._shown(view, indices))
                 assert isinstance(answer, Tensor)
-                rows.append(answer.unflatten(0, (-1, len(indices))))
-        kept.height, kept.rows = height, torch.cat(rows, 1) if rows else None
-        for ear, batches in heard.items():
-            kept.heard[ear] += [_joined(parts) for parts in zip(*batches, strict=True)]
+                rows.add(answer.unflatten(0, (-1, len(indices))))
+        kept.height, kept.rows = height, rows.whole if height < len(units) else None
+        for ear, own_heard in heard.items():
+            kept.heard[ear] += [None if own is None else own.whole for own in own_heard]
+
+    def _growing(self) -> Growing:
+        return Growing(self.store, self.n_samples)
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The parts of all samples as one, ``[views, N, ...]``."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found, 1) if found else None
+def _rows(kept: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if kept is None else rows_at(kept, indices).flatten(0, 1)

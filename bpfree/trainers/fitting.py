@@ -15,7 +15,7 @@ from bpfree import _seeds
 from bpfree._errors import WorkerLost
 from bpfree.cascade import Cascade
 from bpfree.readouts import Readout
-from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Workers, calibrate, plan, step
+from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Store, Workers, calibrate, plan, step
 from bpfree.trainers import saving
 from bpfree.trainers.checkpoint import Tensors
 from bpfree.trainers.graph_evaluation import make_evaluator
@@ -50,6 +50,7 @@ class Fit:
         history: History,
         diagnose: Callable[[], dict[str, Any]],
         crew: Crew,
+        store: Store,
     ) -> None:
         self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
         self.train, self.seed, self.fingerprint = train, seed, fingerprint
@@ -68,14 +69,14 @@ class Fit:
         if cascade.encoding.whole:
             self.feed = GraphFeed(cascade, train, keep)
         else:
-            self.feed = Feed(cascade, train, seed, fit.batch_size, keep)
+            self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
         path = None if checkpoint is None else checkpoint.path
         self.measurements = Measurements(cascade, self.feed, path, fingerprint)
         self.evaluator = None
         if validation is not None:
             cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
             # A resumed run would measure what is kept anew, and so be another run.
-            self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements)
+            self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements, store)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:

@@ -13,7 +13,7 @@ from bpfree.graph import Ends, Nodes
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.losses import LocalLoss
 from bpfree.readouts import Readout
-from bpfree.schedules import Data, settle
+from bpfree.schedules import Data, Store, settle
 from bpfree.trainers.evaluation import Evaluator
 
 
@@ -126,6 +126,10 @@ class GraphEvaluator(Evaluator):
         return output if nodes.wanted is None else output[nodes.wanted]
 
 
-def make_evaluator(cascade: Cascade, data: Data, cache: bool = False) -> Evaluator:
+def make_evaluator(
+    cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None
+) -> Evaluator:
     """The evaluator for the kind of samples that the cascade is shown."""
-    return (GraphEvaluator if cascade.encoding.whole else Evaluator)(cascade, data, cache)
+    if cascade.encoding.whole:
+        return GraphEvaluator(cascade, data, cache)
+    return Evaluator(cascade, data, cache, store)

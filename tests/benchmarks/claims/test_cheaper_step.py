@@ -1,0 +1,61 @@
+"""The race between steps at a small size: fair turns, ratios within a round, an honest interval."""
+
+import random
+import statistics
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.claims import cheaper_step as claim
+
+
+def test_all_arms_go_in_every_round_and_ratios_are_taken_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = [0.0], []
+    monkeypatch.setattr(claim.time, "perf_counter", lambda: clock[0])  # type: ignore[attr-defined]
+
+    def arm(name: str, takes: float) -> Any:
+        def step(x: Any, y: Any, number: int) -> None:
+            turns.append((number, name))
+            clock[0] += takes * (number + 1)
+
+        return step
+
+    seconds = claim.race({"a": arm("a", 1.0), "b": arm("b", 2.0)}, torch.zeros(1), torch.zeros(1), 3)
+    # Two rounds of warming up; a machine that gets slower round by round changes no ratio.
+    assert seconds["a"] == [3.0, 4.0, 5.0] and seconds["b"] == [6.0, 8.0, 10.0]
+    assert [name for number, name in turns if number in (2, 3)] == ["a", "b", "b", "a"]
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    covered = 0
+    for _ in range(1000):
+        low, high = claim.interval([draw.expovariate(1.0) for _ in range(25)])
+        covered += low <= 0.6931471805599453 <= high
+    assert 930 <= covered <= 1000
+
+
+def test_the_claim_is_measured_with_its_controls() -> None:
+    found = claim.measure(width=16, blocks=4, rounds={512: 3}, threads=1)
+    one = found["batches"]["512"]
+    assert set(one["seconds"]) == {"analytic", "autograd", "backprop", "checkpointing"}
+    for name, ratio in one["ratios"].items():
+        ours, control = name.split(" / ")
+        pairs = zip(one["seconds"][ours], one["seconds"][control], strict=True)
+        assert ratio["median"] == statistics.median(a / b for a, b in pairs)
+    medians = {key: ratio["median"] for key, ratio in one["ratios"].items()}
+    fast = medians["analytic / backprop"] <= 0.75 and medians["analytic / checkpointing"] <= 0.60
+    assert found["holds"] == fast
+
+
+def test_all_arms_but_the_local_ones_take_the_same_steps() -> None:
+    steps = claim.make(8, 4)
+    x, y = torch.rand(6, 8), torch.arange(6)
+    for step in steps.values():
+        for number in range(3):
+            step(x, y, number)
+    nets = {name: list(step.__self__.net.parameters()) for name, step in steps.items()}  # type: ignore[attr-defined]
+    for one, other in (("backprop", "checkpointing"), ("analytic", "autograd")):
+        for ours, theirs in zip(nets[one], nets[other], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
