@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,3 +89,13 @@ def make_gnn(kind: GraphKind = "gcn", hidden: tuple[int, ...] = (16, 16)) -> bpf
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the state."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """Ctrl-C ends processes started inside, though a shell that runs the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -18,6 +18,7 @@ from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells
 from bpfree.bench.results import Results, comparable
 from bpfree.bench.runner import Watcher, run
+from tests.helpers import heeding_interrupts
 
 CONFIG: dict[str, Any] = {
     "name": "small",
@@ -246,7 +247,8 @@ def test_ctrl_c_stops_quietly_and_the_rows_stay(tmp_path: Path) -> None:
     config, out = tmp_path / "config.yaml", tmp_path / "out"
     config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 400, "batch_size": 8}}))
     command = [sys.executable, "-m", "bpfree.bench", "run", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with heeding_interrupts():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(out.glob("cells/*")) and time.monotonic() < deadline:
         time.sleep(0.1)

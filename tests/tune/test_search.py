@@ -23,6 +23,7 @@ from bpfree.tune.__main__ import main
 from bpfree.tune.plan import make_plan
 from bpfree.tune.study import ArmStudy
 from bpfree.tune.worker import TrialFailed, Worker
+from tests.helpers import heeding_interrupts
 from tests.tune.common import arm_study, config, open_at, plan
 from tests.tune.test_study import dead_process
 
@@ -269,7 +270,8 @@ def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
     content["fit"] = {"epochs": 5000, "batch_size": 16}
     path, out = write(content, tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "bpfree.tune", str(path), "--out", str(out), "--trials", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with heeding_interrupts():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(out.glob("cells/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
