@@ -93,7 +93,7 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def heeding_interrupts() -> Iterator[None]:
-    """Ctrl-C ends processes started inside, though a shell that runs the tests in the background ignores it."""
+    """Ctrl-C ends processes started inside, even if a shell runs the tests in the background, ignoring it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
