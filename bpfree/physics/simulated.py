@@ -105,7 +105,8 @@ class Simulated(ABC):
     def _with_noise(self, signal: Tensor, unit: float | Tensor) -> Tensor:
         if self.noise == 0:
             return signal
-        normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape)))
+        kind = np.float32 if signal.dtype == torch.float32 else np.float64
+        normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape), kind))
         return signal + self.noise * unit * normal.to(signal)
 
     def forward(self, u: Array) -> Array:
