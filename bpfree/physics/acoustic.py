@@ -30,7 +30,6 @@ class AcousticCavity(Simulated):
         sources, tones, microphones: S, F, M.
         intermodulation: Strength of the quadratic term; 0 leaves coherent mixing and magnitudes alone.
         correlation: Correlation length of H along frequency, in tone spacings; 0: the tones are independent.
-        noise, chunk: See `Simulated`; of so few rows the mixed tones stay in a processor's cache.
         options: See `Simulated`.
     """
 
@@ -43,7 +42,6 @@ class AcousticCavity(Simulated):
         intermodulation: float = 0.05,
         correlation: float = 0.0,
         noise: float = 0.05,
-        chunk: int = 256,
         **options: Any,
     ) -> None:
         if min(sources, tones, microphones) < 1 or intermodulation < 0 or correlation < 0:
@@ -54,7 +52,7 @@ class AcousticCavity(Simulated):
         self.sources, self.tones, self.microphones = sources, tones, microphones
         self.intermodulation, self.correlation = intermodulation, correlation
         self.n_in, self.n_out = sources * tones, microphones * tones
-        super().__init__(noise=noise, chunk=chunk, **options)
+        super().__init__(noise=noise, **options)
 
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
         transfer = (self.microphones, self.sources, self.tones)
