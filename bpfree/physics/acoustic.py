@@ -92,7 +92,7 @@ class _Cavity(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """``[B, S * F] -> [B, M * F]``"""
         _, sources, tones = self.transfer.shape
-        # Tone by tone, then microphone by microphone: products of matrices, which einsum would not make of it.
+        # Tone by tone, then microphone by microphone: products of matrices, which einsum does not make of it.
         amplitudes = u.view(-1, sources, tones).permute(2, 0, 1).to(self.transfer.dtype)
         field = torch.bmm(amplitudes, self.transfer.permute(2, 1, 0)).permute(2, 1, 0).contiguous()
         if self.mixing is not None:

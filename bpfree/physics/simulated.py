@@ -44,7 +44,7 @@ class Simulated(ABC):
         drift_time_s: Correlation time of the disorder, which then drifts as an Ornstein-Uhlenbeck process
             (correlation exp(-t / drift_time_s) after t seconds); None: it stands still.
         seconds_per_pass: How long one row takes on the device's own clock.
-        chunk: Most rows that are computed at once, so that what comes between stays in a processor's cache; it
+        chunk: Most rows that are computed at once, so that what comes between stays in cache; it
             does not change the answers.
         dtype: float64, or float32 for speed.
         device: Torch device that computes.
