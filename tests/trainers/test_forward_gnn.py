@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from bpfree.data import GraphData
 from bpfree.graph import Graph, SparseMatrix, unit_rows
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.meters import saved_for_backward
+from bpfree.trainers.forward_gnn import LINKS, TOP_DOWN, Variant
 from bpfree.trainers.graph_evaluation import make_evaluator
 from tests.helpers import CLASSES, make_gnn, make_mlp, nodes, pairs, vectors
 
@@ -104,6 +105,25 @@ def test_a_step_touches_no_edge_once_the_aggregate_is_there(monkeypatch: pytest.
     calls.clear()
     uncached.fit(nodes(), epochs=7, batch_size=16)
     assert len(calls) > 3 * seen[1]
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_to_be_built_is_to_propagate_nothing_over_the_graph(
+    variant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, multiply = list[int](), SparseMatrix.__matmul__
+
+    def look(self: SparseMatrix, x: Tensor) -> Tensor:
+        seen.append(self.shape[0])
+        return multiply(self, x)
+
+    monkeypatch.setattr(SparseMatrix, "__matmul__", look)
+    schedule = "simultaneous" if variant in TOP_DOWN else "greedy"
+    trainer = built(pairs() if variant in LINKS else nodes(), variant=variant, schedule=schedule)
+    assert seen and max(seen) <= 2 + CLASSES
+    seen.clear()
+    trainer.cascade(trainer.bound.ids)
+    assert seen and max(seen) >= 60
 
 
 def test_the_aggregate_is_made_anew_for_another_graph() -> None:
