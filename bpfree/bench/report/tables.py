@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
+from bpfree.bench.arms import PROTOCOLS, Arm, Group, alone, figure
 from bpfree.bench.measures import MEASURES, Comparison, Measure, readable, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, estimate
@@ -70,7 +70,9 @@ def number(value: float) -> str:
 
 def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
-    heads = ["arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points"]
+    heads = [
+        "arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points", "blocks alone, %",
+    ]  # fmt: skip
     heads += [_head(MEASURES[name]) for name in COLUMNS]
     caption = "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's"
     table = Table("results", caption, heads, filters=[1, 2])
@@ -89,6 +91,7 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
                 Figure(str(len(arm.rows)), order=len(arm.rows)),
                 Figure(_accuracy(accuracy), order=accuracy.mean),
                 NOTHING if against is None else _against(against),
+                Figure(alone(arm) or "–"),
                 *costs,
             ])  # fmt: skip
     return table.without_empty()
