@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.kept import Store
-from bpfree.sparse import Constant, Edges, SparseMatrix
+from bpfree.sparse import Columns, Constant, Edges, SideBySide, SparseMatrix
 
 #: Share of values other than zero below which constant rows are kept as a sparse matrix.
 SPARSE_BELOW = 0.1
@@ -117,6 +117,7 @@ class Nodes(Constant):
     Attributes:
         states: ``[n, d]`` for each view; one for all views where they do not differ.
         graphs: For each view; one for all views where they do not differ.
+        beside: More columns of the states, ``[n, d'']``, that do not stay; with one view only.
         wanted: The nodes that are asked about, ``[m]``; None: all.
         keeps: Whether the rows of ``wanted`` will be asked for again: then they are kept as well.
         leads: Whether only the first view's states go up, for all views.
@@ -127,6 +128,7 @@ class Nodes(Constant):
 
     states: tuple[Tensor, ...]
     graphs: tuple[Graph, ...]
+    beside: Tensor | None = None
     wanted: Tensor | None = None
     keeps: bool = False
     leads: bool = False
@@ -162,15 +164,23 @@ class Nodes(Constant):
         """The states ``output [views * n, d']`` in place of these, on the same graphs."""
         states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
         kept: dict[Any, Any] | None = None if self.memo is None else {}
-        return replace(self, states=states[:1] if self.leads else states, memo=kept)
+        return replace(self, states=states[:1] if self.leads else states, beside=None, memo=kept)
 
-    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
+    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Columns:
         """What ``make`` makes of states and graph for the nodes asked about, ``[views * m, d']``.
+
+        What stands beside the states is made of by itself.
 
         Args:
             name: What ``make`` is known by: rows that were made under a name are not made again.
             make: Makes ``[n, d']`` of states ``[n, d]`` and a graph.
         """
+        if self.beside is not None:
+            fresh = replace(self, states=(self.beside,), beside=None, keeps=False, memo=None)
+            return SideBySide(replace(self, beside=None)._rows(name, make), fresh._rows(name, make))
+        return self._rows(name, make)
+
+    def _rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
         key = (name, None if self.wanted is None else id(self.wanted))
         keeps = self.memo is not None and self.keeps
         if keeps and self.memo is not None and key in self.memo:

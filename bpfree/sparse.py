@@ -1,4 +1,4 @@
-"""Constant sparse matrices, and the edges of a graph as such matrices."""
+"""Constant sparse matrices, the edges of a graph as such matrices, and rows that are kept in parts."""
 
 from __future__ import annotations
 
@@ -159,6 +159,33 @@ class Edges(Constant):
         return torch.segment_reduce(value, "max", offsets=self._pointers, unsafe=True)
 
     def inner(self, rows: Tensor, sources: Tensor) -> Tensor:
-        """Inner products ``[E, K]`` over D of what is at the ends: ``rows [r, K, D]``, ``sources [n, K, D]``."""
+        """Inner products ``[E, K]`` over D of both ends: ``rows [r, K, D]``, ``sources [n, K, D]``."""
         parts = zip(self.target.split(self.CHUNK), self.source.split(self.CHUNK), strict=True)
         return torch.cat([(rows.index_select(0, r) * sources.index_select(0, n)).sum(2) for r, n in parts])
+
+
+class SideBySide:
+    """Rows whose columns stand in several matrices: a constant one need not be copied beside a new one.
+
+    Args:
+        parts: ``[rows, d]`` each, left to right.
+    """
+
+    def __init__(self, *parts: Tensor | SparseMatrix) -> None:
+        self.parts = parts
+
+
+Columns = Tensor | SparseMatrix | SideBySide
+
+
+def times(rows: Columns, *weights: Tensor) -> Tensor:
+    """``rows [m, K d]`` times K weights ``[H, d]``, one for each d columns; ``[m, H]``.
+
+    Rows in parts have K times some of the d columns in each part, in order.
+    """
+    if isinstance(rows, SideBySide):
+        widths = [part.shape[1] // len(weights) for part in rows.parts]
+        cut = zip(*(weight.split(widths, 1) for weight in weights), strict=True)
+        products = [times(part, *own) for part, own in zip(rows.parts, cut, strict=True)]
+        return torch.stack(products).sum(0)
+    return rows @ (weights[0] if len(weights) == 1 else torch.cat(weights, 1)).T

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpfree.sparse import Edges, SparseMatrix
+from bpfree.sparse import Columns, Edges, times
 
 
-def attend(conv: Any, x: Tensor | SparseMatrix, edges: Edges) -> Tensor:
+def attend(conv: Any, x: Columns, edges: Edges) -> Tensor:
     """What a `GATConv` answers, ``[r, H]``, for the edges given alone (Velickovic et al., arXiv 1710.10903).
 
     Args:
@@ -19,7 +19,7 @@ def attend(conv: Any, x: Tensor | SparseMatrix, edges: Edges) -> Tensor:
         x: Of all sources, ``[n, d]``.
         edges: From n sources to r rows, the own loops among them.
     """
-    h = (x @ conv.lin.weight.T).view(-1, conv.heads, conv.out_channels).transpose(0, 1).contiguous()
+    h = times(x, conv.lin.weight).view(-1, conv.heads, conv.out_channels).transpose(0, 1).contiguous()
     scores = torch.bmm(h, torch.stack([conv.att_src[0], conv.att_dst[0]], 2))
     sent, received = scores.unbind(2)
     with torch.autocast(h.device.type, enabled=False):

@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree.graph import Graph, Nodes, unit_rows
 from bpfree.kept import Store
 from bpfree.nn.attention import attend
-from bpfree.sparse import SparseMatrix
+from bpfree.sparse import Columns, SparseMatrix, times
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -83,7 +83,7 @@ class Aggregate(nn.Module):
         super().__init__()
         self.kind, self.normalize = kind, normalize
 
-    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+    def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
             f"{self.kind} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
         )
@@ -109,7 +109,7 @@ class Hops(nn.Module):
         super().__init__()
         self.hops, self.normalize = hops, normalize
 
-    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+    def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
             f"hops {self.hops} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
         )
@@ -139,8 +139,8 @@ class GCNPart(nn.Module):
         super().__init__()
         self.lin, self.bias = conv.lin, conv.bias
 
-    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
-        return (rows @ self.lin.weight.T + self.bias).relu()  # type: ignore[no-any-return]
+    def forward(self, rows: Columns) -> Tensor:
+        return (times(rows, self.lin.weight) + self.bias).relu()  # type: ignore[no-any-return]
 
 
 class SAGEPart(nn.Module):
@@ -150,9 +150,8 @@ class SAGEPart(nn.Module):
         super().__init__()
         self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
-    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
-        weight = torch.cat([self.lin_l.weight, self.lin_r.weight], 1)
-        return (rows @ weight.T + self.lin_l.bias).relu()  # type: ignore[no-any-return]
+    def forward(self, rows: Columns) -> Tensor:
+        return (times(rows, self.lin_l.weight, self.lin_r.weight) + self.lin_l.bias).relu()  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -171,7 +170,7 @@ class Attention(nn.Module):
         return attend(self.conv, features(nodes, self.normalize), nodes.edges()).relu()
 
 
-def features(nodes: Nodes, normalize: bool) -> Tensor | SparseMatrix:
+def features(nodes: Nodes, normalize: bool) -> Columns:
     """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
     return nodes.wanting(None, keeps=True).rows(
         f"features {normalize}", lambda states, _: unit(states, nodes.store) if normalize else states
