@@ -140,7 +140,7 @@ class GCNPart(nn.Module):
         self.lin, self.bias = conv.lin, conv.bias
 
     def forward(self, rows: Columns) -> Tensor:
-        return affine(self, rows).relu()
+        return affine(self, rows).relu_()
 
 
 class SAGEPart(nn.Module):
@@ -151,14 +151,17 @@ class SAGEPart(nn.Module):
         self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
     def forward(self, rows: Columns) -> Tensor:
-        return affine(self, rows).relu()
+        return affine(self, rows).relu_()
 
 
 def affine(layer: Any, rows: Columns) -> Tensor:
     """What the weights of a GCN or SAGE layer make of what `Aggregate` answers, ``[rows, H]``."""
-    if hasattr(layer, "lin_l"):
-        return times(rows, layer.lin_l.weight, layer.lin_r.weight) + layer.lin_l.bias  # type: ignore[no-any-return]
-    return times(rows, layer.lin.weight) + layer.bias  # type: ignore[no-any-return]
+    sage = hasattr(layer, "lin_l")
+    weights = (layer.lin_l.weight, layer.lin_r.weight) if sage else (layer.lin.weight,)
+    bias = layer.lin_l.bias if sage else layer.bias
+    if isinstance(rows, Tensor):
+        return F.linear(rows, torch.cat(weights, 1) if sage else weights[0], bias)
+    return times(rows, *weights) + bias  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
