@@ -303,7 +303,7 @@ class Pairs(GraphEncoding):
         return nodes.wanting(None, keeps=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
-        return nodes.wanting(None, pairs=x)
+        return nodes.wanting(None, keeps=True, pairs=x)
 
     def judge(self, scores: Tensor, answers: Tensor) -> float:
         """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``."""
