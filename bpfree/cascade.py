@@ -87,9 +87,18 @@ class Block(nn.Module):
         if not isinstance(rows, Nodes):
             return self(rows) if output is None else output
         if output is None or rows.wanted is not None:
-            with torch.no_grad():
-                output = self(rows.whole())
+            output = self._of_all(rows.whole())
         return rows.up(output)
+
+    @torch.no_grad()
+    def _of_all(self, rows: Nodes) -> Tensor:
+        """The output for all nodes; behind a front the learned part sees each row by itself."""
+        sensed = self.sense(rows)
+        if isinstance(sensed, Tensor):
+            rows_of = sensed
+            return rows.store.filled(len(rows_of), lambda at: self.body(rows_of[at]).unsqueeze(0))[0]
+        output = self.body(sensed)
+        return rows.store.filled(len(output), lambda at: output[None, at])[0]
 
     def sense(self, rows: Rows) -> Rows:
         """What the front answers: the input of the learned part, a constant of the input."""

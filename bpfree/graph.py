@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
+from bpfree.kept import Store
 
 #: Share of values other than zero below which constant rows are kept as a sparse matrix.
 SPARSE_BELOW = 0.1
@@ -56,6 +57,20 @@ class SparseMatrix(_Constant):
         found = copy.copy(self)
         found.value, found._backward = value, None
         found._forward = _csr(self._pointers, self._column, value, self.shape)
+        return found
+
+    def rows(self, part: slice) -> SparseMatrix:
+        """Some of the rows, ``[rows, m]``."""
+        start, stop, _ = part.indices(self.shape[0])
+        if stop - start == self.shape[0]:
+            return self
+        first, last = self._pointers[start].item(), self._pointers[stop].item()
+        found = copy.copy(self)
+        found.shape, found.value = (stop - start, self.shape[1]), self.value[first:last]
+        found._row, found._column = self._row[first:last] - start, self._column[first:last]
+        found._pointers = self._pointers[start : stop + 1] - first
+        found._turned = found._backward = None
+        found._forward = _csr(found._pointers, found._column, found.value, found.shape)
         return found
 
     @property
@@ -209,6 +224,7 @@ class Nodes(_Constant):
         leads: Whether only the first view's states go up, for all views.
         pairs: Pairs of nodes that readouts are to judge, ``[B, 2]``; None: nodes.
         memo: What fronts have answered; None: nothing is kept.
+        store: Where it is kept, but for sparse rows, and where states go that these are raised to.
     """
 
     states: tuple[Tensor, ...]
@@ -218,6 +234,7 @@ class Nodes(_Constant):
     leads: bool = False
     pairs: Tensor | None = None
     memo: dict[Any, Any] | None = field(default_factory=dict)
+    store: Store = field(default_factory=Store)
 
     @property
     def views(self) -> int:
@@ -260,9 +277,9 @@ class Nodes(_Constant):
         keeps = self.memo is not None and self.keeps
         if keeps and self.memo is not None and key in self.memo:
             return self.memo[key][0]  # type: ignore[no-any-return]
-        parts = [self._whole(name, make, number) for number in range(self.views)]
-        found: Tensor | SparseMatrix = torch.cat(
-            [part if self.wanted is None else part.index_select(0, self.wanted) for part in parts]
+        found: Tensor | SparseMatrix = self._picked(
+            [self._whole(name, make, number) for number in range(self.views)],
+            self.store if keeps else Store(),
         )
         assert isinstance(found, Tensor)
         if self.keeps and found.count_nonzero() < SPARSE_BELOW * found.numel():
@@ -299,6 +316,14 @@ class Nodes(_Constant):
         if keeps and self.memo is not None:
             self.memo[key] = (found, self.wanted)
         return found
+
+    def _picked(self, parts: list[Tensor], store: Store) -> Tensor:
+        """Of each view, the rows that are asked about."""
+        if self.wanted is None:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        at = self.wanted
+        kept = store.filled(len(at), lambda part: torch.stack([p.index_select(0, at[part]) for p in parts]))
+        return kept.flatten(0, 1)
 
     def _whole(self, name: str, make: Callable[[Tensor, Graph], Tensor], number: int) -> Tensor:
         """All rows of one view; kept unless several views would be and their wanted rows are kept anyway."""

@@ -79,6 +79,10 @@ class LocalLoss(nn.Module, ABC):
         """What is kept in ``memory`` of the block's output, detached, after a step: nothing here."""
         return None
 
+    def upward(self, output: Tensor) -> Tensor:
+        """What the block above is shown in a training step: the output, or something older."""
+        return output
+
     def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
         """What readouts see of the output, where blocks above have sent a lesson: the output."""
         return output

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.graph import Graph, Nodes, SparseMatrix, unit_rows
+from bpfree.kept import Store
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -81,14 +82,17 @@ class Aggregate(nn.Module):
         self.kind, self.normalize = kind, normalize
 
     def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
-        return nodes.rows(f"{self.kind} {self.normalize}", self.make)
+        return nodes.rows(
+            f"{self.kind} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+        )
 
-    def make(self, states: Tensor, graph: Graph) -> Tensor:
+    def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, d]``, or ``[n, 2 d]`` for ``sage``, of states ``[n, d]``."""
-        h = unit_rows(states) if self.normalize else states
+        h = unit(states, store) if self.normalize else states
         if self.kind == "gcn":
-            return graph.operator("gcn") @ h
-        return torch.cat([graph.operator("mean") @ h, h], 1)
+            return propagated(graph.operator("gcn"), h, store)
+        mean = graph.operator("mean")
+        return store.filled(len(h), lambda at: torch.cat([mean.rows(at) @ h, h[at]], 1)[None])[0]
 
 
 class Hops(nn.Module):
@@ -104,14 +108,26 @@ class Hops(nn.Module):
         self.hops, self.normalize = hops, normalize
 
     def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
-        return nodes.rows(f"hops {self.hops} {self.normalize}", self.make)
+        return nodes.rows(
+            f"hops {self.hops} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+        )
 
-    def make(self, states: Tensor, graph: Graph) -> Tensor:
+    def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, (k + 1) F]`` of features ``[n, F]``."""
-        found = [unit_rows(states) if self.normalize else states]
+        found = [unit(states, store) if self.normalize else states]
         for _ in range(self.hops):
-            found.append(graph.operator("gcn") @ found[-1])
-        return torch.cat(found, 1)
+            found.append(propagated(graph.operator("gcn"), found[-1], store))
+        return store.filled(len(states), lambda at: torch.cat([hop[at] for hop in found], 1)[None])[0]
+
+
+def unit(states: Tensor, store: Store) -> Tensor:
+    """`unit_rows`, kept in ``store``."""
+    return store.filled(len(states), lambda at: unit_rows(states[at])[None])[0]
+
+
+def propagated(operator: SparseMatrix, h: Tensor, store: Store) -> Tensor:
+    """``operator @ h``, kept in ``store``."""
+    return store.filled(len(h), lambda at: (operator.rows(at) @ h)[None])[0]
 
 
 class GCNPart(nn.Module):
@@ -155,8 +171,9 @@ class Attention(nn.Module):
 
 def features(nodes: Nodes, normalize: bool) -> Tensor | SparseMatrix:
     """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
-    make = unit_rows if normalize else torch.clone
-    return nodes.wanting(None, keeps=True).rows(f"features {normalize}", lambda states, _: make(states))
+    return nodes.wanting(None, keeps=True).rows(
+        f"features {normalize}", lambda states, _: unit(states, nodes.store) if normalize else states
+    )
 
 
 def attend(conv: Any, x: Tensor | SparseMatrix, source: Tensor, target: Tensor, own: Tensor) -> Tensor:

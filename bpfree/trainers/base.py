@@ -116,7 +116,6 @@ class Trainer(Builder):
             pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
             cache_dir: Folder on a disk for the features that are kept while the run lasts, which may then be
                 larger than memory; nothing of them is left there afterwards. None: they are kept in memory.
-                What is kept of a graph's states always is.
             **settings: The fields of `FitSettings`.
 
         Raises:

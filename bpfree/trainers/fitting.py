@@ -67,7 +67,7 @@ class Fit:
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
         self.feed: Feed | GraphFeed
         if cascade.encoding.whole:
-            self.feed = GraphFeed(cascade, train, keep)
+            self.feed = GraphFeed(cascade, train, keep, store)
         else:
             self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
         path = None if checkpoint is None else checkpoint.path
