@@ -60,6 +60,7 @@ def number(value: float) -> str:
 
 
 def percent(found: Estimate) -> str:
+    """An accuracy in percent with the half width of its interval."""
     return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
 
 
@@ -72,6 +73,7 @@ def plus_minus(mean: float, half: float | None) -> str:
 
 
 def of_measure(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
+    """A cost of an arm, over its seeds, and below it the ratio to the baseline's."""
     measure = readable(measure, [arm])
     values = [value * measure.scale for value in measure.by_seed(arm).values()]
     if not values:
@@ -88,16 +90,19 @@ def head(measure: Measure) -> str:
 
 
 def in_unit(text: str, measure: Measure) -> str:
+    """A figure with its unit, if that is not the same for the whole column."""
     return f"{text} {measure.unit}" if len(measure.units) > 1 else text
 
 
 def kind(comparison: Comparison) -> str:
+    """The class of a figure that is decided."""
     return "better" if comparison.wins else "worse" if comparison.loses else ""
 
 
 def mean(values: Sequence[float | None]) -> Figure:
+    """The mean of what is there."""
     there = [value for value in values if value is not None]
     if not there:
         return NOTHING
-    mean = sum(there) / len(there)
-    return Figure(f"{mean:g}" if mean == int(mean) and mean < 1000 else number(mean), order=mean)
+    value = sum(there) / len(there)
+    return Figure(f"{value:g}" if value == int(value) and value < 1000 else number(value), order=value)
