@@ -112,15 +112,13 @@ def against_noise(data: Splits) -> dict[str, Any]:
             fitted(name, data, seed, noise=noise).evaluate(data.test)["accuracy"]
         )
 
-    return {name: curve(NOISES, accuracy(name)) for name in LABELS if name != "SPSA"}
+    return {name: curve(NOISES, accuracy(name)) for name in LABELS}
 
 
 def against_drift(data: Splits) -> dict[str, Any]:
     """Every trainer with the weights it has learned, against how far the device has moved since."""
     found: dict[str, Any] = {}
     for name in LABELS:
-        if name == "SPSA":
-            continue
         rows: dict[float, list[float]] = {drift: [] for drift in DRIFTS}
         for seed in SEEDS:
             trainer = fitted(name, data, seed)
