@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bpfree import BadValue
-from bpfree.graph import Graph, Nodes, SparseMatrix, unit_rows
+from bpfree.graph import Graph, Nodes, unit_rows
+from bpfree.sparse import SparseMatrix
 from tests.helpers import make_gnn, nodes
 
 
@@ -112,8 +113,9 @@ def test_views_go_up_each_or_led_by_the_first() -> None:
 def test_edges_of_asked_nodes_are_all_that_point_to_them_and_their_own_loops() -> None:
     data = nodes()
     wanted = torch.tensor([3, 40])
-    source, target, own = Nodes((data.features,), (data.graph, data.graph)).wanting(wanted).edges()
-    assert own.tolist() == [3, 40, 63, 100]
+    edges = Nodes((data.features,), (data.graph, data.graph)).wanting(wanted).edges()
+    source, target = edges.source, edges.target
+    assert (edges.own.tolist(), edges.n_sources) == ([3, 40, 63, 100], 120)
     for row, (node, view) in enumerate([(3, 0), (40, 0), (3, 1), (40, 1)]):
         expected = set(dense(data.graph)[node].nonzero().squeeze(1).tolist()) | {node}
         assert set((source[target == row] - 60 * view).tolist()) == expected
