@@ -7,9 +7,10 @@ A multilayer perceptron of 16 hidden layers, 1024 wide, on two threads. All arms
 median over rounds of the ratio within a round. Mono-Forward takes its step in closed form (``gradients:
 analytic``); its other setting stands beside it.
 
-glibc's malloc gives large memory back to the system, and a step that asks for it again pays for every page. How
-often that happens hangs on the sizes and on the order of things, and differs between the arms. So each batch is
-raced twice: with malloc as it comes, which the verdict is about, and told to keep what it has, as a control.
+glibc's malloc gives large memory back to the system, and a step that asks for it again pays for every page.
+How often that happens hangs on the sizes and on the order of things, and differs between the arms. So each
+batch is raced twice: with malloc as it comes, which the verdict is about, and told to keep what it has, as a
+control.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ HOLDS_IF = (
     "0.57"
 )
 CLASSES = 10
-#: glibc's names for what it keeps at the end of the heap, and for what it maps by itself; the latter's maximum.
+#: glibc's names for what it keeps at the end of the heap and for what it maps by itself; the latter's maximum.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
 Step = Callable[[Tensor, Tensor, int], object]
 

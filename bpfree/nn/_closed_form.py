@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 _aten = torch.ops.aten
-#: Turns the gradient by an activation's output into that by its input, given the activation, that gradient and
-#: the output: autograd's own kernels, which pass over the memory once, and here overwrite what they were given.
+#: Turns the gradient by an activation's output into that by its input, given the activation, that gradient
+#: and the output: autograd's own kernels, which pass over the memory once, and here overwrite the gradient.
 BACKWARD: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.ReLU: lambda _, error, out: _aten.threshold_backward(error, out, 0, grad_input=error),
     nn.ELU: lambda elu, error, out: _aten.elu_backward(error, elu.alpha, 1, 1, True, out, grad_input=error),
