@@ -39,7 +39,7 @@ HOLDS_IF = (
     "0.57"
 )
 CLASSES = 10
-#: glibc's names for what it keeps at the end of the heap and for what it maps by itself; the latter's maximum.
+#: glibc's names for what it keeps at the heap's end and for what it maps by itself; the latter's maximum.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
 Step = Callable[[Tensor, Tensor, int], object]
 

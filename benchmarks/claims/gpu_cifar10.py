@@ -2,8 +2,8 @@
 
 python -m benchmarks.claims.gpu_cifar10
 
-The rows are those of ``configs/strong/predsim_cifar10.yaml``, predsim and its BP twin alone, with the energy of
-the GPU metered and validation accuracy looked at every tenth epoch; those that are not there yet are made.
+The rows are those of ``configs/strong/predsim_cifar10.yaml``, predsim and its BP twin alone, with the energy
+of the GPU metered and validation accuracy looked at every tenth epoch; those that are not there yet are made.
 """
 
 from __future__ import annotations
