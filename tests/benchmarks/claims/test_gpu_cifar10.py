@@ -15,12 +15,12 @@ from bpfree.bench.targets import TargetCost
 
 SMALL: dict[str, Any] = {
     "name": "small",
-    "dataset": {"name": "digits", "train_size": 300},
+    "dataset": {"name": "digits", "train_size": 600},
     "net": {"name": "cnn", "channels": [4, 6]},
     "fit": {"epochs": 6, "batch_size": 20},
     "label": "predsim",
-    "trainer": {"id": "local", "loss": "predsim", "output": "apart"},
-    "controls": [{"trainer": {"id": "backprop"}}],
+    "trainer": {"id": "local", "loss": "predsim", "output": "apart", "lr": 0.01},
+    "controls": [{"trainer": {"id": "backprop", "lr": 0.01}}],
     "seeds": [0, 1],
 }
 
