@@ -130,12 +130,7 @@ class Edges(Constant):
         self._pointers = _pointers(self.target, len(own))
         self._turn = torch.argsort(self.source * len(own) + self.target)
         self._turned_pointers = _pointers(self.source, n_sources)
-        one, places = (
-            torch.ones(len(source), device=source.device),
-            torch.arange(len(source), device=source.device),
-        )
-        self._into_rows = _csr(self._pointers, places, one, (len(own), len(source)))
-        self._into_sources = _csr(self._turned_pointers, self._turn, one, (n_sources, len(source)))
+        self._places = torch.arange(len(source), device=source.device)
 
     def matrix(self, value: Tensor) -> Tensor:
         """The CSR matrix ``[r, n]`` with a value ``[E]`` for each edge."""
@@ -148,11 +143,15 @@ class Edges(Constant):
 
     def into_rows(self, value: Tensor) -> Tensor:
         """Sums ``[r, K]`` of values ``[E, K]`` over the edges into each row."""
-        return self._into_rows @ value
+        return self._sums(self._pointers, self._places, value)
 
     def into_sources(self, value: Tensor) -> Tensor:
         """Sums ``[n, K]`` of values ``[E, K]`` over the edges from each source."""
-        return self._into_sources @ value
+        return self._sums(self._turned_pointers, self._turn, value)
+
+    def _sums(self, pointers: Tensor, edges: Tensor, value: Tensor) -> Tensor:
+        one = value.new_ones(len(value))
+        return _csr(pointers, edges, one, (len(pointers) - 1, len(value))) @ value
 
     def largest(self, value: Tensor) -> Tensor:
         """The largest of the values ``[E, K]`` of the edges into each row, ``[r, K]``."""
