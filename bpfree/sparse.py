@@ -45,7 +45,8 @@ class SparseMatrix(Constant):
         return cls(row, column, dense[row, column], (dense.shape[0], dense.shape[1]))
 
     def with_values(self, value: Tensor) -> SparseMatrix:
-        """A matrix with other entries ``[E]`` in the places of ``value``."""
+        """A matrix with other entries ``[E]`` in the places of ``value``, whose order is shared."""
+        self._order()
         found = copy.copy(self)
         found.value, found._backward = value, None
         found._forward = _csr(self._pointers, self._column, value, self.shape)
@@ -65,15 +66,19 @@ class SparseMatrix(Constant):
         found._forward = _csr(found._pointers, found._column, found.value, found.shape)
         return found
 
+    def _order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the transpose's entries are in ``value``, its pointers and its columns; made once."""
+        if self._turned is None:
+            order = torch.argsort(self._column * self.shape[0] + self._row)
+            pointers = _pointers(self._column[order], self.shape[1])
+            self._turned = (order, pointers, self._row[order])
+        return self._turned
+
     @property
     def transposed(self) -> Tensor:
         """The transpose, as a CSR tensor."""
         if self._backward is None:
-            if self._turned is None:
-                order = torch.argsort(self._column * self.shape[0] + self._row)
-                pointers = _pointers(self._column[order], self.shape[1])
-                self._turned = (order, pointers, self._row[order])
-            order, pointers, column = self._turned
+            order, pointers, column = self._order()
             self._backward = _csr(pointers, column, self.value[order], self.shape[::-1])
         return self._backward
 
