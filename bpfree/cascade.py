@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, Overlaid
-from bpfree.graph import Ends, Nodes, unit_rows
+from bpfree.graph import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
@@ -69,13 +70,13 @@ class Block(nn.Module):
         return output  # type: ignore[no-any-return]
 
     def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
-        """What came up with what came down, for a block that reads both: rows of length 1, side by side."""
-        if self.upper is None:
+        """What came up with what came down beside it, for a block that reads both."""
+        if not self.upper:
             return rows
         assert isinstance(rows, Nodes)
         states = rows.states[0]
-        above = states.new_zeros(len(states), self.upper) if lesson is None else unit_rows(lesson.detach())
-        return Nodes((torch.cat([unit_rows(states), above], 1),), rows.graphs, pairs=rows.pairs, memo=None)
+        above = states.new_zeros(len(states), self.upper) if lesson is None else lesson.detach()
+        return replace(rows, beside=above)
 
     def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
         """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.
@@ -87,9 +88,18 @@ class Block(nn.Module):
         if not isinstance(rows, Nodes):
             return self(rows) if output is None else output
         if output is None or rows.wanted is not None:
-            with torch.no_grad():
-                output = self(rows.whole())
+            output = self._of_all(rows.whole())
         return rows.up(output)
+
+    @torch.no_grad()
+    def _of_all(self, rows: Nodes) -> Tensor:
+        """The output for all nodes; behind a front the learned part sees each row by itself."""
+        sensed = self.sense(rows)
+        if isinstance(sensed, Tensor):
+            rows_of = sensed
+            return rows.store.filled(len(rows_of), lambda at: self.body(rows_of[at]).unsqueeze(0))[0]
+        output = self.body(sensed)
+        return rows.store.filled(len(output), lambda at: output[None, at])[0]
 
     def sense(self, rows: Rows) -> Rows:
         """What the front answers: the input of the learned part, a constant of the input."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.encodings import Encoding, View
 from bpfree.graph import Graph, Nodes
+from bpfree.kept import Store
 
 Direction = Literal["one_way", "both_ways"]
 VirtualFeatures = Literal["random", "zero"]
@@ -36,23 +39,41 @@ class GraphEncoding(Encoding):
     def __init__(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor, n_classes: int) -> None:
         self.features, self.graph, self.ids, self.y, self.n_classes = features, graph, ids, y, n_classes
         self._all: Tensor | None = None
+        self._memos: WeakValueDictionary[tuple[Any, ...], _Memo] = WeakValueDictionary()
+        self._stepped: Nodes | None = None
 
-    def nodes(self, view: View | None, graph: Graph | None = None, keep: bool = True) -> Nodes:
+    def nodes(
+        self,
+        view: View | None,
+        graph: Graph | None = None,
+        keep: bool = True,
+        store: Store | None = None,
+    ) -> Nodes:
         """All nodes, none asked about yet.
 
         Args:
             view: What a readout asks for; None: what training sees.
             graph: Another graph over the same nodes than that of training.
-            keep: Whether what fronts make of them may be kept.
+            keep: Whether what fronts make of them may be kept: once for all who hold the same states on the
+                same graphs, for as long as one of them does.
+            store: Where it is kept; by default in memory.
 
         Raises:
             BadValue: If this encoding has no such view.
         """
         found = self.shown(view, self.graph if graph is None else graph)
-        return found if keep else Nodes(found.states, found.graphs, leads=found.leads, memo=None)
+        if not keep:
+            return replace(found, memo=None)
+        store = store or Store()
+        key = (store.folder, *map(id, (*found.states, *found.graphs)))
+        memo = self._memos.get(key)
+        if memo is None:
+            memo = self._memos[key] = _Memo()
+            memo.made_of = (found.states, found.graphs)
+        return replace(found, memo=memo, store=store)
 
     def shown(self, view: View | None, graph: Graph) -> Nodes:
-        """`nodes`, where everything may be kept."""
+        """`nodes`, without what is kept."""
         if view not in (None, "plain"):
             raise BadValue(f"a readout asked for the {view!r} view, which needs an encoding with labels")
         return Nodes((self.features,), (graph,))
@@ -83,7 +104,9 @@ class GraphEncoding(Encoding):
         return nodes.wanting(wanted, again), target
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Nodes, Tensor]:  # type: ignore[override]
-        return self.select(self.nodes(None), x, y)
+        if self._stepped is None:
+            self._stepped = self.nodes(None)
+        return self.select(self._stepped, x, y)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
         """``nodes`` with those that readouts need to judge the samples ``x``, again and again."""
@@ -91,6 +114,12 @@ class GraphEncoding(Encoding):
 
     def view(self, x: Tensor, view: View) -> Nodes:  # type: ignore[override]
         return self.ask(self.nodes(view, keep=False), x)
+
+
+class _Memo(dict[Any, Any]):
+    """What fronts have made, and the states and graphs that they made it of, whose numbers stay taken."""
+
+    made_of: tuple[tuple[Tensor, ...], tuple[Graph, ...]]
 
 
 class VirtualNodes(GraphEncoding):
@@ -130,14 +159,14 @@ class VirtualNodes(GraphEncoding):
             rows = torch.randn(shape, generator=generator, device=device)
         self._states = torch.cat([features, rows.to(features)])
         self._virtual = torch.arange(self.n_real, self.n_real + n_classes, device=device)
-        self._known: tuple[Graph, Nodes] | None = None
+        self._known: tuple[Graph, Graph] | None = None
 
     def shown(self, view: View | None, graph: Graph) -> Nodes:
         if view not in (None, "plain"):
             return super().shown(view, graph)
         if self._known is None or self._known[0] is not graph:
-            self._known = (graph, Nodes((self._states,), (self.augmented(graph),)))
-        return self._known[1]
+            self._known = (graph, self.augmented(graph))
+        return Nodes((self._states,), (self._known[1],))
 
     def augmented(self, graph: Graph) -> Graph:
         """``graph`` with the virtual nodes and their edges."""
@@ -155,7 +184,7 @@ class VirtualNodes(GraphEncoding):
             return super().select(nodes, x, y)
         target = y.new_full((self.n_real,), -1)
         target[x] = y
-        return nodes.wanting(None), target
+        return nodes.wanting(None, keeps=True), target
 
     def message(self) -> Tensor | None:
         """Labels as probabilities, ``[n + C, C]``: those of training nodes, equal ones of others."""
@@ -271,7 +300,7 @@ class Pairs(GraphEncoding):
     measure = "roc_auc"
 
     def select(self, nodes: Nodes, x: Tensor, y: Tensor) -> tuple[Nodes, Tensor]:
-        return nodes.wanting(None), torch.cat([x, y.unsqueeze(1)], 1)
+        return nodes.wanting(None, keeps=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
         return nodes.wanting(None, pairs=x)

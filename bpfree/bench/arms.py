@@ -116,7 +116,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         if key not in arms:
             namesake = next((a for a in group.arms if a.rows[0]["arm"] == row["arm"]), None)
             suffix = f" [{differing(row, namesake.rows[0])}]" if namesake is not None else ""
-            arms[key] = Arm(row["arm"] + suffix)
+            arms[key] = Arm(row["arm"] + suffix + _stand_in(row))
             group.arms.append(arms[key])
         arms[key].rows.append(row)
     for (setting, kind), group in found.items():
@@ -124,6 +124,14 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         if kind == "B" and own is not None and own.baseline is not None:
             group.arms.insert(0, own.baseline)
     return list(found.values())
+
+
+def _stand_in(row: Row) -> str:
+    """Says in every table that what answered was no device, and no simulation of one either."""
+    kinds = {device["kind"] for device in row.get("physics", {}).get("devices", [])}
+    said = {"surrogate": "fitted surrogate", "recorded": "recorded"}
+    found = [text for kind, text in said.items() if kind in kinds]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def differing(row: Row, other: Row) -> str:

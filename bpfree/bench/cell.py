@@ -160,6 +160,7 @@ def _measured(
     trainer.save(folder / "model.safetensors")
     checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
+    flops = cost.flops(history, len(data.train))
     return {
         **_heading(cell),
         "status": "ok",
@@ -175,13 +176,13 @@ def _measured(
         },
         "time": energy.seconds(),
         "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
-        "flops": cost.flops(history, len(data.train)),
+        "flops": flops,
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
         "weights_sha256": _hash(trainer),
         "curve": _curve(history, trainer.cascade.headline, energy.tells_on_the_way(metered)),
         **metered,
-        **({} if cell.physics is None else {"physics": report(devices_of(trainer.net), sent)}),
+        **_of_devices(cell, devices_of(trainer.net), sent, flops["train_total"]),
     }
 
 
@@ -229,6 +230,11 @@ def _method(cell: Cell, cascade: Cascade) -> Row:
         "schedule": cell.trainer["schedule"],
         "readout": cascade.headline,
     } | ({"bn_mode": "calibrated"} if normalised else {})
+
+
+def _of_devices(cell: Cell, devices: list[Any], sent: dict[str, int], flops: float) -> Row:
+    """What the row says of its physics; nothing for a net without."""
+    return {} if cell.physics is None else {"physics": report(cell.physics, devices, sent, flops)}
 
 
 def _undriven(trainer: Trainer) -> Trainer:

@@ -1,8 +1,9 @@
-"""What a method computes and keeps, counted on short runs of the real loop: of one batch and of two."""
+"""What a method computes and keeps, counted on short runs: one batch and two, or one pass and the next."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,11 +25,13 @@ class StageFlops:
         calibrate: Estimating the statistics of normalisation layers inside fronts.
         cache: Answering once for every sample what is then kept.
         train: Steps, and solving at the end of a pass.
+        last: What the last pass has of ``train``.
     """
 
     calibrate: int = 0
     cache: int = 0
     train: int = 0
+    last: int = 0
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Ledger:
                     optimizer.register_step_pre_hook(self._note_gradients)
         elif name == "train":
             self.stages[-1].train += flops.total
+            self.stages[-1].last = flops.total
             states = [
                 v for o in self.trainer.optimizers.values() for s in o.state.values() for v in s.values()
             ]
@@ -66,36 +70,62 @@ class Ledger:
         self.gradient_bytes = max(self.gradient_bytes, tensor_bytes(gradients))
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, kw_only=True)
+class Cost(ABC):
     """Counted costs of a method on a data set.
 
     Attributes:
         batch: Samples of a step.
-        one: Stages of a run over one batch, one pass each, and how many passes each took.
-        two: The same over two batches.
         infer: FLOPs of a prediction for one sample.
         memory: ``saved_bytes``, ``params``, ``grads`` and ``optim``, in bytes; all but ``params`` are the
             most that was held at one time.
     """
 
     batch: int
-    one: list[tuple[StageFlops, int]]
-    two: list[tuple[StageFlops, int]]
     infer: int
     memory: dict[str, int]
 
+    @abstractmethod
     def steps(self) -> list[float]:
-        """FLOPs of a training step of each stage: what a second batch adds to a pass."""
-        return [(b.train - a.train) / n for (a, n), (b, _) in zip(self.one, self.two, strict=True)]
+        """FLOPs of a training step of each stage."""
+
+    @abstractmethod
+    def total(self, history: History, n_train: int) -> float:
+        """FLOPs of what the run with this history computed: its steps, what it kept of every sample, and what
+        it solved at the end of a pass. Validation is not in it, but for the choice among solutions, on one
+        batch.
+        """
 
     def flops(self, history: History, n_train: int) -> dict[str, float]:
         """The figures of a row.
 
-        ``train_step`` is a step of every stage, so that each block has stepped once. ``train_total`` is what
-        the run with this history computed: its steps, what it kept of every sample, and what it solved at the
-        end of a pass. Validation is not in it, but for the choice among solutions, on one batch.
+        ``train_step`` is a step of every stage, so that each block has stepped once; ``train_total`` is
+        `total`.
         """
+        return {
+            "train_step": sum(self.steps()),
+            "train_total": self.total(history, n_train),
+            "batch": self.batch,
+            "infer": self.infer,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCost(Cost):
+    """Costs by what a second batch adds to a pass.
+
+    Attributes:
+        one: Stages of a run over one batch, one pass each, and how many passes each took.
+        two: The same over two batches.
+    """
+
+    one: list[tuple[StageFlops, int]]
+    two: list[tuple[StageFlops, int]]
+
+    def steps(self) -> list[float]:
+        return [(b.train - a.train) / n for (a, n), (b, _) in zip(self.one, self.two, strict=True)]
+
+    def total(self, history: History, n_train: int) -> float:
         batches = n_train / self.batch
         calibrated = min(n_train, CALIBRATION_SAMPLES) / self.batch
         total = 0.0
@@ -104,72 +134,74 @@ class Cost:
             solve = a.train / passes - step
             total += stage["epochs"] * (batches * step + solve)
             total += batches * (b.cache - a.cache) + calibrated * (b.calibrate - a.calibrate)
-        return {
-            "train_step": sum(self.steps()),
-            "train_total": total,
-            "batch": self.batch,
-            "infer": self.infer,
-        }
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeCost(Cost):
-    """Counted costs where no batch can be shown without all the data: on a graph.
-
-    ``one`` and ``two`` are runs of one pass and of two over all training samples.
+    """Costs where no batch can be shown without all the data: on a graph.
 
     Attributes:
+        stages: Of a run of two passes over all training samples, or of one where a second would change
+            nothing.
         batches: Steps of a pass.
     """
 
+    stages: list[StageFlops]
     batches: int
 
     def steps(self) -> list[float]:
-        """FLOPs of a training step of each stage: what a second pass adds, if there is one."""
-        pairs = zip(self.one, self.two, strict=True)
-        return [(b.train - a.train if m > n else a.train) / self.batches for (a, n), (b, m) in pairs]
+        return [stage.last / self.batches for stage in self.stages]
 
-    def flops(self, history: History, n_train: int) -> dict[str, float]:
+    def total(self, history: History, n_train: int) -> float:
         total = 0.0
-        for step, (a, _), stage in zip(self.steps(), self.one, history.stages, strict=True):
-            passes = step * self.batches
-            total += a.calibrate + a.cache + (a.train - passes) + stage["epochs"] * passes
-        steps = sum(self.steps())
-        return {"train_step": steps, "train_total": total, "batch": self.batch, "infer": self.infer}
+        for found, stage in zip(self.stages, history.stages, strict=True):
+            # The first pass has also made what the others find made.
+            first = found.train - found.last or found.last
+            total += found.calibrate + found.cache + first + (stage["epochs"] - 1) * found.last
+        return total
 
 
 def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -> Cost:
-    """Count the costs of a method by training it on one batch, and on two; on a graph, for one pass and two.
+    """Count the costs of a method by training it on one batch, and on two; on a graph, for two passes.
 
     Args:
         make: Makes the trainer, the same each time, not compiled.
         data: Its data.
         fit: Its settings of `Trainer.fit`.
     """
-    whole = isinstance(data.train, GraphData)
-    n_train = len(data.train)
+    whole, n_train = isinstance(data.train, GraphData), len(data.train)
     batch = min(fit["batch_size"], n_train if whole else max(1, n_train // 2))
     judge = data.validation.take(torch.arange(min(batch, len(data.validation))))
-    runs, saved_bytes = [], 0
-    for times in (1, 2):
-        trainer = make()
-        ledger = Ledger(trainer)
-        train = data.train if whole else data.train.take(torch.arange(times * batch))
-        with saved_for_backward() as saved:
-            history = trainer.fit(
-                train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=times if whole else 1
-            )
-        saved_bytes = max(saved_bytes, saved.peak_bytes)
-        runs.append([(f, s["epochs"]) for f, s in zip(ledger.stages, history.stages, strict=True)])
+    if whole:
+        runs = [_counted(make(), data.train, judge, batch, epochs=2)]
+    else:
+        parts = (data.train.take(torch.arange(times * batch)) for times in (1, 2))
+        runs = [_counted(make(), part, judge, batch, epochs=1) for part in parts]
+    ledger = runs[-1][0]
     with torch.inference_mode():
-        infer = count_flops(trainer.cascade.eval(), judge.batch(torch.arange(1))[0])
-    params = tensor_bytes(trainer.cascade.parameters())
+        infer = count_flops(ledger.trainer.cascade.eval(), judge.batch(torch.arange(1))[0])
     memory = {
-        "saved_bytes": saved_bytes,
-        "params": params,
+        "saved_bytes": max(saved_bytes for _, _, saved_bytes in runs),
+        "params": tensor_bytes(ledger.trainer.cascade.parameters()),
         "grads": ledger.gradient_bytes,
         "optim": ledger.optimizer_bytes,
     }
     if whole:
-        return WholeCost(batch, runs[0], runs[1], infer, memory, batches=math.ceil(n_train / batch))
-    return Cost(batch, runs[0], runs[1], infer, memory)
+        batches = math.ceil(n_train / batch)
+        return WholeCost(batch=batch, infer=infer, memory=memory, stages=ledger.stages, batches=batches)
+    one, two = (
+        [(f, s["epochs"]) for f, s in zip(run.stages, history.stages, strict=True)]
+        for run, history, _ in runs
+    )
+    return BatchCost(batch=batch, infer=infer, memory=memory, one=one, two=two)
+
+
+def _counted(
+    trainer: Trainer, train: Any, judge: Any, batch: int, epochs: int
+) -> tuple[Ledger, History, int]:
+    """What a run counted, its history, and the most bytes that it saved for backward."""
+    ledger = Ledger(trainer)
+    with saved_for_backward() as saved:
+        history = trainer.fit(train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=epochs)
+    return ledger, history, saved.peak_bytes

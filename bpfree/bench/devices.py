@@ -13,9 +13,19 @@ from annotated_types import Ge, MinLen
 from bpfree import _seeds, physics
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.bench.profile import Profile, modelled
+from bpfree.data import acoustic_cavity
 from bpfree.physics.calibration import probes
 
 Mapped = dict[str, Any]
+
+
+class MeasuredCavity(physics.CavitySurrogate):
+    """The measured acoustic cavity: the surrogate that is fitted to `bpfree.data.acoustic_cavity`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(*acoustic_cavity(), **options)
+
 
 #: Systems by name; "none" is no device at all, the ablation.
 SYSTEMS: dict[str, Any] = {
@@ -23,10 +33,11 @@ SYSTEMS: dict[str, Any] = {
     "acoustic": physics.AcousticCavity,
     "microwave": physics.MicrowaveCavity,
     "optical": physics.MultimodeFibre,
+    "measured_acoustic": MeasuredCavity,
 }
 
 #: Probes of the figure that says how nonlinear a device is, for each of its inputs; larger devices have none.
-PROBES_PER_INPUT, LARGEST_PROBED = 12, 200
+PROBES_PER_INPUT, LARGEST_PROBED = 12, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,7 @@ class PhysicsConfig:
         shared: Whether one device serves all layers, or each layer has its own.
         options: Arguments of the system.
         nonideal: Arguments of `bpfree.physics.NonIdeal` around it, or None.
+        profile: What hardware of this kind takes, see `bpfree.bench.profile.Profile`; or None.
     """
 
     __pydantic_config__ = STRICT
@@ -48,6 +60,7 @@ class PhysicsConfig:
     shared: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     nonideal: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
 
 
 def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
@@ -71,11 +84,15 @@ def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
                 raise BadValue(
                     f"{where}physics.{name}.{key}: unknown key; {did_you_mean(key, sorted(known))}"
                 )
+    if found.profile is not None:
+        lacking = validate(Profile, found.profile, f"{where}physics.profile").missing()
+        if lacking:
+            raise BadValue(f"{where}physics.profile.bit_j needs {' and '.join(lacking)} beside it")
     return found
 
 
 #: What is not a config's to give.
-_OURS = {"self", "options", "seed_device", "seed_noise", "seed", "system", "device"}
+_OURS = {"self", "options", "seed_device", "seed_noise", "seed", "system", "device", "u", "y"}
 
 
 def _classes(kind: type | None) -> list[Any]:
@@ -121,12 +138,14 @@ def _device(config: PhysicsConfig, device_seed: int, seed: int, number: int) -> 
     return physics.Device(system)
 
 
-def report(devices: list[Any], passes: dict[str, int]) -> Mapped:
+def report(values: Mapping[str, Any], devices: list[Any], passes: dict[str, int], flops: float) -> Mapped:
     """What a row says of the devices.
 
     Args:
+        values: The section.
         devices: One for each layer.
         passes: Rows sent until the end of training, by purpose.
+        flops: FLOPs of the training.
     """
     own = list({id(d): d for d in devices if d is not None}.values())
     found: Mapped = {"passes": passes, "devices": [device.report() for device in own]}
@@ -134,4 +153,7 @@ def report(devices: list[Any], passes: dict[str, int]) -> Mapped:
         with own[0].frozen(), own[0].counters("other"):
             u = probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
             found["nonlinearity_index"] = physics.nonlinearity_index(u, own[0].forward(u))
+    profile = values.get("profile")
+    if profile is not None:
+        found["modelled"] = modelled(Profile(**profile), devices, passes, flops)
     return found

@@ -40,6 +40,8 @@ class LocalCrossEntropy(LocalLoss):
         BadValue: When it is built, if the head gives another number of scores than there are classes.
     """
 
+    by_row = True
+
     def __init__(
         self,
         head: nn.Module | None = None,

@@ -48,6 +48,8 @@ class ClassPrototypes(LocalLoss):
         if temperature <= 0:
             raise BadValue(f"temperature = {temperature}: expected more than 0")
         self.n_classes, self.learnable = n_classes, learnable
+        # Prototypes that are outputs themselves belong to all rows.
+        self.by_row = learnable
         self.similarity, self.temperature = similarity, temperature
 
     def build(self, output: Tensor, n_classes: int) -> None:
@@ -79,7 +81,8 @@ class TopToLoss(ClassPrototypes):
     """`ClassPrototypes` on the mean of a block's output and the states of all blocks above it.
 
     ``m = (h + s_(l+1) + ... + s_L) / (L - l + 1)``, with s the length-normalised outputs of the step before,
-    which come down the wire: every block adds its own to what it was sent.
+    which come down the wire: every block adds its own to what it was sent. In training all blocks step at
+    once: what goes up is of the step before, too.
     """
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -90,6 +93,9 @@ class TopToLoss(ClassPrototypes):
 
     def remembered(self, output: Tensor) -> Tensor:
         return unit_rows(output)
+
+    def upward(self, output: Tensor) -> Tensor:
+        return output if self.memory is None else self.memory
 
     def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
         return output if lesson is None else torch.cat([output.unsqueeze(0), lesson]).mean(0)

@@ -92,10 +92,10 @@ class _Cavity(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """``[B, S * F] -> [B, M * F]``"""
         _, sources, tones = self.transfer.shape
-        amplitudes = u.view(-1, sources, tones).to(self.transfer.dtype)
-        field = torch.einsum("msk,bsk->bmk", self.transfer, amplitudes)
+        # Tone by tone, then microphone by microphone: products of matrices, which einsum does not make of it.
+        amplitudes = u.view(-1, sources, tones).permute(2, 0, 1).to(self.transfer.dtype)
+        field = torch.bmm(amplitudes, self.transfer.permute(2, 1, 0)).permute(2, 1, 0).contiguous()
         if self.mixing is not None:
-            field = field + self.strength * torch.einsum(
-                "mkij,bmi,bmj->bmk", self.mixing, field, field.conj()
-            )
-        return field.abs().flatten(1)
+            pairs = (field.unsqueeze(3) * field.conj().unsqueeze(2)).flatten(2)
+            field = torch.baddbmm(field, pairs, self.mixing.flatten(2).mT, alpha=self.strength)
+        return field.abs().transpose(0, 1).flatten(1)

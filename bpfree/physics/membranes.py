@@ -74,7 +74,6 @@ class AcousticMembranes(Simulated):
         step_s: float = 1 / 32000,
         temperature_sd_k: float = 1.0,
         noise: float = 0.01,
-        chunk: int = 256,
         **options: Any,
     ) -> None:
         if min(sources, microphones, membranes, modes, len(tones_hz)) < 1 or min(q, membrane_q, step_s) <= 0:
@@ -94,7 +93,7 @@ class AcousticMembranes(Simulated):
         self.q, self.membrane_q, self.beta, self.coupling = q, membrane_q, beta, coupling
         self.gain, self.back_action = gain, back_action
         self.duration_s, self.step_s, self.temperature_sd_k = duration_s, step_s, temperature_sd_k
-        super().__init__(noise=noise, chunk=chunk, **options)
+        super().__init__(noise=noise, **options)
 
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {

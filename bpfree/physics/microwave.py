@@ -15,12 +15,13 @@ from bpfree.physics.simulated import Disorder, Simulated, complex_dtype
 
 
 class MicrowaveCavity(Simulated):
-    """A transmitter, a receiver and a metasurface of n atoms in a chaotic cavity; its program is the drive.
+    """A transmitter, receivers and a metasurface of n atoms in a chaotic cavity; its program is the drive.
 
-    With ports T, R and A = the atoms, each atom reflecting with Gamma_i = reflection * exp(i pi (1 - u_i))::
+    With ports T, R and A = the atoms, each atom reflecting with Gamma_i = reflection * exp(i pi (1 - u_i)),
+    receiver r hears at the frequency f_k (answer index = frequencies * r + k)::
 
         K(f) = sum_n w_n w_n^T / (f_n - f + i f / (2 Q)) ;      S(f) = (1 + i K)^-1 (1 - i K)
-        y_k  = | S_RT + S_RA [diag(1 / Gamma) - S_AA]^-1 S_AT | (f_k)
+        y_rk = | S_RT + S_RA [diag(1 / Gamma) - S_AA]^-1 S_AT | (r, f_k)
 
     f_n are unfolded eigenvalues of a Gaussian orthogonal matrix, w_n normal with variance
     coupling * spacing / pi (random waves). Waves meet the atoms many times, so the answer is nonlinear in the
@@ -29,7 +30,8 @@ class MicrowaveCavity(Simulated):
 
     Args:
         atoms: n_in.
-        frequencies: n_out, evenly spaced over the band.
+        frequencies: How many, evenly spaced over the band. Each costs the simulator one set of equations.
+        receivers: Antennas that listen; n_out is frequencies * receivers.
         band_hz: Lowest and highest of them.
         modes: Number of resonances; they span five times the band.
         q: Quality factor.
@@ -51,6 +53,7 @@ class MicrowaveCavity(Simulated):
         atoms: int = 40,
         frequencies: int = 20,
         *,
+        receivers: int = 1,
         band_hz: tuple[float, float] = (5.147e9, 5.247e9),
         modes: int = 120,
         q: float = 300.0,
@@ -61,10 +64,10 @@ class MicrowaveCavity(Simulated):
         noise: float = 1e-3,
         **options: Any,
     ) -> None:
-        if min(atoms, frequencies, modes) < 1 or q <= 0 or not 0 < band_hz[0] < band_hz[1]:
+        if min(atoms, frequencies, receivers, modes) < 1 or q <= 0 or not 0 < band_hz[0] < band_hz[1]:
             raise BadValue(
-                f"atoms = {atoms}, frequencies = {frequencies}, modes = {modes}, q = {q}, band_hz = "
-                f"{band_hz}: expected at least 1 of each, q > 0, and a rising band above 0"
+                f"atoms = {atoms}, frequencies = {frequencies}, receivers = {receivers}, modes = {modes}, "
+                f"q = {q}, band_hz = {band_hz}: expected at least 1 of each, q > 0, and a rising band above 0"
             )
         if not (0 < reflection <= 1 and 0 < atom_coupling <= 1 and 0 < antenna_coupling <= 1):
             raise BadValue(
@@ -72,28 +75,29 @@ class MicrowaveCavity(Simulated):
                 f"{antenna_coupling}: expected all above 0, at most 1"
             )
         check_bits(bits=bits)
-        self.n_in, self.n_out = atoms, frequencies
+        self.n_in, self.n_out = atoms, frequencies * receivers
+        self.frequencies, self.antennas = frequencies, 1 + receivers
         self.band_hz, self.modes, self.q = band_hz, modes, q
         self.atom_coupling, self.antenna_coupling = atom_coupling, antenna_coupling
         self.reflection, self.bits = reflection, bits
         super().__init__(noise=noise, **options)
 
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"levels": (self.modes, self.modes), "waves": (self.modes, 2 + self.n_in)}
+        return {"levels": (self.modes, self.modes), "waves": (self.modes, self.antennas + self.n_in)}
 
     def scattering(self, disorder: Disorder | None = None) -> Tensor:
-        """S of all ports (transmitter, receiver, atoms) without the atoms' load: ``[F, 2 + n, 2 + n]``."""
+        """S of all P ports (transmitter, receivers, atoms) without the atoms' load: ``[F, P, P]``."""
         disorder = disorder or self._disorder
         low, high = self.band_hz
         spacing = 5 * (high - low) / self.modes
         resonances = low - 2 * (high - low) + spacing * unfolded_levels(disorder["levels"])
-        coupling = torch.full((2 + self.n_in,), self.atom_coupling, dtype=torch.float64)
-        coupling[:2] = self.antenna_coupling
+        coupling = torch.full((self.antennas + self.n_in,), self.atom_coupling, dtype=torch.float64)
+        coupling[: self.antennas] = self.antenna_coupling
         waves = disorder["waves"] * (coupling * spacing / math.pi).sqrt()
-        f = torch.linspace(low, high, self.n_out, dtype=torch.float64)
+        f = torch.linspace(low, high, self.frequencies, dtype=torch.float64)
         response = 1 / (resonances - f[:, None] + 0.5j * f[:, None] / self.q)
         k = torch.einsum("np,fn,nq->fpq", waves.to(response.dtype), response, waves.to(response.dtype))
-        one = torch.eye(2 + self.n_in, dtype=k.dtype)
+        one = torch.eye(k.shape[-1], dtype=k.dtype)
         s: Tensor = torch.linalg.solve(one + 1j * k, one - 1j * k)
         largest = float(torch.linalg.matrix_norm(s, 2).max())
         assert largest <= 1 + 1e-9, f"the cavity is not passive: singular value {largest}"
@@ -101,7 +105,7 @@ class MicrowaveCavity(Simulated):
 
     def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
         s = self.scattering(disorder).to(complex_dtype(self.dtype))
-        return _Metasurface(s, self.reflection, self.bits, differentiable).to(self.device)
+        return _Metasurface(s, self.antennas, self.reflection, self.bits, differentiable).to(self.device)
 
 
 def unfolded_levels(normal: Tensor) -> Tensor:
@@ -116,18 +120,22 @@ def unfolded_levels(normal: Tensor) -> Tensor:
 class _Metasurface(nn.Module):
     s: Tensor
 
-    def __init__(self, s: Tensor, reflection: float, bits: int | None, differentiable: bool) -> None:
+    def __init__(
+        self, s: Tensor, antennas: int, reflection: float, bits: int | None, differentiable: bool
+    ) -> None:
         super().__init__()
         self.register_buffer("s", s)
-        self.reflection, self.bits, self.differentiable = reflection, bits, differentiable
+        self.antennas, self.reflection, self.bits = antennas, reflection, bits
+        self.differentiable = differentiable
 
     def forward(self, u: Tensor) -> Tensor:
-        """``[B, n] -> [B, F]``"""
+        """``[B, n] -> [B, receivers * F]``"""
         state = quantise(u, self.bits, 0.0, 1.0, straight_through=self.differentiable)
         # 1 / Gamma, for a phase of pi (1 - state)
         inverse = torch.polar(torch.full_like(state, 1 / self.reflection), math.pi * (state - 1))
-        loaded = torch.diag_embed(inverse).unsqueeze(1) - self.s[:, 2:, 2:]
-        incident = self.s[:, 2:, :1].expand(len(u), -1, -1, -1)
-        scattered = self.s[:, 1:2, 2:] @ torch.linalg.solve(loaded, incident)
-        y: Tensor = (self.s[:, 1, 0] + scattered[:, :, 0, 0]).abs()
-        return y
+        n = self.antennas
+        loaded = torch.diag_embed(inverse).unsqueeze(1) - self.s[:, n:, n:]
+        incident = self.s[:, n:, :1].expand(len(u), -1, -1, -1)
+        scattered = self.s[:, 1:n, n:] @ torch.linalg.solve(loaded, incident)
+        y: Tensor = (self.s[:, 1:n, 0] + scattered[..., 0]).abs()
+        return y.mT.flatten(1)

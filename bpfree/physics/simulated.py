@@ -44,7 +44,8 @@ class Simulated(ABC):
         drift_time_s: Correlation time of the disorder, which then drifts as an Ornstein-Uhlenbeck process
             (correlation exp(-t / drift_time_s) after t seconds); None: it stands still.
         seconds_per_pass: How long one row takes on the device's own clock.
-        chunk: Most rows that are computed at once; it bounds memory, and does not change the answers.
+        chunk: Most rows that are computed at once, so that what comes between stays in cache; it
+            does not change the answers.
         dtype: float64, or float32 for speed.
         device: Torch device that computes.
     """
@@ -64,7 +65,7 @@ class Simulated(ABC):
         noise: float = 0.0,
         drift_time_s: float | None = None,
         seconds_per_pass: float = 0.0,
-        chunk: int = 1024,
+        chunk: int = 256,
         dtype: torch.dtype = torch.float64,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -105,7 +106,8 @@ class Simulated(ABC):
     def _with_noise(self, signal: Tensor, unit: float | Tensor) -> Tensor:
         if self.noise == 0:
             return signal
-        normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape)))
+        kind = np.float32 if signal.dtype == torch.float32 else np.float64
+        normal = torch.from_numpy(self._rng["noise"].standard_normal(tuple(signal.shape), kind))
         return signal + self.noise * unit * normal.to(signal)
 
     def forward(self, u: Array) -> Array:

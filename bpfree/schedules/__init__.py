@@ -1,11 +1,11 @@
 """When each block steps, on what input, and with which message."""
 
 from bpfree.cascade import descend
+from bpfree.kept import Growing, Store, rows_at
 from bpfree.schedules.calibrate import calibrate
 from bpfree.schedules.crew import Crew, Pipeline
 from bpfree.schedules.feed import Data, Feed
 from bpfree.schedules.graph_feed import GraphFeed
-from bpfree.schedules.kept import Growing, Store, rows_at
 from bpfree.schedules.pipelined import Workers
 from bpfree.schedules.plan import Schedule, Stage, plan
 from bpfree.schedules.settle import settle

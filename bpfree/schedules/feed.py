@@ -11,8 +11,8 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import Encoding, View
+from bpfree.kept import Growing, Store, rows_at
 from bpfree.nn import counted
-from bpfree.schedules.kept import Growing, Store, rows_at
 from bpfree.schedules.step import ascend
 
 

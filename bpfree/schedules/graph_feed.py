@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bpfree._errors import BadValue
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
 from bpfree.graph import Nodes
 from bpfree.graph_encodings import GraphEncoding
+from bpfree.kept import Store
 from bpfree.schedules.feed import Data
 
 
@@ -25,14 +27,24 @@ class GraphFeed:
         cascade: The blocks and the encoding.
         data: The training samples.
         cache: Whether to keep states where they are constant.
+        store: Where they are kept; by default in memory.
+
+    Raises:
+        BadValue: If they are to be in files, but are on a GPU.
     """
 
     sensed = False
 
-    def __init__(self, cascade: Cascade, data: Data, cache: bool) -> None:
+    def __init__(self, cascade: Cascade, data: Data, cache: bool, store: Store | None = None) -> None:
         assert isinstance(cascade.encoding, GraphEncoding)
         self.cascade, self.encoding, self.data, self.caches = cascade, cascade.encoding, data, cache
-        self.height = 0
+        self.store, self.height = store or Store(), 0
+        device = data.y.device
+        if self.store.folder is not None and device.type != "cpu":
+            raise BadValue(
+                f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {device} stay there; "
+                "leave cache_dir out, or train on the CPU"
+            )
         self._kept: Nodes | None = None
 
     def climb(self, height: int) -> None:
@@ -45,7 +57,7 @@ class GraphFeed:
         """The states of all nodes that the fed block sees."""
         if self._kept is not None:
             return self._kept
-        return self._raised(self.encoding.nodes(None, keep=self.caches), self.height, 0)
+        return self._raised(self.encoding.nodes(None, keep=self.caches, store=self.store), self.height, 0)
 
     def _raised(self, nodes: Nodes, height: int, below: int | None = None) -> Nodes:
         for block in self.cascade.units[self.height if below is None else below : height]:

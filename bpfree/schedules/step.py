@@ -51,10 +51,11 @@ def step(
         some = heard and isinstance(rows, Nodes) and rows.wanted is not None
         above = block.onward(rows) if some else None
         found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        shown = block.loss.upward(output)
         for loss in block.losses:
             loss.memory = loss.remembered(output)
         if heard:
-            rows = above if above is not None else block.onward(rows, output)
+            rows = above if above is not None else block.onward(rows, shown)
         losses += found
     wires.to_above(rows)
     return losses

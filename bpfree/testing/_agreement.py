@@ -99,7 +99,7 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
         _seeds.seed_global(y.device, seed, k)
         rows = block.join(rows, lesson)
         found, output = block.objective(block.sense(rows), target, lesson)
-        losses, rows = losses + found, block.onward(rows, output.detach())
+        losses, rows = losses + found, block.onward(rows, block.loss.upward(output.detach()))
         totals.append(block.total(found))
         for loss in block.losses:
             loss.memory = loss.remembered(output.detach())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.data import GraphData, TensorData
+from bpfree.graph import Graph
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.nn import GNN
 from bpfree.trainers.base import Trainer
@@ -89,8 +90,10 @@ class GraphTrainer(Trainer):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             _seeds.seed_global(self.device, self.seed, "heads")
             cascade = self.make_cascade(graph.n_classes).to(self.device)
+            few = _two_nodes(graph)
+            cascade.encoding = self.make_encoding(few)
+            cascade.eval().build(few.ids, graph.n_classes)
             cascade.encoding = self.make_encoding(graph)
-            cascade.eval().build(graph.ids[:2], graph.n_classes)
         self._adopt(cascade, graph.n_classes, graph.sample_shape)
 
     def _check_shape(self, sample_shape: Sequence[int]) -> None:
@@ -109,3 +112,11 @@ class GraphTrainer(Trainer):
         b = self.bound
         found = GraphData(b.features, b.graph, x, y, b.n_classes, b.name).to(self.device)
         return cast(TensorData, found)
+
+
+def _two_nodes(data: GraphData) -> GraphData:
+    """Data of the kind of ``data`` with two nodes: what depends on shapes alone needs no more to be built."""
+    ids = torch.arange(2, device=data.ids.device)
+    ids = ids if data.ids.ndim == 1 else ids.repeat(2, 1)
+    graph = Graph(data.graph.edge_index[:, :0], 2)
+    return GraphData(data.features[:2], graph, ids, torch.zeros_like(ids.flatten()[:2]), data.n_classes)

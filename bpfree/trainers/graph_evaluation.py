@@ -26,10 +26,11 @@ class GraphEvaluator(Evaluator):
         cascade: The blocks and readouts.
         data: The samples, of whose graph nothing but the features and edges is seen.
         cache: Whether `climb` keeps the states above frozen blocks.
+        store: Where they are kept; by default in memory.
     """
 
-    def __init__(self, cascade: Cascade, data: Data, cache: bool = False) -> None:
-        super().__init__(cascade, data, cache)
+    def __init__(self, cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None) -> None:
+        super().__init__(cascade, data, cache, store)
         assert isinstance(cascade.encoding, GraphEncoding)
         self.encoding, self._states = cascade.encoding, dict[View, Nodes]()
         self._frozen: dict[View, list[Tensor]] = {}
@@ -49,8 +50,11 @@ class GraphEvaluator(Evaluator):
             kept = self._frozen.setdefault(view, [])
             nodes = self._states.get(view) or self._asked(view)
             for block in self.cascade.units[len(kept) : height]:
-                kept += block.outputs(nodes)
-                nodes = self._up(block, nodes)
+                above = self._up(block, nodes)
+                # A pair's outputs are those of all nodes, which the block above is told anyway.
+                pairs = nodes.pairs is not None
+                kept += [self._picked(above.states[0], nodes)] if pairs else block.outputs(nodes)
+                nodes = above
             self._states[view] = nodes
 
     @torch.no_grad()
@@ -95,7 +99,9 @@ class GraphEvaluator(Evaluator):
         if last == 1:
             return [self._passed(view, n_blocks)]
         nodes = self._asked(view)
-        whole = nodes.wanting(None, pairs=nodes.pairs)
+        # What fronts make of the states of all nodes at the bottom does not change from sweep to sweep.
+        graph = getattr(self.data, "graph", None)
+        whole = self.encoding.nodes(view, graph).wanting(None, keeps=True, pairs=nodes.pairs)
         units = self.cascade.units[:n_blocks]
         swept = list(settle(units, whole, self.encoding.message(), last))[first:]
         return [[self._picked(output, nodes) for output in outputs] for outputs in swept]
@@ -113,7 +119,9 @@ class GraphEvaluator(Evaluator):
 
     def _asked(self, view: View) -> Nodes:
         graph = getattr(self.data, "graph", None)
-        return self.encoding.ask(self.encoding.nodes(view, graph, keep=self.cache), self.ids)
+        return self.encoding.ask(
+            self.encoding.nodes(view, graph, keep=self.cache, store=self.store), self.ids
+        )
 
     def _up(self, block: Block, nodes: Nodes) -> Nodes:
         above = block.onward(nodes)
@@ -131,5 +139,5 @@ def make_evaluator(
 ) -> Evaluator:
     """The evaluator for the kind of samples that the cascade is shown."""
     if cascade.encoding.whole:
-        return GraphEvaluator(cascade, data, cache)
+        return GraphEvaluator(cascade, data, cache, store)
     return Evaluator(cascade, data, cache, store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -19,6 +19,7 @@ from bpfree.readouts import BlockReadout
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
 from bpfree.trainers.physical import PhysicalTrainer
 from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class PhysicalRidge(PhysicalTrainer):
     id = "physical_ridge"
     Settings = PhysicalRidgeSettings
     settings: PhysicalRidgeSettings
+    #: It takes no steps, and chooses its penalty itself.
+    space: ClassVar[Space] = {}
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, _ = self.stages()

@@ -33,6 +33,15 @@ def test_one_name_with_other_settings_is_another_arm() -> None:
     assert [a.name for a in groups(rows)[0].arms] == ["mono_forward", "mono_forward [trainer.lr=0.5]"]
 
 
+def test_a_stand_in_for_a_device_is_named_as_one() -> None:
+    for kind, name in (
+        ("surrogate", "physical (fitted surrogate)"), ("recorded", "physical (recorded)"),
+        ("simulated", "physical"), ("device", "physical"),
+    ):  # fmt: skip
+        rows = arm("physical", [0.9], physics={"devices": [{"kind": kind}]})
+        assert groups(rows)[0].arms[0].name == name
+
+
 def test_of_several_baselines_the_best_by_validation_counts() -> None:
     rows = arm("backprop", [0.99], "test wins", config__trainer__lr=0.3, metrics__val_accuracy=0.7)
     rows += arm("backprop", [0.5], "validation wins", metrics__val_accuracy=0.8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.bench.cost import Cost, StageFlops, measure
+from bpfree.bench.cost import BatchCost, Cost, StageFlops, measure
 from bpfree.trainers import History
 from tests.helpers import make_gnn, nodes
 
@@ -82,7 +82,7 @@ def test_greedy_saves_what_its_dearest_block_saves(digits: bpfree.data.Splits) -
 def test_what_ends_a_pass_is_counted_once_a_pass() -> None:
     one = [(StageFlops(calibrate=4, cache=10, train=2 * 50), 2)]
     two = [(StageFlops(calibrate=8, cache=16, train=2 * 80), 2)]
-    cost = Cost(batch=10, one=one, two=two, infer=1, memory={})
+    cost = BatchCost(batch=10, one=one, two=two, infer=1, memory={})
     # 30 a step, 20 a pass; 6 a batch kept, 4 a batch for statistics of at most 10 000 samples
     found = cost.flops(History(stages=[{"epochs": 3}]), 20_000)
     assert found["train_step"] == 30
@@ -99,7 +99,7 @@ def test_blocks_that_are_trained_beforehand_are_counted(digits: bpfree.data.Spli
 
     random, dfa = cafo(), cafo(blocks="dfa", block_epochs=2)
     assert dfa.steps()[1:] == random.steps()
-    assert dfa.two[0][1] == 2
+    assert isinstance(dfa, BatchCost) and dfa.two[0][1] == 2
     assert dfa.steps()[0] > sum(random.steps())
 
 

@@ -89,8 +89,34 @@ def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
     assert row["physics"]["passes"]["eval"] == 10 * 2 * 20
     assert row["physics"]["devices"][0]["kind"] == "simulated"
     assert "device_seed" not in row["config"] and row["config"]["physics"]["system"] == "optical"
+    assert "modelled" not in row["physics"]
     without = run(ablated, tmp_path, 10.0, lambda done, of: None)
     assert without["physics"]["passes"] == {} and without["physics"]["devices"] == []
+
+
+def test_a_row_says_what_the_stated_hardware_would_have_taken(tmp_path: Path) -> None:
+    physics = {**CONFIG["physics"], "seeds": [0], "profile": {"pass_s": 0.1, "flop_j": 1e-12}}
+    cell = cells(changed(physics=physics, seeds=[0]))[0]
+    row = run(cell, tmp_path, 10.0, lambda done, of: None)
+    found = row["physics"]["modelled"]
+    assert found["time_s"] == pytest.approx(0.1 * row["physics"]["passes"]["train"])
+    assert found["energy_j"] == pytest.approx(1e-12 * row["flops"]["train_total"])
+    assert row["config"]["physics"]["profile"] == physics["profile"]
+
+
+def test_the_measured_cavity_is_a_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    from bpfree.bench import devices
+    from bpfree.physics import AcousticCavity
+
+    cavity = AcousticCavity(noise=0.0, intermodulation=0.0)
+    u = np.random.default_rng(0).random((400, 20))
+    monkeypatch.setattr(devices, "acoustic_cavity", lambda: (u, cavity.forward(u)))
+    section = {"system": "measured_acoustic", "options": {"noise": 0.0}}
+    device = make_devices(section, 1, 0, 0)[0]
+    assert device.report()["kind"] == "surrogate"
+    np.testing.assert_allclose(device.forward(u), cavity.forward(u), atol=1e-6)
 
 
 def test_rows_of_several_devices_are_one_arm() -> None:
@@ -115,6 +141,9 @@ def test_rows_of_several_devices_are_one_arm() -> None:
         ({"system": "optical", "options": {"gird": 20}}, "grid"),
         ({"system": "optical", "nonideal": {"dac": 3}}, "dac_bits"),
         ({"system": "optical", "seeds": []}, "seeds"),
+        ({"system": "optical", "profile": {"bit_j": 1e-12, "drive_bits": 8}}, "answer_bits"),
+        ({"system": "optical", "profile": {"pass_seconds": 1.0}}, "pass_s"),
+        ({"system": "measured_acoustic", "options": {"u": 1}}, "options.u"),
         ({}, "system"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from bpfree import BadValue, MonoForward, _errors
 from bpfree.schedules import Workers
 from bpfree.schedules.links import pack, unpack
+from bpfree.schedules.replicas import Replicas
 from bpfree.schedules.wires import LinkedWires
 from bpfree.trainers import fitting, saving
 from tests.helpers import easy, make_mlp, snapshot
@@ -33,9 +35,16 @@ def trained(path: Path | None, schedule: str = "pipelined", **pipeline: Any) -> 
 
 def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
     """`trained`, in which worker ``rank`` kills itself at the ``number``-th ``event``; steps are noted."""
+    mortal(rank, event, number)
+    return noting(path)
+
+
+def mortal(rank: int, event: str, number: int) -> None:
+    """From now on, worker ``rank`` kills itself at the ``number``-th ``event``."""
     me, seen = int(torch.distributed.get_rank()), [0]
 
     def counting(function: Any) -> Any:
+        @wraps(function)
         def counted(*args: Any, **named: Any) -> Any:
             if me == rank:
                 seen[0] += 1
@@ -51,9 +60,10 @@ def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
         fitting.validate = counting(fitting.validate)  # type: ignore[attr-defined]
     elif event == "take":
         LinkedWires.from_below = counting(LinkedWires.from_below)  # type: ignore[method-assign]
+    elif event == "average":
+        Replicas._weighed = counting(Replicas._weighed)  # type: ignore[method-assign]
     else:
         setattr(Workers, event, counting(getattr(Workers, event)))
-    return noting(path)
 
 
 def noting(path: Path) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def told(path: Path) -> dict[str, Any]:
 def test_workers_that_are_told_to_stop_do_and_go_on_later(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
     group = Group(tmp_path, 2, told, path)
-    while not saving.own_path(path, _Rank(1, 2)).exists():
+    while not saving.own_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
         time.sleep(0.01)
     time.sleep(0.3)
     for rank in range(2):
@@ -136,7 +146,7 @@ def test_workers_that_are_told_to_stop_do_and_go_on_later(number: int, tmp_path:
 
 class _Rank:
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.label = rank, str(size)
 
 
 def slow(rank: int) -> dict[str, Any]:

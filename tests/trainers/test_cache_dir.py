@@ -17,15 +17,18 @@ from bpfree import (
     CascadedForward,
     Checkpoint,
     ForwardForward,
+    ForwardGNN,
     Hooks,
     MonoForward,
     RandomFeatures,
     Trainer,
+    kept,
 )
+from bpfree.meters import allocated_on_cpu
 from bpfree.schedules import Growing, Store
 from bpfree.testing import assert_resumes
 from bpfree.testing._common import assert_same_bits, assert_same_history
-from tests.helpers import images, make_cnn, make_mlp, vectors
+from tests.helpers import images, make_cnn, make_gnn, make_mlp, nodes, pairs, vectors
 
 TRAINERS: dict[str, Callable[[], Trainer]] = {
     "blocks": lambda: MonoForward(make_mlp(16, 16, 16), schedule="greedy", progress=False),
@@ -49,6 +52,73 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Store, "_mapped", spy)
     return sizes
+
+
+GRAPHS: dict[str, dict[str, Any]] = {
+    "gcn": {},
+    "sage": {"kind": "sage"},
+    "gat": {"kind": "gat"},
+    "both ways": {"direction": "both_ways"},
+    "prototypes": {"learnable_prototypes": True},
+    "labels as features": {"variant": "label_appending"},
+    "labels as edges": {"variant": "virtual_nodes"},
+    "links": {"variant": "link"},
+}
+
+
+def on_graph(kind: Any = "gcn", hidden: tuple[int, ...] = (16, 16, 16), **settings: Any) -> ForwardGNN:
+    return ForwardGNN(make_gnn(kind, hidden), progress=False, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [16, 1000])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_on_disk_has_the_bits_of_one_in_memory(
+    name: str, batch_size: int, tmp_path: Path, mapped: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "ROWS", 7)
+    data = pairs() if name == "links" else nodes()
+    judge = data.take(torch.arange(15, 25))
+    memory, disk = on_graph(**GRAPHS[name]), on_graph(**GRAPHS[name])
+    seen = memory.fit(data, judge, epochs=2, batch_size=batch_size)
+    assert not mapped
+    found = disk.fit(data, judge, epochs=2, batch_size=batch_size, cache_dir=tmp_path)
+    assert_same_bits(disk.cascade, memory.cascade, name)
+    assert_same_history(found, seen, name)
+    # The states under the upper two layers at least, for training and for validation.
+    assert sum(size >= 60 * 16 * 4 for size in mapped) >= 4
+    assert not os.listdir(tmp_path) and not deleted_files(tmp_path)
+    # And what is made in parts is what is made at once.
+    monkeypatch.undo()
+    whole = on_graph(**GRAPHS[name])
+    at_once = whole.fit(data, judge, epochs=2, batch_size=batch_size)
+    for ours, theirs in zip(at_once.rows, seen.rows, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_graph_on_disk_takes_memory_for_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "ROWS", 100)
+    n, width = 3000, 512
+    data, whole = nodes(n, width), n * width * 4
+    peaks = []
+    for folder in (None, tmp_path):
+        trainer = on_graph(hidden=(64, 64, 64))
+        trainer.build_for(data)  # type: ignore[arg-type]
+        with allocated_on_cpu() as meter:
+            trainer.fit(data, epochs=1, batch_size=1000, cache_dir=folder)
+        peaks.append(meter.peak_bytes)
+    memory, disk = peaks
+    # Of what is left, one is the features with those of the virtual nodes behind them: the data.
+    assert memory > 3 * whole and disk < 1.5 * whole, (memory / whole, disk / whole)
+
+
+def test_a_graph_that_a_disk_has_no_room_for_is_a_clear_error(tmp_path: Path, small_disk: int) -> None:
+    data = nodes(2000)
+    trainer = on_graph()
+    with pytest.raises(BadValue, match=r"0\.1 MiB of features .*leave cache_dir out"):
+        trainer.fit(data, epochs=1, batch_size=1000, cache_dir=tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

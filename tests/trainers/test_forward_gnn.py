@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from bpfree import BadValue, ForwardGNN, _seeds
 from bpfree.data import GraphData
-from bpfree.graph import Graph, SparseMatrix, unit_rows
+from bpfree.graph import Graph, unit_rows
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.meters import saved_for_backward
+from bpfree.sparse import SparseMatrix
+from bpfree.trainers.forward_gnn import LINKS, TOP_DOWN, Variant
 from bpfree.trainers.graph_evaluation import make_evaluator
 from tests.helpers import CLASSES, make_gnn, make_mlp, nodes, pairs, vectors
 
@@ -106,6 +108,25 @@ def test_a_step_touches_no_edge_once_the_aggregate_is_there(monkeypatch: pytest.
     assert len(calls) > 3 * seen[1]
 
 
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_to_be_built_is_to_propagate_nothing_over_the_graph(
+    variant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, multiply = list[int](), SparseMatrix.__matmul__
+
+    def look(self: SparseMatrix, x: Tensor) -> Tensor:
+        seen.append(self.shape[0])
+        return multiply(self, x)
+
+    monkeypatch.setattr(SparseMatrix, "__matmul__", look)
+    schedule = "simultaneous" if variant in TOP_DOWN else "greedy"
+    trainer = built(pairs() if variant in LINKS else nodes(), variant=variant, schedule=schedule)
+    assert seen and max(seen) <= 2 + CLASSES
+    seen.clear()
+    trainer.cascade(trainer.bound.ids)
+    assert seen and max(seen) >= 60
+
+
 def test_the_aggregate_is_made_anew_for_another_graph() -> None:
     data = nodes()
     trainer = built(data)
@@ -194,6 +215,81 @@ def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
         m = torch.stack([own, *(unit_rows(above) for above in outputs[k + 1 :])]).mean(0)
         total += (m[data.ids] @ m[60:].T).softmax(1)
     torch.testing.assert_close(found["sum_probabilities"], total)
+
+
+class ByHand:
+    """The layers of a trainer with seed 0, to be stepped one by one, and what each has lost.
+
+    Layer j stands between the states j - 1 and j + 1; the lowest are the features.
+    """
+
+    def __init__(self, trainer: ForwardGNN, data: GraphData, lr: float) -> None:
+        x, self.a = augmented(data)
+        self.data, self.depth = data, len(trainer.net.convs)
+        self.states = {0: x}
+        self.losses: dict[int, list[float]] = {j + 1: [] for j in range(self.depth)}
+        self.layers, self.optimizers = {}, {}
+        for j, conv in enumerate(trainer.net.convs, 1):
+            self.layers[j] = [p.detach().clone().requires_grad_() for p in conv.parameters()]
+            self.optimizers[j] = torch.optim.Adam(self.layers[j], lr=lr, weight_decay=5e-4)
+
+    def step(self, j: int, rows: Tensor, above: list[Tensor]) -> Tensor:
+        """A step of layer j; returns its output before it."""
+        bias, weight = self.layers[j]
+        output = (self.a @ rows @ weight.T + bias).relu()
+        m = torch.stack([output, *above]).mean(0)
+        loss = F.cross_entropy(m[self.data.ids] @ m[60:].T, self.data.y)
+        self.losses[j].append(loss.item())
+        self.optimizers[j].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizers[j].step()
+        return output.detach()
+
+    def compare(self, rows: list[dict[str, Any]], lost: dict[int, list[float]]) -> None:
+        """The losses of a history's epochs are these."""
+        found = torch.tensor([row["loss"] for row in rows]).T
+        expected = torch.tensor([lost[j + 1][: len(rows)] for j in range(self.depth)])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_top_to_input_trains_as_in_the_papers_alternation(depth: int) -> None:
+    # There, layers of even number step first, and then the others, which see what those have left. Before the
+    # first round goes one pass up with nothing above; here, the lowest layer learns in it.
+    data, lr = nodes(), 1e-2
+    trainer = built(variant="top_to_input", schedule="simultaneous", hidden=(16,) * depth, lr=lr)
+    hand = ByHand(trainer, data, lr)
+    history = trainer.fit(data, epochs=4, batch_size=100)
+    labels = torch.full((63, CLASSES), 1 / CLASSES)
+    labels[data.ids] = F.one_hot(data.y, CLASSES).float()
+    labels[60:] = torch.eye(CLASSES)
+    hand.states |= {j: torch.zeros(63, 16) for j in range(1, depth + 1)} | {depth + 1: labels}
+
+    def turn(j: int) -> None:
+        below, above = hand.states[j - 1], hand.states[j + 1]
+        hand.states[j] = hand.step(j, torch.cat([unit_rows(below), unit_rows(above)], 1), [])
+
+    turn(1)
+    for _ in range(4):
+        for j in [*range(2, depth + 1, 2), *range(1, depth + 1, 2)]:
+            turn(j)
+    hand.compare(history.rows, hand.losses)
+
+
+def test_top_to_loss_trains_all_layers_at_once_on_the_states_of_the_step_before() -> None:
+    data, lr = nodes(), 1e-2
+    trainer = built(variant="top_to_loss", schedule="simultaneous", hidden=(16, 16, 16), lr=lr)
+    hand = ByHand(trainer, data, lr)
+    history = trainer.fit(data, epochs=4, batch_size=100)
+    for step in range(4):
+        before, after = dict(hand.states), dict(hand.states)
+        for j in (1, 2, 3):
+            # The first step finds no states: those below are made on the way up, above is nothing.
+            below = before[j - 1] if step else after[j - 1]
+            above = [before[k] for k in range(j + 1, 4)] if step else []
+            after[j] = unit_rows(hand.step(j, unit_rows(below), above))
+        hand.states = after
+    hand.compare(history.rows, hand.losses)
 
 
 def test_the_wrong_views_go_on_from_the_true_one_with_edges_and_from_their_own_with_features() -> None:

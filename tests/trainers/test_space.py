@@ -36,6 +36,7 @@ def test_a_setting_without_a_meaning_is_not_searched() -> None:
         return set(meant(kind.space, asdict(validate(kind.Settings, settings, trainer))))
 
     assert names("cafo", predictor="closed_form", schedule="simultaneous") == set()
+    assert names("physical_ridge") == set()
     assert names("cafo") == {"lr", "weight_decay"}
     assert names("cafo", blocks="dfa") == {"lr", "weight_decay", "block_lr", "block_weight_decay"}
     assert "readout_lr" not in names("forward_forward", classifier=False, readout="goodness")

@@ -102,6 +102,7 @@ def html(
         post_hoc=bool(targets),
         energies=tables.energies(found),
         budgets=tables.budgets(found),
+        devices=tables.devices(found),
         searched=searched(searches),
         pictures_of_searches=[(search.name, search.pictures) for search in searches if search.pictures],
         comparisons=tables.comparisons(comparisons),

@@ -255,6 +255,49 @@ def _mean(values: Sequence[float | None]) -> Figure:
     return Figure(f"{mean:g}" if mean == int(mean) and mean < 1000 else number(mean), order=mean)
 
 
+#: Rows that devices were sent, by purpose, and how a report calls them.
+PURPOSES = {"train": "training", "eval": "evaluation", "calibration": "calibration"}
+
+
+def devices(found: Sequence[Group]) -> Table:
+    """What the devices inside physical networks are, were asked, and would have taken."""
+    heads = [
+        "arm", "setting", "device", "nonlinearity index",
+        *(f"rows, {name}" for name in PURPOSES.values()),
+        "calls sent again", "rows out of range", "hardware time, s, modelled", "energy, J, modelled",
+    ]  # fmt: skip
+    caption = (
+        "Physical devices: means over seeds; modelled figures follow from a stated profile of the hardware"
+    )
+    table = Table("devices", caption, heads, filters=[1])
+    for g, group in enumerate(found):
+        for a, arm in enumerate(group.arms):
+            if not any(row.get("physics", {}).get("devices") for row in arm.rows):
+                continue
+            table.anchors.append(f"rows-{g}-{a}")
+            table.rows.append([
+                Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
+                Figure(", ".join(dict.fromkeys(d["kind"] for row in arm.rows for d in _own(row)))),
+                _mean([figure(row, "physics", "nonlinearity_index") for row in arm.rows]),
+                *(_mean([figure(row, "physics", "passes", name) for row in arm.rows]) for name in PURPOSES),
+                _mean([float(sum(d["retries_used"] for d in _own(row))) for row in arm.rows]),
+                _mean([_out_of_range(row) for row in arm.rows]),
+                _mean([figure(row, "physics", "modelled", "time_s") for row in arm.rows]),
+                _mean([figure(row, "physics", "modelled", "energy_j") for row in arm.rows]),
+            ])  # fmt: skip
+    return table.without_empty()
+
+
+def _own(row: Row) -> list[Row]:
+    devices: list[Row] = row["physics"]["devices"]
+    return devices
+
+
+def _out_of_range(row: Row) -> float:
+    """Rows that were clipped into the device's range, or that a surrogate had never seen the like of."""
+    return float(sum(d["clipped_rows"] + d.get("out_of_range_rows", 0) for d in _own(row)))
+
+
 def comparisons(comparisons: Sequence[Comparison]) -> Table:
     heads = [
         "arm", "setting", "measure", "pairs", "difference in points, or ratio", "95 %, Student",

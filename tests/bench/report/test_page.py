@@ -156,6 +156,25 @@ def test_budgets_and_tuning(page: Page) -> None:
     )
 
 
+def test_devices_are_described(page: Page) -> None:
+    assert "devices" not in page.tables
+    device = {"kind": "surrogate", "retries_used": 3, "clipped_rows": 5, "out_of_range_rows": 7}
+    physics = {
+        "passes": {"train": 2400, "eval": 300, "calibration": 64, "other": 0}, "devices": [device, device],
+        "nonlinearity_index": 0.125, "modelled": {"time_s": 862.4},
+    }  # fmt: skip
+    none = {"passes": {}, "devices": []}
+    rows = arm("physical", [0.9, 0.8], physics=physics) + arm("physical", [0.9], "no physics", physics=none)
+    heads, *found = Page(html(rows)).tables["devices"]
+    assert len(found) == 1
+    assert dict(zip(heads, found[0], strict=True)) == {
+        "arm": "●physical (fitted surrogate)", "setting": "digits, mlp hidden 32-16 | fixed epochs",
+        "device": "surrogate", "nonlinearity index": "0.125", "rows, training": "2,400",
+        "rows, evaluation": "300", "rows, calibration": "64", "calls sent again": "6",
+        "rows out of range": "24", "hardware time, s, modelled": "862",
+    }  # fmt: skip
+
+
 def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
     content = html(sample(), searches=[read_search(search(tmp_path / "study"))])
     heads, won, lost = Page(content).tables["searches"]

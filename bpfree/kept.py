@@ -7,12 +7,16 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
+
+#: Rows of nodes that are made at once.
+ROWS = 16_384
 
 
 class Store:
@@ -42,6 +46,24 @@ class Store:
         if self.folder is None or size == 0:
             return like.new_empty(shape)
         return torch.frombuffer(self._mapped(size), dtype=like.dtype).view(shape)
+
+    def filled(self, n: int, make: Callable[[slice], Tensor]) -> Tensor:
+        """``n`` rows in every view, ``[views, n, ...]``, made some at a time, so that what making them needs
+        is never there for all.
+
+        Args:
+            n: How many rows there are.
+            make: Makes some of them, ``[views, rows, ...]``.
+
+        Raises:
+            BadValue: If the folder has no room for them.
+        """
+        if self.folder is None and n <= ROWS:
+            return make(slice(0, n))
+        kept = Growing(self, n)
+        for start in range(0, n, ROWS):
+            kept.add(make(slice(start, min(start + ROWS, n))))
+        return kept.whole
 
     def _mapped(self, size: int) -> mmap.mmap:
         assert self.folder is not None
