@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree.graph import Graph, Nodes, unit_rows
 from bpfree.kept import Store
 from bpfree.nn.attention import attend
-from bpfree.sparse import Columns, SparseMatrix, times
+from bpfree.sparse import Columns, SideBySide, SparseMatrix, times
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -193,7 +193,8 @@ class WholeGNN(nn.Module):
         self.net, self.normalize, self.dropout = net, normalize, dropout
 
     def forward(self, nodes: Nodes) -> Tensor:
-        x: Tensor | SparseMatrix = features(nodes, self.normalize)
+        x = features(nodes, self.normalize)
+        assert not isinstance(x, SideBySide)
         for number, conv in enumerate(self.net.convs):
             x = self._dropped(x.relu() if number and isinstance(x, Tensor) else x)
             x = self._layer(conv, x, nodes)
