@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, Overlaid
-from bpfree.graph import Ends, Nodes, unit_rows
+from bpfree.graph import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
@@ -69,13 +70,13 @@ class Block(nn.Module):
         return output  # type: ignore[no-any-return]
 
     def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
-        """What came up with what came down, for a block that reads both: rows of length 1, side by side."""
-        if self.upper is None:
+        """What came up with what came down beside it, for a block that reads both."""
+        if not self.upper:
             return rows
         assert isinstance(rows, Nodes)
         states = rows.states[0]
-        above = states.new_zeros(len(states), self.upper) if lesson is None else unit_rows(lesson.detach())
-        return Nodes((torch.cat([unit_rows(states), above], 1),), rows.graphs, pairs=rows.pairs, memo=None)
+        above = states.new_zeros(len(states), self.upper) if lesson is None else lesson.detach()
+        return replace(rows, beside=above)
 
     def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
         """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.

@@ -1,125 +1,23 @@
-"""Graphs, the sparse matrices that propagate over them, and the states of their nodes."""
+"""Graphs, what propagates over them, and the states of their nodes."""
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.kept import Store
+from bpfree.sparse import Columns, Constant, Edges, SideBySide, SparseMatrix
 
 #: Share of values other than zero below which constant rows are kept as a sparse matrix.
 SPARSE_BELOW = 0.1
 
 
-class _Constant:
-    """Something that never changes: a copy is the thing itself."""
-
-    def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        return self
-
-
-class SparseMatrix(_Constant):
-    """A constant sparse matrix ``[n, m]`` that multiplies dense ones, gradients included.
-
-    Its transpose, which the backward pass needs, is made once.
-
-    Args:
-        row: Row of each entry, int64 ``[E]``.
-        column: Column of each entry, ``[E]``.
-        value: The entries, ``[E]``; no two at one place.
-        shape: ``(n, m)``.
-    """
-
-    def __init__(self, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> None:
-        order = torch.argsort(row * shape[1] + column)
-        self.shape, self.value = shape, value[order]
-        self._row, self._column = row[order], column[order]
-        self._pointers = _pointers(self._row, shape[0])
-        self._turned: tuple[Tensor, Tensor, Tensor] | None = None
-        self._forward = _csr(self._pointers, self._column, self.value, shape)
-        self._backward: Tensor | None = None
-
-    @classmethod
-    def of(cls, dense: Tensor) -> SparseMatrix:
-        """The matrix ``dense [n, m]``."""
-        row, column = dense.nonzero(as_tuple=True)
-        return cls(row, column, dense[row, column], (dense.shape[0], dense.shape[1]))
-
-    def with_values(self, value: Tensor) -> SparseMatrix:
-        """A matrix with other entries ``[E]`` in the places of ``value``."""
-        found = copy.copy(self)
-        found.value, found._backward = value, None
-        found._forward = _csr(self._pointers, self._column, value, self.shape)
-        return found
-
-    def rows(self, part: slice) -> SparseMatrix:
-        """Some of the rows, ``[rows, m]``."""
-        start, stop, _ = part.indices(self.shape[0])
-        if stop - start == self.shape[0]:
-            return self
-        first, last = self._pointers[start].item(), self._pointers[stop].item()
-        found = copy.copy(self)
-        found.shape, found.value = (stop - start, self.shape[1]), self.value[first:last]
-        found._row, found._column = self._row[first:last] - start, self._column[first:last]
-        found._pointers = self._pointers[start : stop + 1] - first
-        found._turned = found._backward = None
-        found._forward = _csr(found._pointers, found._column, found.value, found.shape)
-        return found
-
-    @property
-    def transposed(self) -> Tensor:
-        """The transpose, as a CSR tensor."""
-        if self._backward is None:
-            if self._turned is None:
-                order = torch.argsort(self._column * self.shape[0] + self._row)
-                pointers = _pointers(self._column[order], self.shape[1])
-                self._turned = (order, pointers, self._row[order])
-            order, pointers, column = self._turned
-            self._backward = _csr(pointers, column, self.value[order], self.shape[::-1])
-        return self._backward
-
-    def __matmul__(self, x: Tensor) -> Tensor:
-        return _Product.apply(self, x)  # type: ignore[no-any-return]
-
-    def dense(self) -> Tensor:
-        """All values, ``[n, m]``."""
-        return self._forward.to_dense()
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, matrix: SparseMatrix, x: Tensor) -> Tensor:
-        ctx.matrix, ctx.dtype = matrix, x.dtype
-        # There are no products of sparse matrices in half precision everywhere.
-        with torch.autocast(x.device.type, enabled=False):
-            return matrix._forward @ x.to(matrix.value.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        with torch.autocast(grad.device.type, enabled=False):
-            found: Tensor = ctx.matrix.transposed @ grad.to(ctx.matrix.value.dtype).contiguous()
-        return None, found.to(ctx.dtype)
-
-
-def _pointers(row: Tensor, n: int) -> Tensor:
-    counts = torch.bincount(row, minlength=n)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def _csr(pointers: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
-        return torch.sparse_csr_tensor(pointers, column, value, shape, check_invariants=False)
-
-
-class Graph(_Constant):
+class Graph(Constant):
     """A directed graph; edges point from source to target, and messages flow along them.
 
     Args:
@@ -210,7 +108,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Nodes(_Constant):
+class Nodes(Constant):
     """The states of all nodes of a graph, in one view or several, and the nodes that are asked about.
 
     What a front makes of states and graph is a constant of the two: it is kept here, so it is known by them
@@ -219,6 +117,7 @@ class Nodes(_Constant):
     Attributes:
         states: ``[n, d]`` for each view; one for all views where they do not differ.
         graphs: For each view; one for all views where they do not differ.
+        beside: More columns of the states, ``[n, d'']``, that do not stay; with one view only.
         wanted: The nodes that are asked about, ``[m]``; None: all.
         keeps: Whether the rows of ``wanted`` will be asked for again: then they are kept as well.
         leads: Whether only the first view's states go up, for all views.
@@ -229,6 +128,7 @@ class Nodes(_Constant):
 
     states: tuple[Tensor, ...]
     graphs: tuple[Graph, ...]
+    beside: Tensor | None = None
     wanted: Tensor | None = None
     keeps: bool = False
     leads: bool = False
@@ -264,15 +164,23 @@ class Nodes(_Constant):
         """The states ``output [views * n, d']`` in place of these, on the same graphs."""
         states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
         kept: dict[Any, Any] | None = None if self.memo is None else {}
-        return replace(self, states=states[:1] if self.leads else states, memo=kept)
+        return replace(self, states=states[:1] if self.leads else states, beside=None, memo=kept)
 
-    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
+    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Columns:
         """What ``make`` makes of states and graph for the nodes asked about, ``[views * m, d']``.
+
+        What stands beside the states is made of by itself.
 
         Args:
             name: What ``make`` is known by: rows that were made under a name are not made again.
             make: Makes ``[n, d']`` of states ``[n, d]`` and a graph.
         """
+        if self.beside is not None:
+            fresh = replace(self, states=(self.beside,), beside=None, keeps=False, memo=None)
+            return SideBySide(replace(self, beside=None)._rows(name, make), fresh._rows(name, make))
+        return self._rows(name, make)
+
+    def _rows(self, name: str, make: Callable[[Tensor, Graph], Tensor]) -> Tensor | SparseMatrix:
         key = (name, None if self.wanted is None else id(self.wanted))
         keeps = self.memo is not None and self.keeps
         if keeps and self.memo is not None and key in self.memo:
@@ -288,12 +196,10 @@ class Nodes(_Constant):
             self.memo[key] = (found, self.wanted)  # the key is an address: what stands there must stay
         return found
 
-    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+    def edges(self) -> Edges:
         """Edges and own loops into the nodes asked about, all views side by side as one graph.
 
-        Returns:
-            Sources ``[E']``, counted on through the views; targets as numbers of rows, ``[E']``; and the
-            source that each row is itself, ``[views * m]``.
+        Sources are counted on through the views; there are views * m rows.
         """
         key = ("edges", None if self.wanted is None else id(self.wanted))
         keeps = self.memo is not None and (self.keeps or self.wanted is None)
@@ -312,7 +218,7 @@ class Nodes(_Constant):
             sources.append(source + number * n)
             targets.append(target + number * len(asked))
         own = torch.cat([asked + number * n for number in range(self.views)])
-        found = (torch.cat(sources), torch.cat(targets), own)
+        found = Edges(torch.cat(sources), torch.cat(targets), own, self.views * n)
         if keeps and self.memo is not None:
             self.memo[key] = (found, self.wanted)
         return found

@@ -184,7 +184,7 @@ class VirtualNodes(GraphEncoding):
             return super().select(nodes, x, y)
         target = y.new_full((self.n_real,), -1)
         target[x] = y
-        return nodes.wanting(None), target
+        return nodes.wanting(None, keeps=True), target
 
     def message(self) -> Tensor | None:
         """Labels as probabilities, ``[n + C, C]``: those of training nodes, equal ones of others."""
@@ -300,7 +300,7 @@ class Pairs(GraphEncoding):
     measure = "roc_auc"
 
     def select(self, nodes: Nodes, x: Tensor, y: Tensor) -> tuple[Nodes, Tensor]:
-        return nodes.wanting(None), torch.cat([x, y.unsqueeze(1)], 1)
+        return nodes.wanting(None, keeps=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
         return nodes.wanting(None, pairs=x)

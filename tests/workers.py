@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers"])
+# The last is what DistributedDataParallel imports: some seconds, once instead of in every process.
+CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers", "torch._dynamo"])
 
 
 def _run(

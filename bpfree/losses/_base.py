@@ -23,12 +23,16 @@ class LocalLoss(nn.Module, ABC):
             that another pass would change nothing. Its block must have nothing to learn in its body.
         signed: Whether it learns from rows that show a right or a wrong label, and its targets are 1 and 0;
             its scores are then a goodness ``[rows, 1]``.
+        by_row: Whether the value for some rows is the mean of its values for each of them alone (for each
+            sample alone, where a sample is shown in several rows), and nothing is learned but by its
+            gradient. Then workers may share the rows of a batch out.
         memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
             of a run's checkpoint and not of the model.
     """
 
     one_pass: ClassVar[bool] = False
     signed: ClassVar[bool] = False
+    by_row: bool = False
     memory: Tensor | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:

@@ -85,6 +85,7 @@ class CounterCurrent(LocalLoss):
             raise BadValue(f"counter-current learning reverses linear and convolutional layers, not {above}")
         self.form, self.k, self.base, self.weight = form, k, base, weight
         self.decorrelation, self.per_sample, self.ramp = decorrelation, per_sample, Ramp(warmup)
+        self.by_row = form != "decorrelated" and not per_sample
         # In a tuple, which is no submodule: the layer is the next block's own.
         self._above: tuple[nn.Linear | nn.Conv2d] = (above,)
         self._activation = (activation,)

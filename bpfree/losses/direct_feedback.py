@@ -22,6 +22,7 @@ class DirectFeedback(LocalLoss):
         number: Number of the block, so that blocks have different matrices.
     """
 
+    by_row = True
     matrix: Tensor
 
     def __init__(self, seed: int = 0, number: int = 0) -> None:

@@ -58,6 +58,7 @@ class Goodness(LocalLoss):
         self.goodness_form, self.threshold = goodness, threshold
         self.objective, self.alpha = objective, alpha
         self.peer_weight, self.peer_momentum = peer_weight, peer_momentum
+        self.by_row = objective != "balanced" and peer_weight == 0
 
     def build(self, output: Tensor, n_classes: int) -> None:
         width = output[0].numel()

@@ -41,6 +41,7 @@ class MeanGoodness(LocalLoss):
             positive.
     """
 
+    by_row = True
     groups: Tensor
 
     def __init__(self, scale: Annotated[float, Gt(0)] = 1.0) -> None:

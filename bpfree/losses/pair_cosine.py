@@ -39,6 +39,7 @@ class PairCosine(LocalLoss):
         number: Number of the block, so that blocks have different directions.
     """
 
+    by_row = True
     xi: Tensor
 
     def __init__(

@@ -48,6 +48,8 @@ class ClassPrototypes(LocalLoss):
         if temperature <= 0:
             raise BadValue(f"temperature = {temperature}: expected more than 0")
         self.n_classes, self.learnable = n_classes, learnable
+        # Prototypes that are outputs themselves belong to all rows.
+        self.by_row = learnable
         self.similarity, self.temperature = similarity, temperature
 
     def build(self, output: Tensor, n_classes: int) -> None:

@@ -19,6 +19,8 @@ class Reconstruction(LocalLoss):
         weight: Weight of the loss; None: the images' height, as in counter-current learning's code.
     """
 
+    by_row = True
+
     def __init__(self, weight: float | None = 1.0) -> None:
         super().__init__()
         self.weight = weight

@@ -89,6 +89,7 @@ class PredSim(LocalCrossEntropy):
         if not 0 <= sim_weight <= 1:
             raise BadValue(f"sim_weight = {sim_weight}: expected 0 to 1")
         self.sim_weight, self.features, self.project = sim_weight, features, project
+        self.by_row = sim_weight == 0
         self.projection: nn.Module = nn.Identity()
 
     def build(self, output: Tensor, n_classes: int) -> None:

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.graph import Graph, Nodes, SparseMatrix, unit_rows
+from bpfree.graph import Graph, Nodes, unit_rows
 from bpfree.kept import Store
+from bpfree.nn.attention import attend
+from bpfree.sparse import Columns, SideBySide, SparseMatrix, times
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -81,7 +83,7 @@ class Aggregate(nn.Module):
         super().__init__()
         self.kind, self.normalize = kind, normalize
 
-    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+    def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
             f"{self.kind} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
         )
@@ -107,7 +109,7 @@ class Hops(nn.Module):
         super().__init__()
         self.hops, self.normalize = hops, normalize
 
-    def forward(self, nodes: Nodes) -> Tensor | SparseMatrix:
+    def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
             f"hops {self.hops} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
         )
@@ -137,8 +139,8 @@ class GCNPart(nn.Module):
         super().__init__()
         self.lin, self.bias = conv.lin, conv.bias
 
-    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
-        return (rows @ self.lin.weight.T + self.bias).relu()  # type: ignore[no-any-return]
+    def forward(self, rows: Columns) -> Tensor:
+        return (times(rows, self.lin.weight) + self.bias).relu()  # type: ignore[no-any-return]
 
 
 class SAGEPart(nn.Module):
@@ -148,9 +150,8 @@ class SAGEPart(nn.Module):
         super().__init__()
         self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
-    def forward(self, rows: Tensor | SparseMatrix) -> Tensor:
-        weight = torch.cat([self.lin_l.weight, self.lin_r.weight], 1)
-        return (rows @ weight.T + self.lin_l.bias).relu()  # type: ignore[no-any-return]
+    def forward(self, rows: Columns) -> Tensor:
+        return (times(rows, self.lin_l.weight, self.lin_r.weight) + self.lin_l.bias).relu()  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -166,35 +167,14 @@ class Attention(nn.Module):
         self.conv, self.normalize = conv, normalize
 
     def forward(self, nodes: Nodes) -> Tensor:
-        return attend(self.conv, features(nodes, self.normalize), *nodes.edges()).relu()
+        return attend(self.conv, features(nodes, self.normalize), nodes.edges()).relu()
 
 
-def features(nodes: Nodes, normalize: bool) -> Tensor | SparseMatrix:
+def features(nodes: Nodes, normalize: bool) -> Columns:
     """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
     return nodes.wanting(None, keeps=True).rows(
         f"features {normalize}", lambda states, _: unit(states, nodes.store) if normalize else states
     )
-
-
-def attend(conv: Any, x: Tensor | SparseMatrix, source: Tensor, target: Tensor, own: Tensor) -> Tensor:
-    """What a `GATConv` answers, ``[r, H]``, for the edges given alone.
-
-    Args:
-        conv: torch-geometric's layer.
-        x: Of all sources, ``[n, d]``.
-        source: Of each edge, ``[E]``, the own loops among them.
-        target: The row that each edge points to, ``[E]``.
-        own: The source that each row is itself, ``[r]``.
-    """
-    h = (x @ conv.lin.weight.T).view(-1, conv.heads, conv.out_channels)
-    sent, received = (h * conv.att_src).sum(-1), (h * conv.att_dst).sum(-1)[own]
-    energy = F.leaky_relu(sent[source] + received[target], conv.negative_slope)
-    rows = target.unsqueeze(1).expand_as(energy)
-    top = energy.new_full((len(own), conv.heads), -torch.inf).scatter_reduce(0, rows, energy.detach(), "amax")
-    weight = (energy - top[target]).exp()
-    total = torch.zeros_like(top).index_add(0, target, weight)
-    mixed = h.new_zeros(len(own), *h.shape[1:]).index_add(0, target, h[source] * weight.unsqueeze(-1))
-    return (mixed / total.unsqueeze(-1)).flatten(1) + conv.bias  # type: ignore[no-any-return]
 
 
 class WholeGNN(nn.Module):
@@ -213,7 +193,8 @@ class WholeGNN(nn.Module):
         self.net, self.normalize, self.dropout = net, normalize, dropout
 
     def forward(self, nodes: Nodes) -> Tensor:
-        x: Tensor | SparseMatrix = features(nodes, self.normalize)
+        x = features(nodes, self.normalize)
+        assert not isinstance(x, SideBySide)
         for number, conv in enumerate(self.net.convs):
             x = self._dropped(x.relu() if number and isinstance(x, Tensor) else x)
             x = self._layer(conv, x, nodes)
@@ -238,7 +219,7 @@ class WholeGNN(nn.Module):
             else:
                 neighbours = graph.operator("mean") @ x @ conv.lin_l.weight.T
             return neighbours + conv.lin_l.bias + x @ conv.lin_r.weight.T  # type: ignore[no-any-return]
-        return attend(conv, x, *nodes.wanting(None).edges())
+        return attend(conv, x, nodes.wanting(None).edges())
 
 
 def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -20,6 +21,8 @@ from bpfree.schedules.wires import Wires
 #: Makes the input rows of the first block and their targets, for one batch of the training size.
 Probe = Callable[[], tuple[Rows, Tensor]]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
@@ -30,6 +33,8 @@ class Pipeline:
     Attributes:
         groups: Number of blocks of each worker, bottom first; None: so that the largest count of operations
             in a group is smallest.
+        replicas: Workers that train the same group, each on a part of every batch; so there are ``replicas``
+            workers for each group. See `bpfree.schedules.replicas`.
         queue: Batches that may wait on a link, at either end of it.
         staleness: How many steps a message from above may be old; 0 makes a worker wait for the newest, and
             is the simultaneous schedule to the bit; None: any age.
@@ -41,6 +46,7 @@ class Pipeline:
     __pydantic_config__ = STRICT
 
     groups: list[Annotated[int, Ge(1)]] | None = None
+    replicas: Annotated[int, Ge(1)] = 1
     queue: Annotated[int, Ge(1)] = 2
     staleness: Annotated[int, Ge(0)] | None = None
     save_every: Annotated[int, Ge(1)] = 200
@@ -48,11 +54,28 @@ class Pipeline:
 
 
 class Crew:
-    """One worker, who trains all blocks and has nobody to tell or to wait for."""
+    """One worker, who trains all blocks and has nobody to tell or to wait for.
+
+    Attributes:
+        rank: Number of this worker's group of blocks, of ``size``.
+        replica: Number among the workers that train the same group, of ``replicas``.
+        label: Tells the workers' files from those of another number of workers; empty for one alone.
+        weight: This worker's share of the rows of the batch that was last given out.
+        wires: To the workers that train the blocks above and below.
+    """
 
     rank: int = 0
     size: int = 1
+    replica: int = 0
+    replicas: int = 1
+    label: str = ""
+    weight: float = 1.0
     wires: Wires = Wires()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker is the one that speaks for all."""
+        return self.rank == 0 and self.replica == 0
 
     def assign(self, cascade: Cascade, probe: Probe) -> None:
         """Give every worker its blocks."""
@@ -60,6 +83,20 @@ class Crew:
     def share(self, first: int, stop: int) -> tuple[int, int]:
         """Which of the blocks ``first`` to ``stop - 1`` are this worker's, told in the same way."""
         return first, stop
+
+    def part(self, rows: Rows, target: Tensor, views: int) -> tuple[Rows, Tensor]:
+        """Those of a batch's rows, and of their targets, that this worker trains on; all of them.
+
+        Args:
+            rows: ``[views * B, ...]``, view by view.
+            target: ``[views * B]``.
+            views: How many rows stand for a sample.
+        """
+        return rows, target
+
+    def working(self) -> AbstractContextManager[None]:
+        """Inside, a step is taken."""
+        return nullcontext()
 
     def begin(self, positions: Sequence[int], stop: int) -> None:
         """Begin, or go on with, an epoch that ends after step ``stop - 1``, each worker where it stands.
@@ -79,6 +116,14 @@ class Crew:
     def total(self, sums: Tensor) -> Tensor:
         """The sums of the losses of all blocks, from this worker's own."""
         return sums
+
+    def state(self) -> dict[str, Tensor]:
+        """What is on this worker's wires."""
+        return {}
+
+    def gathered(self, own: T) -> list[T]:
+        """What a checkpoint needs of each replica, by number; to be used by the first alone."""
+        return [own]
 
     def sync(self, cascade: Cascade) -> None:
         """Give every worker the weights of all blocks, at a cut."""

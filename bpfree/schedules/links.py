@@ -76,7 +76,7 @@ class Outlet:
 
     Args:
         group: The process group.
-        peer: Rank of the receiver.
+        peer: Rank of the receiver in the group.
         capacity: Bytes of the largest tensor.
         queue: Sends that may be under way before `make_room` waits.
         keep: Whether messages are kept, to be sent again, until `forget`.
@@ -136,7 +136,7 @@ class Outlet:
 
     def _post(self, message: Tensor) -> None:
         try:
-            work = dist.isend(message, self.peer, self.group)
+            work = dist.isend(message, group=self.group, group_dst=self.peer)
         except RuntimeError as error:
             # The step that sends is half taken: it is finished, and the next one does not begin.
             self._broken = lost(self.peer, error)
@@ -153,7 +153,7 @@ class Inlet:
 
     Args:
         group: The process group.
-        peer: Rank of the sender.
+        peer: Rank of the sender in the group.
         capacity: Bytes of the largest tensor.
         queue: Messages to ask for ahead.
         device: Where tensors are needed.
@@ -192,7 +192,8 @@ class Inlet:
     def _ask(self) -> None:
         while self._to_ask and len(self._asked) < self.queue:
             message = torch.empty(_BYTES + self.capacity, dtype=torch.uint8)
-            work = guarded(self.peer, partial(dist.irecv, message, self.peer, self.group))
+            ask = partial(dist.irecv, message, group=self.group, group_src=self.peer)
+            work = guarded(self.peer, ask)
             self._asked.append((message, work))
             self._to_ask -= 1
 

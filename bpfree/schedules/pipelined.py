@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.cascade import Cascade, Rows, send_down
-from bpfree.schedules.crew import Crew, Pipeline, Probe, balanced, check_pipelined, costs
+from bpfree.schedules.crew import Crew, Pipeline, Probe, T, balanced, check_pipelined, costs
 from bpfree.schedules.links import Inlet, Newest, Outlet, guarded
+from bpfree.schedules.replicas import Replicas, check_replicas, check_replicated
 from bpfree.schedules.wires import Age, LinkedWires
 
 #: Tag of the word that a checkpoint is written.
@@ -24,6 +26,7 @@ SAVED = 1
 class Workers(Crew):
     """This process and the others, each with a group of blocks; rank 0 has the lowest.
 
+    Where groups have replicas, those of one number are a column, joined by links as if there were no others.
     Process groups are of the gloo backend: messages lie in host memory.
 
     Args:
@@ -36,17 +39,35 @@ class Workers(Crew):
 
     def __init__(self, pipeline: Pipeline, device: torch.device, check: Callable[[], None]) -> None:
         self.pipeline, self.device, self.check = pipeline, device, check
+        n, self.replicas = dist.get_world_size(), pipeline.replicas
+        check_replicas(self.replicas, n)
+        self.size = n // self.replicas
+        self.replica, self.rank = divmod(dist.get_rank(), self.size)
+        self.label = str(self.size) if self.replicas == 1 else f"{self.size}x{self.replicas}"
         #: The process groups that were made here.
         self.made: list[Any] = []
-        self.group = self.new_group()
-        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self.everybody = self._new_group([list(range(n))])
+        self.columns = [list(range(first, first + self.size)) for first in range(0, n, self.size)]
+        self.group = self.everybody if self.replicas == 1 else self._new_group(self.columns)
+        self.team: Replicas | None = None
+        if self.replicas > 1:
+            teams = [list(range(rank, n, self.size)) for rank in range(self.size)]
+            self.team = Replicas(self._new_group(teams), self.replica, self.replicas)
         self.groups: list[int] = []
 
-    def new_group(self) -> Any:
-        """A process group of all workers."""
+    def _new_group(self, members: list[list[int]]) -> Any:
+        """A process group of those workers among which this one stands."""
         timeout = timedelta(seconds=self.pipeline.timeout_s)
-        self.made.append(dist.new_group(backend="gloo", timeout=timeout))
-        return self.made[-1]
+        own, _ = dist.new_subgroups_by_enumeration(members, timeout, "gloo")
+        self.made.append(own)
+        return own
+
+    def close(self) -> None:
+        """End the process groups, and leave the blocks as they were found."""
+        if self.team is not None:
+            self.team.close()
+        for group in self.made:
+            dist.destroy_process_group(group)
 
     # ---- blocks and links ------------------------------------------------------------------------------
 
@@ -59,6 +80,11 @@ class Workers(Crew):
         """
         check_pipelined(cascade, self.size, self.pipeline.groups)
         rows, target = probe()
+        if self.team is not None:
+            check_replicated(cascade)
+            # The first replica's part is the largest: what it sends must fit on every wire.
+            first = Replicas(self.team.group, 0, self.replicas)
+            rows, target = first.part(rows, target, cascade.encoding.views)
         message = cascade.encoding.message()
         groups = self.pipeline.groups
         if groups is None:
@@ -70,7 +96,7 @@ class Workers(Crew):
         p, above, below = self.pipeline, self.rank + 1, self.rank - 1
         self.wires = LinkedWires(self.check, staleness=p.staleness)
         # As many messages as can be on the way, in a group of their own, as a thread of their own takes them.
-        ahead, messages = 2 * p.queue + 2, self.new_group() if any(down) else None
+        ahead, messages = 2 * p.queue + 2, self._new_group(self.columns) if any(down) else None
         if self.rank > 0:
             self.wires.below = Inlet(self.group, below, up[below], p.queue, self.device)
         if above < self.size:
@@ -80,6 +106,8 @@ class Workers(Crew):
             self.wires.down = Outlet(messages, below, down[below], ahead, keep=False)
         if above < self.size and down[self.rank]:
             self.wires.top = Newest(Inlet(messages, above, down[self.rank], ahead, self.device))
+        if self.team is not None:
+            self.team.average(cascade.units[slice(*self.share(0, len(cascade.units)))])
 
     @torch.no_grad()
     def _capacities(
@@ -101,6 +129,16 @@ class Workers(Crew):
 
     def share(self, first: int, stop: int) -> tuple[int, int]:
         return max(first, self.bounds[self.rank]), min(stop, self.bounds[self.rank + 1])
+
+    def part(self, rows: Rows, target: Tensor, views: int) -> tuple[Rows, Tensor]:
+        if self.team is None:
+            return rows, target
+        rows, target = self.team.part(rows, target, views)
+        self.weight = self.team.weight
+        return rows, target
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.team is None else self.team.working()
 
     # ---- a run -----------------------------------------------------------------------------------------
 
@@ -136,18 +174,18 @@ class Workers(Crew):
         above, below = self.rank + 1, self.rank - 1
         word = torch.zeros(1)
         if above < self.size:
-            guarded(above, lambda: dist.recv(word, above, self.group, SAVED))
+            guarded(above, lambda: dist.recv(word, group=self.group, tag=SAVED, group_src=above))
         if self.wires.up is not None:
             self.wires.up.forget(index)
         save()
         if below >= 0:
-            guarded(below, lambda: dist.send(word, below, self.group, SAVED))
+            guarded(below, lambda: dist.send(word, group=self.group, tag=SAVED, group_dst=below))
 
     def total(self, sums: Tensor) -> Tensor:
         found = torch.zeros(sum(self.n_losses), dtype=sums.dtype)
         first, stop = (sum(self.n_losses[:k]) for k in (self.bounds[self.rank], self.bounds[self.rank + 1]))
         found[first:stop] = sums.cpu()
-        guarded(self.rank, lambda: dist.all_reduce(found, group=self.group))
+        guarded(self.rank, lambda: dist.all_reduce(found, group=self.everybody))
         return found
 
     def sync(self, cascade: Cascade) -> None:
@@ -157,7 +195,7 @@ class Workers(Crew):
             if not tensors:
                 continue
             flat = torch.cat([_bytes(tensor) for tensor in tensors])
-            guarded(owner, partial(dist.broadcast, flat, owner, self.group))
+            guarded(owner, partial(dist.broadcast, flat, group=self.group, group_src=owner))
             if owner != self.rank:
                 _fill(tensors, flat)
 
@@ -176,24 +214,35 @@ class Workers(Crew):
         if self.wires.up is not None:
             self.wires.up.keep = True
 
-    def state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """What is on the wires, as JSON: the groups of blocks; what is kept goes to ``tensors``."""
+    def gathered(self, own: T) -> list[T]:
+        if self.team is None:
+            return [own]
+        found: list[Any] = [None] * self.replicas if self.replica == 0 else []
+        group = self.team.group
+        guarded(self.rank, lambda: dist.gather_object(own, found or None, group=group, group_dst=0))
+        return found
+
+    def state(self) -> dict[str, Tensor]:
         kept = {} if self.wires.up is None else self.wires.up.kept
-        tensors |= {f"kept.{index}": message for index, message in kept.items()}
+        tensors = {f"kept.{index}": message for index, message in kept.items()}
         latest = None if self.wires.top is None else self.wires.top.latest
         if latest is not None:
-            tensors["latest"] = latest[0]
-        return {"groups": self.groups, "latest": None if latest is None else latest[1]}
+            tensors |= {"latest": latest[0].cpu(), "latest_step": torch.tensor(latest[1])}
+        return tensors
 
-    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def load(self, groups: list[int], tensors: dict[str, Tensor]) -> None:
         """Take up what `state` took.
+
+        Args:
+            groups: Those that the blocks were given out in.
+            tensors: What `state` gave.
 
         Raises:
             BadValue: If the groups of blocks were others.
         """
-        if state["groups"] != self.groups:
+        if groups != self.groups:
             raise BadValue(
-                f"pipeline.groups = {self.groups}: the run was begun with groups = {state['groups']}; "
+                f"pipeline.groups = {self.groups}: the run was begun with groups = {groups}; "
                 "give these to go on with it"
             )
         if self.wires.up is not None:
@@ -202,15 +251,15 @@ class Workers(Crew):
                 for name, tensor in tensors.items()
                 if name.startswith("kept.")
             }
-        if self.wires.top is not None and state["latest"] is not None:
-            self.wires.top.latest = (tensors["latest"], state["latest"])
+        if self.wires.top is not None and "latest" in tensors:
+            self.wires.top.latest = (tensors["latest"], int(tensors["latest_step"]))
 
     # ---- words -----------------------------------------------------------------------------------------
 
     def gather(self, word: Any) -> list[Any]:
-        """What every worker says, by rank."""
-        found: list[Any] = [None] * self.size
-        guarded(self.rank, lambda: dist.all_gather_object(found, word, group=self.group))
+        """What every worker says: those of the first replicas by rank, then those of the second."""
+        found: list[Any] = [None] * (self.size * self.replicas)
+        guarded(self.rank, lambda: dist.all_gather_object(found, word, group=self.everybody))
         return found
 
     def tell(self, word: Any) -> Any:

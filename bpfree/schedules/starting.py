@@ -19,6 +19,7 @@ from bpfree._errors import WorkerLost
 from bpfree.schedules.crew import Crew, Pipeline
 from bpfree.schedules.pipelined import Workers
 from bpfree.schedules.plan import Schedule
+from bpfree.schedules.replicas import check_replicas
 
 #: Numbers of the runs of this process that have made a process group.
 _RUNS = count()
@@ -43,6 +44,8 @@ def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterat
 
     A process group is made, and ended, where there is none.
     """
+    if schedule == "pipelined":
+        check_replicas(pipeline.replicas, n_workers())
     if schedule != "pipelined" or n_workers() == 1:
         yield Crew()
         return
@@ -61,8 +64,8 @@ def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterat
             workers = Workers(pipeline, device, stopped)
             yield workers
     finally:
-        for group in [] if workers is None else workers.made:
-            dist.destroy_process_group(group)
+        if workers is not None:
+            workers.close()
         if own:
             dist.destroy_process_group()
 

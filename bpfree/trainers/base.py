@@ -16,7 +16,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
-from bpfree.schedules import Pipeline, Store, crew, step
+from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
 from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
@@ -141,10 +141,10 @@ class Trainer(Builder):
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
-            progress_bar(self.id, self.progress and hooks is None and workers.rank == 0) as shown,
+            progress_bar(self.id, self.progress and hooks is None and workers.leads) as shown,
         ):
             hooks = hooks or Hooks(progress=shown)
-            if workers.size > 1 and self.tutor() is not None:
+            if isinstance(workers, Workers) and self.tutor() is not None:
                 raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")
             begun = saving.begun(checkpoint, workers)
             before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
@@ -187,7 +187,9 @@ class Trainer(Builder):
 
     def _step(self, cascade: Cascade, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
         scores, extra = None, []
-        cascade.train()
+        # Setting the mode of every module takes several times as long as looking at it.
+        if not all(module.training for module in cascade.modules()):
+            cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
         for name in cascade.readouts:
             readout = cascade.readout(name)

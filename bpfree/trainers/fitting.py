@@ -98,7 +98,8 @@ class Fit:
             try:
                 self._run_stage(self.stages[self.at.stage])
             except WorkerLost:
-                if self.between and self.checkpoint is not None:
+                # Replicas stand apart by now, and must go on from one file.
+                if self.between and self.checkpoint is not None and self.crew.replicas == 1:
                     self._save()
                 raise
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
@@ -189,16 +190,18 @@ class Fit:
             )
             # A pass that is taken up from its beginning needs the devices as they were there.
             # So do workers, of whom some may have passed its end.
-            begins_anew = (bool(self.measurements) or self.crew.size > 1) and self.gathers(stage, any)
+            several = isinstance(self.crew, Workers)
+            begins_anew = (bool(self.measurements) or several) and self.gathers(stage, any)
             if self.at.step == 0:
                 for block in self.cascade.units[stage.first : stage.stop]:
                     for loss in block.losses:
                         loss.begin_pass()
-            self.between = self.crew.size > 1 and not begins_anew
+            self.between = several and not begins_anew
             self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
             for indices in order.split(self.fit.batch_size)[self.at.step :]:
                 self.crew.wires.begin(self.index)
-                losses = self._step(stage, indices)
+                with self.crew.working():
+                    losses = self._step(stage, indices)
                 self.sums = losses if self.sums is None else self.sums + losses
                 self.at.step += 1
                 if not begins_anew:
@@ -228,7 +231,9 @@ class Fit:
     def _step(self, stage: Stage, indices: Tensor) -> Tensor:
         epoch, number = self.at.epoch, self.at.step
         learning, scores, losses = self.learning(stage), None, []
-        seed = _seeds.derive(self.seed, "step", epoch, number)
+        # Replicas have other rows, so they draw other noise.
+        replica = (self.crew.replica,) if self.crew.replica else ()
+        seed = _seeds.derive(self.seed, "step", epoch, number, *replica)
         if learning:
             _seeds.seed_global(indices.device, seed, "readout")
             x, y = self.feed.samples(indices, epoch, number)
@@ -238,11 +243,12 @@ class Fit:
                 losses.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
         if stage.stop > stage.first:
             rows, target = self.feed.rows(indices, epoch, number, scores)
+            rows, target = self.crew.part(rows, target, self.cascade.encoding.views)
             first, stop = self.crew.share(stage.first, stage.stop)
             sensed, message = self.feed.sensed and first == stage.first, self.cascade.encoding.message()
             blocks, wires = self.cascade.units[first:stop], self.crew.wires
             losses = step(blocks, rows, target, seed, first, sensed, message, wires) + losses
-        return torch.stack(losses).float()
+        return torch.stack(losses).float() * self.crew.weight
 
     def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
         row: dict[str, Any] = {

@@ -132,7 +132,7 @@ class ForwardGNN(GraphTrainer):
         convs = self.net.grow(inputs, self.net.hidden)
         blocks = []
         for conv, above in zip(convs, upper, strict=True):
-            front, body = learned_part(self.net, conv, normalize=above is None)
+            front, body = learned_part(self.net, conv)
             blocks.append(Block(body, self._loss(n_classes), front, upper=above))
         readouts: dict[str, Readout]
         if s.variant in ("label_appending", "virtual_nodes"):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bpfree.cascade import Block, Cascade
 from bpfree.data import GraphData
-from bpfree.graph import SparseMatrix
 from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
 from bpfree.nn import Hops, WholeGNN
 from bpfree.readouts import BlockReadout, SumReadout
+from bpfree.sparse import SparseMatrix
 from bpfree.trainers.graph import GraphTrainer
 from bpfree.trainers.settings import TrainerSettings
 

@@ -99,7 +99,9 @@ class GraphEvaluator(Evaluator):
         if last == 1:
             return [self._passed(view, n_blocks)]
         nodes = self._asked(view)
-        whole = nodes.wanting(None, pairs=nodes.pairs)
+        # What fronts make of the states of all nodes at the bottom does not change from sweep to sweep.
+        graph = getattr(self.data, "graph", None)
+        whole = self.encoding.nodes(view, graph).wanting(None, keeps=True, pairs=nodes.pairs)
         units = self.cascade.units[:n_blocks]
         swept = list(settle(units, whole, self.encoding.message(), last))[first:]
         return [[self._picked(output, nodes) for output in outputs] for outputs in swept]

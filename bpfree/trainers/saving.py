@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from glob import escape
@@ -37,8 +38,8 @@ def fingerprint(trainer: Trainer, fit: FitSettings, *data: TensorData | None) ->
 
 
 def own_path(path: Path, crew: Crew) -> Path:
-    """The file of this worker, beside those of the others; of one worker alone it is ``path``."""
-    return path if crew.size == 1 else path.with_name(f"{path.name}.worker{crew.rank}of{crew.size}")
+    """The file of this worker and its replicas, beside the others'; of one worker alone it is ``path``."""
+    return path.with_name(f"{path.name}.worker{crew.rank}of{crew.label}") if crew.label else path
 
 
 def begun(checkpoint: Checkpoint | None, crew: Crew) -> bool:
@@ -51,31 +52,35 @@ def begun(checkpoint: Checkpoint | None, crew: Crew) -> bool:
         return False
     path = checkpoint.path
     others = {p.name.rpartition("of")[2] for p in path.parent.glob(f"{escape(path.name)}.worker*of*")}
-    others = {n for n in others if n.isdigit()} - {str(crew.size)}
+    others = {n for n in others if re.fullmatch(r"\d+(x\d+)?", n)} - {crew.label}
     if others and not path.exists():
         raise BadValue(
-            f"{path}: the run was begun by {others.pop()} workers, not {crew.size}: go on with as many, or "
-            f"remove {path.name}.worker*"
+            f"{path}: the run was begun by {others.pop()} workers, not {crew.label or 1}: go on with as "
+            f"many, or remove {path.name}.worker*"
         )
-    return path.exists() or (crew.size > 1 and own_path(path, crew).exists())
+    return path.exists() or own_path(path, crew).exists()
 
 
 def save(run: Fit, checkpoint: Checkpoint) -> None:
     """Write what the run needs to go on.
 
-    A worker among several writes its own blocks into its own file. The finished run, which all of them hold
-    whole, is written by the first.
+    A worker among several writes its own blocks into its own file; of replicas, the first does, and puts what
+    differs between them beside one another. The finished run, which all hold whole, is written by the first.
     """
     finished = run.at.stage == len(run.stages)
-    if finished and run.crew.rank > 0:
+    if finished and not run.crew.leads:
+        return
+    sums = {} if run.sums is None else {"sums": run.sums.cpu()}
+    apart = [] if finished else run.crew.gathered(sums | run.crew.state())
+    if run.crew.replica > 0:
         return
     model = run.cascade.state_dict() if finished else _own(run, run.cascade.state_dict())
     tensors = ckpt.prefixed("model", model) | ckpt.prefixed("best", run.best)
     tensors |= ckpt.prefixed("memory", run.cascade.memories())
     for name, optimizer in run.optimizers.items():
         tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
-    if run.sums is not None:
-        tensors["sums"] = run.sums
+    for number, own in enumerate(apart):
+        tensors |= ckpt.prefixed(f"replica{number}", own)
     state: dict[str, Any] = {
         "fingerprint": run.fingerprint,
         "position": position(run.at),
@@ -84,7 +89,7 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
         "apparatus": run.measurements.state(tensors),
     }
     if isinstance(run.crew, Workers):
-        state["wires"] = run.crew.state(tensors)
+        state["groups"] = run.crew.groups
     ckpt.write(checkpoint.path if finished else own_path(checkpoint.path, run.crew), tensors, state)
 
 
@@ -134,7 +139,8 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     run.cascade.remember(ckpt.under("memory", tensors))
     for name, optimizer in run.optimizers.items():
         ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
-    run.best, run.sums = ckpt.under("best", tensors), tensors.get("sums")
+    own = ckpt.under(f"replica{run.crew.replica}", tensors)
+    run.best, run.sums = ckpt.under("best", tensors), own.get("sums")
     run.at, run.history = Position(**state["position"]), History(**state["history"])
     if run.at.stage < len(run.stages) and run.gathers(run.stages[run.at.stage], any):
         # What was gathered in the pass is not in the file: the pass begins anew, and gathers the same.
@@ -142,8 +148,8 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     if checkpoint.carried is not None and state["carried"] is not None:
         checkpoint.carried.load(state["carried"])
     run.measurements.load(state["apparatus"], tensors)
-    if isinstance(run.crew, Workers) and "wires" in state:
-        run.crew.load(state["wires"], tensors)
+    if isinstance(run.crew, Workers) and "groups" in state:
+        run.crew.load(state["groups"], own)
 
 
 def agree(run: Fit, resumed: bool) -> list[int]:
@@ -158,6 +164,8 @@ def agree(run: Fit, resumed: bool) -> list[int]:
     if not isinstance(run.crew, Workers):
         return [run.index]
     words = run.crew.gather((resumed, run.index, position(run.at), asdict(run.history)))
+    # The replicas of a group go on from the same file.
+    words = words[: run.crew.size]
     missing = [k for k, word in enumerate(words) if not word[0]]
     if 0 < len(missing) < len(words):
         raise BadValue(

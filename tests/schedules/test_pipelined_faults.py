@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from bpfree import BadValue, MonoForward, _errors
 from bpfree.schedules import Workers
 from bpfree.schedules.links import pack, unpack
+from bpfree.schedules.replicas import Replicas
 from bpfree.schedules.wires import LinkedWires
 from bpfree.trainers import fitting, saving
 from tests.helpers import easy, make_mlp, snapshot
@@ -33,9 +35,16 @@ def trained(path: Path | None, schedule: str = "pipelined", **pipeline: Any) -> 
 
 def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
     """`trained`, in which worker ``rank`` kills itself at the ``number``-th ``event``; steps are noted."""
+    mortal(rank, event, number)
+    return noting(path)
+
+
+def mortal(rank: int, event: str, number: int) -> None:
+    """From now on, worker ``rank`` kills itself at the ``number``-th ``event``."""
     me, seen = int(torch.distributed.get_rank()), [0]
 
     def counting(function: Any) -> Any:
+        @wraps(function)
         def counted(*args: Any, **named: Any) -> Any:
             if me == rank:
                 seen[0] += 1
@@ -51,9 +60,10 @@ def dying(path: Path, rank: int, event: str, number: int) -> dict[str, Any]:
         fitting.validate = counting(fitting.validate)  # type: ignore[attr-defined]
     elif event == "take":
         LinkedWires.from_below = counting(LinkedWires.from_below)  # type: ignore[method-assign]
+    elif event == "average":
+        Replicas._weighed = counting(Replicas._weighed)  # type: ignore[method-assign]
     else:
         setattr(Workers, event, counting(getattr(Workers, event)))
-    return noting(path)
 
 
 def noting(path: Path) -> dict[str, Any]:
@@ -107,7 +117,8 @@ def test_a_finished_run_is_taken_up_as_it_ended(tmp_path: Path) -> None:
         same(again, first[0])
 
 
-def told(path: Path) -> dict[str, Any]:
+def told(path: Path, **pipeline: Any) -> dict[str, Any]:
+    """`trained`, at twenty steps a second at most; the process's number is in a file."""
     (path.with_name(f"pid{torch.distributed.get_rank()}")).write_text(str(os.getpid()))
     begin = LinkedWires.begin
 
@@ -116,16 +127,21 @@ def told(path: Path) -> dict[str, Any]:
         begin(self, index)
 
     LinkedWires.begin = slowly  # type: ignore[method-assign]
-    return trained(path)
+    return trained(path, **pipeline)
+
+
+def begun(group: Group, path: Path) -> Group:
+    """Wait until the workers of a `told` group are well under way."""
+    while not saving.own_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return group
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_that_are_told_to_stop_do_and_go_on_later(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    group = Group(tmp_path, 2, told, path)
-    while not saving.own_path(path, _Rank(1, 2)).exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
+    group = begun(Group(tmp_path, 2, told, path), path)
     for rank in range(2):
         group.kill(rank, number)
     _, raised = group.results()
@@ -134,9 +150,45 @@ def test_workers_that_are_told_to_stop_do_and_go_on_later(number: int, tmp_path:
         same(found, trained(None, "simultaneous"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_stalls_is_waited_for(rank: int, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    group = begun(Group(tmp_path, 2, told, path), path)
+    group.kill(rank, signal.SIGSTOP)
+    time.sleep(1.0)
+    group.kill(rank, signal.SIGCONT)
+    found, raised = group.results()
+    assert not raised
+    for worker in found.values():
+        same(worker, trained(None, "simultaneous"))
+
+
+def impatient(path: Path, timeout_s: float) -> dict[str, Any]:
+    return told(path, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_neither_answers_nor_breaks_the_connection_is_given_up(
+    rank: int, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "run", 1 - rank
+    group = begun(Group(tmp_path, 2, impatient, path, 2.0), path)
+    group.kill(rank, signal.SIGSTOP)
+    since = time.monotonic()
+    answer, _, error = group.answers.get(timeout=180)
+    # It has waited for as long as was said, and then written where it stood.
+    assert time.monotonic() - since > 1.5
+    assert answer == other
+    assert f"WorkerLost: worker {rank} is gone" in error
+    group.kill(rank)
+    group.results([])
+    for found in run(tmp_path, 2, trained, path):
+        same(found, trained(None, "simultaneous"))
+
+
 class _Rank:
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.label = rank, str(size)
 
 
 def slow(rank: int) -> dict[str, Any]:
