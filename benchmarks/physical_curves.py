@@ -2,12 +2,14 @@
 
 python -m benchmarks.physical_curves
 
-Seven vowels by formants through the acoustic cavity, two layers, no skip; three seeds of model and device.
+Seven vowels by formants through the acoustic cavity, two layers, no skip; three seeds of model and device,
+settings of configs/physical_vowels7_acoustic.yaml; a twin's trainers have the rate of ideal backpropagation.
 Writes benchmarks/results/physical_curves.json and docs/physical_curves.png. Needs the table of formants.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +19,12 @@ import torch
 
 import bpfree
 from benchmarks._record import record
+from bpfree.bench.config import Cell, cells
+from bpfree.bench.files import read_yaml
 from bpfree.data import Splits, TensorData
 from bpfree.nn import physical_net
 from bpfree.physics import AcousticCavity, Device
+from bpfree.trainers import get_trainer
 from bpfree.trainers.physical import PhysicalTrainer
 
 SEEDS = (0, 1, 2)
@@ -27,38 +32,43 @@ MISMATCHES = (0.0, 0.1, 0.3, 0.6)
 NOISES = (0.0, 0.05, 0.1, 0.2)
 DRIFTS = (0.0, 0.1, 0.3, 0.6)
 
-#: Kind, settings, and settings of `fit` of every trainer; learning rates by hand.
-TRAINERS: dict[str, tuple[type[PhysicalTrainer], dict[str, Any], dict[str, Any]]] = {
-    "physical": (
-        bpfree.Physical, {"lr": 3e-3, "top_width": 20}, {"epochs": 100, "batch_size": 300},
-    ),
-    "ideal backprop": (
-        bpfree.PhysicalBackprop, {"lr": 5e-3}, {"epochs": 40, "batch_size": 32},
-    ),
-    "direct feedback": (
-        bpfree.PhysicalDirectFeedback, {"lr": 5e-3}, {"epochs": 40, "batch_size": 32},
-    ),
-    "SPSA": (
-        bpfree.PhysicalSPSA, {"lr": 1e-2}, {"epochs": 40, "batch_size": 32},
-    ),
-    "ridge": (
-        bpfree.PhysicalRidge, {}, {"epochs": 1, "batch_size": 300},
-    ),
-}  # fmt: skip
+#: The experiment whose arms these are, learning rates and epochs included, and its labels of them.
+CONFIG = Path(__file__).parent.parent / "configs" / "physical_vowels7_acoustic.yaml"
+LABELS = {
+    "physical": "physical, no skip",
+    "ideal backprop": "ideal backprop",
+    "direct feedback": "direct feedback",
+    "SPSA": "SPSA",
+    "ridge": "ridge on the device",
+}
 
 #: The drift while training goes on: how far, how often, epochs between two moves, and after the last.
 STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 60
 
 
+@functools.cache
+def arms() -> dict[str, Cell]:
+    """What the experiment says of each trainer."""
+    found = {cell.arm: cell for cell in cells(read_yaml(CONFIG))}
+    return {name: found[label] for name, label in LABELS.items()}
+
+
 def made(name: str, data: TensorData, seed: int, noise: float = 0.05, **settings: Any) -> PhysicalTrainer:
     """A new trainer on a new device."""
-    kind, own, _ = TRAINERS[name]
+    own = {key: value for key, value in arms()[name].trainer.items() if key != "id"}
     device = Device(AcousticCavity(seed_device=seed, seed_noise=seed, noise=noise))
     torch.manual_seed(seed)
     net = physical_net(
         [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalise="calibrated"
     )
-    return kind(net, seed=seed, progress=False, **{**own, **settings})
+    trainer = get_trainer(arms()[name].trainer["id"])(net, seed=seed, progress=False, **{**own, **settings})
+    assert isinstance(trainer, PhysicalTrainer)
+    return trainer
+
+
+def lessons(name: str) -> dict[str, Any]:
+    """Epochs and batches of a trainer."""
+    return {key: arms()[name].fit[key] for key in ("epochs", "batch_size")}
 
 
 def system(trainer: PhysicalTrainer) -> AcousticCavity:
@@ -72,7 +82,7 @@ def system(trainer: PhysicalTrainer) -> AcousticCavity:
 def fitted(name: str, data: Splits, seed: int, **options: Any) -> PhysicalTrainer:
     """A trainer that has trained."""
     trainer = made(name, data.train, seed, **options)
-    trainer.fit(data.train, **TRAINERS[name][2])
+    trainer.fit(data.train, **lessons(name))
     return trainer
 
 
@@ -102,15 +112,13 @@ def against_noise(data: Splits) -> dict[str, Any]:
             fitted(name, data, seed, noise=noise).evaluate(data.test)["accuracy"]
         )
 
-    return {name: curve(NOISES, accuracy(name)) for name in TRAINERS if name != "SPSA"}
+    return {name: curve(NOISES, accuracy(name)) for name in LABELS}
 
 
 def against_drift(data: Splits) -> dict[str, Any]:
     """Every trainer with the weights it has learned, against how far the device has moved since."""
     found: dict[str, Any] = {}
-    for name in TRAINERS:
-        if name == "SPSA":
-            continue
+    for name in LABELS:
         rows: dict[float, list[float]] = {drift: [] for drift in DRIFTS}
         for seed in SEEDS:
             trainer = fitted(name, data, seed)
@@ -126,8 +134,8 @@ def against_drift(data: Splits) -> dict[str, Any]:
 def against_passes(data: Splits) -> dict[str, Any]:
     """Accuracy on the test part while training goes on, against rows sent; nothing is chosen by it."""
     found = {}
-    for name, (_, _, fit) in TRAINERS.items():
-        runs = []
+    for name in LABELS:
+        fit, runs = lessons(name), []
         for seed in SEEDS:
             trainer = made(name, data.train, seed)
             history = trainer.fit(
@@ -153,7 +161,7 @@ def recovery(data: Splits) -> dict[str, Any]:
             for number, step in enumerate(moves):
                 system(trainer).disturb(step, seed=100 * seed + number)
                 if learns:
-                    trainer.fit(data.train, epochs=EPOCHS_BETWEEN, batch_size=300)
+                    trainer.fit(data.train, **{**lessons("physical"), "epochs": EPOCHS_BETWEEN})
                 accuracies.append(float(trainer.evaluate(data.test)["accuracy"]))
             found[name].append(accuracies)
     return {"epochs_between": EPOCHS_BETWEEN, "moves": STEPS, "step": STEP, **found}

@@ -45,7 +45,8 @@ class SparseMatrix(Constant):
         return cls(row, column, dense[row, column], (dense.shape[0], dense.shape[1]))
 
     def with_values(self, value: Tensor) -> SparseMatrix:
-        """A matrix with other entries ``[E]`` in the places of ``value``."""
+        """A matrix with other entries ``[E]`` in the places of ``value``, whose order is shared."""
+        self._order()
         found = copy.copy(self)
         found.value, found._backward = value, None
         found._forward = _csr(self._pointers, self._column, value, self.shape)
@@ -73,15 +74,19 @@ class SparseMatrix(Constant):
         entry = first[row] + within
         return SparseMatrix(row, self._column[entry], self.value[entry], (len(index), self.shape[1]))
 
+    def _order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the transpose's entries are in ``value``, its pointers and its columns; made once."""
+        if self._turned is None:
+            order = torch.argsort(self._column * self.shape[0] + self._row)
+            pointers = _pointers(self._column[order], self.shape[1])
+            self._turned = (order, pointers, self._row[order])
+        return self._turned
+
     @property
     def transposed(self) -> Tensor:
         """The transpose, as a CSR tensor."""
         if self._backward is None:
-            if self._turned is None:
-                order = torch.argsort(self._column * self.shape[0] + self._row)
-                pointers = _pointers(self._column[order], self.shape[1])
-                self._turned = (order, pointers, self._row[order])
-            order, pointers, column = self._turned
+            order, pointers, column = self._order()
             self._backward = _csr(pointers, column, self.value[order], self.shape[::-1])
         return self._backward
 
@@ -138,12 +143,7 @@ class Edges(Constant):
         self._pointers = _pointers(self.target, len(own))
         self._turn = torch.argsort(self.source * len(own) + self.target)
         self._turned_pointers = _pointers(self.source, n_sources)
-        one, places = (
-            torch.ones(len(source), device=source.device),
-            torch.arange(len(source), device=source.device),
-        )
-        self._into_rows = _csr(self._pointers, places, one, (len(own), len(source)))
-        self._into_sources = _csr(self._turned_pointers, self._turn, one, (n_sources, len(source)))
+        self._places = torch.arange(len(source), device=source.device)
 
     def matrix(self, value: Tensor) -> Tensor:
         """The CSR matrix ``[r, n]`` with a value ``[E]`` for each edge."""
@@ -156,11 +156,15 @@ class Edges(Constant):
 
     def into_rows(self, value: Tensor) -> Tensor:
         """Sums ``[r, K]`` of values ``[E, K]`` over the edges into each row."""
-        return self._into_rows @ value
+        return self._sums(self._pointers, self._places, value)
 
     def into_sources(self, value: Tensor) -> Tensor:
         """Sums ``[n, K]`` of values ``[E, K]`` over the edges from each source."""
-        return self._into_sources @ value
+        return self._sums(self._turned_pointers, self._turn, value)
+
+    def _sums(self, pointers: Tensor, edges: Tensor, value: Tensor) -> Tensor:
+        one = value.new_ones(len(value))
+        return _csr(pointers, edges, one, (len(pointers) - 1, len(value))) @ value
 
     def largest(self, value: Tensor) -> Tensor:
         """The largest of the values ``[E, K]`` of the edges into each row, ``[r, K]``."""

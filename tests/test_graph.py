@@ -39,20 +39,6 @@ def test_the_mean_operator_is_the_mean_over_sources_and_zero_without_any() -> No
     assert torch.equal(graph.operator("mean").dense(), expected)
 
 
-def test_a_sparse_product_and_its_gradient_are_the_dense_ones_also_with_other_values() -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.rand(7, 5, generator=generator, dtype=torch.double)
-    matrix[matrix < 0.6] = 0
-    sparse = SparseMatrix.of(matrix)
-    doubled = sparse.with_values(2 * sparse.value)
-    for found, scale in ((sparse, 1.0), (doubled, 2.0), (sparse, 1.0)):
-        x = torch.rand(5, 3, generator=generator, dtype=torch.double, requires_grad=True)
-        weight = torch.rand(7, 3, generator=generator, dtype=torch.double)
-        (gradient,) = torch.autograd.grad(((found @ x) * weight).sum(), x)
-        torch.testing.assert_close(found @ x, scale * matrix @ x)
-        torch.testing.assert_close(gradient, scale * matrix.T @ weight)
-
-
 def test_bad_edges_are_refused() -> None:
     with pytest.raises(BadValue, match=r"0\.\.7.*0\.\.3"):
         Graph(torch.tensor([[0, 7], [1, 2]]), 4)

@@ -37,7 +37,7 @@ SYSTEMS: dict[str, Any] = {
 }
 
 #: Probes of the figure that says how nonlinear a device is, for each of its inputs; larger devices have none.
-PROBES_PER_INPUT, LARGEST_PROBED = 12, 200
+PROBES_PER_INPUT, LARGEST_PROBED = 12, 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,11 @@ def attend(conv: Any, x: Columns, edges: Edges) -> Tensor:
     h = times(x, conv.lin.weight).view(-1, conv.heads, conv.out_channels).transpose(0, 1).contiguous()
     scores = torch.bmm(h, torch.stack([conv.att_src[0], conv.att_dst[0]], 2))
     sent, received = scores.unbind(2)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    # There are no products of sparse matrices in half precision everywhere.
     with torch.autocast(h.device.type, enabled=False):
         mixed: Tensor = _Attention.apply(
-            edges, h.float(), sent.float(), received.float()[:, edges.own], conv.negative_slope
+            edges, h.to(wide), sent.to(wide), received.to(wide)[:, edges.own], conv.negative_slope
         )
     return mixed.to(h.dtype).transpose(0, 1).flatten(1) + conv.bias  # type: ignore[no-any-return]
 

@@ -117,7 +117,8 @@ def test_a_finished_run_is_taken_up_as_it_ended(tmp_path: Path) -> None:
         same(again, first[0])
 
 
-def told(path: Path) -> dict[str, Any]:
+def told(path: Path, **pipeline: Any) -> dict[str, Any]:
+    """`trained`, at twenty steps a second at most; the process's number is in a file."""
     (path.with_name(f"pid{torch.distributed.get_rank()}")).write_text(str(os.getpid()))
     begin = LinkedWires.begin
 
@@ -126,20 +127,61 @@ def told(path: Path) -> dict[str, Any]:
         begin(self, index)
 
     LinkedWires.begin = slowly  # type: ignore[method-assign]
-    return trained(path)
+    return trained(path, **pipeline)
+
+
+def begun(group: Group, path: Path) -> Group:
+    """Wait until the workers of a `told` group are well under way."""
+    while not saving.own_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return group
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_that_are_told_to_stop_do_and_go_on_later(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    group = Group(tmp_path, 2, told, path)
-    while not saving.own_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
-        time.sleep(0.01)
-    time.sleep(0.3)
+    group = begun(Group(tmp_path, 2, told, path), path)
     for rank in range(2):
         group.kill(rank, number)
     _, raised = group.results()
     assert len(raised) == 2
+    for found in run(tmp_path, 2, trained, path):
+        same(found, trained(None, "simultaneous"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_stalls_is_waited_for(rank: int, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    group = begun(Group(tmp_path, 2, told, path), path)
+    group.kill(rank, signal.SIGSTOP)
+    time.sleep(1.0)
+    group.kill(rank, signal.SIGCONT)
+    found, raised = group.results()
+    assert not raised
+    for worker in found.values():
+        same(worker, trained(None, "simultaneous"))
+
+
+def impatient(path: Path, timeout_s: float) -> dict[str, Any]:
+    return told(path, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_neither_answers_nor_breaks_the_connection_is_given_up(
+    rank: int, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "run", 1 - rank
+    group = begun(Group(tmp_path, 2, impatient, path, 2.0), path)
+    group.kill(rank, signal.SIGSTOP)
+    since = time.monotonic()
+    answer, _, error = group.answers.get(timeout=180)
+    # It has waited for as long as was said, and then written where it stood.
+    assert time.monotonic() - since > 1.5
+    assert answer == other
+    assert f"WorkerLost: worker {rank} is gone" in error
+    group.kill(rank)
+    group.results([])
     for found in run(tmp_path, 2, trained, path):
         same(found, trained(None, "simultaneous"))
 

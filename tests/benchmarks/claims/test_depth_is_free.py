@@ -3,6 +3,7 @@
 import torch
 
 from benchmarks.claims import depth_is_free as claim
+from bpfree.meters import saved_for_backward
 
 W, B = 64, 128
 
@@ -26,6 +27,16 @@ def test_memory_and_flops_are_those_that_can_be_counted_by_hand() -> None:
     assert plain["16"]["flops"] == (3 * 16 - 1) * product + 3 * head
     assert ours["16"]["flops"] == 2 * 16 * product + 16 * 3 * head
     assert found["flops_over_checkpointing"] == ours["16"]["flops"] / (4 * 16 * product + 3 * head)
+
+
+def test_a_thousand_blocks_save_no_more_than_four() -> None:
+    peaks = []
+    for blocks in (4, 1024):
+        _, step = claim.make("mono_forward", 8, blocks)
+        with saved_for_backward() as saved:
+            step(torch.rand(16, 8), torch.arange(16) % claim.CLASSES, 0)
+        peaks.append(saved.peak_bytes)
+    assert peaks[0] == peaks[1] > 0
 
 
 def test_checkpointing_and_accumulation_take_the_step_that_backpropagation_takes() -> None:
