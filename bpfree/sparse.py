@@ -220,7 +220,8 @@ def times(rows: Columns, *weights: Tensor) -> Tensor:
         products = [times(part, *own) for part, own in zip(rows.parts, cut, strict=True)]
         return torch.stack(products).sum(0)
     if isinstance(rows, Raised):
-        return times(rows.base, *weights) + times(rows.codes, *(weight @ rows.book.T for weight in weights))
+        codes = times(rows.codes, *(weight @ rows.book.T for weight in weights))
+        return codes.add_(times(rows.base, *weights))
     if isinstance(rows, Repeated):
         return times(rows.part, *weights).repeat(rows.number, 1)
     return rows @ (weights[0] if len(weights) == 1 else torch.cat(weights, 1)).T
