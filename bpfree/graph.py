@@ -253,6 +253,19 @@ class Nodes(Constant):
             self.memo["lengths"] = found
         return found
 
+    def operator(self, kind: str) -> SparseMatrix:
+        """Of the first view's graph, the rows of `Graph.operator` that are asked about, ``[m, n]``."""
+        whole = self.graph(0).operator(kind)
+        if self.wanted is None:
+            return whole
+        key = (kind, id(self.wanted))
+        if self.memo is not None and key in self.memo:
+            return self.memo[key][0]  # type: ignore[no-any-return]
+        found = whole.picked(self.wanted)
+        if self.memo is not None and self.keeps:
+            self.memo[key] = (found, self.wanted)
+        return found
+
     def edges(self) -> Edges:
         """Edges and own loops into the nodes asked about, all views side by side as one graph.
 

@@ -89,7 +89,7 @@ class GraphEncoding(Encoding):
         The order of the samples says nothing where all are there: then it is always the same one.
         """
         whole = len(x) == len(self.ids)
-        if whole and torch.equal(x.sort().values, self.ids.sort().values):
+        if x is self.ids or (whole and torch.equal(x.sort().values, self.ids.sort().values)):
             if self._all is None:
                 self._all = self.rows(self.ids)
             return self._all, self.targets(self.y), True
@@ -319,7 +319,7 @@ class Pairs(GraphEncoding):
         return nodes.wanting(None, keeps=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
-        return nodes.wanting(None, pairs=x)
+        return nodes.wanting(None, keeps=True, pairs=x)
 
     def judge(self, scores: Tensor, answers: Tensor) -> float:
         """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``."""

@@ -66,6 +66,14 @@ class SparseMatrix(Constant):
         found._forward = _csr(found._pointers, found._column, found.value, found.shape)
         return found
 
+    def picked(self, index: Tensor) -> SparseMatrix:
+        """The rows at ``index [r]``, ``[r, m]``."""
+        first, number = self._pointers[index], self._pointers.diff()[index]
+        row = torch.arange(len(index), device=index.device).repeat_interleave(number)
+        within = torch.arange(len(row), device=index.device) - (number.cumsum(0) - number)[row]
+        entry = first[row] + within
+        return SparseMatrix(row, self._column[entry], self.value[entry], (len(index), self.shape[1]))
+
     def _order(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where the transpose's entries are in ``value``, its pointers and its columns; made once."""
         if self._turned is None:

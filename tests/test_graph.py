@@ -56,6 +56,13 @@ def counted(calls: list[int]):  # type: ignore[no-untyped-def]
     return make
 
 
+def test_rows_of_a_matrix_are_picked_in_any_order() -> None:
+    operator = nodes().graph.operator("gcn")
+    at = torch.tensor([5, 0, 59, 5])
+    assert torch.equal(operator.picked(at).dense(), operator.dense()[at])
+    assert torch.equal(operator.rows(slice(7, 12)).dense(), operator.dense()[7:12])
+
+
 def test_what_a_front_made_is_made_again_for_another_input_or_graph_alone() -> None:
     data, calls = nodes(), []
     make = counted(calls)

@@ -114,6 +114,12 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--cooldown", type=seconds, default=0.0, metavar="S", help="seconds of rest between cells, default 0"
     )
     parser.add_argument(
+        "--limit",
+        type=seconds,
+        metavar="S",
+        help="seconds that a cell may take; default: any number",
+    )
+    parser.add_argument(
         "--jobs", type=count, metavar="N", help="cells at once (default 1; the default suite: 2)"
     )
 
@@ -149,7 +155,8 @@ def _bench(
 
     def measure(cells: Sequence[Cell]) -> list[Row]:
         with watching(cells) as watcher:
-            return run(cells, results, jobs, arguments.checkpoint_every, watcher, arguments.cooldown)
+            every, rest, limit = arguments.checkpoint_every, arguments.cooldown, arguments.limit
+            return run(cells, results, jobs, every, watcher, rest, limit)
 
     rows = measure(found)
     if then_matched:

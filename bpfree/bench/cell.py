@@ -25,15 +25,13 @@ from bpfree.bench.cost import measure
 from bpfree.bench.devices import make_devices, report
 from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
+from bpfree.bench.results import SCHEMA, Row
 from bpfree.bench.sections import PhysicalNetConfig, net_config
 from bpfree.cascade import Cascade
 from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
-
-SCHEMA = 1
-Row = dict[str, Any]
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
 Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
@@ -206,14 +204,17 @@ def _train(
         progress(done, of)
 
     def warm_up() -> None:
-        few = data.train.take(torch.arange(min(50 * cell.fit["batch_size"], len(data.train))))
+        batch, n = cell.fit["batch_size"], len(data.train)
+        # The last, shorter batch is a shape of its own to a compiler.
+        few = data.train.take(torch.arange(min(50, n // batch) * batch + n % batch))
         fresh().fit(few, **{**cell.fit, "epochs": 1, "patience": None})
 
     def again(window: Window) -> None:
         fresh().fit(data.train, data.validation, hooks=Hooks(window), **cell.fit)
 
     hooks = Hooks(energy.meter, show)
-    with energy.measured(warm_up, again):
+    cold = cell.trainer.get("compile") is not None or energy.meter.device.type != "cpu"
+    with energy.measured(warm_up, again, cold):
         reset_device_peak(energy.meter.device)
         history = trainer.fit(data.train, data.validation, checkpoint=checkpoint, hooks=hooks, **cell.fit)
         peak = device_peak(energy.meter.device)

@@ -17,7 +17,7 @@ from bpfree.bench.results import Row
 MACHINE = ("cpu", "gpu_name", "gpu_uuid", "threads")
 
 #: The measures that depend on the machine.
-TIMED = ("train_s", "energy_j")
+TIMED = ("train_s", "train_cpu_s", "energy_j")
 
 
 @dataclass

@@ -96,13 +96,20 @@ class CellEnergy:
         return self.meter.joules(self._headline, TRAIN)
 
     @contextmanager
-    def measured(self, warm_up: Callable[[], object], again: Callable[[Window], object]) -> Iterator[None]:
+    def measured(
+        self, warm_up: Callable[[], object], again: Callable[[Window], object], cold: bool = False
+    ) -> Iterator[None]:
         """Around a training: warming up and idling before it, and idling after it and its repetitions.
 
         Args:
             warm_up: Trains another net for a short time.
             again: Trains a net of its own in the same way, its windows opened by what it is given.
+            cold: Whether the first steps are not like the others, so that they must be made beforehand even
+                where no energy is asked for.
         """
+        if cold:
+            with self.meter("warmup"):
+                warm_up()
         if self.settings is None:
             yield
             return
@@ -127,8 +134,14 @@ class CellEnergy:
         return self._repeats == 1 and f"{self._headline}_gross_j" in row.get("energy", {})
 
     def seconds(self) -> Row:
-        """Seconds of each window."""
-        return {f"{name}_s": grown["seconds"] for name, grown in self.meter.state().items()}
+        """Seconds of each window by the clock, and those that this process's threads computed in it."""
+        kinds = {"s": "seconds", "cpu_s": "cpu_seconds"}
+        return {
+            f"{name}_{kind}": grown[quantity]
+            for name, grown in self.meter.state().items()
+            for kind, quantity in kinds.items()
+            if quantity in grown
+        }
 
     def row(self, resumed: bool) -> Row:
         """``energy``, ``device`` and ``carbon`` of a row; empty where the config asks for none."""

@@ -76,6 +76,12 @@ def train_flops(row: Row) -> float | None:
     return total
 
 
+def cpu_seconds(row: Row) -> float | None:
+    """Seconds that the processor computed in training, whatever else it did meanwhile; None for a GPU's."""
+    on_cpu = str(row["config"].get("device", "cpu")) == "cpu"
+    return in_one_go(row, "time", "train_cpu_s") if on_cpu else None
+
+
 def energy(row: Row) -> float | None:
     """Joules of the training steps, gross, of the device that trained; None where none were metered."""
     gpu = in_one_go(row, "energy", "gpu_gross_j")
@@ -97,6 +103,7 @@ MEASURES = {
     for measure in (
         Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
         Measure("train_s", "training time", "s", 1, lambda row: in_one_go(row, "time", "train_s")),
+        Measure("train_cpu_s", "CPU time of training", "s", 1, cpu_seconds),
         Measure("energy_j", "training energy", "J", 1, energy),
         Measure("train_flops", "training FLOPs", "TFLOP", 1e-12, train_flops, counted=True),
         Measure("step_flops", "FLOPs of a step", "GFLOP", 1e-9, _at("flops", "train_step"), counted=True),

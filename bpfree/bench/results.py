@@ -13,6 +13,17 @@ from bpfree._errors import BadValue
 
 Row = dict[str, Any]
 
+#: The layout of rows, and all that may stand in one.
+SCHEMA = 1
+KEYS = frozenset({
+    "schema", "run_id", "cell_id", "status", "reason", "arm", "trainer", "dataset", "net", "seed",
+    "device_seed", "config", "protocol", "tuning", "env", "git", "locality", "method", "metrics", "budget",
+    "time", "memory", "flops", "energy", "device", "carbon", "physics", "segments", "weights_sha256", "curve",
+})  # fmt: skip
+
+#: What every row says, that of a failure too.
+NEEDED = frozenset({"cell_id", "status", "seed"})
+
 
 class Results:
     """The rows in ``folder/results.jsonl``.
@@ -77,8 +88,12 @@ class Results:
         except json.JSONDecodeError as error:
             raise BadValue(f"{self.path}: a line is not JSON ({error}): was the file edited?") from None
         for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not {"cell_id", "status", "seed"} <= row.keys():
+            if not isinstance(row, dict) or not row.keys() >= NEEDED:
                 raise BadValue(f"{self.path}: line {number} is not a row of a bench: was the file edited?")
+            strange = sorted(row.keys() - KEYS)
+            if strange or row.get("schema", SCHEMA) != SCHEMA:
+                what = f"unknown keys {strange}" if strange else f"schema {row['schema']}, not {SCHEMA}"
+                raise BadValue(f"{self.path}: line {number}: {what}: written by another version of bpfree?")
         return rows
 
     def done(self) -> dict[str, Row]:

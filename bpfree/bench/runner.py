@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -20,6 +20,7 @@ from bpfree._errors import BadValue
 from bpfree.bench import cell as cell_module
 from bpfree.bench.config import Cell
 from bpfree.bench.results import Results, Row
+from bpfree.data import GRAPH_NAMES
 
 
 @dataclass
@@ -40,6 +41,11 @@ class Running:
     pipe: Connection
     lifeline: Connection
     since: datetime
+    begun: float = field(default_factory=time.monotonic)
+
+    def ends(self, limit_s: float) -> float:
+        """Seconds until it has taken ``limit_s``."""
+        return self.begun + limit_s - time.monotonic()
 
 
 def run(
@@ -49,11 +55,12 @@ def run(
     checkpoint_s: float = 20.0,
     watcher: Watcher | None = None,
     cooldown_s: float = 0.0,
+    limit_s: float | None = None,
 ) -> list[Row]:
     """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
 
     A cell that fails or dies takes none along: its row says what happened, and the next run tries it again.
-    A run that was killed goes on from its last checkpoint.
+    A run that was killed, or a cell whose time was up, goes on from its last checkpoint.
 
     Args:
         cells: What to run.
@@ -62,6 +69,7 @@ def run(
         checkpoint_s: Seconds between checkpoints within a cell.
         watcher: Who is told.
         cooldown_s: Seconds of rest between one cell and the next.
+        limit_s: Seconds that a cell may take; None: as long as it wants.
 
     Raises:
         BadValue: If a cell cannot be run because of what it asks for, or the folder cannot be used.
@@ -78,8 +86,18 @@ def run(
         pending = [cell for cell in cells if cell.id not in rows]
         running: list[Running] = []
         worked = False
+
+        def end(one: Running, row: Row) -> None:
+            running.remove(one)
+            close(one)
+            row["run_id"] = f"{one.cell.id}-{one.since:%Y%m%dT%H%M%S}"
+            row["protocol"] = _protocol(one, jobs, cooldown_s)
+            results.append(row)
+            rows[one.cell.id] = row
+            watcher.finished(one.cell, row)
+
         try:
-            start_server()
+            start_server(pending)
             _check(pending)
             while pending or running:
                 while pending and len(running) < jobs:
@@ -90,17 +108,15 @@ def run(
                     folder = results.folder / "cells" / cell.id
                     running.append(start(cell_module.run, cell, folder, checkpoint_s))
                     watcher.started(cell)
-                for pipe in wait([one.pipe for one in running]):
+                left = None if limit_s is None else max(0.0, min(r.ends(limit_s) for r in running))
+                for pipe in wait([one.pipe for one in running], left):
                     one = next(r for r in running if r.pipe is pipe)
                     row = receive(one, watcher.progress)
                     if row is not None:
-                        running.remove(one)
-                        close(one)
-                        row["run_id"] = f"{one.cell.id}-{one.since:%Y%m%dT%H%M%S}"
-                        row["protocol"] = _protocol(one, jobs, cooldown_s)
-                        results.append(row)
-                        rows[one.cell.id] = row
-                        watcher.finished(one.cell, row)
+                        end(one, row)
+                for one in [r for r in running if limit_s is not None and r.ends(limit_s) <= 0]:
+                    one.process.kill()
+                    end(one, cell_module.failed(one.cell, "timeout", f"not done after {limit_s:g} s"))
         finally:
             for one in running:
                 one.process.kill()
@@ -108,10 +124,14 @@ def run(
     return [rows[cell.id] for cell in cells]
 
 
-def start_server() -> None:
-    """Start the fork server with Ctrl-C ignored: it would die of it in the middle of its imports."""
+def start_server(cells: Sequence[Cell]) -> None:
+    """Start the fork server with Ctrl-C ignored: it would die of it in the middle of its imports.
+
+    It imports what these cells need. One that runs already is left as it is: cells import what it lacks.
+    """
+    graphs = ["bpfree.bench.preload_graphs"] if any(c.dataset["name"] in GRAPH_NAMES for c in cells) else []
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["bpfree.bench.cell", "bpfree.bench.preload"]
+        ["bpfree.bench.cell", *graphs, "bpfree.bench.preload"]
     )
     if threading.current_thread() is not threading.main_thread():
         forkserver.ensure_running()

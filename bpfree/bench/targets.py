@@ -6,14 +6,14 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bpfree.bench.arms import Arm
-from bpfree.bench.measures import train_flops
+from bpfree.bench.measures import MEASURES, Measure, cpu_seconds, train_flops
 from bpfree.bench.results import Row
 
 #: The measures that a curve tells of.
-COSTS = ("train_flops", "train_s", "energy_j")
+COSTS = ("train_flops", "train_s", "train_cpu_s", "energy_j")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Reached:
     """What it took a run to reach a target."""
 
     step: float
-    train_s: float
+    train_s: float | None
+    train_cpu_s: float | None
     train_flops: float | None
     energy_j: float | None
 
@@ -35,19 +36,43 @@ def to_target(row: Row, target: float) -> Reached | None:
     points = row["curve"]
     for point, following in itertools.pairwise(points):
         if point[1] >= target and following[1] >= target:
-            return Reached(point[0], point[2], flops_until(row, point[0]), joules_at(point))
+            flops, cpu = flops_until(row, point[0]), cpu_until(row, point[0])
+            return Reached(point[0], seconds_at(row, point), cpu, flops, joules_at(point))
     return None
 
 
 def flops_until(row: Row, step: float) -> float | None:
     """FLOPs of the training up to a step; None for several stages, whose steps are not alike."""
-    total = train_flops(row)
+    return _share(row, step, train_flops(row))
+
+
+def cpu_until(row: Row, step: float) -> float | None:
+    """CPU seconds of the training up to a step, if each took as long as another; None for several stages."""
+    return _share(row, step, cpu_seconds(row))
+
+
+def _share(row: Row, step: float, total: float | None) -> float | None:
     return None if total is None or row["budget"]["stages"] > 1 else total * step / row["budget"]["steps"]
+
+
+def seconds_at(row: Row, point: Sequence[float]) -> float | None:
+    """Seconds of training up to a point of a curve; None if the run was stopped and resumed."""
+    return float(point[2]) if row.get("segments", 1) == 1 else None
 
 
 def joules_at(point: Sequence[float]) -> float | None:
     """Joules up to a point of a curve, where they were metered."""
     return float(point[3]) if len(point) > 3 else None
+
+
+def at_target(target: float, cost: str) -> Measure:
+    """What it took to reach a target, as a measure; None for a run that never did."""
+
+    def read(row: Row) -> float | None:
+        reached = to_target(row, target)
+        return None if reached is None else getattr(reached, cost)
+
+    return replace(MEASURES[cost], id=f"{cost} to {target:g}", read=read, counted=False)
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,7 @@ class TargetCost:
     hits: int
     n: int
     train_s: float | None
+    train_cpu_s: float | None
     train_flops: float | None
     energy_j: float | None
 
@@ -78,4 +104,5 @@ def target_cost(arm: Arm, target: float) -> TargetCost:
         return value if math.isfinite(value) else None
 
     hits = sum(one is not None for one in found)
-    return TargetCost(target, hits, len(found), median("train_s"), median("train_flops"), median("energy_j"))
+    medians = {name: median(name) for name in COSTS}
+    return TargetCost(target, hits, len(found), **medians)

@@ -41,3 +41,7 @@ class LocalSparsemax(LocalCrossEntropy):
         p = sparsemax(scores.detach())
         conjugate = (p * scores).sum(1) + (1 - p.square().sum(1)) / 2
         return (conjugate - scores.gather(1, target.unsqueeze(1)).squeeze(1)).mean()
+
+    def score_gradient(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        error = sparsemax(scores).scatter_(1, target.unsqueeze(1), -1, reduce="add")
+        return self.objective(scores, target), error.div_(len(target))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any, Literal, Protocol
 
 import torch
@@ -239,7 +239,7 @@ class EnergyMeter:
         return found
 
     def _read(self) -> dict[str, float]:
-        now = {"seconds": perf_counter()}
+        now = {"seconds": perf_counter(), "cpu_seconds": process_time()}
         for source in list(self.sources):
             try:
                 read = source.read() | {"seconds": now["seconds"]}

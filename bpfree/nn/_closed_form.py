@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 _aten = torch.ops.aten
-#: The gradient by an activation's input, given the activation, the gradient by its output, and its output:
-#: autograd's own kernels, which pass over the memory once.
+#: Turns the gradient by an activation's output into that by its input, given the activation, that gradient
+#: and the output: autograd's own kernels, which pass over the memory once, and here overwrite the gradient.
 BACKWARD: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
-    nn.ReLU: lambda _, error, out: _aten.threshold_backward(error, out, 0),
-    nn.ELU: lambda elu, error, out: _aten.elu_backward(error, elu.alpha, 1, 1, True, out),
-    nn.Tanh: lambda _, error, out: _aten.tanh_backward(error, out),
+    nn.ReLU: lambda _, error, out: _aten.threshold_backward(error, out, 0, grad_input=error),
+    nn.ELU: lambda elu, error, out: _aten.elu_backward(error, elu.alpha, 1, 1, True, out, grad_input=error),
+    nn.Tanh: lambda _, error, out: _aten.tanh_backward(error, out, grad_input=error),
 }
 
 
@@ -27,7 +27,7 @@ def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) ->
         body: The body.
         x: Its input, ``[B, ...]``.
         output: Its output, ``[B, ...]``.
-        error: Gradient of the loss by the flattened output, ``[B, n]``.
+        error: Gradient of the loss by the flattened output, ``[B, n]``; it is overwritten.
 
     Raises:
         TypeError: If the body is made of anything else.

@@ -187,7 +187,9 @@ class Trainer(Builder):
 
     def _step(self, cascade: Cascade, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
         scores, extra = None, []
-        cascade.train()
+        # Setting the mode of every module takes several times as long as looking at it.
+        if not all(module.training for module in cascade.modules()):
+            cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
         for name in cascade.readouts:
             readout = cascade.readout(name)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfree.bench.cell import Row, load_data, make_trainer, open_device
+from bpfree.bench.cell import load_data, make_trainer, open_device
 from bpfree.bench.config import Cell
+from bpfree.bench.results import Row
 from bpfree.meters import Stopwatch
 from bpfree.trainers import Checkpoint, Hooks
 

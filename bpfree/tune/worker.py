@@ -95,7 +95,7 @@ class Worker:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         beaten = time.monotonic()
-        start_server()
+        start_server([study.arm.cells[0] for study in self.studies])
         try:
             while deadline is None or time.monotonic() < deadline:
                 self._fill()

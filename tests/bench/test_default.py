@@ -9,8 +9,10 @@ from pathlib import Path
 from bpfree.bench.cell import run
 from bpfree.bench.config import cells
 from bpfree.bench.default import DIGITS, PHYSICAL
+from bpfree.bench.files import read_yaml
 
-SUMMARY = Path(__file__).parents[2] / "benchmarks/results/tuning_default/summary.json"
+ROOT = Path(__file__).parents[2]
+SUMMARY = ROOT / "benchmarks/results/tuning_default/summary.json"
 
 
 def test_learning_rates_are_the_winners_to_two_digits() -> None:
@@ -26,6 +28,21 @@ def test_learning_rates_are_the_winners_to_two_digits() -> None:
         assert arms[found["label"]].trainer["lr"] == float(f"{won[1]:.1e}")
         assert summary["fit"][found["label"]] == arms[found["label"]].fit
     assert not {cell.seed for cell in cells(DIGITS)} & set(summary["seeds"])
+
+
+def test_mono_forward_and_its_twins_have_what_won_as_many_trials_for_each() -> None:
+    summary = json.loads((ROOT / "benchmarks/results/tuning_mono_forward_mnist/summary.json").read_text())
+    arms = {c.arm: c for c in cells(read_yaml(ROOT / "configs/mono_forward_mnist_protocols.yaml"), seeds=1)}
+    assert arms.keys() == {found["label"] for found in summary["arms"]}
+    for found in summary["arms"]:
+        cell, won = arms[found["label"]], found["best"]["params"]
+        assert cell.tuning == {"trials": 12, "seconds": found["seconds"]}
+        assert {name: cell.trainer[name] for name in won} == {k: float(f"{v:.3g}") for k, v in won.items()}
+        assert found["best"]["value"] == max(t["value"] for t in found["history"] if t["state"] == "complete")
+        assert not found["edge"]
+        assert summary["fit"][found["label"]]["batch_size"] == cell.fit["batch_size"]
+    assert len({json.dumps(cell.fit) for cell in arms.values()}) == 1  # one stop rule
+    assert not set(range(5)) & set(summary["seeds"])
 
 
 def test_every_arm_through_devices_gives_a_row(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 
 from bpfree import BadValue
 from bpfree.bench import __main__ as bench_main
@@ -88,6 +90,8 @@ def test_a_cell_measures_its_training_with_scope_idle_and_carbon(packages: None,
     assert row["device"]["cpu"]["domains"] == ["package-0"]
     assert measures.energy(row) == energy["cpu_gross_j"]
     assert measures.energy_scope(row) == "measured:rapl"
+    # One thread computed, and did nothing else than train in that window.
+    assert 0 < row["time"]["train_cpu_s"] <= 1.05 * row["time"]["train_s"]
     assert {"train_s", "warmup_s", "idle_before_s", "idle_after_s", "eval_s"} <= row["time"].keys()
     assert "modelled" not in energy
 
@@ -134,6 +138,21 @@ def test_without_a_meter_the_row_says_why_and_the_model_only_on_request(
     lines = summary([row])
     assert any("modelled:tdp, not measured" in line for line in lines)
     assert any("does not exist" in line for line in lines)
+
+
+def test_what_compiling_takes_is_warming_up_and_no_training(tmp_path: Path) -> None:
+    def slow(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        time.sleep(1.0)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch._dynamo.register_backend(slow, name="slow")
+    cell = cells({**CONFIG, "trainer": {"id": "mono_forward", "compile": "slow"}})[0]
+    row = row_of(replace(cell, fit={**cell.fit, "epochs": 1}), tmp_path)
+    # Two blocks; the second shape, that of the last batch, is compiled beforehand as well.
+    assert row["time"]["warmup_s"] > 2.0
+    assert row["time"]["train_s"] < 1.0
+    assert row["budget"]["passes"] == 1
 
 
 def test_a_cell_without_the_section_has_no_energy_and_keeps_its_id(tmp_path: Path) -> None:

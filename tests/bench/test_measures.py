@@ -7,7 +7,7 @@ import pytest
 from bpfree.bench.arms import Arm, groups
 from bpfree.bench.measures import MEASURES, against_baseline, compare, readable, short, train_flops
 from bpfree.bench.statistics import Verdict
-from bpfree.bench.targets import Reached, target_cost, to_target
+from bpfree.bench.targets import Reached, at_target, target_cost, to_target
 from tests.bench.rows import arm, row
 
 GOOD = [0.95, 0.951, 0.952, 0.9505, 0.9515]
@@ -25,6 +25,25 @@ def test_a_resumed_run_has_no_time() -> None:
     measure = MEASURES["train_s"]
     assert measure.read(row("backprop", 0, time__train_s=3.5)) == 3.5
     assert measure.read(row("backprop", 0, time__train_s=3.5, segments=2)) is None
+
+
+def test_cpu_time_is_that_of_a_run_in_one_go_on_a_cpu() -> None:
+    measure = MEASURES["train_cpu_s"]
+    assert measure.read(row("backprop", 0, time__train_cpu_s=3.5)) == 3.5
+    assert measure.read(row("backprop", 0)) is None
+    assert measure.read(row("backprop", 0, time__train_cpu_s=3.5, segments=2)) is None
+    assert measure.read(row("backprop", 0, time__train_cpu_s=3.5, config__device="cuda")) is None
+
+
+def test_costs_to_a_target_are_compared_as_ratios_of_pairs() -> None:
+    def runs(trainer: str, *seconds: float) -> Arm:
+        curves = [[[1, 0.9, s], [2, 0.9, 99.0]] for s in seconds]
+        return Arm(trainer, [row(trainer, seed, curve=curve) for seed, curve in enumerate(curves)])
+
+    pairs = [("x", runs("mono_forward", 1.0, 4.0), runs("backprop", 2.0, 2.0))]
+    (found,) = compare(pairs, [at_target(0.8, "train_s")])
+    assert (found.effect.value, found.effect.n) == (pytest.approx(1.0), 2)
+    assert compare(pairs, [at_target(0.95, "train_s")]) == []
 
 
 def test_worse_and_better_are_told_apart() -> None:
@@ -62,8 +81,14 @@ CURVE = [[1, 0.5, 1.0], [2, 0.8, 2.0], [3, 0.6, 3.0], [4, 0.8, 4.0], [5, 0.9, 5.
 
 @pytest.mark.parametrize(("target", "step"), [(0.4, 1), (0.6, 2), (0.7, 4), (0.8, 4), (0.9, 5)])
 def test_a_target_is_reached_at_the_first_of_two_evaluations(target: float, step: int) -> None:
-    found = to_target(row("backprop", 0, curve=CURVE), target)
-    assert found == Reached(step, float(step), 20_000_000 * step / 10, None)
+    found = to_target(row("backprop", 0, curve=CURVE, time__train_cpu_s=5.0), target)
+    assert found == Reached(step, float(step), 5.0 * step / 10, 20_000_000 * step / 10, None)
+
+
+def test_a_resumed_run_tells_no_time_to_a_target() -> None:
+    resumed = row("backprop", 0, curve=CURVE, segments=2)
+    assert to_target(resumed, 0.8) == Reached(4, None, None, 8_000_000, None)
+    assert target_cost(Arm("x", [resumed]), 0.8).train_s is None
 
 
 def test_a_miss_is_no_number() -> None:

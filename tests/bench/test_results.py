@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_the_same_cell_twice_is_refused(tmp_path: Path) -> None:
 def test_an_edited_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("not json\n")
     with pytest.raises(BadValue, match="not JSON"):
+        Results(tmp_path).read()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"test_acuracy": 0.9}, "test_acuracy"), ({"schema": 2}, "schema 2, not 1")]
+)
+def test_a_row_of_another_layout_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    lines = [ROW, {**ROW, "cell_id": "b", **change}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(BadValue, match=f"line 2: .*{named}"):
         Results(tmp_path).read()
 
 

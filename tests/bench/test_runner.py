@@ -33,6 +33,13 @@ CONFIG: dict[str, Any] = {
     "seeds": [0, 1],
 }
 
+GRAPH: dict[str, Any] = {
+    "dataset": {"name": "digits_graph"},
+    "net": {"name": "gcn", "hidden": [8]},
+    "fit": {"epochs": 1, "batch_size": 2000},
+    "trainer": {"id": "backprop_gnn"},
+}
+
 #: A rule that ends its process, or raises, or never converges.
 PLUGIN = """
 import os, signal, bpfree
@@ -149,6 +156,26 @@ def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, t
     assert [row["status"] for row in found] == ["ok", status, "ok"]
     assert reason in found[1]["reason"]
     assert "metrics" not in found[1]
+
+
+def test_a_cell_whose_time_is_up_says_so_and_holds_up_none(tmp_path: Path) -> None:
+    config = {**CONFIG, "fit": {"epochs": 4000, "batch_size": 8}, "controls": [], "seeds": [0, 1]}
+    begun = time.monotonic()
+    found = run(cells(config), Results(tmp_path), limit_s=3.0)
+    assert 6.0 <= time.monotonic() - begun < 30.0
+    assert [row["status"] for row in found] == ["timeout"] * 2
+    assert all(row["reason"] == "not done after 3 s" and "metrics" not in row for row in found)
+    assert Results(tmp_path).done() == {}  # so the next command tries them again
+
+
+def test_a_cell_without_a_graph_is_spared_the_imports_of_one(tmp_path: Path) -> None:
+    plugin = tmp_path / "rule.py"
+    plugin.write_text("import sys\nassert 'torch_geometric' not in sys.modules\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({**CONFIG, "plugins": [str(plugin)], "controls": [], "seeds": [0]}))
+    assert bench(config, tmp_path / "out").wait() == 0
+    config.write_text(json.dumps({**CONFIG, **GRAPH, "plugins": [str(plugin)], "controls": [], "seeds": [0]}))
+    assert bench(config, tmp_path / "out").wait() == 2
 
 
 def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:

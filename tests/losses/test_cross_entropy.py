@@ -69,7 +69,7 @@ def test_closed_form_is_autograd(bias: bool, activation: type[nn.Module] | None,
         output = body(x)
         value, error = loss.output_gradient(output, y)
         body_gradients(body, x, output, error)
-    assert value.item() == losses[0].item()
+    assert value.item() == pytest.approx(losses[0].item(), rel=1e-12)
     for name, p in block.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-6, atol=1e-12, msg=name)
 

@@ -17,7 +17,7 @@ from bpfree.bench.arms import Group
 from bpfree.bench.measures import MEASURES, Measure
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
-from bpfree.bench.targets import flops_until, joules_at
+from bpfree.bench.targets import cpu_until, flops_until, joules_at, seconds_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,7 +164,8 @@ def curves(
 #: What a run had spent when it stood at a point of its curve.
 SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
     "train_flops": lambda row, point: flops_until(row, point[0]),
-    "train_s": lambda row, point: point[2] if row.get("segments", 1) == 1 else None,
+    "train_s": seconds_at,
+    "train_cpu_s": lambda row, point: cpu_until(row, point[0]),
     "energy_j": lambda row, point: joules_at(point),
 }
 

@@ -18,7 +18,7 @@ from bpfree.bench.measures import (
     readable,
     short,
 )
-from bpfree.bench.report import charts, tables
+from bpfree.bench.report import charts, drawn, tables
 from bpfree.bench.report.provenance import provenance
 from bpfree.bench.report.searches import Search, searched
 from bpfree.bench.results import Row
@@ -100,9 +100,9 @@ def html(
         memory=_memory(found, looks, numbers),
         targets=tables.targets(found, goals),
         post_hoc=bool(targets),
-        energies=tables.energies(found),
+        energies=drawn.energies(found),
         budgets=tables.budgets(found),
-        devices=tables.devices(found),
+        devices=drawn.devices(found),
         searched=searched(searches),
         pictures_of_searches=[(search.name, search.pictures) for search in searches if search.pictures],
         comparisons=tables.comparisons(comparisons),

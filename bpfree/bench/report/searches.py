@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.bench.report.tables import Figure, Table, number
+from bpfree.bench.report.figures import Figure, Table, number
 
 #: The schema of summaries that is understood here.
 SCHEMA = 1

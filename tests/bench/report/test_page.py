@@ -143,7 +143,8 @@ def test_measured_and_modelled_energy_stand_apart() -> None:
 def test_targets_missed_and_reached(page: Page) -> None:
     rows = [one for one in page.tables["targets"][1:] if "mono_forward" in one[0] and "own" in one[1]]
     assert [(one[2], one[3]) for one in rows] == [("80", "5 of 5"), ("97", "0 of 5")]
-    assert rows[0][4:] == ["2.50 MFLOP", "1.00"]
+    # The baseline has a quarter more seeds than pairs of times: one of its runs was resumed.
+    assert rows[0][4:] == ["2.50 MFLOP | ×0.250", "1.00"]
     assert rows[1][4:] == ["missed", "missed"]
 
 

@@ -1,7 +1,10 @@
 """The race between steps at a small size: fair turns, ratios within a round, an honest interval."""
 
+import ctypes
 import random
 import statistics
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -21,9 +24,14 @@ def test_all_arms_go_in_every_round_and_ratios_are_taken_within_it(monkeypatch: 
 
         return step
 
-    seconds = claim.race({"a": arm("a", 1.0), "b": arm("b", 2.0)}, torch.zeros(1), torch.zeros(1), 3)
+    asked = iter(range(0, 1000, 7))
+    monkeypatch.setattr(claim, "page_faults", lambda: next(asked))
+    arms = {"a": arm("a", 1.0), "b": arm("b", 2.0)}
+    seconds, pages = claim.race(arms, torch.zeros(1), torch.zeros(1), 3)
     # Two rounds of warming up; a machine that gets slower round by round changes no ratio.
     assert seconds["a"] == [3.0, 4.0, 5.0] and seconds["b"] == [6.0, 8.0, 10.0]
+    # What is asked for between two steps is nobody's; what warming up asks for is not counted.
+    assert pages["a"] == pages["b"] == 7.0
     assert [name for number, name in turns if number in (2, 3)] == ["a", "b", "b", "a"]
 
 
@@ -36,9 +44,15 @@ def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
     assert 930 <= covered <= 1000
 
 
-def test_the_claim_is_measured_with_its_controls() -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_claim_is_measured_with_its_controls(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What malloc is told holds for the rest of the process; its own test has one for itself.
+    monkeypatch.setattr(claim, "keep_memory", lambda: kept)
     found = claim.measure(width=16, blocks=4, rounds={512: 3}, threads=1)
+    assert list(found["batches"]) == ["512", "512, memory kept"][: 1 + kept]
+    assert ("memory kept" in found["figure"]) == kept
     one = found["batches"]["512"]
+    assert set(one["pages_a_step"]) == set(one["seconds"])
     assert set(one["seconds"]) == {"analytic", "autograd", "backprop", "checkpointing"}
     for name, ratio in one["ratios"].items():
         ours, control = name.split(" / ")
@@ -47,6 +61,28 @@ def test_the_claim_is_measured_with_its_controls() -> None:
     medians = {key: ratio["median"] for key, ratio in one["ratios"].items()}
     fast = medians["analytic / backprop"] <= 0.75 and medians["analytic / checkpointing"] <= 0.60
     assert found["holds"] == fast
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_memory_that_is_kept_costs_no_page_again() -> None:
+    code = """
+import torch
+from benchmarks.claims import cheaper_step as claim
+torch.set_num_threads(1)
+
+def pages():
+    before = claim.page_faults()
+    # Sixteen at a time: together far more than malloc would keep of its own accord.
+    parts = [torch.ones(2**21) for _ in range(16)]
+    return claim.page_faults() - before
+
+first = [pages() for _ in range(5)][-1]
+assert claim.keep_memory()
+print(first, [pages() for _ in range(5)][-1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 10_000 and kept < 100
 
 
 def test_all_arms_but_the_local_ones_take_the_same_steps() -> None:
