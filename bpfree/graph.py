@@ -323,8 +323,9 @@ class Nodes(Constant):
 
 def _lengths(states: Tensor, codes: Tensor, book: Tensor | None) -> Tensor:
     """Lengths of the rows of ``states + codes book``, ``[n, 1]``."""
-    lengths = torch.linalg.vector_norm(states, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(states, dim=1)
     if book is None:
         return lengths.unsqueeze(1)
     square = lengths.square() + 2 * ((states @ book.T) * codes).sum(1)
-    return (square + ((codes @ (book @ book.T)) * codes).sum(1)).clamp_min(0).sqrt().unsqueeze(1)
+    square = square + ((codes @ (book @ book.T)) * codes).sum(1)
+    return square.clamp_min(0).sqrt().unsqueeze(1)

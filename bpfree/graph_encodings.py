@@ -65,7 +65,7 @@ class GraphEncoding(Encoding):
         if not keep:
             return replace(found, memo=None)
         store = store or Store()
-        made_of = (*found.states, *found.codes, *found.graphs)
+        made_of: tuple[Tensor | Graph, ...] = (*found.states, *found.codes, *found.graphs)
         key = (store.folder, *map(id, made_of))
         memo = self._memos.get(key)
         if memo is None:

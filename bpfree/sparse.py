@@ -185,7 +185,7 @@ class SideBySide:
 
     def __init__(self, *parts: Columns) -> None:
         self.parts = parts
-        self.shape = (parts[0].shape[0], sum(part.shape[1] for part in parts))
+        self.shape: tuple[int, ...] = (parts[0].shape[0], sum(part.shape[1] for part in parts))
 
 
 class Repeated:
@@ -198,7 +198,7 @@ class Repeated:
 
     def __init__(self, part: Tensor | SparseMatrix, number: int) -> None:
         self.part, self.number = part, number
-        self.shape = (number * part.shape[0], part.shape[1])
+        self.shape: tuple[int, ...] = (number * part.shape[0], part.shape[1])
 
 
 class Raised:
@@ -211,7 +211,8 @@ class Raised:
     """
 
     def __init__(self, base: Columns, codes: Columns, book: Tensor) -> None:
-        self.base, self.codes, self.book, self.shape = base, codes, book, base.shape
+        self.base, self.codes, self.book = base, codes, book
+        self.shape: tuple[int, ...] = base.shape
 
 
 Columns = Tensor | SparseMatrix | SideBySide | Repeated | Raised

@@ -202,7 +202,6 @@ class WholeGNN(nn.Module):
 
     def forward(self, nodes: Nodes) -> Tensor:
         x: Any = features(nodes, self.normalize)
-        assert isinstance(x, Tensor | SparseMatrix)
         some = nodes.wanted is not None and nodes.keeps and nodes.memo is not None
         for number, conv in enumerate(self.net.convs):
             at = nodes if some and conv is self.net.convs[-1] else nodes.wanting(None, keeps=True)
