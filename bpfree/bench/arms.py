@@ -82,6 +82,21 @@ def _validation(arm: Arm) -> float:
     return sum(values.values()) / len(values) if values else 0.0
 
 
+def alone(arm: Arm) -> str:
+    """Test accuracy of every block by itself, in percent, bottom first, as means over seeds; of many blocks
+    the first three and the last. Nothing where there is but one, or none can be told apart.
+    """
+    told = [row["metrics"].get("blocks") or [] for row in arm.rows]
+    if len({len(blocks) for blocks in told}) != 1:
+        return ""
+    found = [
+        "–" if None in of_block else f"{100 * sum(of_block) / len(of_block):.1f}"
+        for of_block in zip(*told, strict=True)
+    ]
+    found = found if len(found) <= 6 else [*found[:3], "…", found[-1]]
+    return " ".join(found) if len(found) > 1 else ""
+
+
 def figure(row: Row, *path: str) -> float | None:
     """The number at a path of keys; None if it is not there."""
     value: Any = row

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.bench.arms import Arm, failures, groups, last_line
+from bpfree.bench.arms import Arm, alone, failures, groups, last_line
 from bpfree.bench.measures import Comparison, against_baseline, compare, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
@@ -83,6 +83,8 @@ def _line(arm: Arm, effects: Mapping[str, Comparison], physical: bool) -> list[s
         f"{name} {percent(estimate(list(arm.by_seed('metrics', 'readouts', name).values())))}"
         for name in others
     ]
+    if of_blocks := alone(arm):
+        readouts.append(f"blocks alone {of_blocks}")
     return [
         arm.name,
         first["locality"],

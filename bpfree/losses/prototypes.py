@@ -62,7 +62,9 @@ class ClassPrototypes(LocalLoss):
         """The samples' rows and the prototypes, ``[m, d]`` and ``[C, d]``."""
         if self.learnable:
             return output, self.prototypes
-        return output[: -self.n_classes], output[-self.n_classes :]
+        # The gradients of two slices are filled up with zeros and added; those of a split are put together.
+        rows, prototypes = output.split((len(output) - self.n_classes, self.n_classes))
+        return rows, prototypes
 
     def scores(self, output: Tensor) -> Tensor:
         return self.similarities(*self.split(output))

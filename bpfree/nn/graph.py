@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.graph import Graph, Nodes, unit_rows
+from bpfree.graph import Graph, Nodes
 from bpfree.kept import Store
 from bpfree.nn.attention import attend
-from bpfree.sparse import Columns, SideBySide, SparseMatrix, times
+from bpfree.sparse import Columns, SparseMatrix, times
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -85,16 +85,19 @@ class Aggregate(nn.Module):
 
     def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
-            f"{self.kind} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+            self.kind, lambda states, graph: self.make(states, graph, nodes.store), self.normalize
         )
 
     def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, d]``, or ``[n, 2 d]`` for ``sage``, of states ``[n, d]``."""
-        h = unit(states, store) if self.normalize else states
         if self.kind == "gcn":
-            return propagated(graph.operator("gcn"), h, store)
+            return propagated(graph.operator("gcn"), states, store)
         mean = graph.operator("mean")
-        return store.filled(len(h), lambda at: torch.cat([mean.rows(at) @ h, h[at]], 1)[None])[0]
+
+        def both(at: slice) -> Tensor:
+            return torch.cat([mean.rows(at) @ states, states[at]], 1)[None]
+
+        return store.filled(len(states), both)[0]
 
 
 class Hops(nn.Module):
@@ -111,20 +114,15 @@ class Hops(nn.Module):
 
     def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
-            f"hops {self.hops} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+            f"hops {self.hops}", lambda states, graph: self.make(states, graph, nodes.store), self.normalize
         )
 
     def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, (k + 1) F]`` of features ``[n, F]``."""
-        found = [unit(states, store) if self.normalize else states]
+        found = [states]
         for _ in range(self.hops):
             found.append(propagated(graph.operator("gcn"), found[-1], store))
         return store.filled(len(states), lambda at: torch.cat([hop[at] for hop in found], 1)[None])[0]
-
-
-def unit(states: Tensor, store: Store) -> Tensor:
-    """`unit_rows`, kept in ``store``."""
-    return store.filled(len(states), lambda at: unit_rows(states[at])[None])[0]
 
 
 def propagated(operator: SparseMatrix, h: Tensor, store: Store) -> Tensor:
@@ -140,7 +138,7 @@ class GCNPart(nn.Module):
         self.lin, self.bias = conv.lin, conv.bias
 
     def forward(self, rows: Columns) -> Tensor:
-        return (times(rows, self.lin.weight) + self.bias).relu()  # type: ignore[no-any-return]
+        return affine(self, rows).relu_()
 
 
 class SAGEPart(nn.Module):
@@ -151,7 +149,17 @@ class SAGEPart(nn.Module):
         self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
     def forward(self, rows: Columns) -> Tensor:
-        return (times(rows, self.lin_l.weight, self.lin_r.weight) + self.lin_l.bias).relu()  # type: ignore[no-any-return]
+        return affine(self, rows).relu_()
+
+
+def affine(layer: Any, rows: Columns) -> Tensor:
+    """What the weights of a GCN or SAGE layer make of what `Aggregate` answers, ``[rows, H]``."""
+    sage = hasattr(layer, "lin_l")
+    weights = (layer.lin_l.weight, layer.lin_r.weight) if sage else (layer.lin.weight,)
+    bias = layer.lin_l.bias if sage else layer.bias
+    if isinstance(rows, Tensor):
+        return F.linear(rows, torch.cat(weights, 1) if sage else weights[0], bias)
+    return times(rows, *weights) + bias  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -172,15 +180,15 @@ class Attention(nn.Module):
 
 def features(nodes: Nodes, normalize: bool) -> Columns:
     """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
-    return nodes.wanting(None, keeps=True).rows(
-        f"features {normalize}", lambda states, _: unit(states, nodes.store) if normalize else states
-    )
+    return nodes.wanting(None, keeps=True).rows("features", lambda states, _: states, normalize)
 
 
 class WholeGNN(nn.Module):
     """All layers of a graph network, ``Nodes -> [m, C]``, for a global backward pass.
 
-    ReLU between the layers, dropout in front of each, none behind the last.
+    ReLU between the layers, dropout in front of each, none behind the last. What the first layer aggregates
+    of dense features is made once, where nothing of them is dropped; of the last layer the rows of samples
+    alone are made, where they are asked for again.
 
     Args:
         net: The network, grown.
@@ -193,13 +201,19 @@ class WholeGNN(nn.Module):
         self.net, self.normalize, self.dropout = net, normalize, dropout
 
     def forward(self, nodes: Nodes) -> Tensor:
-        x = features(nodes, self.normalize)
-        assert not isinstance(x, SideBySide)
+        x: Any = features(nodes, self.normalize)
+        some = nodes.wanted is not None and nodes.keeps and nodes.memo is not None
         for number, conv in enumerate(self.net.convs):
-            x = self._dropped(x.relu() if number and isinstance(x, Tensor) else x)
-            x = self._layer(conv, x, nodes)
-        assert isinstance(x, Tensor)
-        return x if nodes.wanted is None else x[nodes.wanted]
+            at = nodes if some and conv is self.net.convs[-1] else nodes.wanting(None, keeps=True)
+            if number == 0 and self.net.kind != "gat" and self._stays(x):
+                x = affine(conv, Aggregate(self.net.kind, self.normalize)(at))
+            else:
+                x = self._layer(conv, self._dropped(x.relu() if number else x), at)
+        return x if some or nodes.wanted is None else x[nodes.wanted]  # type: ignore[no-any-return]
+
+    def _stays(self, x: Tensor | SparseMatrix) -> bool:
+        """Whether features are dense, whose aggregate is no larger, and the same every time."""
+        return isinstance(x, Tensor) and not (self.training and self.dropout)
 
     def _dropped(self, x: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
         rate, training = self.dropout, self.training
@@ -209,17 +223,18 @@ class WholeGNN(nn.Module):
 
     def _layer(self, conv: Any, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
         # The operators of the graph are made once; torch-geometric would make them at every step.
-        graph = nodes.view(0)[1]
         if self.net.kind == "gcn":
-            return graph.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias  # type: ignore[no-any-return]
+            return nodes.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias  # type: ignore[no-any-return]
         if self.net.kind == "sage":
             # The mean of products is the product of means: the narrower of the two is propagated.
             if not isinstance(x, Tensor) or len(conv.lin_l.weight) < x.shape[1]:
-                neighbours = graph.operator("mean") @ (x @ conv.lin_l.weight.T)
+                neighbours = nodes.operator("mean") @ (x @ conv.lin_l.weight.T)
             else:
-                neighbours = graph.operator("mean") @ x @ conv.lin_l.weight.T
+                neighbours = nodes.operator("mean") @ x @ conv.lin_l.weight.T
+            if nodes.wanted is not None:
+                x = x[nodes.wanted] if isinstance(x, Tensor) else x.picked(nodes.wanted)
             return neighbours + conv.lin_l.bias + x @ conv.lin_r.weight.T  # type: ignore[no-any-return]
-        return attend(conv, x, nodes.wanting(None).edges())
+        return attend(conv, x, nodes.edges())
 
 
 def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:

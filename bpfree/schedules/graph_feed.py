@@ -78,8 +78,11 @@ class GraphFeed:
         self, indices: Tensor, epoch: int, step: int, scores: Tensor | None = None
     ) -> tuple[Rows, Tensor]:
         """The states that the fed block sees, the samples' nodes asked about, and the targets."""
+        # A step on all samples is the same in any order.
+        whole = len(indices) == len(self.data.y)
+        x, y = (self.encoding.ids, self.encoding.y) if whole else self.data.batch(indices)
         with torch.no_grad():
-            return self.encoding.select(self.states(), *self.data.batch(indices))
+            return self.encoding.select(self.states(), x, y)
 
     def outputs(self, x: Tensor, indices: Tensor, view: View) -> list[Tensor]:
         """Outputs of all blocks for the samples ``x`` in ``view``, without a graph."""

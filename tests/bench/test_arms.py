@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bpfree import BadValue
-from bpfree.bench.arms import failures, groups, last_line
+from bpfree.bench.arms import alone, failures, groups, last_line
 from bpfree.bench.results import successes
 from tests.bench.rows import arm, row
 
@@ -40,6 +40,17 @@ def test_a_stand_in_for_a_device_is_named_as_one() -> None:
     ):  # fmt: skip
         rows = arm("physical", [0.9], physics={"devices": [{"kind": kind}]})
         assert groups(rows)[0].arms[0].name == name
+
+
+def test_blocks_are_told_by_themselves_where_there_are_several() -> None:
+    def told(*blocks: list[float | None]) -> str:
+        rows = [row("forward_gnn", seed, metrics__blocks=own) for seed, own in enumerate(blocks)]
+        return alone(groups(rows)[0].arms[0])
+
+    assert told([0.9, 0.5], [0.8, 0.6]) == "85.0 55.0"
+    assert told([0.9, None], [0.8, 0.6]) == "85.0 –"
+    assert told([0.1 * k for k in range(1, 9)]) == "10.0 20.0 30.0 … 80.0"
+    assert told([0.9]) == told([]) == told([0.9, 0.5], []) == ""
 
 
 def test_of_several_baselines_the_best_by_validation_counts() -> None:

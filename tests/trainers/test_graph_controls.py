@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from bpfree import BackpropGNN, HopMLP, HopRidge
 from bpfree.graph import Nodes, unit_rows
 from bpfree.nn import Hops
+from bpfree.sparse import SparseMatrix
 from tests.helpers import CLASSES, make_gnn, nodes, pairs
 
 
@@ -34,6 +35,23 @@ def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
         loss.backward()
         optimizer.step()
     torch.testing.assert_close(torch.tensor([row["loss"][0] for row in history.rows]), torch.tensor(losses))
+
+
+def test_backpropagation_propagates_nothing_twice_and_nothing_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, multiply = list[tuple[int, int]](), SparseMatrix.__matmul__
+
+    def look(self: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
+        seen.append(self.shape)
+        return multiply(self, x)
+
+    monkeypatch.setattr(SparseMatrix, "__matmul__", look)
+    trainer = BackpropGNN(make_gnn(hidden=(16, 16, 16)), progress=False)
+    trainer.build_for(nodes())  # type: ignore[arg-type]
+    seen.clear()
+    trainer.fit(nodes(), epochs=3, batch_size=100)
+    assert seen == [(60, 60), *3 * [(60, 60), (40, 60)]]
 
 
 def test_backpropagation_with_virtual_nodes_sees_their_edges() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
+from bpfree.bench.arms import PROTOCOLS, Arm, Group, alone, figure
 from bpfree.bench.measures import MEASURES, Comparison, Measure, against_baseline, compare, readable, short
 from bpfree.bench.report.figures import (
     NOTHING,
@@ -28,7 +28,9 @@ COLUMNS = ("train_s", "train_cpu_s", "energy_j", "train_flops", "peak_alloc", "s
 
 def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
-    heads = ["arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points"]
+    heads = [
+        "arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points", "blocks alone, %",
+    ]  # fmt: skip
     heads += [head(MEASURES[name]) for name in COLUMNS]
     caption = "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's"
     table = Table("results", caption, heads, filters=[1, 2])
@@ -48,6 +50,7 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
                 Figure(str(len(arm.rows)), order=len(arm.rows)),
                 Figure(percent(accuracy), order=accuracy.mean),
                 NOTHING if against is None else _against(against),
+                Figure(alone(arm) or "–"),
                 *costs,
             ])  # fmt: skip
     return table.without_empty()
