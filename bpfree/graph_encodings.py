@@ -65,11 +65,12 @@ class GraphEncoding(Encoding):
         if not keep:
             return replace(found, memo=None)
         store = store or Store()
-        key = (store.folder, *map(id, (*found.states, *found.graphs)))
+        made_of: tuple[Tensor | Graph, ...] = (*found.states, *found.codes, *found.graphs)
+        key = (store.folder, *map(id, made_of))
         memo = self._memos.get(key)
         if memo is None:
             memo = self._memos[key] = _Memo()
-            memo.made_of = (found.states, found.graphs)
+            memo.made_of = made_of
         return replace(found, memo=memo, store=store)
 
     def shown(self, view: View | None, graph: Graph) -> Nodes:
@@ -119,7 +120,27 @@ class GraphEncoding(Encoding):
 class _Memo(dict[Any, Any]):
     """What fronts have made, and the states and graphs that they made it of, whose numbers stay taken."""
 
-    made_of: tuple[tuple[Tensor, ...], tuple[Graph, ...]]
+    made_of: tuple[Tensor | Graph, ...]
+
+
+def with_virtual(
+    features: Tensor, n_classes: int, virtual: VirtualFeatures, generator: torch.Generator | None
+) -> Nodes:
+    """Nodes with ``features [n, F]`` and C virtual ones behind them, on no graph yet.
+
+    Args:
+        features: Of the nodes.
+        n_classes: C.
+        virtual: Features of the virtual nodes: ``random``, normal values, or ``zero``.
+        generator: For the random ones.
+    """
+    states = F.pad(features, (0, 0, 0, n_classes))
+    if virtual == "zero":
+        return Nodes((states,), ())
+    shape, device = (n_classes, features.shape[1]), features.device
+    book = torch.randn(shape, generator=generator, device=device).to(features)
+    codes = F.pad(torch.eye(n_classes, device=device).to(features), (0, 0, len(features), 0))
+    return Nodes((states,), (), codes=(codes,), book=book)
 
 
 class VirtualNodes(GraphEncoding):
@@ -153,12 +174,8 @@ class VirtualNodes(GraphEncoding):
         super().__init__(features, graph, ids, y, n_classes)
         self.direction, self.n_real = direction, len(features)
         self.everywhere, self.tells = everywhere, tells
-        shape, device = (n_classes, features.shape[1]), features.device
-        rows = torch.zeros(shape, device=device)
-        if virtual == "random":
-            rows = torch.randn(shape, generator=generator, device=device)
-        self._states = torch.cat([features, rows.to(features)])
-        self._virtual = torch.arange(self.n_real, self.n_real + n_classes, device=device)
+        self._shown = with_virtual(features, n_classes, virtual, generator)
+        self._virtual = torch.arange(self.n_real, self.n_real + n_classes, device=features.device)
         self._known: tuple[Graph, Graph] | None = None
 
     def shown(self, view: View | None, graph: Graph) -> Nodes:
@@ -166,7 +183,7 @@ class VirtualNodes(GraphEncoding):
             return super().shown(view, graph)
         if self._known is None or self._known[0] is not graph:
             self._known = (graph, self.augmented(graph))
-        return Nodes((self._states,), (self._known[1],))
+        return replace(self._shown, graphs=(self._known[1],))
 
     def augmented(self, graph: Graph) -> Graph:
         """``graph`` with the virtual nodes and their edges."""
@@ -190,7 +207,7 @@ class VirtualNodes(GraphEncoding):
         """Labels as probabilities, ``[n + C, C]``: those of training nodes, equal ones of others."""
         if not self.tells:
             return None
-        found = self._states.new_full((self.n_real + self.n_classes, self.n_classes), 1 / self.n_classes)
+        found = self.features.new_full((self.n_real + self.n_classes, self.n_classes), 1 / self.n_classes)
         found[self.ids] = F.one_hot(self.y, self.n_classes).to(found)
         found[self.n_real :] = torch.eye(self.n_classes, device=found.device)
         return found
@@ -242,14 +259,16 @@ class AppendedLabels(LabelledGraphs):
     """The label stands behind the features, ``[x, label]``; where there is none, 1/C everywhere (FF-LA)."""
 
     def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
-        states = []
+        codes, c = [], self.n_classes
         for number, own in enumerate(labels):
             code = self.features.new_full((len(self.features), self.n_classes), 1 / self.n_classes)
             if others is not None:
                 code.zero_()[:, others[number]] = 1.0
             code[self.ids] = F.one_hot(own, self.n_classes).to(code)
-            states.append(torch.cat([self.features, code], 1))
-        return Nodes(tuple(states), (graph,))
+            codes.append(code)
+        width = self.features.shape[1]
+        book = torch.eye(width + c, device=self.features.device)[width:].to(self.features)
+        return Nodes((F.pad(self.features, (0, c)),), (graph,), codes=tuple(codes), book=book)
 
 
 class LinkedLabels(LabelledGraphs):
@@ -273,10 +292,7 @@ class LinkedLabels(LabelledGraphs):
         virtual: VirtualFeatures = "random",
     ) -> None:
         super().__init__(features, graph, ids, y, n_classes, generator)
-        rows = torch.zeros(n_classes, features.shape[1], device=features.device)
-        if virtual == "random":
-            rows = torch.randn(rows.shape, generator=generator, device=features.device)
-        self._states = torch.cat([features, rows.to(features)])
+        self._shown = with_virtual(features, n_classes, virtual, generator)
 
     def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
         n = len(self.features)
@@ -291,7 +307,7 @@ class LinkedLabels(LabelledGraphs):
                 edges = torch.cat([edges, shown], 1)
             edges = torch.cat([edges, edges.flip(0)], 1)
             graphs.append(graph.with_edges(edges, n + self.n_classes))
-        return Nodes((self._states,), tuple(graphs), leads=others is None)
+        return replace(self._shown, graphs=tuple(graphs), leads=others is None)
 
 
 class Pairs(GraphEncoding):

@@ -180,24 +180,57 @@ class SideBySide:
     """Rows whose columns stand in several matrices: a constant one need not be copied beside a new one.
 
     Args:
-        parts: ``[rows, d]`` each, left to right.
+        parts: ``[m, d]`` each, left to right.
     """
 
-    def __init__(self, *parts: Tensor | SparseMatrix) -> None:
+    def __init__(self, *parts: Columns) -> None:
         self.parts = parts
+        self.shape: tuple[int, ...] = (parts[0].shape[0], sum(part.shape[1] for part in parts))
 
 
-Columns = Tensor | SparseMatrix | SideBySide
+class Repeated:
+    """The same rows several times, one after another.
+
+    Args:
+        part: ``[m, d]``.
+        number: How often.
+    """
+
+    def __init__(self, part: Tensor | SparseMatrix, number: int) -> None:
+        self.part, self.number = part, number
+        self.shape: tuple[int, ...] = (number * part.shape[0], part.shape[1])
+
+
+class Raised:
+    """``base + codes book``: sparse rows, and full ones that are combinations of few.
+
+    Args:
+        base: ``[m, K d]``; K stand side by side.
+        codes: ``[m, K c]``, for each of the K.
+        book: ``[c, d]``.
+    """
+
+    def __init__(self, base: Columns, codes: Columns, book: Tensor) -> None:
+        self.base, self.codes, self.book = base, codes, book
+        self.shape: tuple[int, ...] = base.shape
+
+
+Columns = Tensor | SparseMatrix | SideBySide | Repeated | Raised
 
 
 def times(rows: Columns, *weights: Tensor) -> Tensor:
     """``rows [m, K d]`` times K weights ``[H, d]``, one for each d columns; ``[m, H]``.
 
-    Rows in parts have K times some of the d columns in each part, in order.
+    Rows side by side have K times some of the d columns in each part, in order.
     """
     if isinstance(rows, SideBySide):
         widths = [part.shape[1] // len(weights) for part in rows.parts]
         cut = zip(*(weight.split(widths, 1) for weight in weights), strict=True)
         products = [times(part, *own) for part, own in zip(rows.parts, cut, strict=True)]
         return torch.stack(products).sum(0)
+    if isinstance(rows, Raised):
+        codes = times(rows.codes, *(weight @ rows.book.T for weight in weights))
+        return codes.add_(times(rows.base, *weights))
+    if isinstance(rows, Repeated):
+        return times(rows.part, *weights).repeat(rows.number, 1)
     return rows @ (weights[0] if len(weights) == 1 else torch.cat(weights, 1)).T

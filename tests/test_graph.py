@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpfree import BadValue
 from bpfree.graph import Graph, Nodes, unit_rows
-from bpfree.sparse import SparseMatrix
+from bpfree.sparse import SparseMatrix, times
 from tests.helpers import make_gnn, nodes
 
 
@@ -119,3 +119,24 @@ def test_copies_share_what_never_changes_and_unit_rows_have_length_one() -> None
     assert copy.deepcopy(data.graph) is data.graph
     lengths = unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).norm(dim=1)
     torch.testing.assert_close(lengths, torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_states_in_codes_are_propagated_as_if_they_were_written_out(normalize: bool, shared: bool) -> None:
+    data = nodes()
+    generator = torch.Generator().manual_seed(0)
+    base = data.features * (torch.rand(60, 12, generator=generator) < 0.05)
+    book = torch.rand(2, 12, generator=generator)
+    codes = [torch.eye(2).repeat(30, 1), torch.eye(2).flip(0).repeat(30, 1)]
+    other = data.graph.with_edges(torch.tensor([[0, 3], [1, 2]]), 60)
+    graphs = (data.graph,) if shared else (data.graph, other)
+    apart = Nodes((base,), graphs, codes=tuple(codes), book=book)
+    whole = Nodes(tuple(base + code @ book for code in codes), graphs)
+    weight = torch.rand(5, 12, generator=generator)
+    for wanted, keeps in ((None, True), (torch.tensor([2, 40, 7]), True), (torch.tensor([5, 1]), False)):
+        found, expected = (
+            times(at.wanting(wanted, keeps).rows("front", make, normalize), weight)
+            for at, make in ((apart, counted([])), (whole, counted([])))
+        )
+        torch.testing.assert_close(found, expected)

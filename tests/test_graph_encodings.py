@@ -29,14 +29,14 @@ def test_virtual_edges_come_from_training_labels_alone(direction: Any) -> None:
         expected |= {(b, a) for a, b in expected}
     assert {(int(a), int(b)) for a, b in added.T} == expected
     assert shown.n_nodes == 63
-    assert torch.equal(shown.states[0][:60], DATA.features)
+    assert torch.equal(shown.full(0)[:60], DATA.features)
 
 
 def test_virtual_features_are_drawn_once_or_zero() -> None:
     first, again = (VirtualNodes(*PARTS, "one_way", "random", stream()).nodes(None) for _ in range(2))
-    assert torch.equal(first.states[0], again.states[0])
-    assert first.states[0][60:].abs().min() > 0
-    assert not VirtualNodes(*PARTS, "one_way", "zero").nodes(None).states[0][60:].any()
+    assert torch.equal(first.full(0), again.full(0))
+    assert first.full(0)[60:].abs().min() > 0
+    assert not VirtualNodes(*PARTS, "one_way", "zero").nodes(None).full(0)[60:].any()
 
 
 def test_a_step_asks_about_its_nodes_and_the_virtual_ones_last() -> None:
@@ -84,13 +84,13 @@ def test_appended_labels_stand_behind_the_features() -> None:
     rest = torch.ones(60, dtype=torch.bool)
     rest[DATA.ids] = False
     for number in range(CLASSES):
-        code = shown.states[number][:, 12:]
+        code = shown.full(number)[:, 12:]
         assert torch.equal(code[DATA.ids].argmax(1), encoding.labels[number])
         torch.testing.assert_close(code[rest], torch.full((20, CLASSES), 1 / CLASSES))
-        code = candidates.states[number][:, 12:]
+        code = candidates.full(number)[:, 12:]
         assert torch.equal(code[DATA.ids].argmax(1), DATA.y)
         assert (code[rest].argmax(1) == number).all() and code.sum() == 60
-        assert torch.equal(candidates.states[number][:, :12], DATA.features)
+        assert torch.equal(candidates.full(number)[:, :12], DATA.features)
 
 
 def test_linked_labels_are_edges_and_candidates_link_the_unknown_nodes_alone_to_the_class() -> None:

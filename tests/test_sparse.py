@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bpfree.sparse import Edges, SideBySide, SparseMatrix, times
+from bpfree.sparse import Edges, Raised, Repeated, SideBySide, SparseMatrix, times
 
 
 def test_a_sparse_product_and_its_gradient_are_the_dense_ones_also_with_other_values() -> None:
@@ -67,3 +67,20 @@ def test_rows_in_parts_are_multiplied_as_if_they_stood_in_one_matrix() -> None:
     for part in (below, SparseMatrix.of(below)):
         rows = SideBySide(part, torch.cat([mean_above, own_above], 1))
         torch.testing.assert_close(times(rows, left, right), expected)
+
+
+def test_raised_and_repeated_rows_are_multiplied_as_their_sum_written_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.double)
+
+    base, codes, book = drawn(4, 6), drawn(8, 4), drawn(2, 3)
+    left, right = drawn(5, 3).requires_grad_(), drawn(5, 3).requires_grad_()
+    rows = base.repeat(2, 1) + torch.cat([codes[:, :2] @ book, codes[:, 2:] @ book], 1)
+    expected = rows[:, :3] @ left.T + rows[:, 3:] @ right.T
+    wanted = torch.autograd.grad(expected.square().sum(), (left, right))
+    for part in (base, SparseMatrix.of(base)):
+        found = times(Raised(Repeated(part, 2), codes, book), left, right)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), (left, right)), wanted)

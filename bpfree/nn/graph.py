@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.graph import Graph, Nodes, unit_rows
+from bpfree.graph import Graph, Nodes
 from bpfree.kept import Store
 from bpfree.nn.attention import attend
 from bpfree.sparse import Columns, SparseMatrix, times
@@ -85,16 +85,19 @@ class Aggregate(nn.Module):
 
     def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
-            f"{self.kind} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+            self.kind, lambda states, graph: self.make(states, graph, nodes.store), self.normalize
         )
 
     def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, d]``, or ``[n, 2 d]`` for ``sage``, of states ``[n, d]``."""
-        h = unit(states, store) if self.normalize else states
         if self.kind == "gcn":
-            return propagated(graph.operator("gcn"), h, store)
+            return propagated(graph.operator("gcn"), states, store)
         mean = graph.operator("mean")
-        return store.filled(len(h), lambda at: torch.cat([mean.rows(at) @ h, h[at]], 1)[None])[0]
+
+        def both(at: slice) -> Tensor:
+            return torch.cat([mean.rows(at) @ states, states[at]], 1)[None]
+
+        return store.filled(len(states), both)[0]
 
 
 class Hops(nn.Module):
@@ -111,20 +114,15 @@ class Hops(nn.Module):
 
     def forward(self, nodes: Nodes) -> Columns:
         return nodes.rows(
-            f"hops {self.hops} {self.normalize}", lambda states, graph: self.make(states, graph, nodes.store)
+            f"hops {self.hops}", lambda states, graph: self.make(states, graph, nodes.store), self.normalize
         )
 
     def make(self, states: Tensor, graph: Graph, store: Store) -> Tensor:
         """``[n, (k + 1) F]`` of features ``[n, F]``."""
-        found = [unit(states, store) if self.normalize else states]
+        found = [states]
         for _ in range(self.hops):
             found.append(propagated(graph.operator("gcn"), found[-1], store))
         return store.filled(len(states), lambda at: torch.cat([hop[at] for hop in found], 1)[None])[0]
-
-
-def unit(states: Tensor, store: Store) -> Tensor:
-    """`unit_rows`, kept in ``store``."""
-    return store.filled(len(states), lambda at: unit_rows(states[at])[None])[0]
 
 
 def propagated(operator: SparseMatrix, h: Tensor, store: Store) -> Tensor:
@@ -182,9 +180,7 @@ class Attention(nn.Module):
 
 def features(nodes: Nodes, normalize: bool) -> Columns:
     """The states of all nodes, ``[views * n, d]``, made once; sparse ones as a sparse matrix."""
-    return nodes.wanting(None, keeps=True).rows(
-        f"features {normalize}", lambda states, _: unit(states, nodes.store) if normalize else states
-    )
+    return nodes.wanting(None, keeps=True).rows("features", lambda states, _: states, normalize)
 
 
 class WholeGNN(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bpfree.cascade import Block, Cascade
 from bpfree.data import GraphData
+from bpfree.graph import Nodes
 from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
 from bpfree.nn import Hops, WholeGNN
@@ -83,6 +84,11 @@ class _Unasked(VirtualNodes):
 
     def rows(self, ids: Tensor) -> Tensor:
         return ids
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        # Dropout acts on each value: features are shown as they are.
+        self._shown = Nodes((self._shown.full(0),), ())
 
 
 @dataclass(frozen=True, kw_only=True)
