@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.encodings import Encoding, View
-from bpfree.graph import Graph, Nodes
+from bpfree.graph import SPARSE_BELOW, Graph, Nodes
 from bpfree.kept import Store
 
 Direction = Literal["one_way", "both_ways"]
@@ -134,13 +134,15 @@ def with_virtual(
         virtual: Features of the virtual nodes: ``random``, normal values, or ``zero``.
         generator: For the random ones.
     """
-    states = F.pad(features, (0, 0, 0, n_classes))
-    if virtual == "zero":
-        return Nodes((states,), ())
-    shape, device = (n_classes, features.shape[1]), features.device
-    book = torch.randn(shape, generator=generator, device=device).to(features)
-    codes = F.pad(torch.eye(n_classes, device=device).to(features), (0, 0, len(features), 0))
-    return Nodes((states,), (), codes=(codes,), book=book)
+    rows = features.new_zeros(n_classes, features.shape[1])
+    if virtual == "random":
+        drawn = torch.randn(rows.shape, generator=generator, device=features.device)
+        rows = drawn.to(features)
+    if virtual == "zero" or features.count_nonzero() >= SPARSE_BELOW * features.numel():
+        return Nodes((torch.cat([features, rows]),), ())
+    # A full row would fill those of its neighbours, which are sparse otherwise.
+    codes = F.pad(torch.eye(n_classes).to(features), (0, 0, len(features), 0))
+    return Nodes((F.pad(features, (0, 0, 0, n_classes)),), (), codes=(codes,), book=rows)
 
 
 class VirtualNodes(GraphEncoding):

@@ -128,3 +128,13 @@ def test_views_that_there_are_not_are_refused() -> None:
         GraphEncoding(*PARTS).nodes("candidates")
     with pytest.raises(BadValue, match="plain"):
         AppendedLabels(*PARTS, stream()).nodes("plain")
+
+
+@pytest.mark.parametrize("kind", [VirtualNodes, LinkedLabels])
+def test_sparse_features_and_virtual_ones_are_kept_apart_and_mean_the_same(kind: Any) -> None:
+    few = DATA.features * (torch.rand(DATA.features.shape, generator=stream()) < 0.05)
+    dense, apart = (kind(x, *PARTS[1:], generator=stream()).nodes(None) for x in (DATA.features, few))
+    assert dense.book is None and apart.book is not None
+    assert torch.equal(apart.full(0)[:60], few)
+    assert torch.equal(apart.full(0)[60:], dense.states[0][60:])
+    assert not apart.states[0][60:].any()
