@@ -46,7 +46,9 @@ def test_the_limit_is_that_of_the_mean(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_joules_are_told_where_they_were_metered() -> None:
-    cost = TargetCost(target=0.9, hits=3, n=3, train_s=61.2, train_flops=None, energy_j=12_340.0)
+    cost = TargetCost(
+        target=0.9, hits=3, n=3, train_s=61.2, train_cpu_s=None, train_flops=None, energy_j=12_340.0
+    )
     assert claim.told("predsim", cost) == "predsim to 90%: 61.2 s, 12.3 kJ"
 
 
