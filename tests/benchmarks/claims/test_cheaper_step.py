@@ -52,7 +52,7 @@ def test_the_claim_is_measured_with_its_controls(kept: bool, monkeypatch: pytest
     assert list(found["batches"]) == ["512", "512, memory kept"][: 1 + kept]
     assert ("memory kept" in found["figure"]) == kept
     one = found["batches"]["512"]
-    assert set(one["pages_a_step"]) == set(one["seconds"])
+    assert set(one.get("pages_a_step", one["seconds"])) == set(one["seconds"])
     assert set(one["seconds"]) == {"analytic", "autograd", "backprop", "checkpointing"}
     for name, ratio in one["ratios"].items():
         ours, control = name.split(" / ")
@@ -66,23 +66,33 @@ def test_the_claim_is_measured_with_its_controls(kept: bool, monkeypatch: pytest
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_memory_that_is_kept_costs_no_page_again() -> None:
     code = """
+import ctypes
+import mmap
 import torch
 from benchmarks.claims import cheaper_step as claim
 torch.set_num_threads(1)
 
 def pages():
     before = claim.page_faults()
-    # Sixteen at a time: together far more than malloc would keep of its own accord.
     parts = [torch.ones(2**21) for _ in range(16)]
     return claim.page_faults() - before
 
+# Memory that malloc has no part in: a system that counts no page here counts none at all.
+before, fresh = claim.page_faults(), mmap.mmap(-1, 2**24)
+fresh.write(bytes(2**24))
+print(claim.page_faults() - before)
+# What malloc keeps of its own accord hangs on how memory lies; told to, it gives every piece back.
+assert ctypes.CDLL(None).mallopt(claim.MMAP_THRESHOLD, 2**20)
 first = [pages() for _ in range(5)][-1]
 assert claim.keep_memory()
 print(first, [pages() for _ in range(5)][-1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, done.stdout.split())
-    assert given_back > 10_000 and kept < 100
+    fresh, given_back, kept = map(int, done.stdout.split())
+    if fresh == 0:
+        pytest.skip("this system does not count the pages that it hands out")
+    # Sixteen pieces of four huge pages each, where the system hands out such.
+    assert given_back >= 64 and kept <= 12
 
 
 def test_all_arms_but_the_local_ones_take_the_same_steps() -> None:
