@@ -67,10 +67,18 @@ def _arm(study: ArmStudy) -> Mapped:
         "history": [_trial(trial) for trial in trials],
     }
     if complete:
-        best = max(complete, key=lambda t: (t.value, -t.number))
+        best = _best(study.arm, complete)
         found["best"] = {**_trial(best), "cells": best.user_attrs["cells"]}
         found["edge"] = at_edge(study.arm, best.params)
     return found
+
+
+def _best(arm: Arm, complete: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The winner; of several that are as good, one inside the space rather than at its edge, then the first.
+
+    A small validation part knows few values, so ties are common, and the trials come in random order.
+    """
+    return max(complete, key=lambda t: (t.value, -len(at_edge(arm, t.params)), -t.number))
 
 
 def _trial(trial: FrozenTrial) -> Mapped:
