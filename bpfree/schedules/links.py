@@ -14,14 +14,15 @@ from torch import Tensor
 
 from bpfree._errors import BpfreeError, WireError, WorkerLost
 
-#: Numbers in a header: step, type, number of dimensions, and up to eight sizes.
-HEADER = 11
+#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so what
+#: follows is aligned as torch aligns its own memory: elsewhere some processors add products up in another order.
+HEADER = 16
 _BYTES = 8 * HEADER
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
 
 
 def pack(index: int, rows: Tensor, capacity: int) -> Tensor:
-    """A message, ``[88 + capacity]`` bytes in host memory: a header, the tensor, and room to spare.
+    """A message, ``[128 + capacity]`` bytes in host memory: a header, the tensor, and room to spare.
 
     Args:
         index: Number of the step.
