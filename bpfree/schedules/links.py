@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bpfree._errors import BpfreeError, WireError, WorkerLost
 
-#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so what
-#: follows is aligned as torch aligns its own memory: elsewhere some processors add products up in another order.
+#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so that what
+#: follows is aligned as torch aligns its own memory: elsewhere products may add up in another order.
 HEADER = 16
 _BYTES = 8 * HEADER
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
