@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bpfree._errors import BpfreeError, WireError, WorkerLost
 
-#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so that what
+#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so what
 #: follows is aligned as torch aligns its own memory: elsewhere products may add up in another order.
 HEADER = 16
 _BYTES = 8 * HEADER
