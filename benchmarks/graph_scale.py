@@ -17,8 +17,8 @@ counts little. Backpropagation is there twice:
 
 The claim is that both take at least 15 times as long, and save at least 10 times as many bytes for backward.
 
-The curves change one thing at a time. Their points are timed over a few epochs, at least as long as what is done
-once takes, and reckoned up to 100: that, and 100 times what an epoch takes.
+The curves change one thing at a time. Their points are timed over a few epochs, at least as long as what is
+done once takes, and reckoned up to 100: that, and 100 times what an epoch takes.
 """
 
 from __future__ import annotations
