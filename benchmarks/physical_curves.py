@@ -43,7 +43,12 @@ LABELS = {
 }
 
 #: The drift while training goes on: how far, how often, epochs between two moves, and after the last.
-STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 60
+STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 200
+#: Its seeds, more since it is about a point; its arms: whether the device moves, whether training goes on.
+RECOVERY_SEEDS = (0, 1, 2, 3, 4, 5)
+RECOVERY = {"learns on": (True, True), "stays": (True, False), "never moved": (False, True)}
+#: Readings at the end over which it is judged: from one to the next the accuracy on 55 vowels swings by points.
+LAST = 10
 
 
 @functools.cache
@@ -151,14 +156,17 @@ def against_passes(data: Splits) -> dict[str, Any]:
 
 
 def recovery(data: Splits) -> dict[str, Any]:
-    """The device moves again and again, then stands still: weights that learn on, and weights that stay."""
-    found: dict[str, list[list[float]]] = {"learns on": [], "stays": []}
-    for seed in SEEDS:
-        for name, learns in (("learns on", True), ("stays", False)):
+    """The device moves again and again, then stands still: weights that learn on, and weights that stay.
+
+    Beside them weights that learn on behind a device that never moved.
+    """
+    found: dict[str, list[list[float]]] = {name: [] for name in RECOVERY}
+    for seed in RECOVERY_SEEDS:
+        for name, (moves, learns) in RECOVERY.items():
             trainer = fitted("physical", data, seed)
             accuracies = [float(trainer.evaluate(data.test)["accuracy"])]
-            moves = [STEP] * STEPS + [0.0] * (EPOCHS_AFTER // EPOCHS_BETWEEN)
-            for number, step in enumerate(moves):
+            steps = [STEP * moves] * STEPS + [0.0] * (EPOCHS_AFTER // EPOCHS_BETWEEN)
+            for number, step in enumerate(steps):
                 system(trainer).disturb(step, seed=100 * seed + number)
                 if learns:
                     trainer.fit(data.train, **{**lessons("physical"), "epochs": EPOCHS_BETWEEN})
@@ -194,7 +202,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     axes[3].set_xscale("log")
     axes[3].set_xlabel("rows sent in training")
     axes[3].legend(fontsize=7)
-    for arm in ("learns on", "stays"):
+    for arm in RECOVERY:
         runs = figures["recovery"][arm]
         axes[4].plot([100 * mean([run[i] for run in runs]) for i in range(len(runs[0]))], "o-", label=arm)
     axes[4].axvline(STEPS, color="grey", ls=":")
@@ -206,7 +214,10 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    """Make all curves; returns 0 if weights that learn on recover to within a point, and others do not."""
+    """Make all curves; 0 if weights that learn on recover, and weights that stay do not.
+
+    Recovered is who is within a point of the weights whose device never moved.
+    """
     data = bpfree.data.load("vowel_formants", standardize=True)
     figures = {
         "mismatch": against_mismatch(data),
@@ -216,12 +227,13 @@ def main() -> int:
         "recovery": recovery(data),
     }
     draw(figures, Path(__file__).parent.parent / "docs" / "physical_curves.png")
-    before, after, stayed = (
-        mean([run[i] for run in figures["recovery"][arm]])
-        for arm, i in (("learns on", 0), ("learns on", -1), ("stays", -1))
-    )
-    figures["summary"] = {"before": before, "learns on, after": after, "stays, after": stayed}
-    return record("physical_curves", figures, before - after <= 0.01 and before - stayed > 0.01)
+    end = {name: mean([mean(run[-LAST:]) for run in figures["recovery"][name]]) for name in RECOVERY}
+    before = mean([run[0] for name in RECOVERY for run in figures["recovery"][name]])
+    figures["summary"] = {"before, one reading": before} | {
+        f"{name}, last {LAST} readings": value for name, value in end.items()
+    }
+    lost = {name: end["never moved"] - value for name, value in end.items()}
+    return record("physical_curves", figures, lost["learns on"] <= 0.01 < lost["stays"])
 
 
 if __name__ == "__main__":
