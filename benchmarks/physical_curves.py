@@ -47,7 +47,7 @@ STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 200
 #: Its seeds, more since it is about a point; its arms: whether the device moves, whether training goes on.
 RECOVERY_SEEDS = (0, 1, 2, 3, 4, 5)
 RECOVERY = {"learns on": (True, True), "stays": (True, False), "never moved": (False, True)}
-#: Readings at the end over which it is judged: from one to the next the accuracy on 55 vowels swings by points.
+#: Readings at the end over which it is judged: from one to the next, accuracy on 55 vowels swings by points.
 LAST = 10
 
 
