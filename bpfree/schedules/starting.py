@@ -54,8 +54,10 @@ def crew(schedule: Schedule, pipeline: Pipeline, device: torch.device) -> Iterat
         from torch.distributed.distributed_c10d import PrefixStore
 
         store, rank, size = _rendezvous()
-        # Each run has names of its own in the store: it must not meet the addresses of an earlier one.
-        store = PrefixStore(f"bpfree/{next(_RUNS)}", store)
+        # Each run has names of its own in the store, and so has each start by torchrun, which may keep it: a
+        # worker must not meet the addresses of workers that are gone.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"bpfree/{start}/{next(_RUNS)}", store)
         timeout = timedelta(seconds=pipeline.timeout_s)
         dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
     workers: Workers | None = None

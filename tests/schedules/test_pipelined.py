@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import time
 from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from bpfree import (
     MonoForward,
     Trainer,
 )
-from bpfree.schedules import Workers
+from bpfree.schedules import Workers, starting
 from bpfree.schedules.crew import balanced, costs
 from bpfree.schedules.pipelined import check_pipelined
 from tests.helpers import CLASSES, easy, make_gnn, make_mlp, nodes, snapshot
@@ -82,6 +85,23 @@ def twice() -> list[dict[str, Any]]:
 
 def test_workers_that_torchrun_starts_make_and_end_a_process_group_for_each_run() -> None:
     for found in run(None, 2, twice):
+        for each in found:
+            same(each, fitted("mono_forward", "simultaneous"))
+
+
+def restarted() -> list[dict[str, Any]]:
+    found = []
+    for start in ("0", "1"):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = start
+        starting._RUNS = itertools.count()  # as in a process that has just begun
+        if start == "1" and os.environ["RANK"] == "0":
+            time.sleep(1)  # the other one asks for its address before it has a new one
+        found.append(fitted("mono_forward", "pipelined"))
+    return found
+
+
+def test_workers_that_torchrun_starts_again_do_not_meet_the_addresses_of_those_that_are_gone() -> None:
+    for found in run(None, 2, restarted):
         for each in found:
             same(each, fitted("mono_forward", "simultaneous"))
 
