@@ -45,7 +45,7 @@ def test_it_compares_by_seed_and_makes_no_row_twice(
 def test_its_own_configuration_gives_every_arm_the_same_net_data_and_passes() -> None:
     config = read_yaml(strong_nets.CONFIG)
     arms = [config["trainer"], *(control["trainer"] for control in config["controls"])]
-    assert all(set(control) <= {"label", "trainer"} for control in config["controls"])
+    assert all(set(control) <= {"label", "trainer", "tuning"} for control in config["controls"])
     assert {"backprop", "backprop_ds", "mono_forward", "random_features"} < {arm["id"] for arm in arms}
     assert config["net"] == {"name": "vgg8b", "width": 0.25}
     assert (config["dataset"]["train_size"], len(config["seeds"])) == (10_000, 3)
