@@ -228,7 +228,7 @@ def main() -> int:
     }
     draw(figures, Path(__file__).parent.parent / "docs" / "physical_curves.png")
     end = {name: mean([mean(run[-LAST:]) for run in figures["recovery"][name]]) for name in RECOVERY}
-    before = mean([run[0] for name in RECOVERY for run in figures["recovery"][name]])
+    before = mean([run[0] for run in figures["recovery"]["never moved"]])
     figures["summary"] = {"before, one reading": before} | {
         f"{name}, last {LAST} readings": value for name, value in end.items()
     }

@@ -70,9 +70,8 @@ def measure(
         print(f"  in peace: accuracy {calm['accuracy']:.4f}", flush=True)
         spec = replace(spec, checkpoint=str(folder / "run"))
         with open(folder / "log", "wb") as log:
-            # Workers that do not meet in time, on a busy machine, cost a restart as well.
             run = subprocess.Popen(
-                command(spec, folder, restarts=2 * kills), env=environment(spec), stdout=log, stderr=log
+                command(spec, folder, restarts=kills), env=environment(spec), stdout=log, stderr=log
             )
             struck = strike(run, folder, kills, apart, draw)
             code = run.wait()

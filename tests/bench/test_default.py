@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bpfree.bench.cell import run
 from bpfree.bench.config import cells
 from bpfree.bench.default import DIGITS, PHYSICAL
@@ -43,6 +45,26 @@ def test_mono_forward_and_its_twins_have_what_won_as_many_trials_for_each() -> N
         assert summary["fit"][found["label"]]["batch_size"] == cell.fit["batch_size"]
     assert len({json.dumps(cell.fit) for cell in arms.values()}) == 1  # one stop rule
     assert not set(range(5)) & set(summary["seeds"])
+
+
+@pytest.mark.parametrize(
+    ("config", "search"),
+    [(f"physical_{name}", f"physical_{name}") for name in
+     ("vowels7_acoustic", "vowels12_acoustic", "vowels12_optical", "vowels12_microwave", "mnist_optical")]
+    + [("strong/predsim_mnist_quarter", "predsim_mnist_quarter")],
+)  # fmt: skip
+def test_rates_are_the_winners_of_their_search(config: str, search: str) -> None:
+    summary = json.loads((ROOT / f"benchmarks/results/tuning_{search}/summary.json").read_text())
+    runs = cells(read_yaml(ROOT / f"configs/{config}.yaml"))
+    arms = {cell.arm: cell for cell in runs}
+    (trials,) = {found["trials"] for found in summary["arms"]}
+    for found in summary["arms"]:
+        cell, values = arms[found["label"]], [t["value"] for t in found["history"]]
+        assert found["best"]["value"] == max(values) and len(values) == trials
+        assert cell.trainer["lr"] == found["best"]["params"]["lr"]
+        assert cell.tuning == {"trials": trials, "seconds": round(found["seconds"], 1)}
+    assert arms.keys() == {*(found["label"] for found in summary["arms"]), *summary["not_searched"]}
+    assert not {cell.seed for cell in runs} & set(summary["seeds"])
 
 
 def test_every_arm_through_devices_gives_a_row(tmp_path: Path) -> None:

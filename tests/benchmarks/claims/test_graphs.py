@@ -1,5 +1,7 @@
 """The claim about large graphs, at a small size."""
 
+import pytest
+
 from benchmarks import graph_scale
 from benchmarks.claims import graphs
 
@@ -17,3 +19,21 @@ def test_the_leanest_backpropagation_decides() -> None:
     assert graph_scale.holds(enough)
     assert not graph_scale.holds(enough | {"lean_time_ratio": 14.9})
     assert not graph_scale.holds(enough | {"lean_saved_ratio": 9.9})
+
+
+@pytest.mark.parametrize(
+    ("once", "epoch", "asked"), [(1.0, 0.5, [1, 5]), (1.0, 0.1, [1, 5, 17]), (9.0, 0.01, [1, 5, 17, 65, 100])]
+)
+def test_epochs_are_timed_at_least_as_long_as_what_is_done_once(
+    once: float, epoch: float, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def run(kind: str, data: object, depth: int, epochs: int) -> tuple[None, float]:
+        found.append(epochs)
+        return None, once + epochs * epoch
+
+    monkeypatch.setattr(graph_scale, "run", run)
+    seconds = graph_scale.reckoned("plain", None, 1, 4)  # type: ignore[arg-type]
+    assert seconds == pytest.approx(once + 100 * epoch)
+    assert found == asked
