@@ -102,6 +102,11 @@ class Ends:
     pairs: Tensor
 
 
+def mostly_zero(values: Tensor) -> bool:
+    """Whether a sparse matrix of ``values`` costs less than they do."""
+    return bool(values.count_nonzero() < SPARSE_BELOW * values.numel())
+
+
 def unit_rows(x: Tensor) -> Tensor:
     """Each row divided by its Euclidean length plus 1e-8; ``[n, d]``."""
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)  # type: ignore[no-any-return]
@@ -124,6 +129,7 @@ class Nodes(Constant):
         wanted: The nodes that are asked about, ``[m]``; None: all.
         keeps: Whether the rows of ``wanted`` will be asked for again: then they are kept as well.
         leads: Whether only the first view's states go up, for all views.
+        sparse: Whether the states are zeros for the most part; rows made of them are kept sparse if they are.
         pairs: Pairs of nodes that readouts are to judge, ``[B, 2]``; None: nodes.
         memo: What fronts have answered; None: nothing is kept.
         store: Where it is kept, but for sparse rows, and where states go that these are raised to.
@@ -137,6 +143,7 @@ class Nodes(Constant):
     wanted: Tensor | None = None
     keeps: bool = False
     leads: bool = False
+    sparse: bool = False
     pairs: Tensor | None = None
     memo: dict[Any, Any] | None = field(default_factory=dict)
     store: Store = field(default_factory=Store)
@@ -175,7 +182,7 @@ class Nodes(Constant):
         states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
         kept: dict[Any, Any] | None = None if self.memo is None else {}
         states = states[:1] if self.leads else states
-        return replace(self, states=states, beside=None, codes=(), book=None, memo=kept)
+        return replace(self, states=states, beside=None, codes=(), book=None, sparse=False, memo=kept)
 
     def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor], normalize: bool = False) -> Columns:
         """What ``make`` makes of states and graph for the nodes asked about, ``[views * m, d']``.
@@ -226,7 +233,7 @@ class Nodes(Constant):
             parts, self.store if self.memo is not None and self.keeps else Store()
         )
         assert isinstance(found, Tensor)
-        if values is self.states and self.keeps and found.count_nonzero() < SPARSE_BELOW * found.numel():
+        if values is self.states and self.sparse and self.keeps and mostly_zero(found):
             found = SparseMatrix.of(found)
         return found if len(parts) == self.views else Repeated(found, self.views)
 
@@ -237,21 +244,27 @@ class Nodes(Constant):
 
     def _lengths(self) -> list[Tensor]:
         """Lengths of the states, by view, ``[n, 1]``; the same tensor where they are equal."""
-        if self.memo is not None and "lengths" in self.memo:
-            return self.memo["lengths"]  # type: ignore[no-any-return]
+        key = ("lengths", self.views)
+        if self.memo is not None and key in self.memo:
+            return self.memo[key]  # type: ignore[no-any-return]
         found: list[Tensor] = []
         known: dict[tuple[int, int], Tensor] = {}
         for number in range(self.views):
             states = self.states[number % len(self.states)]
             codes = self.codes[number % len(self.codes)] if self.codes else states
-            key = (id(states), id(codes))
-            if key not in known:
-                known[key] = _lengths(states, codes, self.book)
-            found.append(known[key])
+            made_of = (id(states), id(codes))
+            if made_of not in known:
+                known[made_of] = _lengths(states, codes, self.book)
+            found.append(known[made_of])
         found = [found[0] if torch.equal(length, found[0]) else length for length in found]
         if self.memo is not None:
-            self.memo["lengths"] = found
+            self.memo[key] = found
         return found
+
+    def columns(self, normalize: bool) -> Columns:
+        """The states of all nodes, ``[n, d]``, or ``[views * n, d]`` where they differ by view; made once."""
+        alike = replace(self, graphs=self.graphs[:1], wanted=None, keeps=True)
+        return alike.rows("states", lambda states, _: states, normalize)
 
     def operator(self, kind: str) -> SparseMatrix:
         """Of the first view's graph, the rows of `Graph.operator` that are asked about, ``[m, n]``."""

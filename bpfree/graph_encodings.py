@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.encodings import Encoding, View
-from bpfree.graph import SPARSE_BELOW, Graph, Nodes
+from bpfree.graph import Graph, Nodes, mostly_zero
 from bpfree.kept import Store
 
 Direction = Literal["one_way", "both_ways"]
@@ -38,6 +38,7 @@ class GraphEncoding(Encoding):
 
     def __init__(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor, n_classes: int) -> None:
         self.features, self.graph, self.ids, self.y, self.n_classes = features, graph, ids, y, n_classes
+        self.sparse = mostly_zero(features)
         self._all: Tensor | None = None
         self._memos: WeakValueDictionary[tuple[Any, ...], _Memo] = WeakValueDictionary()
         self._stepped: Nodes | None = None
@@ -61,7 +62,7 @@ class GraphEncoding(Encoding):
         Raises:
             BadValue: If this encoding has no such view.
         """
-        found = self.shown(view, self.graph if graph is None else graph)
+        found = replace(self.shown(view, self.graph if graph is None else graph), sparse=self.sparse)
         if not keep:
             return replace(found, memo=None)
         store = store or Store()
@@ -138,7 +139,7 @@ def with_virtual(
     if virtual == "random":
         drawn = torch.randn(rows.shape, generator=generator, device=features.device)
         rows = drawn.to(features)
-    if virtual == "zero" or features.count_nonzero() >= SPARSE_BELOW * features.numel():
+    if virtual == "zero" or not mostly_zero(features):
         return Nodes((torch.cat([features, rows]),), ())
     # A full row would fill those of its neighbours, which are sparse otherwise.
     codes = F.pad(torch.eye(n_classes).to(features), (0, 0, len(features), 0))

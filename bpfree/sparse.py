@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -104,13 +105,18 @@ class _Product(torch.autograd.Function):
         ctx.matrix, ctx.dtype = matrix, x.dtype
         # There are no products of sparse matrices in half precision everywhere.
         with torch.autocast(x.device.type, enabled=False):
-            return matrix._forward @ x.to(matrix.value.dtype)
+            return multiply(matrix._forward, x.to(matrix.value.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         with torch.autocast(grad.device.type, enabled=False):
-            found: Tensor = ctx.matrix.transposed @ grad.to(ctx.matrix.value.dtype).contiguous()
+            found = multiply(ctx.matrix.transposed, grad.to(ctx.matrix.value.dtype).contiguous())
         return None, found.to(ctx.dtype)
+
+
+def multiply(sparse: Tensor, x: Tensor) -> Tensor:
+    """``sparse [n, m]`` times ``x [m, H]``, without a gradient; `@` would fill and copy one more map."""
+    return x.new_empty(len(sparse), x.shape[1]).addmm_(sparse, x, beta=0.0)
 
 
 def _pointers(row: Tensor, n: int) -> Tensor:
@@ -134,16 +140,29 @@ class Edges(Constant):
         n_sources: n.
     """
 
-    #: Edges whose rows are multiplied at a time: so many stay in a core's cache.
-    CHUNK = 512
-
     def __init__(self, source: Tensor, target: Tensor, own: Tensor, n_sources: int) -> None:
         order = torch.argsort(target * n_sources + source)
         self.source, self.target, self.own, self.n_sources = source[order], target[order], own, n_sources
         self._pointers = _pointers(self.target, len(own))
         self._turn = torch.argsort(self.source * len(own) + self.target)
-        self._turned_pointers = _pointers(self.source, n_sources)
+        self._turned_pointers, self._turned_target = (
+            _pointers(self.source, n_sources),
+            self.target[self._turn],
+        )
         self._places = torch.arange(len(source), device=source.device)
+        self._parted: dict[int, Edges] = {}
+
+    def parted(self, number: int) -> Edges:
+        """Where each source and each row is ``number`` of them, one after another, that never meet; made
+        once.
+        """
+        if number not in self._parted:
+            at = torch.arange(number, device=self.source.device)
+            source, target, own = (
+                (whole.unsqueeze(1) * number + at).flatten() for whole in (self.source, self.target, self.own)
+            )
+            self._parted[number] = Edges(source, target, own, self.n_sources * number)
+        return self._parted[number]
 
     def matrix(self, value: Tensor) -> Tensor:
         """The CSR matrix ``[r, n]`` with a value ``[E]`` for each edge."""
@@ -152,14 +171,14 @@ class Edges(Constant):
     def turned_matrix(self, value: Tensor) -> Tensor:
         """The transpose of `matrix`."""
         shape = (self.n_sources, len(self.own))
-        return _csr(self._turned_pointers, self.target[self._turn], value[self._turn], shape)
+        return _csr(self._turned_pointers, self._turned_target, value[self._turn], shape)
 
     def into_rows(self, value: Tensor) -> Tensor:
-        """Sums ``[r, K]`` of values ``[E, K]`` over the edges into each row."""
+        """Sums ``[r]`` of values ``[E]`` over the edges into each row."""
         return self._sums(self._pointers, self._places, value)
 
     def into_sources(self, value: Tensor) -> Tensor:
-        """Sums ``[n, K]`` of values ``[E, K]`` over the edges from each source."""
+        """Sums ``[n]`` of values ``[E]`` over the edges from each source."""
         return self._sums(self._turned_pointers, self._turn, value)
 
     def _sums(self, pointers: Tensor, edges: Tensor, value: Tensor) -> Tensor:
@@ -167,13 +186,14 @@ class Edges(Constant):
         return _csr(pointers, edges, one, (len(pointers) - 1, len(value))) @ value
 
     def largest(self, value: Tensor) -> Tensor:
-        """The largest of the values ``[E, K]`` of the edges into each row, ``[r, K]``."""
+        """The largest of the values ``[E]`` of the edges into each row, ``[r]``."""
         return torch.segment_reduce(value, "max", offsets=self._pointers, unsafe=True)
 
     def inner(self, rows: Tensor, sources: Tensor) -> Tensor:
-        """Inner products ``[E, K]`` over D of both ends: ``rows [r, K, D]``, ``sources [n, K, D]``."""
-        parts = zip(self.target.split(self.CHUNK), self.source.split(self.CHUNK), strict=True)
-        return torch.cat([(rows.index_select(0, r) * sources.index_select(0, n)).sum(2) for r, n in parts])
+        """Inner products ``[E]`` of both ends: ``rows [r, D]``, ``sources [n, D]``."""
+        places = self.matrix(rows.new_zeros(len(self.source)))
+        found: Tensor = torch.sparse.sampled_addmm(places, rows, sources.T, beta=0.0).values()
+        return found
 
 
 class SideBySide:
@@ -215,7 +235,41 @@ class Raised:
         self.shape: tuple[int, ...] = base.shape
 
 
-Columns = Tensor | SparseMatrix | SideBySide | Repeated | Raised
+class Propagated:
+    """What operators of graphs make of the states of all nodes, not multiplied out: ``A (X W)`` takes fewer
+    multiplications than ``(A X) W`` where X is sparse, since A X is less so.
+
+    Args:
+        states: Of all nodes, ``[n, d]``, or ``[views * n, d]``.
+        operators: For each view, ``[n, n]``.
+        own: Whether the states themselves stand beside what is made of them.
+        wanted: The rows that are asked for, ``[m]``; None: all.
+    """
+
+    def __init__(
+        self, states: Columns, operators: Sequence[SparseMatrix], own: bool, wanted: Tensor | None
+    ) -> None:
+        self.states, self.own, self.wanted = states, own, wanted
+        self.operators = [one if wanted is None else one.picked(wanted) for one in operators]
+        m, self.n_nodes = self.operators[0].shape
+        self.shape: tuple[int, ...] = (len(operators) * m, states.shape[1] * (2 if own else 1))
+
+    def times(self, weight: Tensor, beside: Tensor | None = None) -> Tensor:
+        """``[views * m, H]`` of ``weight [H, d]`` for what is made, and one for what stands beside it."""
+        products = self._by_view(weight)
+        found = torch.cat([operator @ x for operator, x in zip(self.operators, products, strict=True)])
+        if beside is None:
+            return found
+        return found + torch.cat(
+            [x if self.wanted is None else x[self.wanted] for x in self._by_view(beside)]
+        )
+
+    def _by_view(self, weight: Tensor) -> list[Tensor]:
+        product = times(self.states, weight).view(-1, self.n_nodes, len(weight)).unbind(0)
+        return [product[view % len(product)] for view in range(len(self.operators))]
+
+
+Columns = Tensor | SparseMatrix | SideBySide | Repeated | Raised | Propagated
 
 
 def times(rows: Columns, *weights: Tensor) -> Tensor:
@@ -223,6 +277,8 @@ def times(rows: Columns, *weights: Tensor) -> Tensor:
 
     Rows side by side have K times some of the d columns in each part, in order.
     """
+    if isinstance(rows, Propagated):
+        return rows.times(*weights)
     if isinstance(rows, SideBySide):
         widths = [part.shape[1] // len(weights) for part in rows.parts]
         cut = zip(*(weight.split(widths, 1) for weight in weights), strict=True)
@@ -230,6 +286,9 @@ def times(rows: Columns, *weights: Tensor) -> Tensor:
         return torch.stack(products).sum(0)
     if isinstance(rows, Raised):
         codes = times(rows.codes, *(weight @ rows.book.T for weight in weights))
+        if isinstance(rows.base, Repeated):
+            by_view = codes.view(rows.base.number, -1, codes.shape[1])
+            return by_view.add_(times(rows.base.part, *weights)).flatten(0, 1)
         return codes.add_(times(rows.base, *weights))
     if isinstance(rows, Repeated):
         return times(rows.part, *weights).repeat(rows.number, 1)

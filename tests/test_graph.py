@@ -82,7 +82,7 @@ def test_what_a_front_made_is_made_again_for_another_input_or_graph_alone() -> N
 
 def test_rows_that_are_kept_are_the_very_same_and_sparse_ones_are_sparse() -> None:
     features = torch.eye(60)
-    here = Nodes((features,), (nodes().graph,)).wanting(torch.arange(20), keeps=True)
+    here = Nodes((features,), (nodes().graph,), sparse=True).wanting(torch.arange(20), keeps=True)
     made = here.rows("front", lambda states, _: states)
     assert isinstance(made, SparseMatrix)
     assert torch.equal(made.dense(), features[:20])

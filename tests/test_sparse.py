@@ -33,25 +33,33 @@ def test_sums_largest_and_inner_products_along_edges_are_those_of_a_loop() -> No
     edges, pairs = some_edges()
     assert sorted(zip(edges.source.tolist(), edges.target.tolist(), strict=True)) == sorted(pairs)
     generator = torch.Generator().manual_seed(0)
-    value = torch.rand(7, 2, generator=generator)
-    rows, sources = torch.rand(3, 2, 6, generator=generator), torch.rand(5, 2, 6, generator=generator)
-    into_rows, into_sources = torch.zeros(3, 2), torch.zeros(5, 2)
-    largest, matrix = torch.full((3, 2), -torch.inf), torch.zeros(3, 5)
-    inner = torch.empty(7, 2)
+    value = torch.rand(7, generator=generator)
+    rows, sources = torch.rand(3, 6, generator=generator), torch.rand(5, 6, generator=generator)
+    into_rows, into_sources = torch.zeros(3), torch.zeros(5)
+    largest, matrix = torch.full((3,), -torch.inf), torch.zeros(3, 5)
+    inner = torch.empty(7)
     for e, (s, r) in enumerate(zip(edges.source.tolist(), edges.target.tolist(), strict=True)):
         into_rows[r] += value[e]
         into_sources[s] += value[e]
         largest[r] = torch.maximum(largest[r], value[e])
-        matrix[r, s] = value[e, 0]
-        inner[e] = (rows[r] * sources[s]).sum(1)
+        matrix[r, s] = value[e]
+        inner[e] = rows[r] @ sources[s]
     torch.testing.assert_close(edges.into_rows(value), into_rows)
     torch.testing.assert_close(edges.into_sources(value), into_sources)
     assert torch.equal(edges.largest(value), largest)
-    assert torch.equal(edges.matrix(value[:, 0]).to_dense(), matrix)
-    assert torch.equal(edges.turned_matrix(value[:, 0]).to_dense(), matrix.T)
+    assert torch.equal(edges.matrix(value).to_dense(), matrix)
+    assert torch.equal(edges.turned_matrix(value).to_dense(), matrix.T)
     torch.testing.assert_close(edges.inner(rows, sources), inner)
-    edges.CHUNK = 2  # type: ignore[misc]
-    torch.testing.assert_close(edges.inner(rows, sources), inner)
+
+
+def test_parts_of_nodes_have_the_edges_of_their_nodes_and_meet_no_other_part() -> None:
+    edges, pairs = some_edges()
+    parted = edges.parted(3)
+    found = list(zip(parted.source.tolist(), parted.target.tolist(), strict=True))
+    assert sorted(found) == sorted((3 * s + part, 3 * r + part) for s, r in pairs for part in range(3))
+    assert parted.own.tolist() == [3 * own + part for own in (0, 4, 2) for part in range(3)]
+    assert parted.n_sources == 15
+    assert edges.parted(3) is parted
 
 
 def test_rows_in_parts_are_multiplied_as_if_they_stood_in_one_matrix() -> None:

@@ -90,6 +90,7 @@ def _rules() -> dict[Any, _Rule]:
         # torch's counter passes over what works in place.
         aten.addmm_: _raw(lambda _c, a, b, **_: _product(a, b, b.shape[1])),
         aten.baddbmm_: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
+        aten.sparse_sampled_addmm: _raw(lambda c, a, _b, **_: 2 * c._nnz() * a.shape[1]),
         aten._sparse_addmm: _raw(lambda _c, a, b, **_: _product(a, b, b.shape[1])),
         aten.linalg_cholesky_ex: lambda a, **_: prod(a) * a[-1] // 3,
         aten.linalg_lu_factor_ex: lambda a, **_: 2 * prod(a) * a[-1] // 3,

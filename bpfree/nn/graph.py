@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree.graph import Graph, Nodes
 from bpfree.kept import Store
 from bpfree.nn.attention import attend
-from bpfree.sparse import Columns, SparseMatrix, times
+from bpfree.sparse import Columns, Propagated, SparseMatrix, times
 
 GraphKind = Literal["gcn", "sage", "gat"]
 
@@ -55,11 +55,16 @@ class GNN(nn.Module):
             warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
             from torch_geometric.nn import GATConv, GCNConv, SAGEConv
         if self.kind == "gcn":
-            return GCNConv(width_in, width_out)
-        if self.kind == "sage":
-            return SAGEConv(width_in, width_out)
-        heads = self.heads if width_out % self.heads == 0 else 1
-        return GATConv(width_in, width_out // heads, heads=heads)
+            made = GCNConv(width_in, width_out)
+        elif self.kind == "sage":
+            made = SAGEConv(width_in, width_out)
+        else:
+            heads = self.heads if width_out % self.heads == 0 else 1
+            made = GATConv(width_in, width_out // heads, heads=heads)
+        for weight in (p for p in made.parameters() if p.dim() == 2):
+            # Products with sparse matrices take and give weights turned; lying so, none need be copied.
+            weight.data = weight.data.T.contiguous().T
+        return made
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """``[n, d]`` of features ``[n, F]``: the convolutions one after another, ReLU between them."""
@@ -72,7 +77,8 @@ class Aggregate(nn.Module):
     """The fixed part of a GCN or SAGE layer: states to what the learned part multiplies.
 
     ``gcn``: ``A norm(h)``, with A of `Graph.operator`; ``sage``: the mean over neighbours beside the node's
-    own, ``[mean norm(h), norm(h)]``.
+    own, ``[mean norm(h), norm(h)]``. Of sparse states it is not written out, but where the rows of some nodes
+    are asked for again and again.
 
     Args:
         kind: Which of the two.
@@ -84,6 +90,10 @@ class Aggregate(nn.Module):
         self.kind, self.normalize = kind, normalize
 
     def forward(self, nodes: Nodes) -> Columns:
+        if nodes.sparse and (nodes.wanted is None or nodes.memo is None):
+            operator = "gcn" if self.kind == "gcn" else "mean"
+            operators = [nodes.graph(view).operator(operator) for view in range(nodes.views)]
+            return Propagated(nodes.columns(self.normalize), operators, self.kind == "sage", nodes.wanted)
         return nodes.rows(
             self.kind, lambda states, graph: self.make(states, graph, nodes.store), self.normalize
         )

@@ -30,15 +30,21 @@ def settle(
     try:
         for loss in losses:
             loss.memory = None
+        heard: list[tuple[Rows, Tensor, Rows]] = []
         for sweep in range(sweeps):
             outputs: list[Tensor] = []
             at = rows
-            for block, lesson in zip(blocks, descend(blocks, message if sweep else None), strict=True):
-                at = block.join(at, lesson)
-                output = block(at)
+            for k, (block, lesson) in enumerate(
+                zip(blocks, descend(blocks, message if sweep else None), strict=True)
+            ):
+                joined = block.join(at, lesson)
+                # A block that hears what it has heard before would answer the same again.
+                if len(heard) <= k or heard[k][0] is not joined:
+                    output = block(joined)
+                    heard[k : k + 1] = [(joined, output, block.onward(joined, output))]
+                _, output, at = heard[k]
                 outputs.append(block.loss.blend(output, lesson))
                 block.loss.memory = block.loss.remembered(output)
-                at = block.onward(at, output)
             yield outputs
     finally:
         for loss, memory in zip(losses, before, strict=True):

@@ -99,6 +99,10 @@ PRODUCTS: dict[str, tuple[Callable[[], object], int]] = {
     "mv": (lambda: T(3, 4) @ T(4), 2 * 3 * 4),
     "addmv": (lambda: torch.addmv(T(3), T(3, 4), T(4)), 2 * 3 * 4),
     "dot": (lambda: T(4) @ T(4), 2 * 4),
+    "sampled": (
+        lambda: torch.sparse.sampled_addmm(torch.eye(3).to_sparse_csr(), T(3, 4), T(4, 3)),
+        2 * 3 * 4,
+    ),
     "element-wise": (lambda: T(4) * T(4) + T(4).exp(), 0),
 }
 

@@ -18,7 +18,7 @@ def test_the_gradient_is_that_of_finite_differences(slope: float) -> None:
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.double).requires_grad_()
 
-    h, sent, received = drawn(2, 5, 3), drawn(2, 5), drawn(2, 3)
+    h, sent, received = drawn(5, 3), drawn(5), drawn(3)
     assert torch.autograd.gradcheck(
         lambda *given: _Attention.apply(edges, *given, slope), (h, sent, received)
     )
@@ -26,6 +26,6 @@ def test_the_gradient_is_that_of_finite_differences(slope: float) -> None:
 
 def test_shares_are_right_where_energies_are_far_from_zero() -> None:
     edges = Edges(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 1]), 2)
-    sent = torch.tensor([[1000.0, 1000.0]])
-    found = _Attention.apply(edges, torch.tensor([[[1.0], [3.0]]]), sent, torch.tensor([[0.0, -3000.0]]), 0.2)
-    assert torch.equal(found, torch.tensor([[[2.0], [3.0]]]))
+    sent, received = torch.tensor([1000.0, 1000.0]), torch.tensor([0.0, -3000.0])
+    found = _Attention.apply(edges, torch.tensor([[1.0], [3.0]]), sent, received, 0.2)
+    assert torch.equal(found, torch.tensor([[2.0], [3.0]]))

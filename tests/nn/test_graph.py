@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from bpfree import BadValue
 from bpfree.graph import Graph, Nodes, unit_rows
 from bpfree.nn import GNN, Hops, WholeGNN, learned_part
+from bpfree.sparse import Propagated
 from tests.helpers import nodes
 
 
@@ -28,6 +30,40 @@ def test_a_layer_is_torch_geometrics_for_all_nodes_and_for_some(kind: Any, direc
         asked = shown.wanting(wanted)
         found = body(asked if front is None else front(asked))
         torch.testing.assert_close(found, expected if wanted is None else expected[wanted])
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage"])
+@pytest.mark.parametrize("codes", [False, True])
+def test_sparse_states_that_are_asked_about_once_are_propagated_after_the_weights(
+    kind: Any, codes: bool
+) -> None:
+    torch.manual_seed(0)
+    data = nodes()
+    few = data.features * (torch.rand(60, 12) < 0.05)
+    other = data.graph.with_edges(torch.tensor([[0, 3], [1, 2]]), 60)
+    code, book = torch.eye(2).repeat(30, 1), torch.rand(2, 12)
+    shown = replace(Nodes((few,), (data.graph, other), memo=None), sparse=True)
+    states = few
+    if codes:
+        shown, states = replace(shown, codes=(code,), book=book), few + code @ book
+    net = GNN(kind, [16])
+    (conv,) = net.grow([12], [16])
+    front, body = learned_part(net, conv)
+    assert front is not None
+    for wanted in (None, torch.tensor([7, 0, 31])):
+        rows = front(shown.wanting(wanted))
+        assert isinstance(rows, Propagated)
+        at = slice(None) if wanted is None else wanted
+        expected = [conv(unit_rows(states), graph.edge_index)[at].relu() for graph in (data.graph, other)]
+        assert rows.shape == (2 * len(expected[0]), 12 if kind == "gcn" else 24)
+        torch.testing.assert_close(body(rows), torch.cat(expected))
+        pull = torch.rand(2 * len(expected[0]), 16)
+        ours = torch.autograd.grad((body(rows) * pull).sum(), list(conv.parameters()))
+        theirs = torch.autograd.grad((torch.cat(expected) * pull).sum(), list(conv.parameters()))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    kept = replace(shown, memo={}).wanting(torch.arange(4), keeps=True)
+    assert not isinstance(front(kept), Propagated)
 
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])

@@ -42,3 +42,18 @@ def test_nothing_comes_down_in_the_first_sweep() -> None:
     for one, other in zip(told[0], untold[0], strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(told[1][1], untold[1][1])
+
+
+def test_a_block_answers_again_only_where_it_hears_something_new() -> None:
+    for variant, answers in (("top_to_loss", [1, 1]), ("top_to_input", [3, 3])):
+        trainer, encoding = built(variant)
+        trainer.step(nodes().ids, nodes().y)
+        asked: list[int] = []
+        for k, block in enumerate(trainer.cascade.units):
+            block.body.register_forward_hook(lambda *_, k=k, asked=asked: asked.append(k))
+        sweeps = list(settle(trainer.cascade.units, encoding.nodes(None), encoding.message(), 3))
+        assert [asked.count(k) for k in range(2)] == answers
+        # By hand: what comes down joins the loss alone, or the input.
+        lower = sweeps[2][0]
+        assert torch.equal(lower, sweeps[1][0]) == (variant == "top_to_loss")
+        assert not torch.equal(lower, sweeps[0][0])
