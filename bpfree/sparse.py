@@ -285,7 +285,7 @@ def times(rows: Columns, *weights: Tensor) -> Tensor:
         products = [times(part, *own) for part, own in zip(rows.parts, cut, strict=True)]
         return torch.stack(products).sum(0)
     if isinstance(rows, Raised):
-        codes = times(rows.codes, *(weight @ rows.book.T for weight in weights))
+        codes = times(rows.codes, *((rows.book @ weight.T).T for weight in weights))
         if isinstance(rows.base, Repeated):
             by_view = codes.view(rows.base.number, -1, codes.shape[1])
             return by_view.add_(times(rows.base.part, *weights)).flatten(0, 1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
+from bpfree.losses.ridge import COLUMNS
 
 
 class DualRidge:
@@ -56,7 +57,7 @@ class DualRidge:
         if self.intercept:
             mean, offset = phi.mean(0), y.mean(0)
             phi, y = phi - mean, y - offset
-        products, found = phi @ phi.T, []
+        products, found = _lower(phi), []
         for lam in lams:
             system = products.clone()
             system.diagonal().add_(lam * unit)
@@ -69,3 +70,12 @@ class DualRidge:
             weight = phi.T @ torch.cholesky_solve(y, factor)
             found.append((weight, offset - mean @ weight))
         return found
+
+
+def _lower(phi: Tensor) -> Tensor:
+    """Inner products of the rows of ``phi``, ``[n, n]``: those at and below the diagonal, by blocks."""
+    found = phi.new_zeros(len(phi), len(phi))
+    for start in range(0, len(phi), COLUMNS):
+        stop = start + COLUMNS
+        torch.mm(phi[start:], phi[start:stop].T, out=found[start:, start:stop])
+    return found

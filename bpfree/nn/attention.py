@@ -23,9 +23,10 @@ def attend(conv: Any, x: Columns, edges: Edges) -> Tensor:
         edges: From n sources to r rows, the own loops among them.
     """
     weight, heads = conv.lin.weight, conv.heads
-    asks = torch.cat([conv.att_src, conv.att_dst]).transpose(0, 1) @ weight.view(heads, conv.out_channels, -1)
+    both = torch.block_diag(*torch.cat([conv.att_src, conv.att_dst]).unbind(1))
     h = times(x, weight).reshape(-1, conv.out_channels)
-    sent, received = times(x, asks.transpose(0, 1).flatten(0, 1)).split(heads, 1)
+    # Weights are turned, as they lie, so that the two gradients of theirs lie alike.
+    sent, received = times(x, (weight.T @ both.T).T).view(-1, heads, 2).unbind(2)
     wide = torch.promote_types(h.dtype, torch.float32)
     parted = edges.parted(heads)
     # There are no products of sparse matrices in half precision everywhere.

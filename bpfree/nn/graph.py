@@ -227,9 +227,9 @@ class WholeGNN(nn.Module):
 
     def _dropped(self, x: Tensor | SparseMatrix) -> Tensor | SparseMatrix:
         rate, training = self.dropout, self.training
-        if isinstance(x, Tensor):
-            return F.dropout(x, rate, training)
-        return x.with_values(F.dropout(x.value, rate)) if training and rate else x
+        if not (training and rate):
+            return x
+        return dropped(x, rate) if isinstance(x, Tensor) else x.with_values(dropped(x.value, rate))
 
     def _layer(self, conv: Any, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
         # The operators of the graph are made once; torch-geometric would make them at every step.
@@ -245,6 +245,14 @@ class WholeGNN(nn.Module):
                 x = x[nodes.wanted] if isinstance(x, Tensor) else x.picked(nodes.wanted)
             return neighbours + conv.lin_l.bias + x @ conv.lin_r.weight.T  # type: ignore[no-any-return]
         return attend(conv, x, nodes.edges())
+
+
+def dropped(x: Tensor, rate: float) -> Tensor:
+    """``x`` with a share ``rate`` of its values at 0, the others larger by as much.
+
+    On a CPU torch's dropout takes four times as long: it draws by `bernoulli_`.
+    """
+    return x * (torch.rand_like(x) >= rate).to(x.dtype).div_(1 - rate)
 
 
 def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:
