@@ -17,6 +17,7 @@ from bpfree.losses import (
     PrototypeGoodness,
     TopToInput,
     TopToLoss,
+    dual_ridge,
 )
 
 
@@ -86,7 +87,11 @@ def test_the_state_below_is_sent_down_as_it_is() -> None:
 
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("shape", [(9, 30), (40, 6)])
-def test_ridge_among_the_samples_is_the_ridge(intercept: bool, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("columns", [4, 512])
+def test_ridge_among_the_samples_is_the_ridge(
+    intercept: bool, shape: tuple[int, int], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dual_ridge, "COLUMNS", columns)
     features, labels = rows(*shape, seed=4), torch.arange(shape[0]) % 3
     lams = [1e-3, 1e-1, 10.0]
     expected = RidgeAccumulator(shape[1], 3, intercept).add(features, labels).solve_all(lams)

@@ -85,12 +85,13 @@ def test_a_whole_network_is_torch_geometrics_with_its_gradients(kind: Any, spars
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_acts_on_sparse_features_in_training_alone() -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_dropout_acts_on_features_in_training_alone(sparse: bool) -> None:
     torch.manual_seed(0)
     data = nodes()
     net = GNN("gcn", [400])
     (conv,) = net.grow([60], [400])
-    shown = Nodes((torch.eye(60),), (data.graph,))
+    shown = Nodes((torch.eye(60),), (data.graph,), sparse=sparse)
     whole = WholeGNN(net, normalize=False, dropout=0.5)
     plain = whole.eval()(shown)
     torch.testing.assert_close(plain, conv(torch.eye(60), data.graph.edge_index))
