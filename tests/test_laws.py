@@ -39,7 +39,7 @@ class Case:
 
 
 def deep_mlp() -> nn.Module:
-    return make_mlp(16, 16, 16)
+    return make_mlp(16, 16, 16, 16)
 
 
 def cafo_cnn() -> nn.Module:
@@ -105,6 +105,7 @@ CASES: dict[str, Case] = {
     "mf": mf(),
     "mf deep": mf(net=deep_mlp, readout="sum"),
     "mf analytic": mf("L3", gradients="analytic"),
+    "mf stacked": mf("L3", net=deep_mlp, gradients="stacked"),
     "mf greedy": mf(schedule="greedy"),
     "mf greedy analytic": mf("L3", schedule="greedy", gradients="analytic"),
     "mf cnn": mf(net=make_cnn, readout="sum_probabilities"),
@@ -186,6 +187,7 @@ def test_schedules_agree(case: Case) -> None:
     settings = case.settings
     redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
     together = case.trainer == "counter_current" or "top_to" in settings.get("variant", "")
+    together |= settings.get("gradients") == "stacked"
     # A device answers with other noise each time: what is kept of it is not what it would answer anew.
     noisy = case.trainer == "physical"
     testing.assert_schedules_agree(case, case.data, greedy=not redrawn and not together and not noisy)

@@ -66,7 +66,8 @@ class Ledger:
             self.optimizer_bytes = max(self.optimizer_bytes, found)
 
     def _note_gradients(self, *_: object) -> None:
-        gradients = (p.grad for p in self.trainer.cascade.parameters() if p.grad is not None)
+        groups = (group for optimizer in self.trainer.optimizers.values() for group in optimizer.param_groups)
+        gradients = (p.grad for group in groups for p in group["params"] if p.grad is not None)
         self.gradient_bytes = max(self.gradient_bytes, tensor_bytes(gradients))
 
 

@@ -79,7 +79,7 @@ class LocalCrossEntropy(LocalLoss):
     def output_gradient(
         self, output: Tensor, target: Tensor, lesson: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        linear = self._linear()
+        linear = self.linear
         flat = output.flatten(1)
         loss, error = self.score_gradient(linear(flat), target)
         linear.weight.grad = error.T @ flat
@@ -88,14 +88,21 @@ class LocalCrossEntropy(LocalLoss):
         return loss, (error @ linear.weight).view_as(output)
 
     def score_gradient(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """`objective` and its gradient by the class scores ``[rows, C]``, without autograd."""
+        """`objective` and its gradient by the class scores ``[..., rows, C]``, without autograd."""
         # With a row for each class: PyTorch's softmax over a short last axis takes many times as long.
-        logs, label = scores.T.contiguous().log_softmax(0), target.unsqueeze(0)
-        loss = -logs.gather(0, label).mean()
-        error = logs.exp_().scatter_(0, label, -1, reduce="add")
-        return loss, error.div_(len(target)).T
+        logs = scores.mT.contiguous().log_softmax(-2)
+        label = target.expand(*logs.shape[:-2], 1, -1)
+        loss = -logs.gather(-2, label).mean((-2, -1))
+        error = logs.exp_().scatter_(-2, label, -1, reduce="add")
+        return loss, error.div_(len(target)).mT
 
-    def _linear(self) -> nn.Linear:
+    @property
+    def linear(self) -> nn.Linear:
+        """The head, where it is one linear layer.
+
+        Raises:
+            TypeError: If it is not.
+        """
         children = list(self.head.children()) if isinstance(self.head, nn.Sequential) else [self.head]
         weighty = [child for child in children if not isinstance(child, nn.Flatten)]
         if len(weighty) == 1 and isinstance(weighty[0], nn.Linear):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _aten = torch.ops.aten
@@ -15,6 +16,12 @@ BACKWARD: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.ReLU: lambda _, error, out: _aten.threshold_backward(error, out, 0, grad_input=error),
     nn.ELU: lambda elu, error, out: _aten.elu_backward(error, elu.alpha, 1, 1, True, out, grad_input=error),
     nn.Tanh: lambda _, error, out: _aten.tanh_backward(error, out, grad_input=error),
+}
+#: The activation, over its input.
+FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.ReLU: lambda _, x: x.relu_(),
+    nn.ELU: lambda elu, x: F.elu_(x, elu.alpha),
+    nn.Tanh: lambda _, x: x.tanh_(),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,8 @@ def _watched(trainer: Trainer) -> Iterator[dict[str, Names]]:
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         names = [name for name, known in trainer.optimizers.items() if known is optimizer]
-        found = {name for name, p in parameters.items() if p.grad is not None}
+        moved = _storages(p for p in _parameters(optimizer) if p.grad is not None)
+        found = {n for n, p in parameters.items() if p.grad is not None or _storages([p]) <= moved}
         reached.setdefault(names[0] if names else "an unknown optimizer", set()).update(found)
         for name in found - _held(optimizer, parameters):
             # Nobody else clears what leaked, and it must not be laid at the next block's door.
@@ -126,8 +127,17 @@ def _watched(trainer: Trainer) -> Iterator[dict[str, Names]]:
 
 
 def _held(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Names:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {name for name, p in parameters.items() if id(p) in held}
+    held = _storages(_parameters(optimizer))
+    return {name for name, p in parameters.items() if _storages([p]) <= held}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _storages(parameters: Iterable[nn.Parameter]) -> set[int]:
+    """Where the values lie: an optimizer may hold one tensor of which several parameters are parts."""
+    return {p.untyped_storage().data_ptr() for p in parameters}
 
 
 def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -> None:

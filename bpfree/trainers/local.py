@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from torch import nn
 
+from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import Output, localize
 from bpfree.losses import LocalCrossEntropy, LocalLoss
 from bpfree.readouts import ReadoutName, make_readouts
+from bpfree.stacked import stacked
 from bpfree.trainers.base import Trainer, single_weights
 from bpfree.trainers.settings import TrainerSettings
 
@@ -75,12 +77,13 @@ class MonoForwardSettings(TrainerSettings):
             probabilities, or block k's. Accuracy under the others is reported beside it.
         head_pool: Side of the map that convolutional outputs are averaged to in front of the local heads,
             which are the smaller for it; 1: a global average; None: as they are.
-        gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons).
+        gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons);
+            ``stacked`` takes it for all equal neighbouring blocks at once, see `bpfree.stacked`.
     """
 
     readout: ReadoutName = "last"
     head_pool: HeadPool = None
-    gradients: Literal["autograd", "analytic"] = "autograd"
+    gradients: Literal["autograd", "analytic", "stacked"] = "autograd"
 
 
 class MonoForward(Trainer):
@@ -94,22 +97,36 @@ class MonoForward(Trainer):
     settings: MonoForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        if isinstance(self.net, Cascade):
+        stacks = self.settings.gradients == "stacked"
+        gradients = "analytic" if stacks else self.settings.gradients
+        if isinstance(self.net, Cascade) and not stacks:
             for block in self.net.units:
-                block.gradients = self.settings.gradients
+                block.gradients = gradients
             return self.net.lead(self.settings.readout)
         stages, output = self.stages(self.settings.cut)
         losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
-        blocks = [
-            Block(stage, loss, gradients=self.settings.gradients)
-            for stage, loss in zip(stages, losses, strict=True)
-        ]
+        blocks = [Block(stage, loss, gradients=gradients) for stage, loss in zip(stages, losses, strict=True)]
+        if stacks:
+            blocks = self._stacked(blocks)
         readouts = make_readouts(self.settings.readout, losses)
         return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)
 
+    def _stacked(self, blocks: list[Block]) -> list[Block]:
+        found = stacked(blocks)
+        if len(found) == len(blocks):
+            raise BadValue(
+                "gradients = 'stacked': no two neighbouring blocks are alike, a square linear layer and "
+                "ReLU, ELU or Tanh, below the one that the output layer heads; use 'analytic' or 'autograd'"
+            )
+        if self.settings.schedule == "greedy":
+            raise BadValue(
+                "gradients = 'stacked': stacked blocks learn at once; use schedule = 'simultaneous'"
+            )
+        return found
+
     @property
     def locality(self) -> str:
-        if self.settings.gradients == "analytic":
+        if self.settings.gradients != "autograd":
             return "L3"
         return "L2" if single_weights(self.cascade.units) else "L1"
 
