@@ -262,7 +262,7 @@ class Nodes(Constant):
         return found
 
     def columns(self, normalize: bool) -> Columns:
-        """The states of all nodes, ``[n, d]``, or ``[views * n, d]`` where they differ by view; made once."""
+        """The states of all nodes, ``[n, d]``, ``[views * n, d]`` where they differ by view; once a memo."""
         alike = replace(self, graphs=self.graphs[:1], wanted=None, keeps=True)
         return alike.rows("states", lambda states, _: states, normalize)
 

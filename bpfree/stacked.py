@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
 from bpfree.cascade import Block, JointBlock, Rows
 from bpfree.losses import LocalCrossEntropy
 from bpfree.nn._closed_form import BACKWARD, FORWARD
@@ -26,6 +27,9 @@ class StackedBlock(JointBlock):
 
     Args:
         blocks: The inner blocks, bottom first; all alike, see `stacked`.
+
+    Raises:
+        BadValue: When its optimizer is made, if a layer has been frozen.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -35,12 +39,18 @@ class StackedBlock(JointBlock):
         self._stacks: tuple[nn.Parameter, ...] = ()
 
     def trainable(self) -> list[nn.Parameter]:
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        if frozen:
+            raise BadValue(
+                f"gradients = 'stacked': {frozen[0]} is frozen, and stacked layers learn together; leave it "
+                "free, or use 'analytic'"
+            )
         return list(self._bound())
 
     def _bound(self) -> tuple[nn.Parameter, ...]:
         """The stacks: weights ``[L, n, n]``, heads ``[L, C, n]`` and, if there are any, biases ``[L, n]``.
 
-        Layers that were copied or moved have left them, and are brought back.
+        Layers that were copied, moved or replaced have left them, and are brought back.
         """
         layers: list[Any] = [block.body[0] for block in self.inner]  # type: ignore[index]
         heads: list[Any] = [loss.linear for loss in self.losses]
@@ -49,7 +59,7 @@ class StackedBlock(JointBlock):
         if not self._stacks:
             self._stacks = tuple(nn.Parameter(torch.stack([p.detach() for p in kind])) for kind in kinds)
         for stack, kind in zip(self._stacks, kinds, strict=True):
-            if kind[0].data_ptr() != stack.data_ptr():
+            if any(p.data_ptr() != part.data_ptr() for p, part in zip(kind, stack.unbind(0), strict=True)):
                 stack.data = torch.stack([p.detach() for p in kind])
                 for parameter, part in zip(kind, stack.data.unbind(0), strict=True):
                     parameter.data = part
@@ -93,8 +103,9 @@ def _likeness(block: Block) -> str | None:
     """What blocks must share to be stacked; None: it cannot be."""
     layers = list(block.body) if isinstance(block.body, nn.Sequential) else []
     match layers:
-        case [nn.Linear() as linear, activation] if type(activation) in BACKWARD:
+        case [linear, activation] if type(linear) is nn.Linear and type(activation) in BACKWARD:
             square = linear.in_features == linear.out_features
+            free = all(p.requires_grad for p in linear.parameters())
             plain = type(block.loss) is LocalCrossEntropy and block.loss.head is None
-            return str(layers) if square and plain and block.front is None else None
+            return str(layers) if square and free and plain and block.front is None else None
     return None

@@ -68,6 +68,35 @@ def test_layers_that_were_copied_or_loaded_are_the_ones_that_learn_on(tmp_path: 
     assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_what_lies_above_changes_nothing_below() -> None:
+    trainers = built("stacked"), built("stacked")
+    stacks = [trainer.cascade.units[1] for trainer in trainers]
+    assert all(isinstance(stack, StackedBlock) for stack in stacks)
+    with torch.no_grad():
+        for p in stacks[1].inner[2].parameters():  # type: ignore[attr-defined]
+            p.mul_(-3.0)
+    for trainer in trainers:
+        trainer.step(*batch(0), 0)
+    for k in range(3):
+        ours, theirs = (snapshot(stack.inner[k]) for stack in stacks)  # type: ignore[attr-defined]
+        assert all(torch.equal(ours[name], theirs[name]) == (k < 2) for name in ours)
+
+
+def test_a_layer_that_was_replaced_learns_and_one_that_was_frozen_is_refused() -> None:
+    trainer = built("stacked")
+    trainer.step(*batch(0), 0)
+    upper = [m for m in trainer.net if isinstance(m, torch.nn.Linear)][2]
+    upper.weight = torch.nn.Parameter(torch.full((16, 16), 0.1))
+    trainer.step(*batch(1), 1)
+    assert not torch.equal(upper.weight, torch.full((16, 16), 0.1))
+    upper.weight.requires_grad_(False)
+    with pytest.raises(BadValue, match="is frozen"):
+        trainer.reset_optimizers()
+    fresh = MonoForward(trainer.net, gradients="stacked", progress=False)
+    with pytest.raises(BadValue, match="no two neighbouring blocks are alike"):
+        fresh.build((12,), CLASSES)
+
+
 @pytest.mark.parametrize(
     ("net", "settings", "says"),
     [

@@ -110,3 +110,21 @@ def test_hop_features_are_powers_of_the_operator() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(BadValue, match="heads = 3"):
         GNN("gat", [16], heads=3)
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gradients_lie_as_their_weights_do(kind: Any, sparse: bool) -> None:
+    # A fused optimizer pairs values of weights, gradients and moments by where they lie.
+    data = nodes()
+    x = data.features * (torch.rand(60, 12) < 0.05) if sparse else data.features
+    net = GNN(kind, [16])
+    (conv,) = net.grow([12], [16])
+    front, body = learned_part(net, conv)
+    for wanted in (None, torch.tensor([7, 0, 31])):
+        asked = Nodes((x,), (data.graph,), sparse=sparse).wanting(wanted, keeps=True)
+        body(asked if front is None else front(asked)).square().sum().backward()
+        for p in conv.parameters():
+            assert p.grad is not None
+            assert p.grad.stride() == p.stride()
+            p.grad = None
