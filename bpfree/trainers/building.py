@@ -141,9 +141,9 @@ class Builder(ABC):
         closed = (b for b in cascade.units if b.gradients == "analytic")
         if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
             raise BadValue(
-                f"gradients = {getattr(s, 'gradients', 'analytic')!r} with precision = {s.precision!r} and compile "
-                f"= {s.compile!r}: the closed form is computed in float32 and not compiled; leave precision and "
-                "compile"
+                f"gradients = {getattr(s, 'gradients', 'analytic')!r} with precision = {s.precision!r} and "
+                f"compile = {s.compile!r}: the closed form is computed in float32 and not compiled; leave "
+                "precision and compile"
             )
 
     def reset_optimizers(self) -> None:
