@@ -37,6 +37,7 @@ class StackedBlock(JointBlock):
         self.gradients = "analytic"
         # In a tuple they are not the module's own: they would stand in its state twice.
         self._stacks: tuple[nn.Parameter, ...] = ()
+        self._layers: tuple[list[Any], ...] = ()
 
     def trainable(self) -> list[nn.Parameter]:
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
@@ -52,8 +53,10 @@ class StackedBlock(JointBlock):
 
         Layers that were copied, moved or replaced have left them, and are brought back.
         """
-        layers: list[Any] = [block.body[0] for block in self.inner]  # type: ignore[index]
-        heads: list[Any] = [loss.linear for loss in self.losses]
+        if not self._layers:
+            layers = [block.body[0] for block in self.inner]  # type: ignore[index]
+            self._layers = (layers, [loss.linear for loss in self.losses])
+        layers, heads = self._layers
         kinds = [[layer.weight for layer in layers], [head.weight for head in heads]]
         kinds += [[layer.bias for layer in layers]] if layers[0].bias is not None else []
         if not self._stacks:
