@@ -125,12 +125,17 @@ class _Memo(dict[Any, Any]):
 
 
 def with_virtual(
-    features: Tensor, n_classes: int, virtual: VirtualFeatures, generator: torch.Generator | None
+    features: Tensor,
+    sparse: bool,
+    n_classes: int,
+    virtual: VirtualFeatures,
+    generator: torch.Generator | None,
 ) -> Nodes:
     """Nodes with ``features [n, F]`` and C virtual ones behind them, on no graph yet.
 
     Args:
         features: Of the nodes.
+        sparse: Whether they are zeros for the most part.
         n_classes: C.
         virtual: Features of the virtual nodes: ``random``, normal values, or ``zero``.
         generator: For the random ones.
@@ -139,7 +144,7 @@ def with_virtual(
     if virtual == "random":
         drawn = torch.randn(rows.shape, generator=generator, device=features.device)
         rows = drawn.to(features)
-    if virtual == "zero" or not mostly_zero(features):
+    if virtual == "zero" or not sparse:
         return Nodes((torch.cat([features, rows]),), ())
     # A full row would fill those of its neighbours, which are sparse otherwise.
     codes = F.pad(torch.eye(n_classes).to(features), (0, 0, len(features), 0))
@@ -177,7 +182,7 @@ class VirtualNodes(GraphEncoding):
         super().__init__(features, graph, ids, y, n_classes)
         self.direction, self.n_real = direction, len(features)
         self.everywhere, self.tells = everywhere, tells
-        self._shown = with_virtual(features, n_classes, virtual, generator)
+        self._shown = with_virtual(features, self.sparse, n_classes, virtual, generator)
         self._virtual = torch.arange(self.n_real, self.n_real + n_classes, device=features.device)
         self._known: tuple[Graph, Graph] | None = None
 
@@ -295,7 +300,7 @@ class LinkedLabels(LabelledGraphs):
         virtual: VirtualFeatures = "random",
     ) -> None:
         super().__init__(features, graph, ids, y, n_classes, generator)
-        self._shown = with_virtual(features, n_classes, virtual, generator)
+        self._shown = with_virtual(features, self.sparse, n_classes, virtual, generator)
 
     def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
         n = len(self.features)

@@ -38,7 +38,7 @@ def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool
     torch.testing.assert_close(together.model(x), apart.model(x), rtol=1e-3, atol=1e-4)
 
 
-def test_a_step_takes_one_product_for_all_and_saves_nothing_for_a_backward_pass() -> None:
+def test_the_optimizer_holds_one_tensor_of_each_kind_and_the_state_the_layers_own() -> None:
     trainer = built("stacked")
     stack = trainer.cascade.units[1]
     assert isinstance(stack, StackedBlock)

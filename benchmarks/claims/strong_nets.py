@@ -3,7 +3,7 @@
 python -m benchmarks.claims.strong_nets
 
 The rows are those of ``configs/strong/predsim_mnist_quarter.yaml`` in ``benchmarks/results``; those that are
-not there yet are made, which takes about half an hour on one core.
+not there yet are made, which takes about fifty minutes on one core.
 """
 
 from __future__ import annotations
