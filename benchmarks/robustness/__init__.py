@@ -1,0 +1,1 @@
+"""Comparisons and matrices that show what the library does where a mistake would be easy."""
