@@ -377,3 +377,14 @@ def test_localize_passes_on_the_options_of_a_loss() -> None:
     assert [loss.temperature for loss in cascade.losses] == [0.5, 0.5]
     with pytest.raises(BadValue, match=r"loss_options of 'predsim'\.weight: unknown key.*sim_weight"):
         localize(make_mlp(), "predsim", options={"weight": 0.5})
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [(5, 2), (5, 3), (7, 3), (7, 4), (8, 3)])
+def test_a_number_of_blocks_that_does_not_divide_the_layers_gives_blocks_of_nearly_one_size(
+    layers: int, blocks: int
+) -> None:
+    stages, _ = split(make_mlp(*[8] * layers), blocks)
+    sizes = [sum(isinstance(m, nn.Linear) for m in stage) for stage in stages]
+    assert len(sizes) == blocks
+    assert sum(sizes) == layers
+    assert max(sizes) - min(sizes) == 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bpfree import BadValue, CascadedForward, ForwardForward, Local, MonoForward, RandomFeatures, localize
 from bpfree.losses import Goodness, LocalCrossEntropy, LocalLoss
-from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, SumReadout
+from bpfree.readouts import BlockReadout, ClassifierReadout, GoodnessReadout, OnePassReadout, SumReadout
 from tests.helpers import CLASSES, easy, make_mlp, vectors
 
 B = 6
@@ -201,3 +201,36 @@ def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: 
 def test_a_readout_that_learns_nothing_has_no_objective() -> None:
     with pytest.raises(TypeError, match="nothing to learn"):
         BlockReadout().objective([], torch.zeros(0))
+
+
+def test_two_blocks_without_the_first_are_the_second_alone() -> None:
+    torch.manual_seed(0)
+    outputs = [torch.rand(CLASSES * B, width) for width in (4, 7)]
+    losses: list[LocalLoss] = [Goodness() for _ in outputs]
+    for loss, output in zip(losses, outputs, strict=True):
+        loss.build(output, CLASSES)
+    readout = GoodnessReadout(skip_first=True)
+    readout.build(outputs, CLASSES)
+    second = outputs[1].square().sum(1) - 7
+    torch.testing.assert_close(readout(outputs, losses), second.view(CLASSES, B).T)
+    first = outputs[0].square().sum(1) - 4
+    torch.testing.assert_close(readout(outputs[:1], losses[:1]), first.view(CLASSES, B).T)
+    both = GoodnessReadout(skip_first=False)
+    both.build(outputs, CLASSES)
+    torch.testing.assert_close(both(outputs, losses), (first + second).view(CLASSES, B).T)
+
+
+def test_the_one_pass_readout_sees_the_magnitudes_of_all_blocks() -> None:
+    torch.manual_seed(0)
+    outputs = [torch.randn(B, width) for width in (4, 7, 5)]
+    losses: list[LocalLoss] = [Goodness() for _ in outputs]
+    readout = OnePassReadout()
+    readout.build(outputs, CLASSES)
+    assert readout.linear.weight.shape == (CLASSES, 4 + 7 + 5)
+    nn.init.normal_(readout.linear.weight)
+    scores = readout(outputs, losses)
+    torch.testing.assert_close(readout([-o for o in outputs], losses), scores)
+    torch.testing.assert_close(readout([o * torch.randn(o.shape).sign() for o in outputs], losses), scores)
+    lengths = [o.square().mean(1, keepdim=True).sqrt() for o in outputs]
+    normalized = torch.cat([o.abs() / n for o, n in zip(outputs, lengths, strict=True)], 1)
+    torch.testing.assert_close(scores, normalized @ readout.linear.weight.T)

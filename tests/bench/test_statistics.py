@@ -185,3 +185,22 @@ def test_seeds_needed_for_equivalence_have_the_power() -> None:
         half = stats.t.ppf(0.95, found.needed - 1) * again.std(ddof=1) / math.sqrt(found.needed)
         hits += abs(again.mean()) + half < MARGIN_DIFFERENCE
     assert hits / runs > 0.8 - 3 * math.sqrt(0.8 * 0.2 / runs)
+
+
+@pytest.mark.parametrize("n", [9, 10, 11])
+def test_from_ten_pairs_on_the_bootstrap_interval_is_shown(n: int) -> None:
+    rng = np.random.default_rng(n)
+    found = paired(seeds(rng.normal(0.5, 0.1, n)), seeds(rng.normal(0.4, 0.1, n)))
+    assert found is not None
+    assert found.student != found.bootstrap
+    assert found.interval == (found.student if n < 10 else found.bootstrap)
+
+
+def test_rounding_does_not_hide_a_tie() -> None:
+    ours = seeds([0.1 + 0.2, 0.7, 0.4, 0.9, 0.5])
+    theirs = seeds([0.3, 0.7, 0.1 + 0.3, 0.9, 0.5])
+    assert ours != theirs
+    found = paired(ours, theirs)
+    assert found is not None and found.exact
+    assert found.verdict is Verdict.EQUIVALENT
+    assert found.p_different == 1.0

@@ -88,6 +88,22 @@ def test_the_closed_form_is_autograd(activation: nn.Module | None, warmup: int) 
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@torch.no_grad()
+def test_the_closed_form_rises_with_the_warm_up() -> None:
+    full, rising = pair(nn.Tanh()), pair(nn.Tanh(), warmup=4)
+    rising.load_state_dict(full.state_dict(), strict=False)
+
+    def step(loss: CounterCurrent) -> list[Tensor]:
+        lesson, _ = loss.teach(MESSAGE)
+        found, error = loss.output_gradient(OUTPUT, LABELS, lesson)
+        return [found, error, *(p.grad for p in loss.parameters())]
+
+    expected = [tensor.clone() for tensor in step(full)]
+    for share in (0.25, 0.5, 0.75, 1.0, 1.0):
+        for ours, theirs in zip(step(rising), expected, strict=True):
+            torch.testing.assert_close(ours, share * theirs)
+
+
 def test_without_a_closed_form_it_says_so() -> None:
     for options in ({"form": "cosine"}, {"per_sample": True}):
         loss = pair(**options)

@@ -162,3 +162,15 @@ def test_straight_through_lets_a_dead_unit_feel_the_peer_term() -> None:
 def test_unknown_forms_are_errors(settings: Any) -> None:
     with pytest.raises(BadValue, match="|".join(settings)):
         Goodness(**settings)
+
+
+@pytest.mark.parametrize("form", ["sum", "mean"])
+def test_a_bfloat16_output_is_summed_in_more_than_bfloat16(form: Any) -> None:
+    torch.manual_seed(0)
+    output = (torch.rand(5, 1000) + 0.5).bfloat16()
+    loss = Goodness(form)
+    loss.build(output, 3)
+    squares = output.double().square()
+    expected = squares.sum(1) if form == "sum" else squares.mean(1)
+    # The steps of bfloat16 at a sum of about 1000 are 4: a relative error of up to 2e-3.
+    torch.testing.assert_close(loss.goodness(output).double(), expected, rtol=1e-5, atol=0)

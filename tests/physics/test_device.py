@@ -245,3 +245,19 @@ def test_the_report_says_what_the_device_is_and_close_reaches_it() -> None:
         assert report["kind"] == "device" and report["energy_j"] == 2.5 and report["lamp_hours"] == 3
         assert "energy_j" not in Device(Doubler()).report()
     assert system.closed
+
+
+def test_clipped_rows_are_rows_that_hold_a_clipped_value() -> None:
+    device = Device(Doubler())
+    u = np.zeros((4, 3))
+    u[0] = 5.0
+    u[2, 1] = -7.0
+    device.forward(u)
+    assert (device.clipped_values, device.clipped_rows) == (4, 2)
+
+
+def test_the_pause_doubles_from_one_retry_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("bpfree.physics.device.time.sleep", pauses.append)
+    Device(Flaky(0, 1, 2), pause_s=0.5).forward(drives(Doubler()))
+    assert pauses == [0.5, 1.0, 2.0]

@@ -141,3 +141,10 @@ def test_what_the_system_inside_lacks_is_said() -> None:
         pass
     with pytest.raises(BadValue, match="twin"):
         system.differentiable_twin()
+
+
+def test_read_noise_comes_before_the_converter() -> None:
+    y = NonIdeal(Constant(), additive=0.3, adc_bits=3, saturation=2.0, scale=3.0).forward(ROWS)
+    levels = 6 * np.arange(8) / 7
+    assert np.abs(y[:, :1] - levels).min(1).max() < 1e-12
+    assert len(np.unique(y.round(9))) > 3

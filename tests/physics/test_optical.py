@@ -135,3 +135,15 @@ def test_phases_drift_and_the_field_correlation_is_the_gaussian_formula() -> Non
 def test_bad_options_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(BadValue, match=named):
         small_fibre(**options)
+
+
+def test_the_default_camera_averages_roots_and_not_intensities() -> None:
+    fibre = small_fibre(grid=5, mask_radius=2.5, detection="amplitude", pool=3, **IDEAL)
+    intensity = small_fibre(grid=5, mask_radius=2.5, detection="intensity", pool=1, **IDEAL)
+    u = drives(fibre)
+    roots = np.sqrt(intensity.forward(u)).reshape(len(u), 5, 5)
+    padded = np.pad(roots, ((0, 0), (1, 1), (1, 1)))
+    centers = range(0, 5, 2)
+    expected = np.stack([padded[:, i : i + 3, j : j + 3].mean((1, 2)) for i in centers for j in centers], 1)
+    np.testing.assert_allclose(fibre.forward(u), expected, rtol=1e-9)
+    assert small_fibre().detection == "amplitude"

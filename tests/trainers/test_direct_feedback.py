@@ -12,6 +12,7 @@ from torch import nn
 import bpfree
 from bpfree import DirectFeedbackAlignment
 from bpfree.losses import DirectFeedback
+from tests.helpers import CLASSES, make_mlp
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 3
@@ -98,3 +99,13 @@ def test_the_signal_aligns_with_the_gradient_as_the_blocks_learn() -> None:
     last = trainer.diagnose(X, Y)["feedback_cos"]
     assert len(first) == 1
     assert last[0] > max(first[0], 0.05)
+
+
+def test_blocks_of_one_width_have_matrices_of_their_own() -> None:
+    trainer = DirectFeedbackAlignment(make_mlp(16, 16, 16), progress=False)
+    trainer.build((12,), CLASSES)
+    error = torch.eye(CLASSES)
+    losses = trainer.cascade.units[0].losses
+    first, second = (loss.delta(error) for loss in losses if isinstance(loss, DirectFeedback))
+    assert first.shape == second.shape
+    assert F.cosine_similarity(first.flatten(), second.flatten(), 0).abs() < 0.5
