@@ -138,3 +138,11 @@ def test_sparse_features_and_virtual_ones_are_kept_apart_and_mean_the_same(kind:
     assert torch.equal(apart.full(0)[:60], few)
     assert torch.equal(apart.full(0)[60:], dense.states[0][60:])
     assert not apart.states[0][60:].any()
+
+
+def test_a_step_of_other_nodes_of_equal_number_asks_about_those() -> None:
+    encoding = VirtualNodes(*PARTS)
+    for ids in (DATA.ids[:5], DATA.ids[5:10], DATA.ids[:5]):
+        found, _ = encoding.encode(ids, DATA.y[: len(ids)], None)
+        assert found.wanted is not None
+        assert found.wanted[:-3].tolist() == ids.tolist()

@@ -170,3 +170,35 @@ def test_convolutions_learn_something_too() -> None:
     data = images()
     losses = [row["loss"] for row in trainer.fit(data, epochs=6, batch_size=16).rows]
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
+
+
+def test_the_identity_gradient_is_that_of_the_last_activation_of_a_block_alone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+    )
+    trainer = built(
+        net, cut=[f"{k}" for k in (0, 4)], peer_weight=0.2, momentum=0.0, weight_decay=0.0, lr=0.1
+    )
+    body, loss = trainer.cascade.units[0].body, trainer.cascade.losses[0]
+    weights = [p.detach().clone().requires_grad_() for p in body.parameters()]
+    x, y = vectors(16).batch(torch.arange(16))
+    stream = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
+    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=stream)) % CLASSES
+    rows = torch.cat([x, x])
+    rows[:, :CLASSES] = F.one_hot(torch.cat([y, wrong]), CLASSES).float()
+    trainer.step(x, y, 0)
+    h = rows / (rows.square().mean(1, keepdim=True).sqrt() + 1e-8)
+    first, second = weights[:2], weights[2:]
+    hidden = (h @ first[0].T + first[1]).relu()
+    pre = hidden @ second[0].T + second[1]
+    z = pre + (pre.relu() - pre).detach()
+    sign = torch.cat([torch.ones(16), torch.zeros(16)])
+    value = F.binary_cross_entropy_with_logits(z.square().sum(1) - 6, sign)
+    m = 0.9 * torch.full((6,), 0.5) + 0.1 * z[:16].mean(0)
+    (value + 0.2 * (m.mean() - m).square().mean()).backward()  # type: ignore[no-untyped-call]
+    assert isinstance(loss, Goodness)
+    torch.testing.assert_close(loss.mean_activity, m.detach())
+    for p, after in zip(weights, body.parameters(), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(after.detach(), (p - 0.1 * p.grad).detach(), rtol=1e-4, atol=1e-6)

@@ -365,3 +365,15 @@ def test_a_saved_trainer_loads_into_one_built_for_the_graph(tmp_path: Any) -> No
     assert torch.equal(other.predict(torch.arange(60)), trainer.predict(torch.arange(60)))
     with pytest.raises(BadValue, match="build_for"):
         ForwardGNN(make_gnn(), progress=False).load(tmp_path / "gnn.safetensors", (12,))
+
+
+@pytest.mark.parametrize("variant", ["top_to_loss", "top_to_input"])
+def test_a_second_fit_begins_without_the_states_of_the_first(variant: Any) -> None:
+    first, second = (built(variant=variant, schedule="simultaneous") for _ in range(2))
+    first.fit(nodes(), epochs=2, batch_size=60)
+
+    second.cascade.load_state_dict(first.cascade.state_dict())
+    runs = [trainer.fit(nodes(), epochs=2, batch_size=60) for trainer in (first, second)]
+    assert runs[0].rows == runs[1].rows
+    for ours, theirs in zip(first.cascade.parameters(), second.cascade.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
