@@ -81,7 +81,7 @@ def _not_data(obj: Any) -> str:
     if isinstance(obj, DataLoader):
         return (
             f"data is a DataLoader; {expected}; give its data set, and fit its batch size: "
-            f"fit(loader.dataset, batch_size={obj.batch_size}); its sampler and collate_fn would have no effect"
+            f"fit(loader.dataset, batch_size={obj.batch_size}); its sampler and collate_fn are not used"
         )
     if hasattr(obj, "edge_index"):
         return (

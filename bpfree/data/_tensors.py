@@ -126,9 +126,7 @@ class TensorData:
     def _per_channel(self, values: tuple[float, ...] | None) -> Tensor | None:
         if values is None:
             return None
-        return torch.tensor(values, dtype=self.dtype, device=self.x.device).view(
-            -1, *[1] * (self.x.ndim - 2)
-        )
+        return torch.tensor(values, dtype=self.dtype, device=self.x.device).view(-1, *[1] * (self.x.ndim - 2))
 
     def __len__(self) -> int:
         return len(self.y)

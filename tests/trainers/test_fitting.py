@@ -278,7 +278,7 @@ def test_weights_that_explode_in_the_last_step_are_not_judged_quietly() -> None:
 def test_a_checkpoint_of_another_run_is_refused(change: str, tmp_path: Path) -> None:
     path = tmp_path / "run.state"
     mf().fit(vectors(), epochs=1, checkpoint=Checkpoint(path, 0.0))
-    trainer, data, epochs = mf(), vectors(), 1
+    trainer, data, batch_size = mf(), vectors(), 128
     if change == "seed":
         trainer = mf(seed=1)
     elif change == "settings":
@@ -286,11 +286,11 @@ def test_a_checkpoint_of_another_run_is_refused(change: str, tmp_path: Path) -> 
     elif change == "trainer":
         trainer = Backprop(make_mlp(), progress=False)
     elif change == "fit":
-        epochs = 2
+        batch_size = 64
     else:
         data = vectors(41)
     with pytest.raises(BadValue, match=r"run\.state belongs to another run"):
-        trainer.fit(data, epochs=epochs, checkpoint=path)
+        trainer.fit(data, epochs=1, batch_size=batch_size, checkpoint=path)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
