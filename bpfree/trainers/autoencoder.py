@@ -106,6 +106,14 @@ class Autoencoder(Trainer):
     def locality(self) -> str:
         return "L0" if self.settings.rule == "backprop" else "L2"
 
+    def predict(self, x: Any) -> Tensor:
+        """Not there.
+
+        Raises:
+            BadValue: Always.
+        """
+        raise BadValue(f"{self.id}: it predicts no classes; its reconstructions are trainer.model(inputs)")
+
     def evaluate(self, data: Any) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""
         return {"mse": -super().evaluate(data)["accuracy"]}

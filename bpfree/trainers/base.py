@@ -24,7 +24,7 @@ from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
 from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.inputs import check_batch, check_data
+from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
@@ -155,6 +155,7 @@ class Trainer(Builder):
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
+        warn_if_shifted(data)
         check_batches(self, data, judge, fit)
         self.renew_optimizers()
         if isinstance(checkpoint, str | Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,6 +99,19 @@ def check_data(
     found = replace(found, dtype=dtype)
     _check_finite(found)
     return found.to(device)
+
+
+def warn_if_shifted(data: Any) -> None:
+    """Warn where training data have a sample of every class but the first, as labels that begin at 1 do."""
+    if not isinstance(data, TensorData) or data.n_classes < 3:
+        return
+    found = torch.unique(data.y)
+    if len(found) == data.n_classes - 1 and found[0] == 1:
+        warnings.warn(
+            f"{data.name}: the training labels are 1..{data.n_classes - 1}, none of {len(data)} is 0, and class "
+            "0 is learned all the same; if labels begin at 1, relabel y by y - 1 and lower n_classes by one",
+            stacklevel=3,
+        )
 
 
 def check_batch(

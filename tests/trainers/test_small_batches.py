@@ -63,7 +63,7 @@ def test_other_ways_to_a_batch_of_one(norm: Any, n: int, batch_size: int, messag
 def test_a_map_of_one_element_has_no_statistics_of_its_own() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 8), nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU(),
                         nn.Flatten(), nn.Linear(4, CLASSES))  # fmt: skip
-    with pytest.raises(BadValue, match="Expected more than 1 spatial element"):
+    with pytest.raises(BadValue, match="more than 1 spatial element"):
         MonoForward(net, progress=False).fit(images(), epochs=1)
 
 
@@ -77,7 +77,9 @@ def test_one_sample_is_not_evaluated_by_statistics_of_the_batch() -> None:
         lambda: trainer.evaluate(many),
         lambda: trainer.fit(vectors(32), many, epochs=1, hooks=Hooks(progress=never_trained)),
     ):
-        with pytest.raises(BadValue, match="one sample alone cannot be evaluated: .*track_running_stats = True"):
+        with pytest.raises(
+            BadValue, match=r"one sample alone cannot be evaluated: .*track_running_stats = True"
+        ):
             use()
 
 
