@@ -93,10 +93,10 @@ def check_data(
     found = as_data(data, None if isinstance(data, TensorData) else n_classes)
     if n_classes is not None and found.n_classes != n_classes:
         raise BadValue(f"the trainer was built for {n_classes} classes, the data have {found.n_classes}")
-    if not isinstance(found, TensorData):
-        _check_finite(found)
-        return found.to(device)
-    found = replace(found, dtype=dtype)
+    if isinstance(found, TensorData):
+        found = replace(found, dtype=dtype)
+    elif found.features.dtype != dtype:
+        found = replace(found, features=found.features.to(dtype))
     _check_finite(found)
     return found.to(device)
 
@@ -108,8 +108,8 @@ def warn_if_shifted(data: Any) -> None:
     found = torch.unique(data.y)
     if len(found) == data.n_classes - 1 and found[0] == 1:
         warnings.warn(
-            f"{data.name}: the training labels are 1..{data.n_classes - 1}, none of {len(data)} is 0, and class "
-            "0 is learned all the same; if labels begin at 1, relabel y by y - 1 and lower n_classes by one",
+            f"{data.name}: the training labels are 1..{data.n_classes - 1}, none of {len(data)} is 0, and "
+            "class 0 is learned all the same; if labels begin at 1, relabel y by y - 1, with one class less",
             stacklevel=3,
         )
 
