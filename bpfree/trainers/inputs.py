@@ -90,7 +90,7 @@ def check_data(
     Raises:
         BadValue: If the data have another number of classes, or a sample is not finite.
     """
-    found = as_data(data, None if isinstance(data, TensorData) else n_classes)
+    found: Any = as_data(data, None if isinstance(data, TensorData) else n_classes)
     if n_classes is not None and found.n_classes != n_classes:
         raise BadValue(f"the trainer was built for {n_classes} classes, the data have {found.n_classes}")
     if isinstance(found, TensorData):
@@ -98,7 +98,7 @@ def check_data(
     elif found.features.dtype != dtype:
         found = replace(found, features=found.features.to(dtype))
     _check_finite(found)
-    return found.to(device)
+    return found.to(device)  # type: ignore[no-any-return]
 
 
 def warn_if_shifted(data: Any) -> None:
