@@ -1,6 +1,7 @@
 """Labelled data held whole on one device, and the making of batches from it."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,8 +44,7 @@ class TensorData:
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
-            if getattr(self, key) is not None:
-                object.__setattr__(self, key, tuple(float(value) for value in getattr(self, key)))
+            object.__setattr__(self, key, self._values(key))
         self._check_samples()
         self._check_labels()
         self._check_standardisation()
@@ -56,6 +56,21 @@ class TensorData:
             )
         object.__setattr__(self, "_centre", self._per_channel(self.mean))
         object.__setattr__(self, "_scale", self._per_channel(self.std))
+
+    def _values(self, key: str) -> tuple[float, ...] | None:
+        """`mean` or `std` as a tuple of floats, whatever sequence was given."""
+        given = getattr(self, key)
+        if given is None:
+            return None
+        try:
+            found = tuple(float(value) for value in given)
+        except (TypeError, ValueError):
+            raise BadValue(
+                f"{self.name}: {key} is {given!r}; expected a number for each channel of x, as a tuple"
+            ) from None
+        if not all(math.isfinite(value) for value in found):
+            raise BadValue(f"{self.name}: {key} is {found}; expected finite numbers; std all above 0")
+        return found
 
     def _check_samples(self) -> None:
         x, y = self.x, self.y

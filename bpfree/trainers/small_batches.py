@@ -15,6 +15,7 @@ from bpfree.nn import counted
 from bpfree.schedules import calibrate
 from bpfree.trainers.evaluation import BATCH
 from bpfree.trainers.fitting import CALIBRATION_SAMPLES
+from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.settings import FitSettings
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
     """Check that there is a batch, and that the network can be trained on the smallest, and evaluated on it.
 
     Where the smallest has one sample, a copy of the trainer takes a step on it: normalization layers may need
-    more, wherever they stand. Networks with devices inside are not tried, since each row that is sent counts.
+    more, wherever they stand. Networks with devices inside are not tried, since each row that is sent counts,
+    nor are those that cannot be copied.
 
     Args:
         trainer: Built for the data.
@@ -52,12 +54,15 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
         _try_step(trainer, few, "give more samples" if n == 1 else remedy)
     if judge is not None and _alone(trainer, len(judge)):
         with evaluating(), trainer.running():
-            trainer.clone().cascade.eval()(judge.batch(torch.arange(1))[0])
+            make_evaluator(trainer.cascade, judge.take(torch.arange(1))).scores([trainer.cascade.headline])
 
 
 def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
     n = len(few)
-    twin = trainer.clone()
+    try:
+        twin = trainer.clone()
+    except Exception:  # noqa: BLE001 (a module may refuse to be copied, in any way)
+        return
     x, y = few.batch(torch.arange(n))
     try:
         with twin.running():

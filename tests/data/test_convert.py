@@ -179,3 +179,17 @@ def test_a_data_set_of_something_else_is_refused_by_sample(make, message):
 
 def test_the_content_of_bfloat16_data_can_be_told():
     assert TensorData(X.bfloat16(), Y, 4).content() != TensorData(X.bfloat16() + 1, Y, 4).content()
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.25], np.array([0.5, 0.25]), torch.tensor([0.5, 0.25])])
+def test_statistics_may_be_any_sequence(values):
+    x = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    data = TensorData(x, Y, 4, mean=values, std=values)
+    assert data.mean == data.std == (0.5, 0.25)
+    torch.testing.assert_close(data.batch(torch.arange(12))[0], (x - data._centre) / data._scale)
+
+
+@pytest.mark.parametrize("values", [0.5, ("a", "b"), (0.5, float("nan")), (0.5, float("inf"))])
+def test_statistics_that_are_no_numbers_for_each_channel_are_refused(values):
+    with pytest.raises(BadValue, match=r"mean is .*; expected"):
+        TensorData(X[:, :2], Y, 4, mean=values, std=(1.0, 1.0))

@@ -130,3 +130,13 @@ def test_a_cell_that_drops_nothing_keeps_its_name() -> None:
         cells({**config, "fit": fit})[0] for fit in ({}, {"drop_last": False}, {"drop_last": True})
     )
     assert "drop_last" not in plain.fit and plain.id == same.id != other.id
+
+
+def test_a_network_that_cannot_be_copied_is_trained_all_the_same() -> None:
+    class Sealed(nn.Identity):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("it cannot be copied")
+
+    net = make_mlp()
+    net.insert(2, Sealed())
+    MonoForward(net, progress=False).fit(vectors(17), epochs=1, batch_size=16)
