@@ -13,6 +13,10 @@ class BadValue(BpfreeError, ValueError):
     """A value given by the caller is outside what is allowed."""
 
 
+class BadKind(BadValue, TypeError):
+    """A value given by the caller is of a kind that is not taken there."""
+
+
 class Diverged(BpfreeError, ArithmeticError):
     """A loss became NaN or infinite; nothing after it can be trusted."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -63,7 +63,17 @@ def _checked(settings: type) -> Any:
     """A subclass of ``settings`` whose constructor checks its arguments."""
     from pydantic import dataclasses
 
-    return dataclasses.dataclass(settings, frozen=True, kw_only=True)
+    checked: Any = dataclasses.dataclass(settings, frozen=True, kw_only=True)
+    # It has the name of `settings`, so pickle would look it up there and find another class.
+    checked.__reduce__ = lambda self: (
+        _remade,
+        (settings, {f.name: getattr(self, f.name) for f in fields(self)}),
+    )
+    return checked
+
+
+def _remade(settings: type, values: dict[str, Any]) -> Any:
+    return _checked(settings)(**values)
 
 
 def _sentences(error: Any, settings: type, where: str) -> Iterator[str]:

@@ -174,6 +174,14 @@ class Block(nn.Module):
         """Compile the block's forward pass and loss by `torch.compile`."""
         self._objective = torch.compile(self.objective, backend=backend)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the compiled function, which is bound to this block's weights and cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "_objective"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._objective = self.objective
+
     def train(self, mode: bool = True) -> Block:
         """Training mode for the body and the loss; the front is fixed and stays in evaluation mode."""
         super().train(mode)

@@ -43,6 +43,13 @@ class GraphEncoding(Encoding):
         self._memos: WeakValueDictionary[tuple[Any, ...], _Memo] = WeakValueDictionary()
         self._stepped: Nodes | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is kept by the identity of tensors, which a copy does not share."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_memos", "_stepped")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _memos=WeakValueDictionary(), _stepped=None)
+
     def nodes(
         self,
         view: View | None,

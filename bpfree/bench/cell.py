@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import signal
 import threading
 import traceback
@@ -31,7 +30,8 @@ from bpfree.cascade import Cascade
 from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
-from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
+from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
+from bpfree.trainers.inputs import find_device
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
 Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
@@ -255,7 +255,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadValue(f"device = {name!r}: unknown; for example cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return find_device(device)
+    if not torch.cuda.is_available():
         raise BadValue(f"device = {name!r}: this machine has no usable CUDA device")
     return device
 
@@ -288,7 +290,7 @@ def make_trainer(cell: Cell, data: Splits, device: torch.device, **settings: Any
 
 def _budget(cell: Cell, train: TensorData, history: History) -> Row:
     epochs = [stage["epochs"] for stage in history.stages]
-    steps = math.ceil(len(train) / cell.fit["batch_size"])
+    steps = FitSettings(**cell.fit).steps(len(train))
     return {
         "passes": sum(epochs),
         "steps": sum(epochs) * steps,

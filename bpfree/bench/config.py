@@ -186,7 +186,8 @@ def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
         "net": {"name": net.get("name"), **asdict(made)},
         "physics": _physics(arm, config, isinstance(made, PhysicalNetConfig), where),
         "trainer": {"id": name, **asdict(settings)},
-        "fit": asdict(fit),
+        # What was not there when a row was made must not change its cell's name.
+        "fit": {k: v for k, v in asdict(fit).items() if k != "drop_last" or v},
         "tuning": tuning,
     }
 

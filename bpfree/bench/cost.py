@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from bpfree.data import GraphData, Splits
 from bpfree.meters import count_flops, counting_flops, saved_for_backward, tensor_bytes
-from bpfree.trainers import CALIBRATION_SAMPLES, History, Hooks, Trainer
+from bpfree.trainers import CALIBRATION_SAMPLES, FitSettings, History, Hooks, Trainer
 
 
 @dataclass
@@ -118,10 +117,12 @@ class BatchCost(Cost):
     Attributes:
         one: Stages of a run over one batch, one pass each, and how many passes each took.
         two: The same over two batches.
+        stepped: Samples that an epoch takes steps on; None: all.
     """
 
     one: list[tuple[StageFlops, int]]
     two: list[tuple[StageFlops, int]]
+    stepped: int | None = None
 
     def steps(self) -> list[float]:
         return [(b.train - a.train) / n for (a, n), (b, _) in zip(self.one, self.two, strict=True)]
@@ -133,7 +134,7 @@ class BatchCost(Cost):
         stages = zip(self.steps(), self.one, self.two, history.stages, strict=True)
         for step, (a, passes), (b, _), stage in stages:
             solve = a.train / passes - step
-            total += stage["epochs"] * (batches * step + solve)
+            total += stage["epochs"] * ((self.stepped or n_train) / self.batch * step + solve)
             total += batches * (b.cache - a.cache) + calibrated * (b.calibrate - a.calibrate)
         return total
 
@@ -171,6 +172,7 @@ def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -
         data: Its data.
         fit: Its settings of `Trainer.fit`.
     """
+    settings = FitSettings(**fit)
     whole, n_train = isinstance(data.train, GraphData), len(data.train)
     batch = min(fit["batch_size"], n_train if whole else max(1, n_train // 2))
     judge = data.validation.take(torch.arange(min(batch, len(data.validation))))
@@ -189,13 +191,14 @@ def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -
         "optim": ledger.optimizer_bytes,
     }
     if whole:
-        batches = math.ceil(n_train / batch)
+        batches = FitSettings(batch_size=batch, drop_last=settings.drop_last).steps(n_train)
         return WholeCost(batch=batch, infer=infer, memory=memory, stages=ledger.stages, batches=batches)
     one, two = (
         [(f, s["epochs"]) for f, s in zip(run.stages, history.stages, strict=True)]
         for run, history, _ in runs
     )
-    return BatchCost(batch=batch, infer=infer, memory=memory, one=one, two=two)
+    stepped = settings.steps(n_train) * settings.batch_size if settings.drop_last else None
+    return BatchCost(batch=batch, infer=infer, memory=memory, one=one, two=two, stepped=stepped)
 
 
 def _counted(

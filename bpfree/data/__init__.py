@@ -2,10 +2,11 @@
 
 from bpfree.data._augment import AUGMENTATIONS
 from bpfree.data._cavity import acoustic_cavity
+from bpfree.data._convert import as_data
 from bpfree.data._graph_data import GraphData
 from bpfree.data._graphs import GRAPH_NAMES, GraphSplits, describe_graphs, fold_indices, load_graph
 from bpfree.data._images import NAMES, Splits, describe, load
-from bpfree.data._tensors import TensorData, as_data
+from bpfree.data._tensors import TensorData
 
 __all__ = [
     "AUGMENTATIONS",

@@ -1,17 +1,15 @@
 """Labelled data held whole on one device, and the making of batches from it."""
 
 import hashlib
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset, IterableDataset
 
 from bpfree._errors import BadValue
 from bpfree.data._augment import augment, check_names
-from bpfree.data._graph_data import GraphData
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,6 +25,7 @@ class TensorData:
         std: per channel, divides each batch after the mean was taken off; same units.
         augment: names of the augmentations for training batches, in order; `[N, C, H, W]` data only.
         name: what to call the data in messages and reports.
+        dtype: floating point type of batches; trainers set it to that of their network.
 
     Raises BadValue if these do not fit together.
     """
@@ -38,11 +37,14 @@ class TensorData:
     std: tuple[float, ...] | None = None
     augment: tuple[str, ...] = ()
     name: str = "data"
+    dtype: torch.dtype = torch.float32
     # Kept on the device: building these for every batch would make the host wait for it.
     _centre: Tensor | None = field(init=False, default=None)
     _scale: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        for key in ("mean", "std"):
+            object.__setattr__(self, key, self._values(key))
         self._check_samples()
         self._check_labels()
         self._check_standardisation()
@@ -55,8 +57,28 @@ class TensorData:
         object.__setattr__(self, "_centre", self._per_channel(self.mean))
         object.__setattr__(self, "_scale", self._per_channel(self.std))
 
+    def _values(self, key: str) -> tuple[float, ...] | None:
+        """`mean` or `std` as a tuple of floats, whatever sequence was given."""
+        given = getattr(self, key)
+        if given is None:
+            return None
+        try:
+            found = tuple(float(value) for value in given)
+        except (TypeError, ValueError):
+            raise BadValue(
+                f"{self.name}: {key} is {given!r}; expected a number for each channel of x, as a tuple"
+            ) from None
+        if not all(math.isfinite(value) for value in found):
+            raise BadValue(f"{self.name}: {key} is {found}; expected finite numbers; std all above 0")
+        return found
+
     def _check_samples(self) -> None:
         x, y = self.x, self.y
+        if x.is_complex():
+            raise BadValue(
+                f"{self.name}: x is {x.dtype}; expected uint8 images or floats; give the real and imaginary "
+                "parts as channels (torch.view_as_real), or the magnitude (x.abs())"
+            )
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise BadValue(
                 f"{self.name}: x is {x.dtype}; expected uint8 images or floats; convert with x.float()"
@@ -71,22 +93,33 @@ class TensorData:
         if y.ndim != 1 or len(x) != len(y):
             raise BadValue(
                 f"{self.name}: x is {list(x.shape)} and y {list(y.shape)}; "
-                f"expected y [{len(x)}], one label per sample"
+                f"expected y [{len(x)}], one label per sample{_flat_labels(x, y)}"
             )
         if x.device != y.device:
             raise BadValue(f"{self.name}: x is on {x.device} and y on {y.device}; move both to one device")
 
     def _check_labels(self) -> None:
-        if self.y.dtype != torch.int64:
+        y = self.y
+        if y.is_complex() or (y.is_floating_point() and not bool((y == y.round()).all())):
             raise BadValue(
-                f"{self.name}: y is {self.y.dtype}; expected int64 class labels; convert with y.long()"
+                f"{self.name}: y is {y.dtype} and holds values that are no class numbers; expected int64 "
+                "class labels, one of 0..n_classes-1 for each sample"
             )
-        low, high = (int(v) for v in torch.aminmax(self.y))
+        if y.dtype != torch.int64:
+            raise BadValue(f"{self.name}: y is {y.dtype}; expected int64 class labels; convert with y.long()")
+        low, high = (int(v) for v in torch.aminmax(y))
         if low < 0 or high >= self.n_classes:
             raise BadValue(
                 f"{self.name}: y has labels {low}..{high}; expected 0..{self.n_classes - 1} for "
-                f"n_classes={self.n_classes}; relabel y or raise n_classes"
+                f"n_classes={self.n_classes}; {self._relabelling(low, high)}"
             )
+
+    def _relabelling(self, low: int, high: int) -> str:
+        if low == -1 and high == 1 and not bool((self.y == 0).any()):
+            return "relabel y by (y > 0).long(), for 2 classes"
+        if low < 0:
+            return "relabel y; samples without a label must be left out"
+        return "relabel y by y - 1" if (low, high) == (1, self.n_classes) else "relabel y or raise n_classes"
 
     def _check_standardisation(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -108,9 +141,7 @@ class TensorData:
     def _per_channel(self, values: tuple[float, ...] | None) -> Tensor | None:
         if values is None:
             return None
-        return torch.tensor(values, dtype=torch.float32, device=self.x.device).view(
-            -1, *[1] * (self.x.ndim - 2)
-        )
+        return torch.tensor(values, dtype=self.dtype, device=self.x.device).view(-1, *[1] * (self.x.ndim - 2))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -133,14 +164,16 @@ class TensorData:
 
     def content(self) -> list[Any]:
         """What tells two data sets apart: labels, some of the samples, and what is done to them."""
-        some = self.x[:: max(1, len(self) // 64)].contiguous().cpu().numpy().tobytes()
-        digest = hashlib.sha256(self.y.cpu().numpy().tobytes() + some).hexdigest()
+        some = self.x[:: max(1, len(self) // 64)].contiguous().cpu()
+        # As bytes: NumPy has no bfloat16.
+        content = some.flatten().view(torch.uint8).numpy().tobytes()
+        digest = hashlib.sha256(self.y.cpu().numpy().tobytes() + content).hexdigest()
         shape = list(self.sample_shape)
         return [self.name, len(self), shape, list(self.augment), self.mean, self.std, digest]
 
-    def to(self, device: str | torch.device) -> "TensorData":
-        """The same data on `device`."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "TensorData":
+        """The same data on `device`, with batches of `dtype` if that is given."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device), dtype=dtype or self.dtype)
 
     def take(self, indices: Tensor) -> "TensorData":
         """The samples at `indices` (int64 `[M]`, on any device) as data of their own, in that order."""
@@ -155,7 +188,7 @@ class TensorData:
             generator: on the data's device; given, the batch is augmented (training), else it is not.
 
         Returns:
-            float32 `[B, *sample_shape]`: uint8 images divided by 255, standardised where mean and std are
+            `[B, *sample_shape]` of `dtype`: uint8 images divided by 255, standardised where mean and std are
             set; and int64 labels `[B]`.
         """
         indices = indices.to(self.x.device)
@@ -165,7 +198,7 @@ class TensorData:
             # Before the conversion to float: a quarter of the bytes to move.
             x = augment(x, self.augment, generator)
         pixels = x.dtype == torch.uint8
-        x = x.to(torch.float32)
+        x = x.to(self.dtype)
         if pixels:
             x.div_(255)
         if self._centre is not None and self._scale is not None:
@@ -173,55 +206,8 @@ class TensorData:
         return x, self.y.index_select(0, indices)
 
 
-def as_data(obj: Any, n_classes: int | None = None) -> TensorData:
-    """Make TensorData of what a user is likely to hold.
-
-    Args:
-        obj: TensorData or GraphData (returned as it is); a pair of tensors (x, y) with integer labels; or a
-            map-style torch Dataset of (tensor, int), read and stacked once.
-        n_classes: number of classes; by default one more than the highest label.
-
-    Raises TypeError for anything else, BadValue for tensors that do not fit together or, with TensorData, for
-    another `n_classes` than its own.
-    """
-    if isinstance(obj, TensorData | GraphData):
-        if n_classes not in (None, obj.n_classes):
-            raise BadValue(f"n_classes is {n_classes}, but {obj!r} was given; leave n_classes out")
-        return obj  # type: ignore[return-value]
-    if isinstance(obj, Dataset) and not isinstance(obj, IterableDataset) and hasattr(obj, "__len__"):
-        x, y = _stack(obj)
-    elif isinstance(obj, Sequence) and len(obj) == 2 and all(isinstance(part, Tensor) for part in obj):
-        x, y = obj
-    else:
-        raise TypeError(
-            f"data is a {type(obj).__name__}; expected TensorData, a pair of tensors (x, y), or a map-style "
-            "torch Dataset of (tensor, int) with a length"
-        )
-    if not (y.is_floating_point() or y.is_complex()):
-        y = y.long()
-    if n_classes is None:
-        n_classes = int(y.max()) + 1 if y.numel() else 0
-    return TensorData(x, y, n_classes)
-
-
-def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Read a whole map-style data set of (tensor, int) into x `[N, ...]` and y `[N]`."""
-    if len(dataset) == 0:
-        raise BadValue(f"the {type(dataset).__name__} is empty; expected at least one sample")
-    xs: list[Tensor] = []
-    ys: list[int] = []
-    for i in range(len(dataset)):
-        x, y = dataset[i]
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"sample {i} of the {type(dataset).__name__} is a {type(x).__name__}; expected a tensor; "
-                "give the data set a transform such as torchvision.transforms.PILToTensor()"
-            )
-        if xs and x.shape != xs[0].shape:
-            raise BadValue(
-                f"sample {i} of the {type(dataset).__name__} has shape {list(x.shape)}, "
-                f"the first {list(xs[0].shape)}; expected one shape; resize or crop in the data set"
-            )
-        xs.append(x)
-        ys.append(int(y))
-    return torch.stack(xs), torch.tensor(ys)
+def _flat_labels(x: Tensor, y: Tensor) -> str:
+    """How labels with a second dimension become labels `[N]`."""
+    if y.ndim != 2 or len(x) != len(y):
+        return ""
+    return "; use y.squeeze(1)" if y.shape[1] == 1 else "; of one-hot rows take y.argmax(1)"

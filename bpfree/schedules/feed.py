@@ -106,9 +106,16 @@ class Feed:
         self.features, self.made_in = None, epoch
         self._keep()
 
-    def batches(self, n_samples: int) -> Iterator[Rows]:
-        """The first ``n_samples`` training samples once, as rows for the first block."""
+    def batches(self, n_samples: int, drop_last: bool = False) -> Iterator[Rows]:
+        """The first ``n_samples`` training samples once, as rows for the first block.
+
+        Args:
+            n_samples: How many.
+            drop_last: Whether a last, shorter batch is left out; the only one never is.
+        """
         n_samples = min(n_samples, len(self.data.y))
+        if drop_last and n_samples > self.batch_size:
+            n_samples -= n_samples % self.batch_size
         for indices in torch.arange(n_samples, device=self.device).split(self.batch_size):
             yield self._encoded(indices)[0]
 

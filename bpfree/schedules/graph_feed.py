@@ -66,7 +66,7 @@ class GraphFeed:
             nodes = raised
         return nodes
 
-    def batches(self, n_samples: int) -> Iterator[Rows]:
+    def batches(self, n_samples: int, drop_last: bool = False) -> Iterator[Rows]:
         """The states below the first block, once: fronts on graphs have nothing to be calibrated."""
         yield self.encoding.nodes(None)
 

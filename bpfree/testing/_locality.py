@@ -263,6 +263,8 @@ def _probe(trainer: Trainer, x: Tensor, y: Tensor) -> Trainer:
     """A built copy of ``trainer``, silent, with new optimizers."""
     probe = trainer.clone()
     probe.progress = False
+    # The samples are inputs of the model already.
+    probe.scaling = None
     probe.build(x.shape[1:], trainer.n_classes or int(y.max()) + 1)
     probe.reset_optimizers()
     return probe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
@@ -89,22 +90,29 @@ class Autoencoder(Trainer):
             blocks = [AutoencoderBlock(inner, [1.0] * len(inner), detach=True)]
         return Cascade(blocks, {"last": BlockReadout()}, encoding=Reconstruct(), source=self.net)
 
-    def reset_optimizers(self) -> None:
-        super().reset_optimizers()
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         (block,) = self.cascade.units
         if not isinstance(block, AutoencoderBlock):
-            return
+            return super().make_optimizers()
         rates = (self.settings.code_lr, self.settings.encoder_lr)
         apart = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
         encoding = {id(p) for group in apart for p in group}
         optimizer = make_optimizer([p for p in block.trainable() if id(p) not in encoding], self.settings)
         for group, lr in zip(apart, rates, strict=True):
             optimizer.add_param_group({"params": group, "lr": lr})
-        self.optimizers["block0"] = block.optimizer = optimizer
+        return {"block0": optimizer}
 
     @property
     def locality(self) -> str:
         return "L0" if self.settings.rule == "backprop" else "L2"
+
+    def predict(self, x: Any) -> Tensor:
+        """Not there.
+
+        Raises:
+            BadValue: Always.
+        """
+        raise BadValue(f"{self.id}: it predicts no classes; its reconstructions are trainer.model(inputs)")
 
     def evaluate(self, data: Any) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""

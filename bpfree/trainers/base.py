@@ -15,7 +15,8 @@ from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
-from bpfree.data import TensorData
+from bpfree.data import GraphData, TensorData
+from bpfree.data._convert import as_tensor, is_array
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
@@ -23,11 +24,13 @@ from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
 from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.inputs import check_batch, check_data
+from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
+from bpfree.trainers.scaling import Scaling
 from bpfree.trainers.settings import FitSettings
+from bpfree.trainers.small_batches import check_batches, evaluating
 from bpfree.trainers.space import STEPS, Space
 
 __all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "keep_maps", "single_weights"]
@@ -53,6 +56,9 @@ class Trainer(Builder):
 
     #: What `python -m bpfree.tune` may search; a config may narrow it.
     space: ClassVar[Space] = STEPS
+    #: How samples become inputs, decided by the first training data; None before: nothing is scaled.
+    scaling: Scaling | None = None
+    _next_step = 0
 
     # ---- what a family may say, beside `Builder.make_cascade` and `Builder.locality` --------------------
 
@@ -85,11 +91,16 @@ class Trainer(Builder):
         return {}
 
     def build_for(self, data: TensorData) -> None:
-        """`build` for samples like those of ``data``."""
+        """`build` for samples like those of ``data``, whose scaling all other samples are given from now on.
+
+        Raises:
+            BadValue: If the data do not fit the network, or a trainer that was built before.
+        """
         self.build(data.sample_shape, data.n_classes)
+        self.scaling = self.scaling or Scaling.of(data)
 
     def _check_batch(self, x: Tensor, y: Tensor) -> None:
-        check_batch(x, y, self.n_classes, self.device)
+        check_batch(x, y, self.n_classes, self.device, self.dtype)
         self._check_shape(x.shape[1:])
 
     # ---- training --------------------------------------------------------------------------------------
@@ -108,15 +119,22 @@ class Trainer(Builder):
         """Train.
 
         Args:
-            train: `bpfree.data.TensorData`, a pair of tensors, or a map-style data set.
-            validation: The same; without it there is neither early stopping nor a best to restore.
+            train: `bpfree.data.TensorData`, a pair of tensors or NumPy arrays, or a map-style data set. What
+                the first run is given decides how samples are scaled, see `scaling`.
+            validation: The same; without it there is neither early stopping nor a best to restore. Samples
+                without statistics of their own are standardized as the training data are.
             checkpoint: File to save the run's state in, every 30 seconds (see `Checkpoint`) and at the end.
                 If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
+                With more ``epochs`` a finished run goes on too, where nothing in it depends on their number:
+                one stage, a constant learning rate, one worker, no devices.
             hooks: Who looks on, see `Hooks`.
             pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
             cache_dir: Folder on a disk for the features that are kept while the run lasts, which may then be
                 larger than memory; nothing of them is left there afterwards. None: they are kept in memory.
             **settings: The fields of `FitSettings`.
+
+        Each run begins with new optimizers, without momentum; one that was set from outside, in
+        ``optimizers`` or in a block, stays, and goes on as it is.
 
         Raises:
             BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot take the features.
@@ -125,15 +143,21 @@ class Trainer(Builder):
         """
         together = validate(Pipeline, pipeline or {}, "pipeline")
         fit = validate(FitSettings, settings, "fit")
-        data = check_data(train, self.n_classes, self.device)
-        judge = None if validation is None else check_data(validation, data.n_classes, self.device)
+        data = self._scaled(check_data(train, self.n_classes, self.device, self.dtype))
+        judge = None
+        if validation is not None:
+            scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
+            found = check_data(validation, data.n_classes, self.device, self.dtype)
+            judge = self._scaled(found, scaling)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
-        self.reset_optimizers()
+        warn_if_shifted(data)
+        check_batches(self, data, judge, fit)
+        self.renew_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
@@ -156,7 +180,7 @@ class Trainer(Builder):
                 train=data,
                 validation=judge,
                 seed=self.seed,
-                fingerprint=saving.fingerprint(self, fit, data, judge),
+                identity=saving.identity(self, fit, data, judge),
                 checkpoint=checkpoint,
                 hooks=hooks,
                 history=before,
@@ -166,13 +190,15 @@ class Trainer(Builder):
             )
             return loop.run()
 
-    def step(self, x: Tensor, y: Tensor, number: int = 0) -> list[Tensor]:
+    def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
         """Update every block (and readout that learns) once on one batch, outside any loop.
 
         Args:
-            x: Samples, ``[B, ...]``.
+            x: Inputs of the model, ``[B, ...]``, as `bpfree.data.TensorData.batch` makes them: nothing is
+                scaled here.
             y: Labels, ``[B]``.
-            number: Number of the step, for the random streams.
+            number: Number of the step, for the random streams (dropout, negatives); None: one more than that
+                of the last call, from 0 on.
 
         Returns:
             The loss of each block before its step, bottom first, then those of readouts.
@@ -182,6 +208,8 @@ class Trainer(Builder):
         """
         cascade = self.cascade
         self._check_batch(x, y)
+        number = self._next_step if number is None else number
+        self._next_step = number + 1
         with self.running():
             return self._step(cascade, x, y, number)
 
@@ -210,6 +238,9 @@ class Trainer(Builder):
     def evaluate(self, data: Any) -> dict[str, Any]:
         """Accuracy of the prediction rule, of the other readouts, and of each block alone.
 
+        Args:
+            data: As for `fit`. Samples without statistics are standardized as the training data were.
+
         Returns:
             ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
 
@@ -218,7 +249,7 @@ class Trainer(Builder):
             Diverged: If scores are not finite.
         """
         samples = self._data(data)
-        with self.running():
+        with evaluating(), self.running():
             found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
@@ -226,19 +257,34 @@ class Trainer(Builder):
             "blocks": [value for name, value in found.items() if name.startswith("block ")],
         }
 
-    def predict(self, x: Tensor) -> Tensor:
-        """The class of each sample ``x [B, ...]``, ``[B]``.
+    def predict(self, x: Any) -> Tensor:
+        """The class of each sample, ``[B]``.
+
+        Args:
+            x: Samples as they were before training standardized them: a tensor or NumPy array ``[B, ...]``,
+                or data whose labels are not looked at.
 
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
         """
-        data = self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        data = self._data(x) if isinstance(x, TensorData | GraphData) else self._unlabelled(x)
         headline = self.cascade.headline
-        with self.running():
+        with evaluating(), self.running():
             return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
 
+    def _unlabelled(self, x: Any) -> TensorData:
+        if not is_array(x):
+            raise BadValue(
+                f"samples to predict are a {type(x).__name__}: expected a tensor or NumPy array [B, ...], or "
+                "TensorData"
+            )
+        x = as_tensor(x, "x")
+        if not x.ndim:
+            raise BadValue("samples to predict are a single number: expected [B, ...]")
+        return self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+
     def data_of(self, x: Tensor, y: Tensor) -> TensorData:
-        """Samples ``x [B, ...]`` with labels ``y [B]`` as data."""
+        """Samples ``x [B, ...]`` with labels ``y [B]`` as data, scaled as the training data were."""
         return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
@@ -247,7 +293,12 @@ class Trainer(Builder):
         Raises:
             BadValue: If nothing can be written there, or the trainer has not been built.
         """
-        state = {"trainer": self.id, "settings": asdict(self.settings), "n_classes": self.n_classes}
+        state = {
+            "trainer": self.id,
+            "settings": asdict(self.settings),
+            "n_classes": self.n_classes,
+            "scaling": None if self.scaling is None else self.scaling.state(),
+        }
         ckpt.write(Path(path), self.cascade.state_dict(), state)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
@@ -274,18 +325,15 @@ class Trainer(Builder):
                 )
             self.build(sample_shape, state["n_classes"])
         ckpt.load_module(self.cascade, tensors, Path(path))
+        if state.get("scaling") is not None:
+            self.scaling = Scaling.from_state(state["scaling"])
         self.cascade.eval()
 
     # ---- inside ----------------------------------------------------------------------------------------
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
-        twin = copy.deepcopy(self)
-        if twin._cascade is not None and self.settings.compile is not None:
-            for block in twin._cascade.units:
-                # A compiled function is not copied: it would go on to compute with the original's weights.
-                block.compile(self.settings.compile)
-        return twin
+        return copy.deepcopy(self)
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:
@@ -293,6 +341,11 @@ class Trainer(Builder):
         return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
 
     def _data(self, data: Any) -> TensorData:
-        found = check_data(data, self.n_classes, self.device)
+        found = check_data(data, self.n_classes, self.device, self.dtype)
         self._check_shape(found.sample_shape)
-        return found
+        return self._scaled(found)
+
+    def _scaled(self, data: TensorData, scaling: Scaling | None = None) -> TensorData:
+        scaling = scaling or self.scaling
+        # Nodes of a graph are not scaled here.
+        return data if scaling is None or not isinstance(data, TensorData) else scaling.apply(data)

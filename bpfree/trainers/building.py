@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from bpfree._settings import validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
 from bpfree.nn import asking
-from bpfree.trainers.inputs import accepting, find_device, probe_samples
-from bpfree.trainers.optimizers import make_optimizers
+from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
+from bpfree.trainers.optimizers import make_optimizers, replaced_optimizers
 from bpfree.trainers.settings import TrainerSettings
 from bpfree.trainers.space import STEPS, Space
 
@@ -54,12 +54,26 @@ class Builder(ABC):
             raise BadValue(f"seed = {seed!r}: expected an integer")
         self.seed, self.progress = seed, progress
         found = next((p.device for p in net.parameters()), torch.device("cpu"))
+        if found.type == "meta":
+            raise BadValue(
+                "the network's parameters are on device 'meta', without values: make it on another device, "
+                "or give it values by net.to_empty(device='cpu') and an initialization"
+            )
         self.device = find_device(device) if device is not None else found
+        dtype = find_dtype(net)
+        if dtype != torch.float32 and self.settings.precision != "float32":
+            raise BadValue(
+                f"precision = {self.settings.precision!r} with a network of {dtype}: expected one of "
+                "float32; convert it by net.float(), or leave precision out"
+            )
         self.net = net.to(self.device)
         self.n_classes: int | None = None
         self._shape: tuple[int, ...] = ()
         self._cascade: Cascade | None = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        #: The optimizers that were set from outside, and stay.
+        self.replaced: dict[str, torch.optim.Optimizer] = {}
+        self._made: dict[str, torch.optim.Optimizer] = {}
 
     @abstractmethod
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -86,8 +100,17 @@ class Builder(ABC):
         return self._cascade
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the network computes, that of its parameters."""
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
     def model(self) -> nn.Module:
-        """The trained network as an ordinary module: samples ``[B, ...]`` to class scores ``[B, C]``."""
+        """The trained network as an ordinary module: inputs ``[B, ...]`` to class scores ``[B, C]``.
+
+        Its inputs are what `bpfree.data.TensorData.batch` makes: images divided by 255 if they were uint8,
+        and standardized if the training data were. `Trainer.predict` does that by itself.
+        """
         return self.cascade.to_module()
 
     def build(self, sample_shape: Sequence[int], n_classes: int) -> None:
@@ -103,8 +126,13 @@ class Builder(ABC):
                 )
             self._check_shape(sample_shape)
             return
-        x = probe_samples(sample_shape, self.device)
-        with _seeds.borrowed(self.device), accepting(sample_shape), asking(self.net, "shape"):
+        x = probe_samples(sample_shape, self.device, self.dtype)
+        with (
+            _seeds.borrowed(self.device),
+            default_dtype(self.dtype),
+            accepting(sample_shape),
+            asking(self.net, "shape"),
+        ):
             _seeds.seed_global(self.device, self.seed, "heads")
             if not isinstance(self.net, Cascade):
                 stages, output = self.stages(self.settings.cut)
@@ -121,9 +149,7 @@ class Builder(ABC):
         self._check_gradients(cascade)
         self._cascade, self.n_classes, self._shape = cascade, n_classes, tuple(sample_shape)
         self.reset_optimizers()
-        for block in cascade.units:
-            if self.settings.compile is not None:
-                block.compile(self.settings.compile)
+        self._compile()
 
     @torch.no_grad()
     def _check_shape(self, sample_shape: Sequence[int]) -> None:
@@ -131,8 +157,8 @@ class Builder(ABC):
         if tuple(sample_shape) == self._shape:
             return
         training = self.cascade.training
-        with accepting(sample_shape), asking(self.cascade, "shape"):
-            self.cascade.eval()(probe_samples(sample_shape, self.device))
+        with accepting(sample_shape), default_dtype(self.dtype), asking(self.cascade, "shape"):
+            self.cascade.eval()(probe_samples(sample_shape, self.device, self.dtype))
         self.cascade.train(training)
 
     def _check_gradients(self, cascade: Cascade) -> None:
@@ -146,11 +172,48 @@ class Builder(ABC):
                 "precision and compile"
             )
 
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """New optimizers, ``block0`` and so on, and ``readout.name`` for readouts that learn."""
+        return make_optimizers(self.cascade, self.settings)
+
+    def condition(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:  # noqa: B027 (a family may)
+        """Register what each optimizer does to its gradients before it steps: nothing here."""
+
     def reset_optimizers(self) -> None:
         """New optimizers, without momentum."""
-        self.optimizers = make_optimizers(self.cascade, self.settings)
+        self._made = self.make_optimizers()
+        self.condition(self._made.values())
+        self.replaced = {}
+        self._set_optimizers(self._made)
+
+    def renew_optimizers(self) -> None:
+        """New optimizers, but for those that were set from outside, in ``optimizers`` or in a block.
+
+        Raises:
+            BadValue: If one moves parameters of another block, or two were set for one block.
+        """
+        before, replaced = self.replaced, replaced_optimizers(self.cascade, self.optimizers, self._made)
+        self.reset_optimizers()
+        self.condition(o for name, o in replaced.items() if before.get(name) is not o)
+        self.replaced = replaced
+        self._set_optimizers(self._made | replaced)
+
+    def _set_optimizers(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+        self.optimizers = dict(optimizers)
         for k, block in enumerate(self.cascade.units):
             block.optimizer = self.optimizers[f"block{k}"]
+
+    def _compile(self) -> None:
+        if self.settings.compile is not None:
+            for block in self.cascade.units:
+                block.compile(self.settings.compile)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a copy, or what was pickled: without the optimizers' hooks, and not compiled."""
+        self.__dict__.update(state)
+        if self._cascade is not None:
+            self.condition(self.optimizers.values())
+            self._compile()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -162,7 +225,7 @@ class Builder(ABC):
         low = self.settings.precision == "bfloat16"
         # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-        with _seeds.borrowed(self.device), cast:
+        with _seeds.borrowed(self.device), default_dtype(self.dtype), cast:
             yield
 
     def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:

@@ -162,7 +162,8 @@ class CascadedForward(Trainer):
         if trainer is None:
             return History()
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
-        rest = {name: getattr(fit, name) for name in ("batch_size", "restore_best", "eval_every")}
+        names = ("batch_size", "drop_last", "restore_best", "eval_every")
+        rest: dict[str, Any] = {name: getattr(fit, name) for name in names}
         rest["epochs"] = self.settings.block_epochs
         history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, **rest)
         for row in history.rows:

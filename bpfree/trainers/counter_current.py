@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -124,15 +124,8 @@ class CounterCurrentLearning(Trainer):
             above, activation, s.loss, s.k, s.base, s.weight, s.decorrelation, per_sample, s.warmup
         )
 
-    def reset_optimizers(self) -> None:
-        super().reset_optimizers()
-        condition(self.optimizers.values(), self.settings.clip, self.settings.centralize)
-
-    def clone(self) -> Trainer:
-        copied = super().clone()
-        # A copied optimizer has lost its hooks.
-        condition(copied.optimizers.values(), self.settings.clip, self.settings.centralize)
-        return copied
+    def condition(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        condition(optimizers, self.settings.clip, self.settings.centralize)
 
     @property
     def locality(self) -> str:

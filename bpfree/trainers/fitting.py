@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +44,7 @@ class Fit:
         train: Data,
         validation: Data | None,
         seed: int,
-        fingerprint: str,
+        identity: dict[str, Any],
         checkpoint: Checkpoint | None,
         hooks: Hooks,
         history: History,
@@ -53,15 +53,19 @@ class Fit:
         store: Store,
     ) -> None:
         self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
-        self.train, self.seed, self.fingerprint = train, seed, fingerprint
+        self.train, self.seed, self.identity = train, seed, identity
+        self.fingerprint = saving.fingerprint(identity)
         self.checkpoint, self.hooks, self.crew = checkpoint, hooks, crew
-        self.n_steps = math.ceil(len(train.y) / fit.batch_size)
+        self.n_steps = fit.steps(len(train.y))
         #: Whether this worker stands between two steps, so that a later one can go on from here.
         self.between = False
         self.stages = plan(settings.schedule, cascade)
         self.at, self.history, self.diagnose = Position(), history, diagnose
         self.at.total_steps = history.rows[-1]["step"] if history.rows else 0
         self.best: Tensors = {}
+        # Where the only stage has ended, and the weights that its best took the place of: to go on from.
+        self.end: Position | None = None
+        self.last: Tensors = {}
         self.sums: Tensor | None = None
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
@@ -71,7 +75,7 @@ class Fit:
         else:
             self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
         path = None if checkpoint is None else checkpoint.path
-        self.measurements = Measurements(cascade, self.feed, path, fingerprint)
+        self.measurements = Measurements(cascade, self.feed, path, self.fingerprint)
         self.evaluator = None
         if validation is not None:
             cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
@@ -124,13 +128,16 @@ class Fit:
         self.cascade.eval()
         with self.hooks.window("calibrate"):
             if self.at == Position(total_steps=self.at.total_steps):
-                calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES))
+                calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES, self.fit.drop_last))
         with self.hooks.window("cache"):
             self._enter(stage)
         stopped = self._stale()
         while self.at.epoch < self._epochs(stage) and not stopped:
             self._run_epoch(stage)
             stopped = self._stale()
+        if self.checkpoint is not None and len(self.stages) == 1:
+            now = self.cascade.state_dict()
+            self.end, self.last = replace(self.at), {name: now[name].clone() for name in self.best}
         if self.best:
             self.cascade.load_state_dict(self.best, strict=False)
         self.crew.sync(self.cascade)
@@ -198,7 +205,7 @@ class Fit:
                         loss.begin_pass()
             self.between = several and not begins_anew
             self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
-            for indices in order.split(self.fit.batch_size)[self.at.step :]:
+            for indices in order.split(self.fit.batch_size)[self.at.step : self.n_steps]:
                 self.crew.wires.begin(self.index)
                 with self.crew.working():
                     losses = self._step(stage, indices)

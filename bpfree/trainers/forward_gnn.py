@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -35,7 +36,6 @@ from bpfree.losses.prototypes import Similarity
 from bpfree.nn import learned_part
 from bpfree.readouts import BlockReadout, GoodnessReadout, Readout, SumReadout
 from bpfree.schedules import Schedule
-from bpfree.trainers.base import Trainer
 from bpfree.trainers.gradients import condition
 from bpfree.trainers.graph import GraphTrainer
 from bpfree.trainers.settings import TrainerSettings
@@ -179,15 +179,8 @@ class ForwardGNN(GraphTrainer):
         kind = kinds.get(s.variant, ClassPrototypes)
         return kind(n_classes, s.learnable_prototypes, s.similarity, s.temperature)
 
-    def reset_optimizers(self) -> None:
-        super().reset_optimizers()
-        condition(self.optimizers.values(), self.settings.clip, False)
-
-    def clone(self) -> Trainer:
-        copied = super().clone()
-        # A copied optimizer has lost its hooks.
-        condition(copied.optimizers.values(), self.settings.clip, False)
-        return copied
+    def condition(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        condition(optimizers, self.settings.clip, False)
 
     @property
     def locality(self) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from bpfree._errors import BadValue
 from bpfree.cascade import Cascade
 from bpfree.readouts import Readout
 from bpfree.trainers.settings import TrainerSettings, make_optimizer
@@ -20,6 +23,43 @@ def update_readout(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def replaced_optimizers(
+    cascade: Cascade,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    made: Mapping[str, torch.optim.Optimizer],
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers that are others than those which were ``made``, by name.
+
+    Args:
+        cascade: The blocks, which hold an optimizer each.
+        optimizers: The trainer's, by name.
+        made: What the trainer has made.
+
+    Raises:
+        BadValue: If one moves parameters of another block, or two were set for one block.
+    """
+    units = {f"block{k}": block for k, block in enumerate(cascade.units)}
+    found = {}
+    for name, own in made.items():
+        given = [optimizers.get(name), units[name].optimizer if name in units else None]
+        others = list({id(o): o for o in given if o is not None and o is not own}.values())
+        if len(others) > 1:
+            raise BadValue(
+                f"optimizers[{name!r}] and the optimizer of that block were both set, to different ones: set "
+                "one of them"
+            )
+        for optimizer in others:
+            allowed = {id(p) for group in own.param_groups for p in group["params"]}
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            if not {id(p) for p in params} <= allowed:
+                raise BadValue(
+                    f"the optimizer that was set for {name} holds parameters which are not those of {name}: "
+                    f"give it parameters out of trainer.optimizers[{name!r}].param_groups"
+                )
+            found[name] = optimizer
+    return found
 
 
 def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, torch.optim.Optimizer]:

@@ -27,14 +27,50 @@ if TYPE_CHECKING:
     from bpfree.trainers.fitting import Fit
 
 
-def fingerprint(trainer: Trainer, fit: FitSettings, *data: TensorData | None) -> str:
-    """What a run's files must agree on with the run that goes on from them."""
+#: Keys of an identity whose values are digests, which tell nobody anything, and what they stand for.
+DIGESTS = {
+    "network": "the network is another",
+    "train.content": "the training samples or labels are others",
+    "validation.content": "the validation samples or labels are others",
+}
+
+
+def identity(
+    trainer: Trainer, fit: FitSettings, train: TensorData, validation: TensorData | None
+) -> dict[str, Any]:
+    """What a run's files must agree on with the run that goes on from them, by name, as JSON holds it."""
     cascade = trainer.cascade
     shapes = [list(p.shape) for p in cascade.parameters()]
-    seen = [None if d is None else d.content() for d in data]
-    settings = [asdict(trainer.settings), asdict(fit)]
-    parts = [trainer.id, *settings, trainer.seed, shapes, repr(cascade), seen]
+    found: dict[str, Any] = {"trainer": trainer.id, "seed": trainer.seed}
+    found |= asdict(trainer.settings) | {f"fit.{name}": value for name, value in asdict(fit).items()}
+    found["network"] = _digest([shapes, repr(cascade), str(trainer.dtype)])
+    for part, data in (("train", train), ("validation", validation)):
+        *told, digest = [None] if data is None else data.content()
+        names = ("name", "samples", "shape", "augment", "mean", "std")
+        found |= {f"{part}.{name}": value for name, value in zip(names, told, strict=False)}
+        found[f"{part}.content"] = digest
+    for name, optimizer in trainer.replaced.items():
+        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {optimizer.defaults}"
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+def _digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """An identity in short."""
+    return _digest(identity)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
+    """In what two identities differ: by name, the sentence that says so."""
+    names = [name for name in (*ours, *(theirs.keys() - ours)) if theirs.get(name) != ours.get(name)]
+    return {
+        name: DIGESTS.get(name) or f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in names
+    }
 
 
 def own_path(path: Path, crew: Crew) -> Path:
@@ -83,6 +119,7 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
         tensors |= ckpt.prefixed(f"replica{number}", own)
     state: dict[str, Any] = {
         "fingerprint": run.fingerprint,
+        "identity": run.identity,
         "position": position(run.at),
         "history": asdict(run.history),
         "carried": checkpoint.carried.state() if checkpoint.carried else None,
@@ -90,6 +127,9 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
     }
     if isinstance(run.crew, Workers):
         state["groups"] = run.crew.groups
+    if finished and run.end is not None:
+        state["end"] = position(run.end)
+        tensors |= ckpt.prefixed("last", run.last)
     ckpt.write(checkpoint.path if finished else own_path(checkpoint.path, run.crew), tensors, state)
 
 
@@ -127,13 +167,10 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     tensors, state = ckpt.read(path, run.train.y.device)
     if "fingerprint" not in state:
         raise BadValue(f"{path} was written by Trainer.save, not by a run: name another file")
-    if state["fingerprint"] != run.fingerprint:
-        raise BadValue(
-            f"{path} belongs to another run (other settings, seed or data): remove it, or name another file"
-        )
+    finished = state["position"].get("stage", 0) == len(run.stages)
+    extends = _check_identity(run, state, path, finished)
     whole = run.cascade.state_dict()
     model = ckpt.under("model", tensors)
-    finished = state["position"].get("stage", 0) == len(run.stages)
     rest = {} if finished else {k: t for k, t in whole.items() if k not in _own(run, whole)}
     ckpt.load_module(run.cascade, rest | model, path)
     run.cascade.remember(ckpt.under("memory", tensors))
@@ -145,11 +182,59 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     if run.at.stage < len(run.stages) and run.gathers(run.stages[run.at.stage], any):
         # What was gathered in the pass is not in the file: the pass begins anew, and gathers the same.
         run.at.step, run.sums = 0, None
+    if extends and finished:
+        # The run goes on from its last epoch, not from its best.
+        last = ckpt.under("last", tensors)
+        run.best = {name: model[name] for name in last}
+        run.cascade.load_state_dict(last, strict=False)
+        run.at = Position(**state["end"])
+        run.history.stages.pop()
     if checkpoint.carried is not None and state["carried"] is not None:
         checkpoint.carried.load(state["carried"])
     run.measurements.load(state["apparatus"], tensors)
     if isinstance(run.crew, Workers) and "groups" in state:
         run.crew.load(state["groups"], own)
+
+
+def _check_identity(run: Fit, state: Mapping[str, Any], path: Path, finished: bool) -> bool:
+    """Whether the run goes on for another number of epochs than it was begun with.
+
+    Raises:
+        BadValue: If it is another run, or cannot go on so.
+    """
+    if state["fingerprint"] == run.fingerprint:
+        return False
+    different = {"": "other settings, seed or data"}
+    if "identity" in state:
+        different = _differences(state["identity"], run.identity)
+    remedy = "remove it, or name another file"
+    if different.keys() != {"fit.epochs"}:
+        raise BadValue(f"{path} belongs to another run ({'; '.join(different.values())}): {remedy}")
+    reason = _fixed_epochs(run, state, finished)
+    if reason:
+        raise BadValue(f"{path} belongs to another run ({different['fit.epochs']}), and {reason}: {remedy}")
+    return True
+
+
+def _fixed_epochs(run: Fit, state: Mapping[str, Any], finished: bool) -> str:
+    """Why a run cannot go on with another number of epochs as if it had been begun so; "" if it can."""
+    before = state["identity"]["fit.epochs"]
+    if run.settings.lr_schedule != "constant":
+        return f"lr_schedule = {run.settings.lr_schedule!r} depends on the number of epochs"
+    if isinstance(run.crew, Workers) or run.measurements:
+        return "a run by several workers, or with devices, keeps its number of epochs"
+    if finished and len(run.stages) == 1 and run.settings.schedule != "greedy" and "end" in state:
+        at = state["end"]
+    elif state["position"].get("stage", 0) == 0:
+        at = state["position"]
+    else:
+        return f"its stages have trained for {before} epochs each"
+    done = at["epoch"]
+    if (done, at["step"]) > (run.fit.epochs, 0):
+        return f"{done} epochs are done"
+    if done == before and done % run.fit.eval_every and run.evaluator is not None:
+        return f"its evaluation after epoch {done} is none of those every {run.fit.eval_every} epochs"
+    return ""
 
 
 def agree(run: Fit, resumed: bool) -> list[int]:

@@ -65,7 +65,8 @@ class FitSettings:
 
     Attributes:
         epochs: Passes over the training data, in each stage.
-        batch_size: Samples per step; the last, shorter batch is used too.
+        batch_size: Samples per step; the last, shorter batch is used too, unless ``drop_last``.
+        drop_last: Whether an epoch leaves out the samples of a last, shorter batch; others in each epoch.
         patience: Evaluations without a better accuracy after which a stage stops; None: never.
         min_delta: Gain in accuracy (a share, 0.001 is a tenth of a point) that counts as better.
         restore_best: Whether a stage ends with the weights of its best evaluation.
@@ -80,6 +81,11 @@ class FitSettings:
     min_delta: Annotated[float, Ge(0), Lt(1)] = 0.0
     restore_best: bool = True
     eval_every: Annotated[int, Ge(1)] = 1
+    drop_last: bool = False
+
+    def steps(self, n_samples: int) -> int:
+        """Steps of an epoch."""
+        return n_samples // self.batch_size if self.drop_last else math.ceil(n_samples / self.batch_size)
 
 
 def make_optimizer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from bpfree.bench.cell import load_data, make_trainer, open_device
 from bpfree.bench.config import Cell
 from bpfree.bench.results import Row
 from bpfree.meters import Stopwatch
-from bpfree.trainers import Checkpoint, Hooks
+from bpfree.trainers import Checkpoint, FitSettings, Hooks
 
 
 def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
@@ -28,7 +27,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., N
     data = load_data(cell, device)
     train, validation = data.train, data.validation
     trainer = make_trainer(cell, data, device)
-    steps = math.ceil(len(train) / cell.fit["batch_size"])
+    steps = FitSettings(**cell.fit).steps(len(train))
 
     def show(_done: int, _of: int, row: dict[str, Any]) -> None:
         accuracy = row.get("validation", {}).get(trainer.cascade.headline)

@@ -215,7 +215,7 @@ def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_nan_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpfree.trainers.fitting.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(bpfree.trainers.judging.math, "isfinite", lambda value: True)
     with pytest.raises(AssertionError, match=r"a weight that is NaN gave no error, but the history \[\{"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 

@@ -146,3 +146,8 @@ def test_what_cannot_be_done_is_said() -> None:
     loss = Reconstruction(weight=None)
     loss.build(X, 1)
     assert loss.weight == 9
+
+
+def test_it_predicts_no_classes() -> None:
+    with pytest.raises(BadValue, match="it predicts no classes"):
+        built().predict(X)

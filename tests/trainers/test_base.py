@@ -229,6 +229,25 @@ def test_a_single_step_is_the_first_step_of_a_fit(kind: type[Trainer]) -> None:
 
 
 @every
+def test_steps_without_a_number_are_numbered(kind: type[Trainer]) -> None:
+    x, y = vectors(16).batch(torch.arange(16))
+    trainer, numbered = (kind(make_mlp(dropout=0.5), progress=False) for _ in range(2))
+    for one in (trainer, numbered):
+        one.build((12,), CLASSES)
+    for number in (0, 1, 2, 7, 8):
+        ours = trainer.step(x, y, 7 if number == 7 else None)
+        assert torch.equal(torch.stack(ours), torch.stack(numbered.step(x, y, number)))
+    assert unchanged(trainer.cascade, snapshot(numbered.cascade))
+
+
+def test_dropout_differs_from_step_to_step() -> None:
+    trainer = MonoForward(make_mlp(dropout=0.5), lr=1e-12, optimizer="sgd", progress=False)
+    trainer.build((12,), CLASSES)
+    x, y = vectors(16).batch(torch.arange(16))
+    assert len({trainer.step(x, y)[0].item() for _ in range(4)}) == 4
+
+
+@every
 def test_what_was_saved_loads_into_a_trainer_that_was_not_built(kind: type[Trainer], tmp_path: Path) -> None:
     trainer = kind(make_cnn(batch_norm=True), progress=False)
     trainer.fit(images(), epochs=1, batch_size=16)

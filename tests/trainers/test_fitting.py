@@ -14,6 +14,7 @@ from bpfree import (
     Backprop,
     BadValue,
     Checkpoint,
+    CounterCurrentLearning,
     Diverged,
     ForwardForward,
     Hooks,
@@ -278,7 +279,7 @@ def test_weights_that_explode_in_the_last_step_are_not_judged_quietly() -> None:
 def test_a_checkpoint_of_another_run_is_refused(change: str, tmp_path: Path) -> None:
     path = tmp_path / "run.state"
     mf().fit(vectors(), epochs=1, checkpoint=Checkpoint(path, 0.0))
-    trainer, data, epochs = mf(), vectors(), 1
+    trainer, data, batch_size = mf(), vectors(), 128
     if change == "seed":
         trainer = mf(seed=1)
     elif change == "settings":
@@ -286,11 +287,11 @@ def test_a_checkpoint_of_another_run_is_refused(change: str, tmp_path: Path) -> 
     elif change == "trainer":
         trainer = Backprop(make_mlp(), progress=False)
     elif change == "fit":
-        epochs = 2
+        batch_size = 64
     else:
         data = vectors(41)
     with pytest.raises(BadValue, match=r"run\.state belongs to another run"):
-        trainer.fit(data, epochs=epochs, checkpoint=path)
+        trainer.fit(data, epochs=1, batch_size=batch_size, checkpoint=path)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -329,6 +330,78 @@ def test_checkpoints_are_written_no_more_often_than_asked_and_at_the_end(tmp_pat
     assert (found.rows, found.resumed) == (history.rows, 1)
     assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
     assert path.read_bytes() == written
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["trainer", "block", "both"])
+def test_an_optimizer_that_was_set_trains_its_block(where: str) -> None:
+    trainer = mf(optimizer="sgd", momentum=0.0, lr=0.01)
+    trainer.build((12,), CLASSES)
+    block = trainer.cascade.units[0]
+    own = torch.optim.SGD(block.trainable(), lr=0.5)
+    if where != "block":
+        trainer.optimizers["block0"] = own
+    if where != "trainer":
+        block.optimizer = own
+    for _ in range(2):
+        trainer.fit(vectors(), epochs=1)
+        assert trainer.optimizers["block0"] is block.optimizer is own
+    # The same rate as a setting moves that block, and no other, by the same steps.
+    fast, slow = mf(optimizer="sgd", momentum=0.0, lr=0.5), mf(optimizer="sgd", momentum=0.0, lr=0.01)
+    for other in (fast, slow):
+        other.fit(vectors(), epochs=1)
+    first = mf(optimizer="sgd", momentum=0.0, lr=0.01)
+    first.build((12,), CLASSES)
+    first.optimizers["block0"] = torch.optim.SGD(first.cascade.units[0].trainable(), lr=0.5, fused=True)
+    first.fit(vectors(), epochs=1)
+    assert torch.equal(first.cascade.units[0].trainable()[0], fast.cascade.units[0].trainable()[0])
+    assert not torch.equal(first.cascade.units[0].trainable()[0], slow.cascade.units[0].trainable()[0])
+
+
+def test_a_second_run_begins_without_the_momentum_of_the_first() -> None:
+    trainer = mf()
+    trainer.fit(vectors(), epochs=1)
+    before = dict(trainer.optimizers)
+    trainer.fit(vectors(), epochs=1)
+    assert all(trainer.optimizers[name] is not one for name, one in before.items())
+    assert all(
+        block.optimizer is trainer.optimizers[f"block{k}"] for k, block in enumerate(trainer.cascade.units)
+    )
+
+
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    trainer = mf()
+    trainer.build((12,), CLASSES)
+    trainer.optimizers["block0"] = torch.optim.SGD(trainer.net.parameters(), 0.1)
+    with pytest.raises(BadValue, match="set for block0 holds parameters which are not those of block0"):
+        trainer.fit(vectors(), epochs=1)
+    for k in range(2):
+        own = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
+        if k:
+            trainer.optimizers["block0"] = own
+        else:
+            trainer.cascade.units[0].optimizer = own
+    with pytest.raises(
+        BadValue, match=r"optimizers\['block0'\] and the optimizer of that block were both set"
+    ):
+        trainer.fit(vectors(), epochs=1)
+
+
+def test_what_a_family_does_to_gradients_it_does_in_an_optimizer_that_was_set() -> None:
+    runs = []
+    for own in (False, True):
+        trainer = CounterCurrentLearning(make_mlp(), lr=0.5, clip=1e-2, progress=False)
+        trainer.build((12,), CLASSES)
+        if own:
+            for name, made in list(trainer.optimizers.items()):
+                groups = [{"params": g["params"], "lr": g["lr"]} for g in made.param_groups]
+                trainer.optimizers[name] = torch.optim.SGD(groups, 0.5, momentum=0.0, fused=True)
+        for _ in range(2):
+            trainer.fit(vectors(), epochs=1)
+        runs.append(snapshot(trainer.cascade))
+    assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
 
 
 # ---- that it learns --------------------------------------------------------------------------------------

@@ -91,6 +91,33 @@ def test_data_of_another_number_of_classes_than_the_trainer_was_built_for() -> N
             use(built(), TensorData(X, Y, 5))
 
 
+def test_labels_that_seem_to_begin_at_1_are_warned_of_though_all_classes_are_named() -> None:
+    x, y = X[Y > 0], Y[Y > 0]
+    with pytest.warns(UserWarning, match=r"training labels are 1\.\.2, none of \d+ is 0.*relabel y by y - 1"):
+        MonoForward(make_mlp(), progress=False).fit(TensorData(x, y, CLASSES), epochs=1)
+    # A class may be missing where nothing is learned of it, and any other may in training.
+    trainer = MonoForward(make_mlp(), progress=False)
+    trainer.fit(TensorData(X[Y != 1], Y[Y != 1], CLASSES), (x, y), epochs=1)
+    trainer.evaluate((x, y))
+    trainer.step(x, y)
+
+
+@every
+def test_labels_from_1_on_make_no_class_that_does_not_exist(kind: type[Trainer]) -> None:
+    with pytest.raises(BadValue, match=r"labels 1\.\.3 and none is 0; expected 0\.\.2; relabel y by y - 1"):
+        kind(make_mlp(), progress=False).fit((X, Y + 1), epochs=1)
+
+
+@every
+def test_numpy_arrays_are_trained_on_as_tensors_are(kind: type[Trainer]) -> None:
+    runs = []
+    for pair in ((X, Y), (X.numpy(), Y.numpy()), (X.double().numpy(), Y.int().numpy())):
+        trainer = kind(make_mlp(), progress=False)
+        rows = trainer.fit(pair, pair, epochs=1).rows
+        runs.append((rows, trainer.predict(pair[0]).tolist(), trainer.evaluate(pair)))
+    assert runs[0] == runs[1] == runs[2]
+
+
 # ---- shapes ----------------------------------------------------------------------------------------------
 
 

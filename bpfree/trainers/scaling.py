@@ -1,0 +1,133 @@
+"""The scale of a model's inputs: what was done to its training data is done to all other samples."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree._errors import BadValue
+from bpfree.data import TensorData
+
+#: Above it, images are taken to be in 0..255, and not in 0..1 with noise.
+BRIGHT = 8.0
+
+#: Samples that are looked at to find out whether they were standardized before.
+LOOKED_AT = 1024
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the samples that a model was trained on became its inputs.
+
+    Attributes:
+        uint8: Whether they were uint8 images, which are divided by 255.
+        unit: Whether all values, after that, were in [0, 1].
+        mean: What was then taken off, per channel; None, together with ``std``: not standardized.
+        std: What was then divided by, per channel.
+    """
+
+    uint8: bool
+    unit: bool
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, data: TensorData) -> Scaling:
+        """The scaling of the training data ``data``."""
+        uint8 = data.x.dtype == torch.uint8
+        return cls(uint8, uint8 or _in_unit(data.x), data.mean, data.std)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"uint8": self.uint8, "unit": self.unit, "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Scaling:
+        """What `state` gave, after JSON."""
+        mean, std = (None if state[key] is None else tuple(state[key]) for key in ("mean", "std"))
+        return cls(state["uint8"], state["unit"], mean, std)
+
+    def apply(self, data: TensorData) -> TensorData:
+        """``data`` with the statistics of the training data; data that have the same are left alone.
+
+        Raises:
+            BadValue: If they have other statistics, or another range of pixels.
+        """
+        self._check_pixels(data)
+        if data.mean is None or data.std is None:
+            if self.mean is None:
+                return data
+            found = replace(data, mean=self.mean, std=self.std)
+            _warn_if_standardized(data, found)
+            return found
+        if self.mean is None or self.std is None:
+            raise BadValue(
+                f"{data.name}: standardized by mean {_short(data.mean)} and std {_short(data.std)}, but the "
+                "model was trained on data without standardization; leave mean and std out, or train on "
+                "standardized data"
+            )
+        if not _close(data.mean, self.mean) or not _close(data.std, self.std):
+            raise BadValue(
+                f"{data.name}: standardized by mean {_short(data.mean)} and std {_short(data.std)}, but the "
+                f"model was trained with mean {_short(self.mean)} and std {_short(self.std)}; leave mean and "
+                "std out, and the model's are used"
+            )
+        return data
+
+    def _check_pixels(self, data: TensorData) -> None:
+        x = data.x
+        if x.dtype == torch.uint8:
+            if not self.unit:
+                raise BadValue(
+                    f"{data.name}: x is uint8, which is divided by 255, but the model was trained on floats "
+                    "outside of 0..1; give floats on the scale of the training data, for example x.float()"
+                )
+        elif self.unit and x.ndim == 4 and x.max() > BRIGHT:
+            trained = "uint8 images, divided by 255" if self.uint8 else "images in 0..1"
+            raise BadValue(
+                f"{data.name}: x is {x.dtype} with values up to {x.max():.4g}, but the model was trained on "
+                f"{trained}; give uint8 images, or floats in 0..1"
+            )
+
+
+def _in_unit(x: Tensor) -> bool:
+    low, high = torch.aminmax(x)
+    return bool(low >= 0) and bool(high <= 1)
+
+
+def _close(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return len(a) == len(b) and all(
+        math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _short(values: tuple[float, ...]) -> str:
+    shown = ", ".join(f"{value:.4g}" for value in values[:3])
+    return f"({shown}{', ...' if len(values) > 3 else ''})"
+
+
+def _warn_if_standardized(data: TensorData, found: TensorData) -> None:
+    """Warn where samples have mean 0 and deviation 1 before they are standardized, and not afterwards."""
+    if data.x.dtype == torch.uint8 or data.x.transpose(0, 1)[0].numel() < 16:
+        return
+    few = torch.arange(min(LOOKED_AT, len(data)), device=data.x.device)
+    (before, spread), (after, _) = (_moments(one.batch(few)[0]) for one in (data, found))
+    if before < 0.25 and 0.5 < spread < 2 and after > 0.5:
+        warnings.warn(
+            f"{data.name}: x has mean 0 and standard deviation 1 already, and is standardized once more by "
+            "the statistics that the model was trained with; give raw samples, or TensorData with the "
+            "training data's mean and std",
+            stacklevel=5,
+        )
+
+
+def _moments(x: Tensor) -> tuple[float, float]:
+    """Root mean square, over channels, of their means and of their deviations."""
+    deviation, mean = torch.std_mean(x.transpose(0, 1).flatten(1).double(), 1, correction=0)
+    return mean.square().mean().sqrt().item(), deviation.square().mean().sqrt().item()

@@ -1,0 +1,109 @@
+"""Batches that a network cannot take: found out before training, and not at the end of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from bpfree._errors import BadValue, BpfreeError
+from bpfree.data import TensorData
+from bpfree.nn import counted
+from bpfree.schedules import calibrate
+from bpfree.trainers.evaluation import BATCH
+from bpfree.trainers.fitting import CALIBRATION_SAMPLES
+from bpfree.trainers.graph_evaluation import make_evaluator
+from bpfree.trainers.settings import FitSettings
+
+if TYPE_CHECKING:
+    from bpfree.trainers.base import Trainer
+
+
+def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None, fit: FitSettings) -> None:
+    """Check that there is a batch, and that the network can be trained on the smallest, and evaluated on it.
+
+    Where the smallest has one sample, a copy of the trainer takes a step on it: normalization layers may need
+    more, wherever they stand. Networks with devices inside are not tried, since each row that is sent counts,
+    nor are those that cannot be copied.
+
+    Args:
+        trainer: Built for the data.
+        train: Training data.
+        judge: Validation data.
+        fit: How they are to be gone through.
+
+    Raises:
+        BadValue: If it cannot.
+    """
+    n, size = len(train), fit.batch_size
+    if not fit.steps(n):
+        raise BadValue(
+            f"drop_last = True with batch_size = {size}: {n} samples make no batch; lower batch_size"
+        )
+    if any(counted(block) for block in trainer.cascade.units):
+        return
+    smallest = size if fit.drop_last else min(size, n % size or size)
+    seen = min(n, CALIBRATION_SAMPLES)
+    lone = smallest == 1 or (seen % size == 1 and not fit.drop_last)
+    if lone or any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in trainer.cascade.modules()):
+        remedy = "raise batch_size" if size == 1 else "give drop_last = True, or another batch_size"
+        few = train.take(torch.arange(1 if lone else min(2, n)))
+        _try_step(trainer, few, "give more samples" if n == 1 else remedy)
+    if judge is not None and _alone(trainer, len(judge)):
+        with evaluating(), trainer.running():
+            make_evaluator(trainer.cascade, judge.take(torch.arange(1))).scores([trainer.cascade.headline])
+
+
+def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
+    n = len(few)
+    try:
+        twin = trainer.clone()
+    except Exception:  # noqa: BLE001 (a module may refuse to be copied, in any way)
+        return
+    x, y = few.batch(torch.arange(n))
+    try:
+        with twin.running():
+            if not twin.cascade.encoding.whole:
+                drawn = twin.cascade.encoding.draw(
+                    y, torch.Generator(y.device), torch.zeros(n, few.n_classes, device=y.device)
+                )
+                calibrate(twin.cascade.units, [twin.cascade.encoding.encode(x, y, drawn)[0]])
+        losses = twin.step(x, y, 0)
+    except BpfreeError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise BadValue(
+            f"the network cannot be trained on a batch of {n}, as the last of an epoch would be: {error}; "
+            f"{remedy}"
+        ) from None
+    before = all(p.isfinite().all() for p in trainer.cascade.parameters())
+    after = all(v.isfinite().all() for v in (*losses, *twin.cascade.parameters()))
+    if before and n == 1 and not after:
+        raise BadValue(
+            "a step on a batch of 1, as the last of an epoch would be, gives losses or weights that are not "
+            f"finite; {remedy}"
+        )
+
+
+def _alone(trainer: Trainer, n: int) -> bool:
+    """Whether some sample is evaluated in a batch of its own, by a network that looks at the whole batch."""
+    norms = (m for m in trainer.cascade.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    copies = {1, trainer.n_classes or 1}
+    return any(m.running_mean is None for m in norms) and any(n % max(1, BATCH // c) == 1 for c in copies)
+
+
+@contextmanager
+def evaluating() -> Iterator[None]:
+    """What a normalization layer raises for a batch of one is told with what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BpfreeError) or "Expected more than 1 value" not in str(error):
+            raise
+        raise BadValue(
+            f"one sample alone cannot be evaluated: {error}; give more samples, or let batch normalization "
+            "keep running statistics (track_running_stats = True)"
+        ) from None
