@@ -95,7 +95,7 @@ def _table(title: str, names: Sequence[str], lines: Sequence[Mapping[str, str]])
     table = Table(title=Text(title) if title else None, title_justify="left")
     for name in names:
         justify: Literal["left", "right"] = "left" if name in LEFT else "right"
-        # Text is broken first, figures only where the terminal is narrower than they are; nothing is ever cut.
+        # Text is broken first, figures only where the terminal is narrower than they are; none is cut.
         widest = max(
             cell_len(part) for cell in [name, *(line[name] for line in lines)] for part in cell.split("\n")
         )
