@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from bpfree._errors import BpfreeError
 from bpfree.bench import report
@@ -24,10 +23,12 @@ from bpfree.bench.doctor import show as show_findings
 from bpfree.bench.energy import of_all, summary
 from bpfree.bench.files import override, read_yaml
 from bpfree.bench.protocol import matched, wants_matched
-from bpfree.bench.results import Results, Row, read_all
+from bpfree.bench.results import Results, Row, read_all, with_results
 from bpfree.bench.runner import run
 from bpfree.bench.sections import NETS
 from bpfree.bench.table import show
+from bpfree.bench.terminal import console as make_console
+from bpfree.bench.terminal import visible
 from bpfree.data import describe, describe_graphs
 from bpfree.losses import loss_names, loss_options
 from bpfree.meters import meter
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except BpfreeError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        # Rows and pages have errors of their own: this is the output, redirected to a full disk.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"error: the output cannot be written: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here if it was given --out\n")
@@ -129,7 +136,7 @@ def _default(arguments: argparse.Namespace) -> int:
     with meter("cpu") as energy:
         with energy("bench"):
             code = _bench(found, arguments, jobs=arguments.jobs or 2)
-        _console().print(of_all(energy, "bench"), highlight=False, soft_wrap=True)
+        make_console().print(of_all(energy, "bench"), soft_wrap=True)
     return code
 
 
@@ -161,15 +168,13 @@ def _bench(
     rows = measure(found)
     if then_matched:
         rows += measure(matched(then_matched, rows))
-    console = _console()
+    console = make_console()
     show(rows, console)
     for line in summary(rows):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if jobs > 1:
-        console.print(
-            f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones", highlight=False
-        )
-    console.print(f"rows and weights: {results.folder}", highlight=False, soft_wrap=True)
+        console.print(f"{jobs} cells ran at once: the times are rough; --jobs 1 gives better ones")
+    console.print(f"rows and weights: {visible(str(results.folder))}", soft_wrap=True)
     return _exit_code(rows)
 
 
@@ -178,47 +183,51 @@ def _exit_code(rows: Sequence[Row]) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    console = _console()
+    console = make_console()
     for name, kind in TRAINERS.items():
-        console.print(f"trainer  {name:16} {(kind.__doc__ or '').splitlines()[0]}", highlight=False)
+        console.print(f"trainer  {name:16} {(kind.__doc__ or '').splitlines()[0]}")
     for name, text in [*describe(), *describe_graphs()]:
-        console.print(f"dataset  {name:16} {text}", highlight=False)
+        console.print(f"dataset  {name:16} {text}")
     for name, net in NETS.items():
-        console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}", highlight=False)
+        console.print(f"net      {name:16} {(net.__doc__ or '').splitlines()[0]}")
     for name in loss_names():
         options = ", ".join(loss_options(name)) or "none"
-        console.print(f"loss     {name:18} for trainer local; options: {options}", highlight=False)
+        console.print(f"loss     {name:18} for trainer local; options: {options}")
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     found = examine(arguments.device)
     if arguments.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        make_console().print(json.dumps(found, indent=1), soft_wrap=True)
     else:
-        show_findings(found, _console())
+        show_findings(found, make_console())
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    rows, searches = read_all(arguments.folders), [report.read_search(folder) for folder in arguments.study]
-    console = _console()
-    show(rows, console)
-    path = arguments.html or arguments.folders[0] / "report.html"
-    report.write(rows, path, arguments.targets, [str(folder) for folder in arguments.folders], searches)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    folders, skipped = with_results(arguments.folders)
+    rows, notes = read_all(folders)
+    if skipped:
+        notes.append(f"left out, as they hold no results of a bench: {', '.join(map(str, skipped))}")
+    searches = [report.read_search(folder) for folder in arguments.study]
+    path = arguments.html or folders[0] / "report.html"
+    console = make_console()
+    # The page first: who reads the output may stop after a few lines.
+    try:
+        report.write(rows, path, arguments.targets, [str(folder) for folder in folders], searches)
+    finally:
+        show(rows, console)
+        for note in notes:
+            console.print(f"note: {visible(note)}", soft_wrap=True)
+    console.print(f"report: {visible(str(path))}", soft_wrap=True)
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    found = changes(read_all([arguments.before]), read_all([arguments.after]))
-    show_changes(found, _console())
+    found = changes(read_all([arguments.before])[0], read_all([arguments.after])[0])
+    show_changes(found, make_console())
     return found.exit_code
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=180)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bpfree.bench.results import Row
+from bpfree.bench.terminal import visible
 
 #: Trainers that are backpropagation.
 BASELINES = ("backprop", "backprop_gnn")
@@ -98,11 +101,12 @@ def alone(arm: Arm) -> str:
 
 
 def figure(row: Row, *path: str) -> float | None:
-    """The number at a path of keys; None if it is not there."""
+    """The number at a path of keys; None if it is not there, or not finite."""
     value: Any = row
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def protocol(row: Row) -> str:
@@ -131,7 +135,9 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         if key not in arms:
             namesake = next((a for a in group.arms if a.rows[0]["arm"] == row["arm"]), None)
             suffix = f" [{differing(row, namesake.rows[0])}]" if namesake is not None else ""
-            arms[key] = Arm(row["arm"] + suffix + _stand_in(row))
+            name, taken = visible(row["arm"] + suffix + _stand_in(row)), {arm.name for arm in group.arms}
+            numbered = (f"{name} ({n})" for n in itertools.count(2))
+            arms[key] = Arm(next(n for n in itertools.chain([name], numbered) if n not in taken))
             group.arms.append(arms[key])
         arms[key].rows.append(row)
     for (setting, kind), group in found.items():
@@ -150,16 +156,17 @@ def _stand_in(row: Row) -> str:
 
 
 def differing(row: Row, other: Row) -> str:
-    """The settings of ``row`` that ``other`` does not share."""
+    """The settings of ``row`` that ``other`` does not share, those that it lacks included."""
     pairs = [(row["config"], other["config"], "")]
     found = []
     while pairs:
         ours, theirs, path = pairs.pop(0)
         for key, value in ours.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(theirs.get(key, {}), dict):
                 pairs.append((value, theirs.get(key, {}), f"{path}{key}."))
             elif theirs.get(key) != value:
                 found.append(f"{path}{key}={value}")
+        found += [f"{path}{key} not set" for key, value in theirs.items() if key not in ours and value]
     return ", ".join(found)
 
 
@@ -170,9 +177,9 @@ def describe(settings: dict[str, Any]) -> str:
     parts = [
         f"{k} {_in_short(v) if isinstance(v, list) else v}"
         for k, v in sorted(settings.items())
-        if v and usual.get(k) != v
+        if (v != usual[k] if k in usual else v)
     ]
-    return " ".join([settings["name"], *parts])
+    return visible(" ".join([settings["name"], *parts]))
 
 
 def _in_short(values: list[Any]) -> str:
@@ -191,4 +198,5 @@ def failures(rows: Iterable[Row]) -> list[Row]:
 
 def last_line(row: Row) -> str:
     """What a failed row says, in one line."""
-    return str((row["reason"].strip().splitlines() or ["no reason was given"])[-1])
+    lines = str(row.get("reason") or "").strip().splitlines()
+    return visible((lines or ["no reason was given"])[-1])

@@ -7,17 +7,12 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Arm, differing, failures, groups, last_line
-from bpfree.bench.measures import MEASURES, Comparison, Pair, compare, short
+from bpfree.bench.measures import VERSION, Comparison, Pair, compare, left_out, short
 from bpfree.bench.results import Row
-
-#: What of a row's environment must be the same for its times and energies to be comparable.
-MACHINE = ("cpu", "gpu_name", "gpu_uuid", "threads")
-
-#: The measures that depend on the machine.
-TIMED = ("train_s", "train_cpu_s", "energy_j")
 
 
 @dataclass
@@ -62,15 +57,13 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> Changes:
             "the two results have no arm with a common seed: nothing can be compared; "
             f"the first has {_list(old)}, the second {_list(new)}"
         )
-    elsewhere = [_machines(theirs) != _machines(ours) for _, ours, theirs in pairs]
-    measures = [m for m in MEASURES.values() if m.id not in TIMED or not any(elsewhere)]
-    found = Changes(compare(pairs, measures), list(_missing(old, new, after)))
+    # Two versions of the package are what is compared, so they may differ.
+    found = Changes(compare(pairs, aside=(VERSION,)), list(_missing(old, new, after)))
     found.new = [f"{title}: {name}" for title, name in new if (title, name) not in old]
     for title, ours, theirs in pairs:
         if settings := differing(ours.rows[0], theirs.rows[0]):
             found.notes.append(f"{title}: {ours.name} has other settings now: {settings}")
-    if any(elsewhere):
-        found.notes.append("times and energies are not compared: the machines differ, or their threads do")
+    found.notes += left_out(pairs, aside=(VERSION,))
     return found
 
 
@@ -92,10 +85,6 @@ def _list(arms: dict[tuple[str, str], Arm]) -> str:
     return ", ".join(f"{name} ({title})" for title, name in arms) or "none"
 
 
-def _machines(arm: Arm) -> set[tuple[str, ...]]:
-    return {tuple(str(row["env"].get(key)) for key in MACHINE) for row in arm.rows}
-
-
 def _missing(
     old: dict[tuple[str, str], Arm], new: dict[tuple[str, str], Arm], after: Sequence[Row]
 ) -> Iterator[str]:
@@ -111,13 +100,13 @@ def _missing(
 def show(found: Changes, console: Console) -> None:
     """Print what changed; what is the same to the last digit is only counted."""
     changed = [c for c in found.comparisons if not (c.effect.exact and c.effect.p_different == 1)]
-    table = Table(
-        "setting", "arm", "measure", "pairs", "after against before", "verdict", title_justify="left"
-    )
+    table = Table(title_justify="left")
+    for column in ("setting", "arm", "measure", "pairs", "after against before", "verdict"):
+        table.add_column(column, overflow="fold")
     for comparison in changed:
         style = "red" if comparison.loses else "green" if comparison.wins else None
         cells = (comparison.group, comparison.arm, comparison.measure.label, str(comparison.effect.n))
-        table.add_row(*cells, short(comparison), comparison.says, style=style)
+        table.add_row(*(Text(cell) for cell in (*cells, short(comparison), comparison.says)), style=style)
     if changed:
         console.print(table)
     console.print(
@@ -125,6 +114,6 @@ def show(found: Changes, console: Console) -> None:
     )
     for title, lines in (("missing", found.missing), ("new", found.new), ("note", found.notes)):
         for line in lines:
-            console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
+            console.print(Text(f"{title}: {line}"), soft_wrap=True)
     worse = ", ".join(f"{c.arm} in {c.measure.label}" for c in found.worse)
-    console.print(f"worse: {worse or 'nothing that these seeds can show'}", highlight=False, soft_wrap=True)
+    console.print(Text(f"worse: {worse or 'nothing that these seeds can show'}"), soft_wrap=True)

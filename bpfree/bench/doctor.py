@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bpfree.bench.environment import environment
 from bpfree.meters import EnergyMeter, Reading, device_peak, meter, process_peak_rss, synchronize
@@ -96,7 +97,7 @@ def show(found: Found, console: Console) -> None:
     for column in ("figure", "scope", "how well"):
         table.add_column(column, overflow="fold")
     for name, said in found["energy"].items():
-        table.add_row(f"{name} energy", said["scope"], "\n".join(_how_well(said)))
+        table.add_row(f"{name} energy", said["scope"], Text("\n".join(_how_well(said))))
     resolution = found["time"]["resolution_s"]
     table.add_row("time", "measured:perf_counter", f"resolution {resolution:.0e} s, device synchronised")
     table.add_row("bytes saved for backward", "counted", "the same on every machine")
@@ -109,7 +110,7 @@ def show(found: Found, console: Console) -> None:
     table.add_row("carbon", "kWh times a factor", "of a country, or your own (energy.country, energy.factor)")
     console.print(table)
     for name, reason in found["absent"].items():
-        console.print(f"{name} energy is not measured: {reason}", highlight=False, soft_wrap=True)
+        console.print(Text(f"{name} energy is not measured: {reason}"), soft_wrap=True)
 
 
 def _how_well(said: Found) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bpfree.bench.arms import Arm, Group, Run, figure, run_of
+from bpfree.bench.conditions import CONDITIONS, several, unlike
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
+
+#: The condition that a comparison of two results, before and after a change, must leave aside.
+VERSION = "version"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Measure:
         read: The figure of a row in the row's unit; None where it was not measured.
         ratio: Compared by ratio and the smaller is better; otherwise by difference, and the larger is better.
         counted: Counted, not sampled: where all seeds agree, they need not be many.
+        alike: The `CONDITIONS` that two rows must share for a comparison and, but for the version, the rows
+            of an arm for a mean.
     """
 
     id: str
@@ -31,11 +37,21 @@ class Measure:
     read: Callable[[Row], float | None]
     ratio: bool = True
     counted: bool = False
+    alike: tuple[str, ...] = ()
 
     def by_seed(self, arm: Arm) -> dict[Run, float]:
         """The figure of each seed that has it, in the row's unit."""
         found = {run_of(row): self.read(row) for row in arm.rows}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    def averaged(self, arm: Arm) -> list[float]:
+        """The figures that a mean is taken of; none where they came about under different conditions."""
+        return list(self.by_seed(arm).values()) if self.uniform(arm) else []
+
+    def uniform(self, arm: Arm) -> bool:
+        """Whether the rows of an arm that have the figure share its conditions, the version left aside."""
+        having = Arm(arm.name, [row for row in arm.rows if self.read(row) is not None])
+        return all(len(several(having, name)) <= 1 for name in self.alike if name != VERSION)
 
     @property
     def units(self) -> Sequence[tuple[str, float]]:
@@ -63,8 +79,10 @@ def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
 
 
 def in_one_go(row: Row, *path: str) -> float | None:
-    """A time or an energy; None if the run was stopped and resumed, as the machine was then another one."""
-    return figure(row, *path) if row.get("segments", 1) == 1 else None
+    """A time or an energy; None if the run was stopped and resumed, as the machine was then another one, and
+    if it is negative, which a clock that was set back gives."""
+    value = figure(row, *path) if row.get("segments", 1) == 1 else None
+    return None if value is None or value < 0 else value
 
 
 def train_flops(row: Row) -> float | None:
@@ -74,6 +92,11 @@ def train_flops(row: Row) -> float | None:
     if total is None and step is not None and steps is not None and row["budget"]["stages"] == 1:
         return step * steps
     return total
+
+
+def train_seconds(row: Row) -> float | None:
+    """Seconds of the training steps by the clock."""
+    return in_one_go(row, "time", "train_s")
 
 
 def cpu_seconds(row: Row) -> float | None:
@@ -88,12 +111,6 @@ def energy(row: Row) -> float | None:
     return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
-def energy_scope(row: Row) -> str | None:
-    """Whether the energy of a row was measured or modelled, and by what."""
-    scope = row.get("energy", {}).get("scope")
-    return None if scope is None else str(scope)
-
-
 def _at(*path: str) -> Callable[[Row], float | None]:
     return lambda row: figure(row, *path)
 
@@ -102,9 +119,9 @@ MEASURES = {
     measure.id: measure
     for measure in (
         Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
-        Measure("train_s", "training time", "s", 1, lambda row: in_one_go(row, "time", "train_s")),
-        Measure("train_cpu_s", "CPU time of training", "s", 1, cpu_seconds),
-        Measure("energy_j", "training energy", "J", 1, energy),
+        Measure("train_s", "training time", "s", 1, train_seconds, alike=(VERSION, "machine")),
+        Measure("train_cpu_s", "CPU time of training", "s", 1, cpu_seconds, alike=(VERSION, "machine")),
+        Measure("energy_j", "training energy", "J", 1, energy, alike=(VERSION, "machine", "scope")),
         Measure("train_flops", "training FLOPs", "TFLOP", 1e-12, train_flops, counted=True),
         Measure("step_flops", "FLOPs of a step", "GFLOP", 1e-9, _at("flops", "train_step"), counted=True),
         Measure(
@@ -166,19 +183,119 @@ Pair = tuple[str, Arm, Arm]
 
 
 def compare(
-    pairs: Iterable[Pair], measures: Sequence[Measure] = tuple(MEASURES.values())
+    pairs: Iterable[Pair],
+    measures: Sequence[Measure] = tuple(MEASURES.values()),
+    aside: Sequence[str] = (),
 ) -> list[Comparison]:
-    """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family."""
+    """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family.
+
+    Rows are paired by seed where they share the conditions of the measure, those ``aside`` excepted: times
+    and energies within one version and one machine, energies within one scope. Accuracies, FLOPs and bytes
+    are compared across machines, which change no more than the last bits of an accuracy, and across versions,
+    of which `left_out` tells, as it does of all that is not compared.
+    """
     pairs, found = list(pairs), []
     for measure in measures:
         family = []
         for group, arm, other in pairs:
-            effect = paired(measure.by_seed(arm), measure.by_seed(other), measure.ratio, measure.counted)
+            runs = [run for run, lacking in _common(measure, arm, other, aside).items() if not lacking]
+            ours, theirs = measure.by_seed(arm), measure.by_seed(other)
+            effect = paired(
+                {run: ours[run] for run in runs},
+                {run: theirs[run] for run in runs},
+                measure.ratio,
+                measure.counted,
+            )
             if effect is not None:
                 family.append(Comparison(group, arm.name, other.name, measure, effect))
         adjusted = holm([comparison.effect for comparison in family])
         found += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
     return found
+
+
+def _common(measure: Measure, arm: Arm, other: Arm, aside: Sequence[str]) -> dict[Run, list[str]]:
+    """The runs whose figure both arms have, each with the conditions that the two rows do not share."""
+    ours, theirs = ({run_of(row): row for row in one.rows} for one in (arm, other))
+    both = measure.by_seed(arm).keys() & measure.by_seed(other).keys()
+    names = [name for name in measure.alike if name not in aside]
+    return {run: unlike(ours[run], theirs[run], names) for run in ours if run in both}
+
+
+def left_out(
+    pairs: Iterable[Pair],
+    measures: Sequence[Measure] = tuple(MEASURES.values()),
+    aside: Sequence[str] = (),
+) -> list[str]:
+    """In sentences, what `compare` leaves out although both arms have it, and what it compares across
+    versions.
+    """
+    arms: dict[tuple[str, str, str], list[str]] = {}
+    for group, arm, other in pairs:
+        for text in _of_pair(arm, other, measures, aside):
+            arms.setdefault((group, other.name, text), []).append(arm.name)
+    return [
+        f"{group}: {', '.join(names)} against {other}: {text}" for (group, other, text), names in arms.items()
+    ]
+
+
+def _of_pair(arm: Arm, other: Arm, measures: Sequence[Measure], aside: Sequence[str]) -> Iterator[str]:
+    if not {run_of(row) for row in arm.rows} & {run_of(row) for row in other.rows}:
+        yield f"not compared, no seed in common ({_seeds(arm)}; {_seeds(other)})"
+        return
+    labels: dict[tuple[str, str], list[str]] = {}
+    for measure in measures:
+        common = _common(measure, arm, other, aside)
+        for name in CONDITIONS:
+            if runs := [run for run, lacking in common.items() if name in lacking]:
+                why = f"for {len(runs)} of {len(common)} seeds, {_differs(name, arm, other, runs)}"
+                labels.setdefault(("not compared", why), []).append(measure.label)
+        if VERSION not in (*measure.alike, *aside):
+            versions = _common(replace(measure, alike=(VERSION,)), arm, other, ())
+            if runs := [run for run, lacking in versions.items() if lacking]:
+                why = f"although {_differs(VERSION, arm, other, runs)}"
+                labels.setdefault(("compared", why), []).append(measure.label)
+    for (what, why), of in labels.items():
+        yield f"{what} in {', '.join(of)} {why}"
+
+
+def _differs(name: str, arm: Arm, other: Arm, runs: Sequence[Run]) -> str:
+    rows = [row for one in (arm, other) for row in one.rows if run_of(row) in runs]
+    return f"the {name} differs: {'; '.join(dict.fromkeys(CONDITIONS[name](row) for row in rows))}"
+
+
+def _seeds(arm: Arm) -> str:
+    return f"{arm.name} has {', '.join(map(str, sorted({row['seed'] for row in arm.rows})))}"
+
+
+def mixed(groups: Iterable[Group]) -> list[str]:
+    """Which means are taken over several versions, and which are not shown, in sentences."""
+    found = []
+    for title, arm in ((group.title, arm) for group in groups for arm in group.arms):
+        if len(versions := several(arm, "version")) > 1:
+            found.append(f"{title}: {arm.name} is a mean over several versions: {'; '.join(versions)}")
+        for name in CONDITIONS:
+            labels = [
+                measure.label
+                for measure in MEASURES.values()
+                if name in measure.alike
+                and name != VERSION
+                and measure.by_seed(arm)
+                and not measure.averaged(arm)
+            ]
+            if labels and len(values := several(arm, name)) > 1:
+                shown = f"{', '.join(labels)} of {arm.name} not shown as a mean"
+                found.append(f"{title}: {shown}, the {name} differs: {'; '.join(values)}")
+    return found
+
+
+def on_one_chart(measure: Measure, arms: Sequence[Arm]) -> list[Arm]:
+    """The most arms that share the conditions of the measure, each of them one mean; at a draw the first."""
+    by_conditions: dict[tuple[tuple[str, ...], ...], list[Arm]] = {}
+    for arm in arms:
+        if measure.uniform(arm):
+            key = tuple(tuple(sorted(several(arm, name))) for name in measure.alike)
+            by_conditions.setdefault(key, []).append(arm)
+    return max(by_conditions.values(), key=len, default=[])
 
 
 def against_baseline(groups: Iterable[Group]) -> list[Pair]:

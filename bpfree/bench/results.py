@@ -24,6 +24,9 @@ KEYS = frozenset({
 #: What every row says, that of a failure too.
 NEEDED = frozenset({"cell_id", "status", "seed"})
 
+#: What a successful one is reported by.
+REPORTED = ("arm", "config", "env", "locality", "method", "metrics", "time", "budget", "curve")
+
 
 class Results:
     """The rows in ``folder/results.jsonl``.
@@ -44,21 +47,40 @@ class Results:
         """
         from filelock import FileLock, Timeout
 
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        # Of the errors of this folder alone it is said that they are; what happens meanwhile has its own.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=0):
-                cut_torn_line(self.path)
-                yield
+            lock.acquire()
+            cut_torn_line(self.path)
         except Timeout:
             raise BadValue(
                 f"{self.folder}: another bench is writing there; wait for it or name another --out"
             ) from None
         except OSError as error:
-            raise BadValue(f"{self.folder}: cannot write results there: {error}") from None
+            lock.release()
+            raise self._unwritable(error) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _unwritable(self, error: OSError) -> BadValue:
+        return BadValue(f"{self.folder}: cannot write results there: {error}")
 
     def append(self, row: Row) -> None:
-        """Add a row; it is on the disk when this returns."""
+        """Add a row; it is on the disk when this returns.
+
+        Raises:
+            BadValue: If it cannot be written; the rows before it stay.
+        """
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+        try:
+            self._append(line)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _append(self, line: bytes) -> None:
         with open(self.path, "ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
             try:
@@ -69,6 +91,19 @@ class Results:
             except OSError:
                 file.truncate(before)
                 raise
+
+    def folder_of(self, cell_id: str) -> Path:
+        """The folder for the weights and the checkpoint of a cell, made if need be.
+
+        Raises:
+            BadValue: If it cannot be made.
+        """
+        folder = self.folder / "cells" / cell_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return folder
 
     def read(self) -> list[Row]:
         """All rows.
@@ -122,15 +157,46 @@ def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
     return found
 
 
-def read_all(folders: Sequence[Path]) -> list[Row]:
-    """The rows of all folders.
+def with_results(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The folders that hold results, and the paths that exist and hold none, such as a pattern of a shell
+    gives; all of them as folders where none holds results, or one does not exist."""
+    holding = [path for path in paths if (path / "results.jsonl").exists()]
+    other = [path for path in paths if path not in holding and path.exists()]
+    return (holding, other) if holding and len(holding) + len(other) == len(paths) else (list(paths), [])
+
+
+def read_all(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """The rows of all folders, and notes on those that were left out: a cell that succeeded in several
+    folders is one run, of which the first folder's is taken.
 
     Raises:
-        BadValue: If one cannot be read, or a cell succeeded twice.
+        BadValue: If one cannot be read or is named twice, a row lacks what it is reported by, or a cell
+            succeeded twice in one folder.
     """
-    rows = [row for folder in folders for row in Results(folder).read()]
-    successes(rows, ", ".join(map(str, folders)))
-    return rows
+    rows: list[Row] = []
+    done: dict[str, Path] = {}
+    left: dict[tuple[Path, Path], int] = {}
+    for folder in folders:
+        own = Results(folder).read()
+        for row in own:
+            lacking = [key for key in REPORTED if key not in row] if row["status"] == "ok" else []
+            if lacking:
+                where = f"{folder}: row {row['cell_id']}"
+                raise BadValue(f"{where} has no {', '.join(lacking)}: was the file edited?")
+        for cell_id, row in successes(own, str(folder)).items():
+            first = done.setdefault(cell_id, folder)
+            if first is not folder and first.resolve() == folder.resolve():
+                raise BadValue(
+                    f"{folder} is named twice: cell {cell_id} (seed {row['seed']}) stands there twice"
+                )
+            if first is not folder:
+                left[first, folder] = left.get((first, folder), 0) + 1
+        rows += [row for row in own if row["status"] != "ok" or done[row["cell_id"]] is folder]
+    notes = [
+        f"{count} cells of {folder} stand in {first} as well and are taken from there"
+        for (first, folder), count in left.items()
+    ]
+    return rows, notes
 
 
 def comparable(row: Row) -> Row:

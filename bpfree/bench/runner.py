@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,11 @@ from bpfree.bench import cell as cell_module
 from bpfree.bench.config import Cell
 from bpfree.bench.results import Results, Row
 from bpfree.data import GRAPH_NAMES
+
+#: Bytes of a temporary folder in which multiprocessing can make its sockets: its names take 32 of the 103
+#: that every system grants, and where there are more, what to use instead.
+LONGEST_FOLDER = 70
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass
@@ -105,7 +113,7 @@ def run(
                         time.sleep(cooldown_s)
                     worked = True
                     cell = pending.pop(0)
-                    folder = results.folder / "cells" / cell.id
+                    folder = results.folder_of(cell.id)
                     running.append(start(cell_module.run, cell, folder, checkpoint_s))
                     watcher.started(cell)
                 left = None if limit_s is None else max(0.0, min(r.ends(limit_s) for r in running))
@@ -133,14 +141,36 @@ def start_server(cells: Sequence[Cell]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["bpfree.bench.cell", *graphs, "bpfree.bench.preload"]
     )
-    if threading.current_thread() is not threading.main_thread():
-        forkserver.ensure_running()
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shorten_temporary_folder()
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise BadValue(
+            f"the processes of the cells cannot be started, with temporary files in {tempfile.gettempdir()}: "
+            f"{error}"
+        ) from None
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _shorten_temporary_folder() -> None:
+    """Have multiprocessing put its sockets elsewhere where the temporary folder has a long name: the name of
+    a socket may have about a hundred bytes.
+    """
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= LONGEST_FOLDER:
+        return
+    for folder in SHORT_FOLDERS:
+        if os.access(folder, os.W_OK | os.X_OK):
+            tempfile.tempdir = folder
+            try:
+                get_temp_dir()  # made now, and used by this process from now on
+            finally:
+                tempfile.tempdir = usual
+            return
 
 
 def _check(pending: Sequence[Cell]) -> None:

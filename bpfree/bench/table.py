@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from bpfree.bench.arms import Arm, alone, failures, groups, last_line
-from bpfree.bench.measures import Comparison, against_baseline, compare, short
+from bpfree.bench.measures import MEASURES, Comparison, against_baseline, compare, left_out, mixed, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
+from bpfree.bench.terminal import visible
 
 COLUMNS = (
     "arm",
@@ -18,12 +23,17 @@ COLUMNS = (
     "seeds",
     "test accuracy %",
     "– backprop, points",
+    "train passes",
     "train s",
     "time ÷ BP",
     "FLOPs ÷ BP",
     "saved ÷ BP",
     "other readouts %",
 )
+
+#: What is shown first where not all fit, and what is text.
+FIRST = ("arm", "test accuracy %", "– backprop, points")
+LEFT = ("arm", "level", "other readouts %")
 
 #: How the verdict on a difference is marked.
 MARKS = {Verdict.DIFFERENT: "≠", Verdict.NEGLIGIBLE: "≈", Verdict.EQUIVALENT: "=", Verdict.INCONCLUSIVE: "?"}
@@ -42,60 +52,91 @@ def percent(figure: Estimate | None) -> str:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print a table for each data set and net, then what backpropagation is better at, then what failed."""
+    """Print a table for each data set and net, then what backpropagation is better at, then what failed.
+
+    Where the terminal is too narrow for all columns, those that do not fit follow in tables of their own.
+    """
     found = groups(rows)
-    effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(found))}
+    pairs = against_baseline(found)
+    effects = {(c.group, c.arm, c.measure.id): c for c in compare(pairs)}
     for group in found:
-        table = Table(title=group.title, title_justify="left")
-        physical = any("physics" in row for arm in group.arms for row in arm.rows)
-        for column in COLUMNS:
-            if physical and column == "train s":
-                table.add_column("train passes", justify="right", no_wrap=True)
-            left = column in ("arm", "level", "other readouts %")
-            table.add_column(column, justify="left" if left else "right", no_wrap=True)
-        for arm in group.arms:
-            of_arm = {
-                m: c for (title, name, m), c in effects.items() if (title, name) == (group.title, arm.name)
-            }
-            table.add_row(*_line(arm, of_arm, physical))
-        console.print(table)
-        if group.baseline is not None:
-            accuracy = [c for c in effects.values() if c.group == group.title and c.measure.id == "accuracy"]
-            console.print(_where_baseline_wins(accuracy))
+        of_group = {(name, m): c for (title, name, m), c in effects.items() if title == group.title}
+        lines = [
+            _line(arm, {m: c for (name, m), c in of_group.items() if name == arm.name}) for arm in group.arms
+        ]
+        _print(group.title, lines, console)
+        if group.baseline is not None and len(group.arms) > 1:
+            accuracy = [c for (_, m), c in of_group.items() if m == "accuracy"]
+            console.print(Text(_where_baseline_wins(accuracy)), soft_wrap=True)
     if found:
-        console.print(LEGEND, highlight=False)
+        console.print(Text(LEGEND))
+    for note in [*left_out(pairs), *mixed(found)]:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
     for row in failures(rows):
-        console.print(
-            f"[red]{row['status']}[/red] {row['arm']}, seed {row['seed']}: {last_line(row)}", highlight=False
+        said = f" {visible(str(row.get('arm')))}, seed {row['seed']}: {last_line(row)}"
+        console.print(Text.assemble((visible(row["status"]), "red"), said), soft_wrap=True)
+
+
+def _print(title: str, lines: Sequence[Mapping[str, str]], console: Console) -> None:
+    """The lines as a table; as several, each with the names of the arms, where one is too wide."""
+    left = [name for name in COLUMNS if any(line[name] for line in lines)]
+    while left:
+        # What comes first may not fit alone: it is shown all the same, and its long names take several lines.
+        shown = [name for name in left if name in FIRST] or ["arm", left[0]]
+        for name in left:
+            if name not in shown and _width(_table("", [*shown, name], lines), console) <= console.width:
+                shown.append(name)
+        console.print(_table(title, [name for name in COLUMNS if name in shown], lines))
+        left = [name for name in left if name not in shown]
+        title = ""
+
+
+def _table(title: str, names: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in LEFT else "right"
+        # Text is broken first, figures only where the terminal is narrower than they are; none is cut.
+        widest = max(
+            cell_len(part) for cell in [name, *(line[name] for line in lines)] for part in cell.split("\n")
         )
+        table.add_column(name, justify=justify, overflow="fold", width=None if name in LEFT else widest)
+    for line in lines:
+        table.add_row(*(Text(line[name], overflow="fold") for name in names))
+    return table
 
 
-def _passes(arm: Arm) -> str:
-    """Rows that devices were sent in training; nothing where there is no device."""
-    sent = list(arm.by_seed("physics", "passes", "train").values())
-    return f"{estimate(sent).mean:,.0f}" if sent else "–"
+def _width(table: Table, console: Console) -> int:
+    """Columns of the terminal that the table takes if no line of it is broken."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _line(arm: Arm, effects: Mapping[str, Comparison], physical: bool) -> list[str]:
+def _line(arm: Arm, effects: Mapping[str, Comparison]) -> dict[str, str]:
+    """What stands in each of `COLUMNS`; nothing where it makes no sense for the arm."""
     first = arm.rows[0]
     others = [name for name in first["metrics"]["readouts"] if name != first["method"]["readout"]]
-    readouts = [
-        f"{name} {percent(estimate(list(arm.by_seed('metrics', 'readouts', name).values())))}"
-        for name in others
-    ]
+    readouts = [f"{visible(name)} {percent(_mean(arm, 'metrics', 'readouts', name))}" for name in others]
     if of_blocks := alone(arm):
         readouts.append(f"blocks alone {of_blocks}")
-    return [
+    seconds = MEASURES["train_s"].averaged(arm)
+    sent = _mean(arm, "physics", "passes", "train")
+    ratios = (_ratio(effects.get(m)) for m in ("train_s", "train_flops", "saved_bytes"))
+    cells = [
         arm.name,
-        first["locality"],
+        visible(str(first["locality"])),
         str(len(arm.rows)),
-        percent(estimate(list(arm.by_seed("metrics", "test_accuracy").values()))),
+        percent(_mean(arm, "metrics", "test_accuracy")),
         _points(effects.get("accuracy")),
-        *([_passes(arm)] if physical else []),
-        f"{estimate(list(arm.by_seed('time', 'train_s').values())).mean:.2f}",
-        *(_ratio(effects.get(m)) for m in ("train_s", "train_flops", "saved_bytes")),
+        "" if sent is None else f"{sent.mean:,.0f}",
+        f"{estimate(seconds).mean:.2f}" if seconds else "–",
+        *ratios,
         "\n".join(readouts),
     ]
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def _mean(arm: Arm, *path: str) -> Estimate | None:
+    values = list(arm.by_seed(*path).values())
+    return estimate(values) if values else None
 
 
 def _points(comparison: Comparison | None) -> str:
@@ -109,6 +150,8 @@ def _ratio(comparison: Comparison | None) -> str:
 
 def _where_baseline_wins(accuracies: Sequence[Comparison]) -> str:
     """The arms that backpropagation is more accurate than, and those of which it is ahead, undecided."""
+    if not accuracies:
+        return "Backpropagation is compared with none of them: no seed in common"
     behind = [c.arm for c in accuracies if c.loses]
     open_ = [c.arm for c in accuracies if c.effect.value < 0 and c.effect.verdict is Verdict.INCONCLUSIVE]
     text = f"Backpropagation is more accurate than: {', '.join(behind) or 'none of them'}"

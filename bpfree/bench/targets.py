@@ -98,7 +98,7 @@ def target_cost(arm: Arm, target: float) -> TargetCost:
 
     def median(name: str) -> float | None:
         reached = [getattr(one, name) for one in found if one is not None]
-        if None in reached:
+        if None in reached or not MEASURES[name].uniform(arm):
             return None
         value = statistics.median([*reached, *[math.inf] * (len(found) - len(reached))])
         return value if math.isfinite(value) else None

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bpfree._errors import BadValue, BpfreeError
 from bpfree.bench.arguments import count, seconds
 from bpfree.bench.files import override, read_yaml
+from bpfree.bench.terminal import console
 from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
 
 
@@ -82,12 +81,11 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     from bpfree.tune.search import search
 
-    console = Console()
     return search(
         plan,
         trials,
         folder,
-        console if console.is_terminal else Console(width=160),
+        console(width=160),
         url=arguments.storage,
         workers=arguments.workers,
         timeout=arguments.timeout,

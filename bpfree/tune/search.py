@@ -10,10 +10,13 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from bpfree._errors import BadValue
+from bpfree.bench.terminal import console as make_console
+from bpfree.bench.terminal import label_column, visible
 from bpfree.tune.plan import Plan
 from bpfree.tune.plots import draw, importance
 from bpfree.tune.storage import open_storage, turn
@@ -68,8 +71,8 @@ def search(
         raise BadValue(f"the storage of the study failed: {' '.join(str(error).split())}") from None
     _show(summary, trials, console)
     if workers > 1:
-        console.print(f"{workers} trials ran at once: the seconds are rough", highlight=False)
-    console.print(f"winner.yaml, summary.json, plots: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"{workers} trials ran at once: the seconds are rough")
+    console.print(Text(f"winner.yaml, summary.json, plots: {visible(str(folder))}"), soft_wrap=True)
     return 0 if done else 1
 
 
@@ -100,17 +103,19 @@ def _write(plan: Plan, studies: Sequence[ArmStudy], folder: Path) -> dict[str, A
 @contextmanager
 def _watching(studies: Sequence[ArmStudy], trials: int) -> Iterator[Watcher]:
     """A bar in a terminal, a line per trial elsewhere; both on stderr."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks = {id(s): bar.add_task(s.arm.label, total=trials, completed=s.finished()) for s in studies}
+    screen = make_console(stderr=True)
+    columns = (label_column(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        tasks = {
+            id(s): bar.add_task(visible(s.arm.label), total=trials, completed=s.finished()) for s in studies
+        }
 
         def finished(study: ArmStudy, trial: Trial, outcome: str) -> None:
             bar.update(tasks[id(study)], completed=study.finished())
-            if not console.is_terminal:
+            if not screen.is_terminal:
                 shown = ", ".join(f"{k} {_short(v)}" for k, v in trial.params.items())
                 line = f"{study.arm.label}, trial {trial.number} ({shown}): {outcome}"
-                console.print(line, highlight=False, soft_wrap=True)
+                screen.print(Text(visible(line)), soft_wrap=True)
 
         yield Watcher(finished=finished)
 
@@ -120,18 +125,17 @@ def _short(value: Any) -> str:
 
 
 def _show(summary: dict[str, Any], trials: int, console: Console) -> None:
-    table = Table(
-        title=f"{summary['name']}: {trials} trials for each arm, validation data, seeds {summary['seeds']}"
-    )
+    title = f"{summary['name']}: {trials} trials for each arm, validation data, seeds {summary['seeds']}"
+    table = Table(title=Text(visible(title)))
     for name in ("arm", "trials", "pruned", "diverged", "seconds", "validation %", "winner"):
-        table.add_column(name, justify="left" if name in ("arm", "winner") else "right")
+        table.add_column(name, justify="left" if name in ("arm", "winner") else "right", overflow="fold")
     for found in summary["arms"]:
         best = found.get("best")
         settings = [
             f"{name} {_short(value)}{' (edge)' if name in found['edge'] else ''}"
             for name, value in (best["params"] if best else {}).items()
         ]
-        table.add_row(
+        cells = (
             found["label"],
             str(found["trials"]),
             str(found["pruned"]),
@@ -140,16 +144,16 @@ def _show(summary: dict[str, Any], trials: int, console: Console) -> None:
             f"{100 * best['value']:.2f}" if best else "none",
             ", ".join(settings),
         )
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console.print(table)
     edges = [found["label"] for found in summary["arms"] if found.get("edge")]
     if edges:
         text = "At the edge of their space, beyond which a better value may lie"
-        console.print(f"[yellow]{text}: {', '.join(edges)}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(Text(visible(f"{text}: {', '.join(edges)}"), "yellow"), soft_wrap=True)
     if summary["not_searched"]:
         left = ", ".join(summary["not_searched"])
-        console.print(f"Nothing to search, left as they are: {left}", highlight=False, soft_wrap=True)
+        console.print(Text(visible(f"Nothing to search, left as they are: {left}")), soft_wrap=True)
     if len({found["trials"] for found in summary["arms"]}) > 1 or summary["arms"][0]["trials"] < trials:
         counts = ", ".join(f"{found['label']} {found['trials']}" for found in summary["arms"])
-        console.print(
-            f"[yellow]Not finished, and no fair comparison yet: {counts} of {trials} trials[/yellow]"
-        )
+        text = f"Not finished, and no fair comparison yet: {counts} of {trials} trials"
+        console.print(Text(visible(text), "yellow"), soft_wrap=True)

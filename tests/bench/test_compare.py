@@ -64,8 +64,22 @@ def test_times_of_other_machines_are_not_compared() -> None:
         arm("mono_forward", BEFORE), arm("mono_forward", BEFORE, time__train_s=9.0, env__cpu="Another")
     )
     assert "train_s" not in {c.measure.id for c in elsewhere.comparisons}
-    assert "machines differ" in elsewhere.notes[0]
+    assert "not compared in training time for 5 of 5 seeds, the machine differs" in elsewhere.notes[0]
     assert elsewhere.exit_code == 0
+
+
+def test_versions_are_what_is_compared() -> None:
+    after = arm("mono_forward", BEFORE, time__train_s=9.0, env__source="cd", env__torch="2.12")
+    found = changes(arm("mono_forward", BEFORE), after)
+    assert [c.measure.id for c in found.worse] == ["train_s"] and found.notes == []
+
+
+def test_one_seed_on_another_machine_leaves_the_others() -> None:
+    before, after = arm("mono_forward", BEFORE), arm("mono_forward", BEFORE, time__train_s=4.0)
+    after[0]["env"]["cpu"] = "Another"
+    found = {c.measure.id: c.effect for c in changes(before, after).comparisons}
+    assert (found["train_s"].n, found["train_s"].value) == (4, pytest.approx(2.0))
+    assert found["accuracy"].n == 5
 
 
 def test_the_baseline_of_matched_passes_is_compared_once() -> None:

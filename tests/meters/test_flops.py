@@ -103,10 +103,23 @@ PRODUCTS: dict[str, tuple[Callable[[], object], int]] = {
         lambda: torch.sparse.sampled_addmm(torch.eye(3).to_sparse_csr(), T(3, 4), T(4, 3)),
         2 * 3 * 4,
     ),
+    "addbmm": (lambda: torch.addbmm(T(3, 5), T(2, 3, 4), T(2, 4, 5)), 2 * 2 * 3 * 4 * 5),
+    "addmv in place": (lambda: T(3).addmv_(T(3, 4), T(4)), 2 * 3 * 4),
+    "integers": (lambda: torch._int_mm(T(32, 32, dtype=torch.int8), T(32, 32, dtype=torch.int8)), 2 * 32**3),
+    "hspmm": (lambda: torch.hspmm(torch.eye(3).to_sparse(), T(3, 4)), 2 * 3 * 4),
+    "sspaddmm": (
+        lambda: torch.sspaddmm(torch.eye(3).to_sparse(), torch.eye(3).to_sparse(), T(3, 3)),
+        2 * 3 * 3,
+    ),
+    "sparse reduced": (lambda: torch.sparse.mm(torch.eye(3).to_sparse_csr(), T(3, 4), "sum"), 2 * 3 * 4),
+    "in blocks": (lambda: torch.eye(4).to_sparse_bsr((2, 2)) @ T(4, 5), 2 * 8 * 5),
+    "conv_tbc": (lambda: torch.conv_tbc(T(6, 2, 3), T(3, 3, 5), T(5)), 2 * (4 * 2 * 5) * (3 * 3)),
+    "affine grid": (lambda: F.affine_grid(T(2, 2, 3), [2, 1, 4, 5], False), 2 * 2 * 4 * 5 * 2 * 3),
     "element-wise": (lambda: T(4) * T(4) + T(4).exp(), 0),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products(name: str) -> None:
     fn, flops = PRODUCTS[name]
@@ -167,7 +180,95 @@ def test_factorizations_and_solves() -> None:
     assert count_flops(lambda: torch.linalg.cholesky(batch)) == 3 * n**3 // 3
 
 
+def test_lu_of_rectangles_and_determinants() -> None:
+    n, m = 6, 2
+    assert count_flops(lambda: torch.linalg.det(2 * torch.eye(n))) == 2 * n**3 // 3
+    assert count_flops(lambda: torch.linalg.slogdet(2 * torch.eye(n))) == 2 * n**3 // 3
+    tall = torch.randn(n, m)
+    assert count_flops(lambda: torch.linalg.lu(tall)) == m * m * (3 * n - m) // 3
+    assert count_flops(lambda: torch.linalg.lu_factor(tall)) == m * m * (3 * n - m) // 3
+
+
+def test_a_complex_product_is_four_real_ones() -> None:
+    real, both = torch.randn(B, I), torch.randn(B, I, dtype=torch.complex64)
+    assert count_flops(lambda: real @ real.T) == 2 * B * I * B
+    assert count_flops(lambda: both @ both.T) == 4 * 2 * B * I * B
+    assert count_flops(lambda: torch.vdot(both[0], both[1])) == 4 * 2 * I
+    layer = nn.Linear(I, O, dtype=torch.complex64)
+    assert count_flops(lambda: layer(both).abs().sum().backward()) == 4 * 2 * LINEAR
+    conv = nn.Conv1d(2, 3, 3, dtype=torch.complex64)
+    assert count_flops(lambda: conv(torch.randn(1, 2, 6, dtype=torch.complex64))) == 3 * 2 * 3 * 4 * 2 * 3
+
+
+def test_two_sparse_matrices_count_the_products_that_are_made() -> None:
+    a, b = (torch.rand(5, 5) < 0.4 for _ in range(2))
+    made = int((a[:, :, None] & b[None]).sum())
+    assert made and count_flops(lambda: a.float().to_sparse() @ b.float().to_sparse()) == 2 * made
+
+
+class Net(nn.Module):
+    """Something of most of what has no FLOPs of its own, forward and backward, beside one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        act = [
+            nn.ELU(),
+            nn.GELU(),
+            nn.SiLU(),
+            nn.Mish(),
+            nn.Hardswish(),
+            nn.LeakyReLU(),
+            nn.PReLU(),
+            nn.CELU(),
+        ]
+        norms = [
+            nn.BatchNorm2d(4),
+            nn.GroupNorm(2, 4),
+            nn.InstanceNorm2d(4, affine=True),
+            nn.LayerNorm([4, 8, 8]),
+        ]
+        rest = [nn.RReLU(), nn.Softplus(), nn.Hardtanh(), nn.Softshrink(), nn.Dropout(0.1), nn.Dropout2d(0.1)]
+        pools = [nn.MaxPool2d(2), nn.Upsample(scale_factor=2), nn.AvgPool2d(2), nn.ReflectionPad2d(1)]
+        self.rest = nn.Sequential(*act, *norms, *rest, *pools, nn.AdaptiveMaxPool2d(3), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rest(self.conv(x)).clamp(-9, 9)
+        x = torch.cat([x.sort(1).values, x.cumsum(1), x.roll(1, 1), x[:, torch.randperm(36)]], 1)
+        y = x.logsumexp(1) + x.std(1) + x.norm(dim=1) + x.topk(3).values.mean(1) + x.softmax(1).amax(1)
+        y = y + torch.zeros(2).scatter_add(0, torch.tensor([0, 1]), y) + F.normalize(x).var(1)
+        return (
+            y + F.cross_entropy(x, torch.tensor([0, 1])) + F.smooth_l1_loss(x, x.tanh()) + F.huber_loss(x, -x)
+        )
+
+
+def test_element_wise_work_gathers_and_reductions_are_free() -> None:
+    net = Net()
+    optimizers = [
+        kind(net.parameters()) for kind in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam)
+    ]
+
+    def step() -> None:
+        net(torch.randn(2, 2, 8, 8)).sum().backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    assert count_flops(step) == 2 * 2 * (2 * 4 * 8 * 8) * (2 * 3 * 3)
+
+
 REFUSED: dict[str, Callable[[], object]] = {
+    "linalg_qr": lambda: torch.linalg.qr(T(4, 2)),
+    "geqrf": lambda: torch.geqrf(T(4, 2)),
+    "linalg_householder_product": lambda: torch.linalg.householder_product(T(4, 2), T(2)),
+    "ormqr": lambda: torch.ormqr(T(4, 2), T(2), T(4, 3)),
+    "linalg_ldl_factor": lambda: torch.linalg.ldl_factor(torch.eye(3)),
+    "linalg_matrix_exp": lambda: torch.linalg.matrix_exp(T(3, 3)),
+    "cholesky_inverse": lambda: torch.cholesky_inverse(torch.eye(3)),
+    "linalg_eig": lambda: torch.linalg.eigvals(T(3, 3)),
+    "_pdist_forward": lambda: F.pdist(T(3, 4)),
+    "_cdist_forward|_euclidean_dist": lambda: torch.cdist(T(3, 4), T(5, 4)),
+    "_trilinear": lambda: nn.Bilinear(2, 3, 4)(T(5, 2), T(5, 3)),
     "linalg_lstsq": lambda: torch.linalg.lstsq(T(4, 2), T(4, 1)),
     "_linalg_svd": lambda: torch.linalg.svd(T(4, 2)),
     "_fft_r2c": lambda: torch.fft.rfft(T(8)),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from bpfree.bench.arms import Group
-from bpfree.bench.measures import MEASURES, Measure
+from bpfree.bench.arms import Arm, Group
+from bpfree.bench.measures import MEASURES, Measure, on_one_chart
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
 from bpfree.bench.targets import cpu_until, flops_until, joules_at, seconds_at
@@ -105,7 +105,8 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
     """Accuracy against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
     accuracy, points = MEASURES["accuracy"], {}
-    for arm in group.arms:
+    arms = on_one_chart(cost, [arm for arm in group.arms if cost.by_seed(arm)])
+    for arm in arms:
         xs, ys = list(cost.by_seed(arm).values()), list(accuracy.by_seed(arm).values())
         if xs and ys:
             points[arm.name] = estimate([x * cost.scale for x in xs]), estimate([100 * y for y in ys])
@@ -126,14 +127,23 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
                 markersize=8 if name in best else 6, capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3,
             )  # fmt: skip
     title = f"Accuracy against {cost.label}"
-    return Chart(title, done(number, title), f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.")
+    caption = f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.{_elsewhere(cost, group, arms)}"
+    return Chart(title, done(number, title), caption)
+
+
+def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
+    """Names the arms that have this cost, but under conditions that forbid to draw them beside the others."""
+    names = [arm.name for arm in group.arms if cost.by_seed(arm) and not any(arm is one for one in drawn)]
+    what = " or ".join(cost.alike)
+    return f" Left out, as their {what} differs: {', '.join(names)}." if names else ""
 
 
 def curves(
     group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
 ) -> Chart | None:
     """Validation accuracy against what was spent until then: thin, each seed; thick, their mean."""
-    lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in group.arms}
+    arms = on_one_chart(cost, [arm for arm in group.arms if any(_line(row, cost) for row in arm.rows)])
+    lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in arms}
     if not any(lines.values()):
         return None
     with drawing(f"{cost.label}, {cost.unit}", "validation accuracy, %") as (axes, done):
@@ -158,6 +168,7 @@ def curves(
     title = f"Way to the target, {cost.label}"
     dotted = f" Dotted: {', '.join(f'{100 * t:g} %' for t in targets)}." if targets else ""
     caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
+    caption += _elsewhere(cost, group, arms)
     return Chart(title, done(number, title), caption)
 
 

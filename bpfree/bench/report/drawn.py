@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
+from bpfree.bench.conditions import machine
 from bpfree.bench.report.figures import NOTHING, Figure, Table, mean
 from bpfree.bench.results import Row
 
@@ -13,26 +14,31 @@ EDGES = ("before", "after")
 
 
 def energies(found: Sequence[Group]) -> Table:
-    """Each scope by itself: what was measured and what was modelled are never added up."""
+    """Each scope of each machine by itself: what was measured and what was modelled are never added up."""
     heads = [
-        "arm", "setting", "scope", "gross, J", "net of idling, J", "idling, W", "integral ÷ counter",
-        "carbon, g", "grid",
+        "arm", "setting", "scope", "machine", "gross, J", "net of idling, J", "idling, W",
+        "integral ÷ counter", "carbon, g", "grid",
     ]  # fmt: skip
     table = Table("energies", "Energy and carbon of the training: means over seeds, a line per scope", heads)
     table.filters = [1, 2]
     for g, group in enumerate(found):
         for a, arm in enumerate(group.arms):
-            for scope in dict.fromkeys(scope for row in arm.rows for scope in _joules(row)):
-                measured = [row for row in arm.rows if row["energy"].get("scope") == scope]
+            machines: dict[tuple[str, str], list[Row]] = {}
+            for row in arm.rows:
+                for scope in joules_by_scope(row):
+                    machines.setdefault((scope, machine(row)), []).append(row)
+            for (scope, where), rows in machines.items():
+                measured = [row for row in rows if row["energy"].get("scope") == scope]
                 table.anchors.append(f"rows-{g}-{a}")
                 table.rows.append([
                     Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
                     Figure(scope, "" if measured else "not measured"),
-                    mean([_joules(row).get(scope) for row in arm.rows]),
+                    Figure(where if len({found for _, found in machines}) > 1 else ""),
+                    mean([joules_by_scope(row).get(scope) for row in rows]),
                     mean([_either(row, "net_j") for row in measured]),
                     mean([figure(row, "energy", f"idle_{at}_w") for row in measured for at in EDGES]),
                     mean([figure(row, "energy", "ratio") for row in measured]),
-                    mean([_grams(row, scope) for row in arm.rows]),
+                    mean([_grams(row, scope) for row in rows]),
                     _grid(arm),
                 ])  # fmt: skip
     return table.without_empty()
@@ -48,7 +54,7 @@ def _either(row: Row, what: str) -> float | None:
     return figure(row, "energy", f"cpu_{what}") if gpu is None else gpu
 
 
-def _joules(row: Row) -> dict[str, float]:
+def joules_by_scope(row: Row) -> dict[str, float]:
     """Joules by scope: the measured ones of the device that trained, then the modelled ones."""
     energy = row.get("energy", {})
     gross = _either(row, "gross_j")

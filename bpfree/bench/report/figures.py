@@ -75,9 +75,9 @@ def plus_minus(mean: float, half: float | None) -> str:
 def of_measure(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
     """A cost of an arm, over its seeds, and below it the ratio to the baseline's."""
     measure = readable(measure, [arm])
-    values = [value * measure.scale for value in measure.by_seed(arm).values()]
+    values = [value * measure.scale for value in measure.averaged(arm)]
     if not values:
-        return NOTHING
+        return NOTHING if comparison is None else Figure("–", short(comparison), None, kind(comparison))
     found = estimate(values)
     text = in_unit(plus_minus(found.mean, found.half), measure)
     note = "" if comparison is None else short(comparison)

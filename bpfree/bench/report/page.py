@@ -14,11 +14,13 @@ from bpfree.bench.measures import (
     Comparison,
     against_baseline,
     compare,
-    energy_scope,
+    left_out,
+    mixed,
     readable,
     short,
 )
 from bpfree.bench.report import charts, drawn, tables
+from bpfree.bench.report.drawn import joules_by_scope
 from bpfree.bench.report.provenance import provenance
 from bpfree.bench.report.searches import Search, searched
 from bpfree.bench.results import Row
@@ -30,6 +32,7 @@ from bpfree.bench.statistics import (
     Verdict,
 )
 from bpfree.bench.targets import COSTS
+from bpfree.bench.terminal import visible
 
 Looks = Mapping[str, charts.Style]
 
@@ -49,7 +52,7 @@ def write(
     content = html(rows, targets, sources, searches)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         raise BadValue(f"{path}: the report cannot be written there: {error}") from None
@@ -107,7 +110,10 @@ def html(
         pictures_of_searches=[(search.name, search.pictures) for search in searches if search.pictures],
         comparisons=tables.comparisons(comparisons),
         provenance=provenance(found),
-        failures=[(row["arm"], row["seed"], row["status"], last_line(row)) for row in failures(rows)],
+        failures=[
+            (visible(str(row.get("arm"))), row["seed"], row["status"], last_line(row))
+            for row in failures(rows)
+        ],
         looks=looks,
         short=short,
         rules={
@@ -168,7 +174,7 @@ def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) 
             "commit",
             ", ".join(c[:10] for c in _distinct(row.get("git", {}).get("commit") for row in good)) or "none",
         ),
-        ("files", ", ".join(sources) or "–"),
+        ("files", ", ".join(map(visible, sources)) or "–"),
     ]
 
 
@@ -182,10 +188,12 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     resumed = sum(row.get("segments", 1) > 1 for row in good)
     dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
     alone = [group.title for group in found if group.baseline is None]
-    scopes = _distinct(energy_scope(row) for row in good)
     twins = _same_weights(good)
     notes = [
-        f"Energy: {', '.join(scopes)}." if scopes else "No energy was metered, so no energy is shown.",
+        *left_out(against_baseline(found)),
+        *mixed(found),
+        *_other_fits(found),
+        _scopes(good),
         f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
         *_energy_notes(good),
         f"{shared} rows come from cells that shared the machine with others: their times are rough."
@@ -199,6 +207,28 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         else "",
     ]
     return [note for note in notes if note]
+
+
+def _scopes(rows: Sequence[Row]) -> str:
+    """Which energies are shown."""
+    scopes = _distinct(scope for row in rows for scope in joules_by_scope(row))
+    if not scopes:
+        return "No energy was metered, so no energy is shown."
+    measured = any(not scope.startswith("modelled") for scope in scopes)
+    return f"Energy: {', '.join(scopes)}." + ("" if measured else " It is modelled, none of it was measured.")
+
+
+def _other_fits(found: Sequence[Group]) -> Iterator[str]:
+    """Which arms were trained in other batches, or for other numbers of epochs, than backpropagation."""
+    for title, arm, other in against_baseline(found):
+        ours, theirs = (one.rows[0]["config"]["fit"] for one in (arm, other))
+        own = [
+            f"{key} {ours.get(key)} against {theirs.get(key)}"
+            for key in ("epochs", "batch_size")
+            if ours.get(key) != theirs.get(key)
+        ]
+        if own:
+            yield f"{title}: {arm.name} was fitted with {', '.join(own)} of {other.name}."
 
 
 def _energy_notes(rows: Sequence[Row]) -> Iterator[str]:

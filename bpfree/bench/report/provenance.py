@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bpfree.bench.arms import Group
+from bpfree.bench.arms import Group, figure
 from bpfree.bench.results import Row
 
 
@@ -25,10 +25,11 @@ def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[st
 
 def _origin(row: Row) -> dict[str, Any]:
     env, git = row["env"], row.get("git", {})
+    accuracy = figure(row, "metrics", "test_accuracy")
     return {
         "seed": row["seed"],
         "row": row["cell_id"],
-        "accuracy": f"{100 * row['metrics']['test_accuracy']:.2f}",
+        "accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f}",
         "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
         "source": env.get("source", "–"),
         "machine": ", ".join(

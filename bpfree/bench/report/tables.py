@@ -36,7 +36,8 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     table = Table("results", caption, heads, filters=[1, 2])
     for g, group in enumerate(found):
         for a, arm in enumerate(group.arms):
-            accuracy = estimate([100 * v for v in MEASURES["accuracy"].by_seed(arm).values()])
+            accuracies = [100 * v for v in MEASURES["accuracy"].by_seed(arm).values()]
+            accuracy = estimate(accuracies) if accuracies else None
             against = effects.get((group.title, arm.name, "accuracy"))
             costs = [
                 of_measure(MEASURES[name], arm, effects.get((group.title, arm.name, name)))
@@ -48,7 +49,7 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
                 Figure(group.setting, PROTOCOLS[group.protocol]),
                 Figure(str(arm.rows[0]["locality"])),
                 Figure(str(len(arm.rows)), order=len(arm.rows)),
-                Figure(percent(accuracy), order=accuracy.mean),
+                NOTHING if accuracy is None else Figure(percent(accuracy), order=accuracy.mean),
                 NOTHING if against is None else _against(against),
                 Figure(alone(arm) or "–"),
                 *costs,
