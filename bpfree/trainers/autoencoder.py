@@ -97,9 +97,8 @@ class Autoencoder(Trainer):
         rates = (self.settings.code_lr, self.settings.encoder_lr)
         apart = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
         encoding = {id(p) for group in apart for p in group}
-        optimizer = make_optimizer([p for p in block.trainable() if id(p) not in encoding], self.settings)
-        for group, lr in zip(apart, rates, strict=True):
-            optimizer.add_param_group({"params": group, "lr": lr})
+        rest = [p for p in block.trainable() if id(p) not in encoding]
+        optimizer = make_optimizer(rest, self.settings, apart=zip(apart, rates, strict=True))
         self.optimizers["block0"] = block.optimizer = optimizer
 
     @property
