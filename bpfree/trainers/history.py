@@ -12,7 +12,8 @@ class History:
 
     Attributes:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
-            ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
+            ``lr`` (learning rate: of the lowest block that trained, or of the readout where that trained
+            alone), ``loss`` (mean training loss per block that trained, bottom first) and, where the
             epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
             ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
             between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.

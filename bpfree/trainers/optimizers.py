@@ -52,7 +52,7 @@ def _check_memory(cascade: Cascade) -> None:
     for name, parameter in cascade.named_parameters():
         if id(parameter) in trained and overlaps_itself(parameter):
             raise BadValue(
-                f"{name} {list(parameter.shape)} has elements that share memory (strides {parameter.stride()}), "
-                "and an update of one would change the others: replace it by "
+                f"{name} {list(parameter.shape)} has elements that share memory (strides "
+                f"{parameter.stride()}), and an update of one would change others: replace it by "
                 "nn.Parameter(weight.detach().contiguous()), or freeze it"
             )

@@ -121,7 +121,8 @@ def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "cooldown" and epoch > epochs / 2:
-        return 2 * (1 + epochs - epoch) / epochs
+        # With an odd number of epochs the line begins above 1.
+        return min(1.0, 2 * (1 + epochs - epoch) / epochs)
     if schedule == "steps":
         return 0.25 ** sum(epoch >= share * epochs for share in STEPS_AT)
     return 1.0
