@@ -18,6 +18,7 @@ from bpfree.readouts import Readout
 from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Store, Workers, calibrate, plan, step
 from bpfree.trainers import saving
 from bpfree.trainers.checkpoint import Tensors
+from bpfree.trainers.feedback import warn_without_feedback
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.judging import check_finite, check_losses, is_finite, judges, parts, validate
@@ -82,6 +83,8 @@ class Fit:
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         self.cascade.remember({})
+        if self.crew.leads:
+            warn_without_feedback(self.cascade)
         batch = torch.arange(len(self.train.y), device=self.train.y.device)[: self.fit.batch_size]
         self.crew.assign(self.cascade, lambda: self.feed.rows(batch, 0, 0))
         resumed = saving.begun(self.checkpoint, self.crew)

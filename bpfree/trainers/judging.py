@@ -90,7 +90,7 @@ def check_finite(stage: str, broken: Sequence[float], epoch: int, lr: float) -> 
     if bad:
         raise Diverged(
             f"the outputs or the weights of {stage}, part {bad[0] + 1} of {len(broken)}, became NaN "
-            f"or infinite in epoch {epoch + 1}, and its loss did not: lower lr ({lr}), or use precision 'float32'"
+            f"or infinite in epoch {epoch + 1}, its loss did not: lower lr ({lr}), or use precision 'float32'"
         )
 
 
