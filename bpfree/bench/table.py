@@ -11,6 +11,7 @@ from bpfree.bench.arms import Arm, alone, failures, groups, last_line
 from bpfree.bench.measures import Comparison, against_baseline, compare, short
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
+from bpfree.bench.weak_blocks import weak_blocks
 
 COLUMNS = (
     "arm",
@@ -62,6 +63,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
         if group.baseline is not None:
             accuracy = [c for c in effects.values() if c.group == group.title and c.measure.id == "accuracy"]
             console.print(_where_baseline_wins(accuracy))
+        for text in filter(None, map(weak_blocks, group.arms)):
+            console.print(f"single blocks, {text}", highlight=False, markup=False)
     if found:
         console.print(LEGEND, highlight=False)
     for row in failures(rows):

@@ -26,6 +26,7 @@ from bpfree.trainers.measurements import Measurements
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.run import Checkpoint, Hooks, Position
 from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, set_lr
+from bpfree.trainers.weak_blocks import note_weak_blocks
 
 __all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
 
@@ -110,6 +111,7 @@ class Fit:
         # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
         set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
+        note_weak_blocks(self)
         if self.checkpoint is not None and not finished:
             self._save()
             saving.clear(self, self.checkpoint)

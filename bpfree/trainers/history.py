@@ -19,12 +19,15 @@ class History:
             between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
+        warnings: With validation: a sentence for each block that is, in the end, more than 2 points worse
+            than the block below it, or whose 95 % interval over validation samples reaches down to chance.
         resumed: How many times the run was taken up from a checkpoint.
         replayed: How many batches a worker sent again to the one above it, which had been stopped.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     resumed: int = 0
     replayed: int = 0
 

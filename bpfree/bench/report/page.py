@@ -30,6 +30,7 @@ from bpfree.bench.statistics import (
     Verdict,
 )
 from bpfree.bench.targets import COSTS
+from bpfree.bench.weak_blocks import weak_blocks
 
 Looks = Mapping[str, charts.Style]
 
@@ -184,6 +185,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     alone = [group.title for group in found if group.baseline is None]
     scopes = _distinct(energy_scope(row) for row in good)
     twins = _same_weights(good)
+    weak = [text for g in found for arm in g.arms if (text := weak_blocks(arm))]
     notes = [
         f"Energy: {', '.join(scopes)}." if scopes else "No energy was metered, so no energy is shown.",
         f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
@@ -197,6 +199,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         f"Different seeds ended with the same weights, so they are not replicates: {'; '.join(twins)}."
         if twins
         else "",
+        *(f"Single blocks, {text}." for text in dict.fromkeys(weak)),
     ]
     return [note for note in notes if note]
 
