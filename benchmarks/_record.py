@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,39 @@ from bpfree.bench.environment import environment, git
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, figures: dict[str, Any], passed: bool) -> None:
-    """Write ``results/<name>.json``; ``figures`` may name the ``threads`` that it was computed with."""
+def write(name: str, figures: dict[str, Any], passed: bool, changed: Mapping[str, Any] | None = None) -> Path:
+    """Write ``results/<name>.json``, or a file of its own where arguments are not those of the published run.
+
+    Args:
+        name: Name of the script.
+        figures: What it found; it may name the ``threads`` that it was computed with.
+        passed: Whether that is as claimed.
+        changed: The arguments that differ from the published ones, see `changes`.
+
+    Returns:
+        The file. Those of changed arguments hold ``--`` in their name, and git ignores them.
+    """
     env = environment(torch.device("cpu"), figures.get("threads", torch.get_num_threads()))
     content = {"name": name, "passed": passed, **figures, "env": env, "git": git()}
+    if changed:
+        content["arguments"] = dict(changed)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    path = RESULTS / f"{name}.json"
+    parts = [re.sub(r"[^A-Za-z0-9_.-]+", "_", f"--{key}-{value}") for key, value in (changed or {}).items()]
+    path = RESULTS / f"{name}{''.join(parts)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+    return path
 
 
-def record(name: str, figures: dict[str, Any], passed: bool) -> int:
+def changes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that differ from their defaults, which are those of the published run."""
+    return {key: value for key, value in vars(given).items() if value != parser.get_default(key)}
+
+
+def record(name: str, figures: dict[str, Any], passed: bool, changed: Mapping[str, Any] | None = None) -> int:
     """Print the figures and `write` them; returns the exit code, 0 if ``passed``."""
-    write(name, figures, passed)
+    path = write(name, figures, passed, changed)
     print(json.dumps({"passed": passed, **figures}, indent=1))
+    if changed:
+        print(f"written to {path.name}: the arguments are not those of the published run")
     return 0 if passed else 1

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import bpfree
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.data import Splits, load
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
@@ -86,7 +86,7 @@ def main() -> int:
     means = {rule: statistics.mean(row["test_mse"] for row in found) for rule, found in rows.items()}
     ratio = means["counter_current"] / means["backprop"]
     figures = {"mean_test_mse": means, "ratio": ratio, "rows": rows, "without": without, "trials": trials}
-    return record("autoencoder", {"settings": vars(given), **figures}, ratio <= LIMIT)
+    return record("autoencoder", {"settings": vars(given), **figures}, ratio <= LIMIT, changes(parser, given))
 
 
 if __name__ == "__main__":

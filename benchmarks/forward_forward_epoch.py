@@ -27,7 +27,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 import bpfree
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.data._sources import data_root
 from bpfree.nn import StraightThroughReLU
 
@@ -123,14 +123,14 @@ def main() -> int:
     """Time both; 0 if the ratio is within the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    given = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create 4 worker processes")
     train = bpfree.data.load("mnist").train
     recipe = CommonRecipe(len(train))
     torch.manual_seed(0)
     trainer = bpfree.ForwardForward(bpfree.nn.mlp([784, *[WIDTH] * LAYERS, CLASSES]), progress=False)
     times: dict[str, list[float]] = {"recipe": [], "bpfree": []}
-    for _ in range(repeats):
+    for _ in range(given.repeats):
         start = time.perf_counter()
         recipe.epoch()
         times["recipe"].append(time.perf_counter() - start)
@@ -139,7 +139,7 @@ def main() -> int:
         times["bpfree"].append(time.perf_counter() - start)
     ratio = statistics.median(times["bpfree"]) / statistics.median(times["recipe"])
     figures = {"seconds": times, "ratio": ratio, "limit": LIMIT, "images": len(train)}
-    return record("forward_forward_epoch", figures, ratio <= LIMIT)
+    return record("forward_forward_epoch", figures, ratio <= LIMIT, changes(parser, given))
 
 
 if __name__ == "__main__":

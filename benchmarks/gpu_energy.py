@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import bpfree
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.bench.doctor import examine
 from bpfree.meters import Reading, energy, synchronize
 
@@ -126,7 +126,7 @@ def main() -> int:
     rows = [row(name, arguments.window, arguments.idle) for name in order]
     held = claims(rows)
     figures = {"claims": held, "window_s": arguments.window, "doctor": examine("cuda"), "rows": rows}
-    return record("gpu_energy", figures, all(held.values()))
+    return record("gpu_energy", figures, all(held.values()), changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bpfree
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.data import GraphData
 from bpfree.graph import Graph, unit_rows
 from bpfree.meters import saved_for_backward
@@ -219,8 +219,8 @@ def main() -> int:
     """Measure the curves; 0 if the point that the claim is about is as claimed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, default=100_000)
-    nodes = parser.parse_args().nodes
-    edges = 20 * nodes
+    given = parser.parse_args()
+    nodes, edges = given.nodes, 20 * given.nodes
     with one_thread():
         data, _ = graph(nodes, edges, 0.1)
         middle = compare(data, 3)
@@ -230,8 +230,9 @@ def main() -> int:
             "depth": {str(d): compare(data, d) for d in depths},
             "edges": {str(e): compare(graph(nodes, e, 0.1)[0], 3) for e in numbers},
         }
-    figures = {"nodes": nodes, "edges": edges, "labelled": 0.1, "depth": 3, "threads": 1}
-    return record("graph_scale", figures | {"middle": middle, "curves": curves}, holds(middle))
+    figures: dict[str, Any] = {"nodes": nodes, "edges": edges, "labelled": 0.1, "depth": 3, "threads": 1}
+    figures |= {"middle": middle, "curves": curves}
+    return record("graph_scale", figures, holds(middle), changes(parser, given))
 
 
 if __name__ == "__main__":

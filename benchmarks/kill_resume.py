@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.bench.results import Results, Row, comparable
 
 CONFIG = """
@@ -103,7 +103,8 @@ def main() -> int:
     same = final == 0 and figures["rows_equal"] and figures["weights_equal"]
     # Kills that only ever hit the time between two cells would show nothing.
     taken_up = sum(n - 1 for n in segments)
-    return record("kill_resume", figures, bool(same and len(moments) >= 10 and taken_up >= 5))
+    passed = bool(same and len(moments) >= 10 and taken_up >= 5)
+    return record("kill_resume", figures, passed, changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._record import record
+from benchmarks._record import changes, record
 
 #: Most seconds of work before a kill; every fifth kill comes within as many seconds of the start instead.
 LATEST_KILL_S = 4.0
@@ -109,9 +109,8 @@ def main() -> int:
         }
     sound = final == 0 and not rows.lost and not rows.twice and statuses == ["ok"] * cells
     at_work = sum(after > before for before, after in zip([0, *counts], counts, strict=False))
-    return record(
-        "kill_rows", figures, sound and len(moments) == arguments.kills and at_work >= len(moments) // 2
-    )
+    passed = sound and len(moments) == arguments.kills and at_work >= len(moments) // 2
+    return record("kill_rows", figures, passed, changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from benchmarks._record import record
+from benchmarks._record import changes, record
 from bpfree.tune.plan import make_plan
 from bpfree.tune.storage import open_storage
 from bpfree.tune.study import ArmStudy
@@ -99,7 +99,7 @@ def main() -> int:
         }
     sound = codes == [0, 0] and figures["trials_finished"] == figures["settings_tried"] == [TRIALS] * 2
     sound = sound and not figures["killed_and_not_tried_again"]
-    return record("kill_tune", figures, sound and kills == arguments.kills)
+    return record("kill_tune", figures, sound and kills == arguments.kills, changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import bpfree
-from benchmarks._record import record
+from benchmarks._record import changes, record
 
 WIDTH, BLOCKS, CLASSES = 1024, 16, 10
 ARMS: dict[str, dict[str, Any]] = {
@@ -118,7 +118,8 @@ def main() -> int:
     torch.set_num_threads(asked.threads)
     arms = [*ARMS, *(["mono_forward compiled"] if asked.compile else [])]
     found = measure(arms, asked.batch, asked.steps, asked.width, asked.blocks, asked.compile)
-    return record(f"step_profile_{asked.label}", {**vars(asked), "arms": found}, passed=True)
+    changed = {key: value for key, value in changes(parser, asked).items() if key != "label"}
+    return record(f"step_profile_{asked.label}", {**vars(asked), "arms": found}, True, changed)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bpfree.graph import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
+from bpfree.nn.layout import lay_out_gradients
 from bpfree.readouts import Readout, make_readouts
 
 Rows = Tensor | Overlaid | Nodes
@@ -159,6 +160,7 @@ class Block(nn.Module):
                 if error is not None:
                     assert isinstance(sensed, Tensor)
                     body_gradients(self.body, sensed, output, error)
+                lay_out_gradients(self.optimizer)
             losses = [loss]
         else:
             with in_place(self.relus):

@@ -68,12 +68,16 @@ def measure(
 
     Args:
         config: The experiment; by default `experiment`.
-        folder: Where rows are, or go; by default in ``benchmarks/results``.
+        folder: Where rows are, or go; by default in ``benchmarks/results``, which is for the default
+            experiment alone.
         targets: Validation accuracies.
 
     Raises:
         RuntimeError: If a cell has failed.
+        ValueError: If another experiment has no folder of its own.
     """
+    if config is not None and folder is None:
+        raise ValueError("config: rows of another experiment need a folder of their own")
     rows = runner.run(cells(dict(config or experiment())), Results(folder or _record.RESULTS / NAME))
     if failed := [row for row in rows if row["status"] != "ok"]:
         raise RuntimeError(f"{failed[0]['arm']}, seed {failed[0]['seed']}: {failed[0]['reason']}")

@@ -38,11 +38,15 @@ def measure(config: Mapping[str, Any] | None = None, folder: Path | None = None)
 
     Args:
         config: The experiment; by default the one in ``configs``.
-        folder: Where rows are, or go; by default in ``benchmarks/results``.
+        folder: Where rows are, or go; by default in ``benchmarks/results``, which is for the default
+            experiment alone.
 
     Raises:
         RuntimeError: If a cell has failed.
+        ValueError: If another experiment has no folder of its own.
     """
+    if config is not None and folder is None:
+        raise ValueError("config: rows of another experiment need a folder of their own")
     found = cells(dict(config or read_yaml(CONFIG)))
     rows = runner.run(found, Results(folder or _record.RESULTS / NAME))
     if failed := [row for row in rows if row["status"] != "ok"]:

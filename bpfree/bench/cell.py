@@ -32,6 +32,8 @@ from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.inputs import find_device
+from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
+from bpfree.trainers.weak_blocks import chance
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
 Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
@@ -171,6 +173,7 @@ def _measured(
             "loss": history.rows[-1]["loss"],
             "readouts": test["readouts"],
             "blocks": test["blocks"],
+            **_chance(trainer, data.test),
         },
         "time": energy.seconds(),
         "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
@@ -231,6 +234,14 @@ def _method(cell: Cell, cascade: Cascade) -> Row:
         "schedule": cell.trainer["schedule"],
         "readout": cascade.headline,
     } | ({"bn_mode": "calibrated"} if normalised else {})
+
+
+def _chance(trainer: Trainer, test: TensorData) -> dict[str, float]:
+    """The figure of an answer that does not look at the samples, where the measure has one."""
+    encoding = trainer.cascade.encoding
+    if encoding.measure == "roc_auc":
+        return {"chance": 0.5}
+    return {"chance": chance(encoding.answers(test))} if encoding.measure == "accuracy" else {}
 
 
 def _of_devices(cell: Cell, devices: list[Any], sent: dict[str, int], flops: float) -> Row:

@@ -16,6 +16,7 @@ from bpfree.bench.measures import MEASURES, Comparison, against_baseline, compar
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
 from bpfree.bench.terminal import visible
+from bpfree.bench.weak_blocks import weak_blocks
 
 COLUMNS = (
     "arm",
@@ -68,6 +69,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
         if group.baseline is not None and len(group.arms) > 1:
             accuracy = [c for (_, m), c in of_group.items() if m == "accuracy"]
             console.print(Text(_where_baseline_wins(accuracy)), soft_wrap=True)
+        for text in filter(None, map(weak_blocks, group.arms)):
+            console.print(Text(f"single blocks, {visible(text)}"), soft_wrap=True)
     if found:
         console.print(Text(LEGEND))
     for note in [*left_out(pairs), *mixed(found)]:

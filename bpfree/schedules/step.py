@@ -22,6 +22,7 @@ def step(
     sensed: bool = False,
     message: Tensor | None = None,
     wires: Wires | None = None,
+    finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Update every block on one batch, bottom first, and free its activations before the next.
 
@@ -34,6 +35,7 @@ def step(
         sensed: Whether the lowest block's front has answered to ``rows`` already.
         message: What comes to the highest block as its message.
         wires: To the blocks of other workers, above and below; by default there are none.
+        finite: A list to which is added, for each block, whether its output is finite everywhere.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
@@ -51,6 +53,8 @@ def step(
         some = heard and isinstance(rows, Nodes) and rows.wanted is not None
         above = block.onward(rows) if some else None
         found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        if finite is not None:
+            finite.append(output.isfinite().all())
         shown = block.loss.upward(output)
         for loss in block.losses:
             loss.memory = loss.remembered(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,10 +15,12 @@ from bpfree.data import TensorData
 from bpfree.losses import make_loss
 from bpfree.nn import mlp
 from bpfree.testing._agreement import assert_schedules_agree
+from bpfree.testing._common import MakeTrainer
 from bpfree.testing._locality import assert_local, assert_locality
 from bpfree.testing._quiet import assert_nothing_fails_quietly
 from bpfree.testing._reproducible import assert_resumes, assert_same_seed_same_run
 from bpfree.trainers import Local, Trainer
+from bpfree.trainers.feedback import warn_without_feedback
 
 CLASSES, SAMPLES = 3, 40
 
@@ -28,7 +31,8 @@ def check_local_loss(name: str, net: nn.Module | None = None, sample_shape: tupl
     The loss trains the blocks of a small cascade (`bpfree.Local`, `bpfree.localize`) on random data: it must
     be a finite scalar, give scores of the right shape or none, stay the same when it is called in evaluation
     mode, keep its gradient inside its block, agree under every schedule, give the same run for the same seed
-    and after a stop, and tell when it becomes NaN.
+    and after a stop, and tell when it becomes NaN. There is a warning if it takes messages from the block
+    above and is sent none.
 
     Args:
         name: The loss.
@@ -49,6 +53,16 @@ def check_local_loss(name: str, net: nn.Module | None = None, sample_shape: tupl
         return Local(copy.deepcopy(net), loss=name, progress=False, **settings)
 
     _check_interface(name, make_trainer(), x, y)
+    trainer = make_trainer()
+    trainer.build_for(data)
+    warn_without_feedback(trainer.cascade)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"block \d+ \(.*\) is sent no message")  # it was said
+        _check_laws(name, make_trainer, data)
+
+
+def _check_laws(name: str, make_trainer: MakeTrainer, data: TensorData) -> None:
+    x, y = data.x, data.y
     assert_local(make_trainer(), x, y)
     assert_locality(make_trainer(), x, y)
     # Where labels are drawn anew, there are no features to keep; what is solved does not depend on the seed.

@@ -97,10 +97,8 @@ class Autoencoder(Trainer):
         rates = (self.settings.code_lr, self.settings.encoder_lr)
         apart = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
         encoding = {id(p) for group in apart for p in group}
-        optimizer = make_optimizer([p for p in block.trainable() if id(p) not in encoding], self.settings)
-        for group, lr in zip(apart, rates, strict=True):
-            optimizer.add_param_group({"params": group, "lr": lr})
-        return {"block0": optimizer}
+        rest = [p for p in block.trainable() if id(p) not in encoding]
+        return {"block0": make_optimizer(rest, self.settings, apart=zip(apart, rates, strict=True))}
 
     @property
     def locality(self) -> str:

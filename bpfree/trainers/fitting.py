@@ -18,13 +18,15 @@ from bpfree.readouts import Readout
 from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Store, Workers, calibrate, plan, step
 from bpfree.trainers import saving
 from bpfree.trainers.checkpoint import Tensors
+from bpfree.trainers.feedback import warn_without_feedback
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
-from bpfree.trainers.judging import check_losses, judges, validate
+from bpfree.trainers.judging import check_finite, check_losses, is_finite, judges, parts, validate
 from bpfree.trainers.measurements import Measurements
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.run import Checkpoint, Hooks, Position
 from bpfree.trainers.settings import FitSettings, TrainerSettings, lr_factor, set_lr
+from bpfree.trainers.weak_blocks import note_weak_blocks
 
 __all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
 
@@ -86,6 +88,8 @@ class Fit:
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
         self.cascade.remember({})
+        if self.crew.leads:
+            warn_without_feedback(self.cascade)
         batch = torch.arange(len(self.train.y), device=self.train.y.device)[: self.fit.batch_size]
         self.crew.assign(self.cascade, lambda: self.feed.rows(batch, 0, 0))
         resumed = saving.begun(self.checkpoint, self.crew)
@@ -111,6 +115,7 @@ class Fit:
         # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
         set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
+        note_weak_blocks(self)
         if self.checkpoint is not None and not finished:
             self._save()
             saving.clear(self, self.checkpoint)
@@ -181,8 +186,8 @@ class Fit:
     # ---- one epoch -------------------------------------------------------------------------------------
 
     def _run_epoch(self, stage: Stage) -> None:
-        factor = lr_factor(self.settings.lr_schedule, self.at.epoch, self.fit.epochs)
-        set_lr(self.optimizers.values(), factor)
+        set_lr(self.optimizers.values(), lr_factor(self.settings.lr_schedule, self.at.epoch, self.fit.epochs))
+        lr, finite = self._lr(stage), list[Tensor]()
         self.cascade.eval()
         for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self.learning(stage))]:
             module.train()
@@ -208,7 +213,8 @@ class Fit:
             for indices in order.split(self.fit.batch_size)[self.at.step : self.n_steps]:
                 self.crew.wires.begin(self.index)
                 with self.crew.working():
-                    losses = self._step(stage, indices)
+                    last = self.at.step == self.n_steps - 1
+                    losses = self._step(stage, indices, finite if last else None)
                 self.sums = losses if self.sums is None else self.sums + losses
                 self.at.step += 1
                 if not begins_anew:
@@ -219,10 +225,12 @@ class Fit:
             self.between = False
             check_losses(stage.name, means, self.at.epoch, self.settings.lr)
             self._end_pass(stage)
+            broken = self.crew.total(self._broken(stage, finite)).tolist()
+            check_finite(stage.name, broken, self.at.epoch, self.settings.lr)
         self.at.total_steps += self.n_steps
         self.at.epoch, self.at.step, self.sums = self.at.epoch + 1, 0, None
         self.positions = [self.index] * self.crew.size
-        self._close_epoch(stage, factor, means)
+        self._close_epoch(stage, lr, means)
 
     def _end_pass(self, stage: Stage) -> None:
         if self.gathers(stage, any):
@@ -235,7 +243,29 @@ class Fit:
                     loss.end_pass(seen)
                 number += 1
 
-    def _step(self, stage: Stage, indices: Tensor) -> Tensor:
+    def _lr(self, stage: Stage) -> float:
+        """The learning rate of the lowest block of a stage, or of the readout where that learns alone."""
+        names = [f"block{k}" for k in range(stage.first, stage.stop)]
+        names += [f"readout.{name}" for name, _ in self.learning(stage)]
+        return float(self.optimizers[names[0]].param_groups[0]["lr"])
+
+    def _broken(self, stage: Stage, finite: list[Tensor]) -> Tensor:
+        """1 for each loss whose block, or readout, has outputs or weights that are not finite; else 0.
+
+        Args:
+            stage: The stage.
+            finite: Whether the outputs of this worker's blocks were, if a step has just been taken.
+        """
+        first, stop = self.crew.share(stage.first, stage.stop)
+        found: list[Tensor] = []
+        for k, block in enumerate(self.cascade.units[first:stop]):
+            found += [is_finite(part) for part in parts([block])]
+            if finite:
+                found[-1] = found[-1] & finite[k]
+        found += [is_finite(readout) for _, readout in self.learning(stage)]
+        return 1 - torch.stack(found).float()
+
+    def _step(self, stage: Stage, indices: Tensor, finite: list[Tensor] | None) -> Tensor:
         epoch, number = self.at.epoch, self.at.step
         learning, scores, losses = self.learning(stage), None, []
         # Replicas have other rows, so they draw other noise.
@@ -254,15 +284,15 @@ class Fit:
             first, stop = self.crew.share(stage.first, stage.stop)
             sensed, message = self.feed.sensed and first == stage.first, self.cascade.encoding.message()
             blocks, wires = self.cascade.units[first:stop], self.crew.wires
-            losses = step(blocks, rows, target, seed, first, sensed, message, wires) + losses
+            losses = step(blocks, rows, target, seed, first, sensed, message, wires, finite) + losses
         return torch.stack(losses).float() * self.crew.weight
 
-    def _close_epoch(self, stage: Stage, factor: float, means: list[float]) -> None:
+    def _close_epoch(self, stage: Stage, lr: float, means: list[float]) -> None:
         row: dict[str, Any] = {
             "stage": stage.name,
             "epoch": self.at.epoch,
             "step": self.at.total_steps,
-            "lr": factor,
+            "lr": lr,
             "loss": means,
             **self.crew.report(),
         }

@@ -12,18 +12,22 @@ class History:
 
     Attributes:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
-            ``lr`` (factor), ``loss`` (mean training loss per block that trained, bottom first) and, where the
+            ``lr`` (learning rate: of the lowest block that trained, or of the readout where that trained
+            alone), ``loss`` (mean training loss per block that trained, bottom first) and, where the
             epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
             ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
             between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
+        warnings: With validation: a sentence for each block that is, in the end, more than 2 points worse
+            than the block below it, or whose 95 % interval over validation samples reaches down to chance.
         resumed: How many times the run was taken up from a checkpoint.
         replayed: How many batches a worker sent again to the one above it, which had been stopped.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     resumed: int = 0
     replayed: int = 0
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
 from bpfree._errors import Diverged
-from bpfree.cascade import Cascade
+from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.losses import LocalLoss
 from bpfree.schedules import Stage
 from bpfree.trainers.evaluation import Evaluator
@@ -52,6 +55,42 @@ def check_losses(stage: str, means: Sequence[float], epoch: int, lr: float) -> N
         raise Diverged(
             f"the loss of {stage}, part {bad[0] + 1} of {len(means)}, became {means[bad[0]]} "
             f"in epoch {epoch + 1}: lower lr ({lr}), or use precision 'float32'"
+        )
+
+
+def parts(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that have a loss each, those inside joint blocks by themselves."""
+    return [part for block in blocks for part in (block.inner if isinstance(block, JointBlock) else [block])]
+
+
+def is_finite(module: nn.Module) -> Tensor:
+    """Whether all parameters of ``module`` and all statistics of its normalizations are finite, ``[]``."""
+    found: list[Tensor | None] = list(module.parameters())
+    for norm in module.modules():
+        # Other buffers may be infinite with good reason, as masks are.
+        if isinstance(norm, _NormBase) and norm.track_running_stats:
+            found += [norm.running_mean, norm.running_var]
+    numbers = [t.detach() for t in found if t is not None and (t.is_floating_point() or t.is_complex())]
+    return nn.utils.get_total_norm(numbers, float("inf")).isfinite()
+
+
+def check_finite(stage: str, broken: Sequence[float], epoch: int, lr: float) -> None:
+    """Check outputs and weights after ``epoch``, counted from 0: a loss may hide what they became.
+
+    Args:
+        stage: Name of the stage.
+        broken: For each loss of the stage, more than 0 where its outputs or weights are not finite.
+        epoch: The epoch.
+        lr: The setting, for the message.
+
+    Raises:
+        Diverged: naming the first.
+    """
+    bad = [k for k, value in enumerate(broken) if value > 0]
+    if bad:
+        raise Diverged(
+            f"the outputs or the weights of {stage}, part {bad[0] + 1} of {len(broken)}, became NaN "
+            f"or infinite in epoch {epoch + 1}, its loss did not: lower lr ({lr}), or use precision 'float32'"
         )
 
 

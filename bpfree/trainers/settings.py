@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from bpfree._settings import STRICT
+from bpfree.nn.layout import is_dense
 from bpfree.schedules import Schedule
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
@@ -93,18 +94,32 @@ def make_optimizer(
     settings: TrainerSettings,
     lr: float | None = None,
     decay: float | None = None,
+    apart: Iterable[tuple[Iterable[nn.Parameter], float]] = (),
 ) -> torch.optim.Optimizer:
-    """A fused optimizer of ``parameters``; ``lr`` and ``decay`` take the place of the settings' own."""
+    """An optimizer of ``parameters``, fused where it can be.
+
+    Args:
+        parameters: What it moves.
+        settings: What kind it is, and its numbers.
+        lr: Learning rate in place of the settings' own.
+        decay: Weight decay in place of the settings' own.
+        apart: Other parameters that it moves, with a learning rate each.
+    """
     lr = settings.lr if lr is None else lr
     decay = settings.weight_decay if decay is None else decay
-    parameters = list(parameters)
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     # A block may have nothing for an optimizer to move: torch takes an empty group, not an empty list.
-    groups = [{"params": parameters}]
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    groups += [{"params": list(own), "lr": rate} for own, rate in apart]
+    fused = all(_can_be_fused(p) for group in groups for p in group["params"])
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
     kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, lr, weight_decay=decay, fused=fused)
+
+
+def _can_be_fused(parameter: nn.Parameter) -> bool:
+    """Whether a fused optimizer moves the right elements: it goes through the memory without gaps."""
+    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and is_dense(parameter)
 
 
 def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
@@ -112,7 +127,8 @@ def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "cooldown" and epoch > epochs / 2:
-        return 2 * (1 + epochs - epoch) / epochs
+        # With an odd number of epochs the line begins above 1.
+        return min(1.0, 2 * (1 + epochs - epoch) / epochs)
     if schedule == "steps":
         return 0.25 ** sum(epoch >= share * epochs for share in STEPS_AT)
     return 1.0

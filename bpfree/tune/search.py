@@ -18,8 +18,8 @@ from bpfree._errors import BadValue
 from bpfree.bench.terminal import console as make_console
 from bpfree.bench.terminal import label_column, visible
 from bpfree.tune.plan import Plan
-from bpfree.tune.plots import draw, importance
-from bpfree.tune.storage import open_storage, turn
+from bpfree.tune.plots import draw, importance, no_importance
+from bpfree.tune.storage import hide_password, open_storage, turn
 from bpfree.tune.study import ArmStudy
 from bpfree.tune.summary import summarize, winning_config, write_json, write_yaml
 from bpfree.tune.worker import Watcher, Worker
@@ -59,16 +59,17 @@ def search(
         TrialFailed: If a trial raised an error.
     """
     storage = open_storage(folder, url)
-    with turn(folder):
-        studies = [ArmStudy(plan, arm, storage, trials) for arm in plan.arms if arm.space]
     try:
+        with turn(folder):
+            studies = [ArmStudy(plan, arm, storage, trials) for arm in plan.arms if arm.space]
         with _watching(studies, trials) as watcher:
             done = Worker(studies, folder, workers, checkpoint_s, watcher).run(timeout)
         summary = _write(plan, studies, folder)
     except OSError as error:
         raise BadValue(f"{folder}: cannot be written: {error}") from None
     except StorageInternalError as error:
-        raise BadValue(f"the storage of the study failed: {' '.join(str(error).split())}") from None
+        reason = hide_password(" ".join(str(error).split()), url)
+        raise BadValue(f"the storage of the study failed: {reason}") from None
     _show(summary, trials, console)
     if workers > 1:
         console.print(f"{workers} trials ran at once: the seconds are rough")
@@ -80,6 +81,8 @@ def _write(plan: Plan, studies: Sequence[ArmStudy], folder: Path) -> dict[str, A
     summary = summarize(plan, studies)
     for found, study in zip(summary["arms"], studies, strict=True):
         found["importance"] = importance(study)
+        if reason := no_importance(study):
+            found["no_importance"] = reason
         found["plots"] = [str(path.relative_to(folder)) for path in draw(study, folder / "plots")]
     write_json(folder / "summary.json", summary)
     config = winning_config(plan, summary)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, unquote_plus
 
 from bpfree._errors import BadValue
 from bpfree.bench.results import cut_torn_line
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL = "journal.log"
+
+#: How often a database is tried whose tables another process is making.
+ATTEMPTS = 8
 
 
 def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
@@ -67,19 +73,42 @@ def _journal(path: Path) -> BaseStorage:
 
 def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-    try:
-        return RDBStorage(url)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise BadValue(
-            f"--storage {url}: not the URL of a database ({error}); for example sqlite:///study.db or "
-            "postgresql://user@host/name"
-        ) from None
-    except ImportError as error:
-        raise BadValue(f"--storage {url}: its driver is not installed ({error})") from None
-    except (SQLAlchemyError, RuntimeError) as error:
-        raise BadValue(f"--storage {url}: cannot be opened: {' '.join(str(error).split())}") from None
+    def said(error: Exception) -> str:
+        return hide_password(" ".join(str(error).split()), url)
+
+    shown = hide_password(url, url)
+    for attempt in range(ATTEMPTS):
+        try:
+            return RDBStorage(url)
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise BadValue(
+                f"--storage {shown}: not the URL of a database ({said(error)}); for example "
+                "sqlite:///study.db or postgresql://user@host/name"
+            ) from None
+        except ImportError as error:
+            raise BadValue(f"--storage {shown}: its driver is not installed ({said(error)})") from None
+        except (SQLAlchemyError, RuntimeError) as error:
+            # Another process may be making the same tables just now; then they are there the next time.
+            clash = isinstance(error, DBAPIError) and re.search(
+                "exists|unique|duplicate|locked", str(error), re.I
+            )
+            if not clash or attempt == ATTEMPTS - 1:
+                raise BadValue(f"--storage {shown}: cannot be opened: {said(error)}") from None
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError
+
+
+def hide_password(text: str, url: str | None) -> str:
+    """``text`` without the passwords in the database's ``url``, in which three stars stand for each."""
+    # What is no URL, of a user who left something out, may hold one as well.
+    found = re.search(r"://[^/?#:]*:(.+)@", url or "") or re.search(r":([^:@/]+)@", url or "")
+    secrets = [found[1]] if found else []
+    secrets += re.findall(r"[?&;][^=&;]*(?:pass|pwd|secret|token|odbc)[^=&;]*=([^&;]+)", url or "", re.I)
+    for secret in {form for own in secrets for form in (own, unquote_plus(own), unquote(own))}:
+        text = text.replace(secret, "***")
+    return text
 
 
 @contextmanager

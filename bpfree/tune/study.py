@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bpfree._errors import BadValue
 from bpfree.tune.plan import Arm, Plan
-from bpfree.tune.sampling import distributions, make_pruner, make_sampler
+from bpfree.tune.sampling import HANDED_BACK, distributions, make_pruner, make_sampler
 
 #: Seconds between two signs of life of a trial, and without any after which its worker counts as gone.
 BEAT_S, GRACE_S = 10.0, 60.0
@@ -105,6 +105,7 @@ class ArmStudy:
         trial = self.study.ask(self.wanted)
         before = [t for t in self.all() if t.number < trial.number and t.state != TrialState.FAIL]
         if len(before) >= self.trials:
+            trial.set_user_attr(HANDED_BACK, True)
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         self.beat(trial, 0.0)
@@ -132,6 +133,9 @@ class ArmStudy:
             return  # somebody else was quicker: a trial fails once
         trial = self.study.get_trials()[number]
         trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
+        if trial.params.keys() != self.wanted.keys():
+            # Its worker was gone before all settings were drawn: they are drawn anew, and are the same.
+            trial.params, trial.distributions = {}, {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, trial)

@@ -109,9 +109,11 @@ def test_anything_but_plain_backpropagation_is_found(change: str, monkeypatch: p
     if change == "loss":
         monkeypatch.setattr(LocalCrossEntropy, "forward", lambda *args: forward(*args) * (1 + 1e-5))
     elif change == "order":
-        monkeypatch.setattr(Fit, "_step", lambda self, stage, i: take_step(self, stage, i.flip(0)))
+        monkeypatch.setattr(
+            Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i.flip(0), last)
+        )
     elif change == "batches":
-        monkeypatch.setattr(Fit, "_step", lambda self, stage, i: take_step(self, stage, i[:15]))
+        monkeypatch.setattr(Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i[:15], last))
     else:
         update = Block.update
 
@@ -216,6 +218,7 @@ def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatc
 
 def test_a_nan_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpfree.trainers.judging.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(bpfree.trainers.fitting, "check_finite", lambda *args: None)
     with pytest.raises(AssertionError, match=r"a weight that is NaN gave no error, but the history \[\{"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 
@@ -230,6 +233,7 @@ def test_a_huge_rate_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch)
         return loss if poisoned else loss.nan_to_num(0.0, 0.0, 0.0)
 
     monkeypatch.setattr(LocalCrossEntropy, "forward", hiding)
+    monkeypatch.setattr(bpfree.trainers.fitting, "check_finite", lambda *args: None)
     with pytest.raises(AssertionError, match=r"lr = 1e\+38 gave no error"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 

@@ -106,7 +106,7 @@ def test_a_row_tells_the_losses_and_accuracies_of_every_block() -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), progress=False)
     history = trainer.fit(vectors(), vectors(seed=1), epochs=2, batch_size=16)
     row = history.rows[-1]
-    assert (row["stage"], row["epoch"], row["step"], row["lr"]) == ("all blocks", 2, 6, 1.0)
+    assert (row["stage"], row["epoch"], row["step"], row["lr"]) == ("all blocks", 2, 6, 1e-3)
     assert len(row["loss"]) == 3
     names = ["last", "sum", "sum_probabilities", "block 1", "block 2", "block 3"]
     assert sorted(row["validation"]) == sorted(names)

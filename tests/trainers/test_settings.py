@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from bpfree import ForwardForward, Hooks, MonoForward
 from bpfree.trainers import TrainerSettings
-from bpfree.trainers.settings import lr_factor, make_optimizer, set_lr
+from bpfree.trainers.settings import LRSchedule, lr_factor, make_optimizer, set_lr
 from tests.helpers import make_mlp, vectors
 
 
@@ -32,8 +32,16 @@ def test_cosine_falls_from_one_towards_zero(epochs: int) -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10, 100])
 def test_cooldown_is_constant_for_half_and_then_linear(epochs: int) -> None:
     for e in range(epochs):
-        expected = 1.0 if e <= epochs / 2 else 2 * (1 + epochs - e) / epochs
-        assert lr_factor("cooldown", e, epochs) == pytest.approx(expected)
+        expected = 1.0 if e <= (epochs + 1) / 2 else 2 * (1 + epochs - e) / epochs
+        assert lr_factor("cooldown", e, epochs) == expected
+
+
+@pytest.mark.parametrize("schedule", get_args(LRSchedule))
+def test_no_schedule_raises_the_rate(schedule: Any) -> None:
+    for epochs in range(1, 21):
+        found = [lr_factor(schedule, e, epochs) for e in range(epochs)]
+        assert found[0] == 1.0
+        assert all(0 < later <= now for now, later in pairwise(found))
 
 
 def test_constant_is_constant() -> None:
@@ -59,8 +67,19 @@ def test_each_epoch_trains_with_its_rate(monkeypatch: pytest.MonkeyPatch) -> Non
     trainer = MonoForward(make_mlp(), optimizer="sgd", lr=0.2, lr_schedule="cosine", progress=False)
     history = trainer.fit(vectors(), epochs=4, batch_size=40)
     factors = [(1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
-    assert [row["lr"] for row in history.rows] == pytest.approx(factors)
+    assert [row["lr"] for row in history.rows] == pytest.approx([0.2 * f for f in factors])
     assert rates == pytest.approx([0.2 * f for f in factors for _ in range(2)])
+
+
+def test_the_history_has_the_rate_of_what_trained() -> None:
+    options: dict[str, Any] = {"lr": 0.1, "readout_lr": 0.5, "lr_schedule": "steps", "progress": False}
+    trainer = ForwardForward(make_mlp(), schedule="greedy", **options)
+    rows = trainer.fit(vectors(), epochs=2).rows
+    assert [(row["stage"], row["lr"]) for row in rows] == [
+        *[("block 1", 0.1), ("block 1", 0.025)],
+        *[("block 2", 0.1), ("block 2", 0.025)],
+        *[("readout", 0.5), ("readout", 0.125)],
+    ]
 
 
 def test_a_second_fit_starts_at_the_full_rate_again() -> None:
@@ -71,7 +90,7 @@ def test_a_second_fit_starts_at_the_full_rate_again() -> None:
         rates.append(trainer.optimizers["block0"].param_groups[0]["lr"])
 
     for _ in range(2):
-        assert trainer.fit(vectors(), epochs=3, hooks=Hooks(progress=look)).rows[0]["lr"] == 1.0
+        assert trainer.fit(vectors(), epochs=3, hooks=Hooks(progress=look)).rows[0]["lr"] == 1e-3
         # A step by hand has the rate of the settings.
         assert trainer.optimizers["block0"].param_groups[0]["lr"] == 1e-3
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.25e-3] * 2)

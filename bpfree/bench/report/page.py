@@ -33,6 +33,7 @@ from bpfree.bench.statistics import (
 )
 from bpfree.bench.targets import COSTS
 from bpfree.bench.terminal import visible
+from bpfree.bench.weak_blocks import weak_blocks
 
 Looks = Mapping[str, charts.Style]
 
@@ -189,6 +190,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
     dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
     alone = [group.title for group in found if group.baseline is None]
     twins = _same_weights(good)
+    weak = [text for g in found for arm in g.arms if (text := weak_blocks(arm))]
     notes = [
         *left_out(against_baseline(found)),
         *mixed(found),
@@ -205,6 +207,7 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         f"Different seeds ended with the same weights, so they are not replicates: {'; '.join(twins)}."
         if twins
         else "",
+        *(f"Single blocks, {text}." for text in dict.fromkeys(weak)),
     ]
     return [note for note in notes if note]
 

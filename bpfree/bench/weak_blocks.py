@@ -1,0 +1,36 @@
+"""What a report must say of single blocks, whose faults a headline accuracy may hide."""
+
+from __future__ import annotations
+
+from bpfree.bench.arms import Arm, figure
+from bpfree.bench.statistics import estimate
+from bpfree.trainers.weak_blocks import drops
+
+#: Measures of which blocks have a chance level that may be compared in points.
+MEASURES = ("accuracy", "roc_auc")
+
+
+def weak_blocks(arm: Arm) -> str:
+    """The arm's blocks that are, as means over seeds, clearly worse than those below, or at chance.
+
+    A block is at chance where its 95 % interval over seeds reaches down to the level that the rows name;
+    without several seeds, or in rows that name none, nothing is said of it.
+    """
+    told = [row["metrics"].get("blocks") or [] for row in arm.rows]
+    of_measure = {row["metrics"].get("measure", "accuracy") for row in arm.rows}
+    if len({len(blocks) for blocks in told}) != 1 or not of_measure <= {*MEASURES}:
+        return ""
+    by_block = {
+        f"block {k + 1}": values for k, values in enumerate(zip(*told, strict=True)) if None not in values
+    }
+    estimates = {name: estimate(values) for name, values in by_block.items()}
+    found = drops({name: mean.mean for name, mean in estimates.items()})
+    levels = [level for row in arm.rows if (level := figure(row, "metrics", "chance")) is not None]
+    chance = max(levels) if len(levels) == len(arm.rows) else None
+    for name, mean in estimates.items():
+        if chance is not None and mean.half is not None and mean.mean - mean.half <= chance:
+            found.append(
+                f"{name} has {100 * mean.mean:.1f} ± {100 * mean.half:.1f} %, which reaches down to chance "
+                f"({100 * chance:.1f} %)"
+            )
+    return f"{arm.name}: {'; '.join(found)}" if found else ""
