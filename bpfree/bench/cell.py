@@ -32,7 +32,6 @@ from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.inputs import find_device
-from bpfree.trainers import Checkpoint, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.weak_blocks import chance
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
