@@ -224,9 +224,16 @@ class ForwardGNN(GraphTrainer):
             features: ``[n, F]``.
             graph: The graph, without virtual nodes.
             prototypes: What `prototypes` gave; by default it is asked.
+
+        Raises:
+            BadValue: If they do not fit together, or the features are not those of the training graph's kind.
         """
+        ids = torch.arange(len(features), device=features.device)
+        data = GraphData(features, graph, ids, torch.zeros_like(ids), self.bound.n_classes)
+        given = self._data(data)
         found: Any = 0
-        nodes = Nodes((features,), (graph,))
+        nodes = Nodes((given.features,), (given.graph,))
+        self.cascade.eval()
         kept = self.prototypes() if prototypes is None else prototypes
         for block, own in zip(self.cascade.units, kept, strict=True):
             output = block(nodes)
