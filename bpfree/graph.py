@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -35,10 +35,10 @@ class Graph(Constant):
     """
 
     def __init__(self, edge_index: Tensor, n_nodes: int) -> None:
-        if not isinstance(n_nodes, Integral) or isinstance(n_nodes, bool) or n_nodes < 1:
-            raise BadValue(f"n_nodes = {n_nodes!r}: expected the number of nodes, an integer of at least 1")
-        if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
-            kind = edge_index.layout if isinstance(edge_index, Tensor) else type(edge_index).__name__
+        n_nodes = positive("n_nodes", n_nodes)
+        given: Any = edge_index
+        if not isinstance(given, Tensor) or given.layout != torch.strided:
+            kind = given.layout if isinstance(given, Tensor) else type(given).__name__
             raise BadValue(
                 f"edge_index is a {kind}: expected a dense tensor, int64 [2, E], sources and targets; of a "
                 "sparse adjacency matrix take adjacency.to_sparse_coo().coalesce().indices()"
@@ -49,7 +49,6 @@ class Graph(Constant):
                 f"edge_index is {edge_index.dtype} {list(edge_index.shape)}: expected int64 [2, E], "
                 f"sources and targets; convert it with edge_index{'.T' * turned}.long()"
             )
-        n_nodes = int(n_nodes)
         if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n_nodes:
             raise BadValue(
                 f"edge_index names nodes {int(edge_index.min())}..{int(edge_index.max())}; "
@@ -161,6 +160,21 @@ class Unchanged:
                 f"{self.name} was changed in place after it was given: what was computed from it no longer "
                 "holds; leave it as it was, and give a changed copy"
             )
+
+
+def positive(name: str, value: Any) -> int:
+    """``value`` as an integer.
+
+    Raises:
+        BadValue: naming it, if it is none, or less than 1.
+    """
+    try:
+        found = index(value)
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise BadValue(f"{name} = {value!r}: expected an integer of at least 1")
+    return found
 
 
 def mostly_zero(values: Tensor) -> bool:

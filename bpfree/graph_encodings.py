@@ -63,6 +63,12 @@ class GraphEncoding(Encoding):
         self.virtual = rows
         self._place(self.features, self.graph, self.ids, self.y)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_memos", "_stepped")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _memos=WeakValueDictionary(), _stepped=None)
+
     def stands_on(self, features: Tensor, graph: Graph) -> bool:
         """Whether these are the features ``[n, F]`` and the edges, in any order, that this encoding shows."""
         own = self.features
@@ -147,6 +153,10 @@ class GraphEncoding(Encoding):
         return nodes.wanting(self.rows(x), keeps=True)
 
     def view(self, x: Tensor, view: View) -> Nodes:  # type: ignore[override]
+        """``x`` asked about on the graph as it is in training, where their own labels may be shown."""
+        if x.dtype != torch.int64 or not ((x >= 0) & (x < len(self.features))).all():
+            last = len(self.features) - 1
+            raise BadValue(f"x is {x.dtype} {list(x.shape)}: expected int64 numbers of nodes, 0..{last}")
         return self.ask(self.nodes(view, keep=False), x)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from bpfree._errors import BadValue
-from bpfree.graph import Graph
+from bpfree.graph import Graph, positive
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +73,11 @@ class GraphData:
     # ---- checks ----------------------------------------------------------------------------------------
 
     def _check_tensors(self) -> None:
+        if not isinstance(self.graph, Graph):
+            raise BadValue(
+                f"{self.name}: graph is a {type(self.graph).__name__}; expected "
+                "bpfree.graph.Graph(edge_index, n_nodes)"
+            )
         n = self.graph.n_nodes
         for what in ("features", "ids", "y"):
             value = getattr(self, what)
@@ -84,7 +88,7 @@ class GraphData:
             raise BadValue(
                 f"{self.name}: features are {x.layout}; expected a dense tensor: features.to_dense()"
             )
-        if not x.is_floating_point() or x.ndim != 2 or len(x) != n:
+        if not x.is_floating_point() or x.ndim != 2 or len(x) != n or not x.shape[1]:
             raise BadValue(
                 f"{self.name}: features are {x.dtype} {list(x.shape)}; "
                 f"expected floats [{n}, F], one row for each node"
@@ -124,8 +128,11 @@ class GraphData:
 
     def _check_labels(self) -> None:
         n, ids, y = self.graph.n_nodes, self.ids, self.y
-        if not isinstance(self.n_classes, Integral) or self.n_classes < 1:
-            raise BadValue(f"{self.name}: n_classes is {self.n_classes!r}; expected an integer of at least 1")
+        positive(f"{self.name}: n_classes", self.n_classes)
+        if ids.ndim == 2 and self.n_classes != 2:
+            raise BadValue(
+                f"{self.name}: n_classes is {self.n_classes}; expected 2 for pairs: an edge, or none"
+            )
         if y.dtype != torch.int64 or y.shape != ids.shape[:1] or not len(y):
             of_all = "; of the labels of all nodes take y[ids]" if y.shape == (n,) and ids.ndim == 1 else ""
             raise BadValue(

@@ -269,7 +269,7 @@ def _older(files: list[Path]) -> bool:
 
 
 def _check_test_index(path: Path, n_nodes: int, gaps: bool) -> None:
-    """Check that the file holds the numbers of the last nodes, with gaps or without: torch-geometric does not.
+    """Check that the file holds the numbers of the last nodes, with gaps or not; torch-geometric does not.
 
     Raises:
         ValueError: If it does not.
@@ -277,13 +277,8 @@ def _check_test_index(path: Path, n_nodes: int, gaps: bool) -> None:
     with path.open() as file, warnings.catch_warnings():
         warnings.simplefilter("error")  # numpy's, of an empty file
         numbers = np.sort(np.loadtxt(file, dtype=np.int64, ndmin=1))
-    steps = np.diff(numbers)
-    if (
-        len(numbers) != TEST_NODES
-        or numbers[-1] != n_nodes - 1
-        or (steps < 1).any()
-        or (steps > 1).any() > gaps
-    ):
+    steps, last = np.diff(numbers), len(numbers) == TEST_NODES and numbers[-1] == n_nodes - 1
+    if not last or (steps < 1).any() or ((steps > 1).any() and not gaps):
         raise ValueError(f"{path.name} does not hold the numbers of the last {TEST_NODES} nodes")
 
 

@@ -19,7 +19,7 @@ from bpfree.graph_encodings import GraphEncoding, LabelledGraphs
 from bpfree.nn import GNN
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.base import Trainer
-from bpfree.trainers.graph_checks import check_classes, check_validation, digest
+from bpfree.trainers.graph_checks import check_classes, check_scale, check_validation, digest
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_data
@@ -83,6 +83,7 @@ class GraphTrainer(Trainer):
         if self._cascade is not None:
             self._check_kind(given, "train on")
         graph = cast(GraphData, check_data(given, self.n_classes, self.device))
+        check_scale(graph)
         ids = graph.ids
         if ids.ndim == 1 and len(ids.unique()) < len(ids):
             raise BadValue(
@@ -123,7 +124,10 @@ class GraphTrainer(Trainer):
                 "bpfree.data.load_graph; of a torch_geometric Data make one by "
                 "bpfree.data.GraphData.from_pyg(data, 'train')"
             )
-        return data if data.features.dtype == torch.float32 else replace(data, features=data.features.float())
+        x = data.features
+        if x.dtype == torch.float32 and not x.requires_grad:
+            return data
+        return replace(data, features=x.detach().float())
 
     def _check_kind(self, data: GraphData, use: str = "judge") -> None:
         b = self.bound
@@ -197,10 +201,10 @@ class GraphTrainer(Trainer):
         """
         if isinstance(x, GraphData):
             data = self._data(x)
-        elif isinstance(x, Tensor):
+        elif isinstance(x, Tensor) and x.ndim:
             data = self._data(self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
         else:
-            raise BadValue(f"x is a {type(x).__name__}: expected a tensor of numbers of nodes, or GraphData")
+            raise BadValue(f"x is {x!r}: expected a tensor [B] of numbers of nodes, or GraphData")
         headline = self.cascade.headline
         with self.running():
             scores = make_evaluator(self.cascade, data).scores([headline])[headline]
@@ -212,13 +216,18 @@ class GraphTrainer(Trainer):
     def data_of(self, x: Tensor, y: Tensor) -> TensorData:
         """Nodes ``x [B]``, or pairs ``[B, 2]``, with labels ``y [B]``, on the graph that training saw."""
         b = self.bound
+        if isinstance(x, Tensor) and x.ndim != b.ids.ndim:
+            kind = "numbers of nodes [B]" if b.ids.ndim == 1 else "pairs of nodes [B, 2]"
+            raise BadValue(f"x is {x.dtype} {list(x.shape)}; {self.id} was built for {kind}")
         x, y = (part.to(self.device) if isinstance(part, Tensor) else part for part in (x, y))
         return cast(TensorData, GraphData(b.features, b.graph, x, y, b.n_classes, b.name))
 
     def _data(self, data: Any) -> TensorData:
         given: Any = self._given(data)
         self._check_kind(given)
-        return super()._data(given)
+        found = super()._data(given)
+        check_scale(cast(GraphData, found))
+        return found
 
     def save(self, path: str | Path) -> None:
         """Save as `Trainer.save` does, with what tells the training graph, where predictions depend on it.
@@ -226,7 +235,11 @@ class GraphTrainer(Trainer):
         Raises:
             BadValue: If nothing can be written there, or the trainer has not been built.
         """
-        state = {"trainer": self.id, "settings": asdict(self.settings), "n_classes": self.n_classes}
+        state: dict[str, Any] = {
+            "trainer": self.id,
+            "settings": asdict(self.settings),
+            "n_classes": self.n_classes,
+        }
         encoding = self._encoding
         if encoding.knows_labels:
             state["graph"] = digest(self.bound)

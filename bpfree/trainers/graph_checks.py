@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.data import GraphData
+
+#: Length of features below which the 1e-8 that is added to it tells.
+SMALL = 1e-6
 
 
 def check_validation(train: GraphData, validation: GraphData) -> None:
@@ -66,6 +70,29 @@ def check_classes(train: GraphData) -> None:
         )
 
 
+def check_scale(data: GraphData) -> None:
+    """Check that the length of each node's features can be computed, and is more than what guards against 0.
+
+    Raises:
+        BadValue: If it overflows.
+
+    Warns:
+        UserWarning: If all features are too small.
+    """
+    longest = float(torch.linalg.vector_norm(data.features, dim=1).max())
+    if longest == math.inf:
+        raise BadValue(
+            f"{data.name}: features of up to {float(data.features.abs().max()):.2g} are too large, as their "
+            "squares overflow in float32: scale them"
+        )
+    if 0 < longest < SMALL:
+        warnings.warn(
+            f"{data.name}: the features of no node have a length above {longest:.2g}, to which layers that "
+            "divide by it add 1e-8: scale them",
+            stacklevel=3,
+        )
+
+
 def digest(train: GraphData) -> str:
     """What tells a training graph and its labels from others, in whatever order edges and samples are."""
     found, n = hashlib.sha256(), train.graph.n_nodes
@@ -87,5 +114,5 @@ def _keys(data: GraphData) -> Tensor:
     """A number for each node, or pair in any order."""
     if data.ids.ndim == 1:
         return data.ids
-    ends = data.ids.sort(1).values
+    ends: Tensor = data.ids.sort(1).values
     return ends[:, 0] * data.graph.n_nodes + ends[:, 1]

@@ -31,7 +31,7 @@ class GraphEvaluator(Evaluator):
         encoding: How they are shown; by default as those of the training graph.
     """
 
-    data: GraphData  # type: ignore[assignment]
+    data: GraphData
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class PartedEvaluator(Evaluator):
         parts: Evaluators of some of them, and where in the data they are, ``[M]``.
     """
 
-    data: GraphData  # type: ignore[assignment]
+    data: GraphData
 
     def __init__(self, cascade: Cascade, data: GraphData, parts: list[tuple[GraphEvaluator, Tensor]]) -> None:
         super().__init__(cascade, data)

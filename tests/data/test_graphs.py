@@ -338,6 +338,9 @@ def test_what_is_no_dense_tensor_of_floats_is_refused() -> None:
         ((x, graph, ids, y.int(), 3), "int64"),
         ((x, graph, ids, y.unsqueeze(1), 3), "one label for each"),
         ((x, graph, ids, y, 3.0), "n_classes"),
+        ((x, graph, ids.unsqueeze(1) * torch.tensor([1, 0]), y, 3), "expected 2 for pairs"),
+        ((x[:, :0], graph, ids, y, 3), "floats"),
+        ((x, graph.edge_index, ids, y, 3), "Graph"),
         ((x, graph, ids.to("meta"), y, 3), "one device"),
     ):
         with pytest.raises(BadValue, match=word):

@@ -294,7 +294,9 @@ def test_nodes_are_asked_about_by_numbers_or_by_a_mask() -> None:
         (torch.tensor([1.0]), "float32"),
         (mask.long(), "bool"),
         (mask[:59], "59"),
-        (torch.tensor([[1, 2]]), "judge"),
+        (torch.tensor([[1, 2]]), "built for numbers of nodes"),
+        (TRAIN.features, "built for numbers of nodes"),
+        (torch.tensor(3), "expected a tensor"),
         ([1, 2], "list"),
     ):
         with pytest.raises(BadValue, match=word):
@@ -398,7 +400,7 @@ def test_a_step_takes_training_nodes_with_their_labels() -> None:
     trainer = built("single_forward")
     with pytest.raises(BadValue, match="mask"):
         trainer.step(torch.ones(60, dtype=torch.bool), TRAIN.y)
-    with pytest.raises(BadValue, match="cannot train on"):
+    with pytest.raises(BadValue, match="built for numbers of nodes"):
         trainer.step(torch.tensor([[1, 2]]), torch.tensor([1]))
 
 
@@ -441,6 +443,32 @@ def test_a_saved_trainer_is_the_same_or_is_refused(arm: str, tmp_path: Any) -> N
 
 def _variant(trainer: GraphTrainer) -> dict[str, Any]:
     return {"variant": trainer.settings.variant} if isinstance(trainer, ForwardGNN) else {}
+
+
+def test_features_whose_length_cannot_be_computed_are_told() -> None:
+    large, small = (replace(TRAIN, features=TRAIN.features * by) for by in (1e30, 1e-9))
+    for arm in ("single_forward", "backprop", "hop_ridge"):
+        with pytest.raises(BadValue, match=r"features of up to 1e\+30 are too large"):
+            ARMS[arm]().fit(large, epochs=1)
+        with pytest.raises(BadValue, match="too large"):
+            built(arm).evaluate(large)
+    with pytest.warns(UserWarning, match="a length above"):
+        ARMS["single_forward"]().fit(small, epochs=1)
+    built("backprop", replace(TRAIN, features=TRAIN.features.clone().requires_grad_())).evaluate(TRAIN)
+
+
+def test_the_model_and_classify_check_what_they_are_given() -> None:
+    trainer = built("single_forward")
+    assert isinstance(trainer, ForwardGNN)
+    assert trainer.model(REST).shape == (20, CLASSES)
+    for bad in (torch.tensor([60]), torch.tensor([-1]), torch.ones(60, dtype=torch.bool)):
+        with pytest.raises(BadValue, match=r"0\.\.59"):
+            trainer.model(bad)
+    for prototypes_ in ([torch.rand(CLASSES, 5)] * 2, trainer.prototypes()[:1]):
+        with pytest.raises(BadValue, match="prototypes have the shapes"):
+            trainer.classify(TRAIN.features, TRAIN.graph, prototypes_)
+    with pytest.raises(BadValue, match="cannot judge"):
+        trainer.classify(TRAIN.features[:, :9], TRAIN.graph)
 
 
 def test_the_smallest_graphs_train() -> None:
