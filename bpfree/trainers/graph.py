@@ -161,13 +161,15 @@ class GraphTrainer(Trainer):
             **options: As for `Trainer.fit`.
 
         Warns:
-            UserWarning: If a class has no training node, if validation samples are training samples, or are
-                edges along which messages flow.
+            UserWarning: If a class has no training sample; or, unless ``validation`` is ``train`` itself, if
+                validation samples are training samples, or edges along which messages flow.
         """
-        train = self._given(train)
+        same, train = validation is train, self._given(train)
         if validation is not None:
-            validation = self._given(validation)
-            check_validation(train, validation)
+            validation = train if same else self._given(validation)
+            # The training data themselves are given on purpose.
+            if not same:
+                check_validation(train, validation)
         if self._cascade is not None:
             self._check_kind(train, "train on")
         check_classes(train)

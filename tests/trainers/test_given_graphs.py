@@ -297,7 +297,7 @@ def test_nodes_are_asked_about_by_numbers_or_by_a_mask() -> None:
         (torch.tensor([[1, 2]]), "built for numbers of nodes"),
         (TRAIN.features, "built for numbers of nodes"),
         (torch.tensor(3), "expected a tensor"),
-        ([1, 2], "list"),
+        ([1, 2], "expected a tensor"),
     ):
         with pytest.raises(BadValue, match=word):
             trainer.predict(bad)
@@ -385,6 +385,7 @@ def test_samples_of_both_parts_and_classes_without_samples_are_warned_about_once
         warnings.simplefilter("error")
         rest = replace(TRAIN, ids=REST, y=TRAIN.y[:20])
         ForwardGNN(make_gnn(), progress=False).fit(TRAIN, rest, epochs=1)
+        ForwardGNN(make_gnn(), progress=False).fit(TRAIN, TRAIN, epochs=1)
         # The same numbers are other nodes of another graph.
         ForwardGNN(make_gnn(), progress=False).fit(TRAIN, other(), epochs=1)
 
