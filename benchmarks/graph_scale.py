@@ -202,7 +202,7 @@ def one_thread() -> Iterator[None]:
     """One thread inside, after a short run by everybody: what is loaded late is loaded by then."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    small, _ = graph(200, 4000, 0.1)
+    small, _ = graph(200, 4000, 0.5)
     for kind in ARMS:
         run(kind, small, 3, 2)
     yield

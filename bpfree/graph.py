@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any
 
 import torch
@@ -20,19 +21,33 @@ SPARSE_BELOW = 0.1
 class Graph(Constant):
     """A directed graph; edges point from source to target, and messages flow along them.
 
+    An undirected edge is given in both directions. An edge that is given several times counts as often, and
+    an edge from a node to itself counts once in GCN and GAT layers, as in torch-geometric. Edges have no
+    weights.
+
     Args:
-        edge_index: Source and target of each edge, int64 ``[2, E]``, torch-geometric's layout.
+        edge_index: Source and target of each edge, int64 ``[2, E]``, torch-geometric's layout. It must not
+            be changed in place afterwards.
         n_nodes: Number of nodes n.
 
     Raises:
-        BadValue: If the edges name nodes that there are not.
+        BadValue: If the edges name nodes that there are not, or are not such a tensor.
     """
 
     def __init__(self, edge_index: Tensor, n_nodes: int) -> None:
+        n_nodes = positive("n_nodes", n_nodes)
+        given: Any = edge_index
+        if not isinstance(given, Tensor) or given.layout != torch.strided:
+            kind = given.layout if isinstance(given, Tensor) else type(given).__name__
+            raise BadValue(
+                f"edge_index is a {kind}: expected a dense tensor, int64 [2, E], sources and targets; of a "
+                "sparse adjacency matrix take adjacency.to_sparse_coo().coalesce().indices()"
+            )
         if edge_index.dtype != torch.int64 or edge_index.ndim != 2 or len(edge_index) != 2:
+            turned = edge_index.ndim == 2 and edge_index.shape[1] == 2 and len(edge_index) != 2
             raise BadValue(
                 f"edge_index is {edge_index.dtype} {list(edge_index.shape)}: expected int64 [2, E], "
-                "sources and targets"
+                f"sources and targets; convert it with edge_index{'.T' * turned}.long()"
             )
         if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n_nodes:
             raise BadValue(
@@ -40,6 +55,7 @@ class Graph(Constant):
                 f"expected 0..{n_nodes - 1}"
             )
         self.edge_index, self.n_nodes = edge_index, n_nodes
+        self._unchanged = Unchanged(edge_index, "edge_index")
         self._operators: dict[str, SparseMatrix] = {}
         self._looped: tuple[Tensor, Tensor] | None = None
 
@@ -60,8 +76,23 @@ class Graph(Constant):
         """A graph of ``n_nodes`` nodes that has the edges ``more [2, E']`` besides."""
         return Graph(torch.cat([self.edge_index, more.to(self.edge_index)], 1), n_nodes)
 
+    def beside(self, other: Graph) -> Graph:
+        """This graph and ``other``, whose nodes are counted on, without an edge between the two."""
+        return self.with_edges(other.edge_index + self.n_nodes, self.n_nodes + other.n_nodes)
+
+    def equals(self, other: Graph) -> bool:
+        """Whether ``other``, on the same device, has as many nodes and the same edges, in any order."""
+        self._unchanged.check(self.edge_index)
+        if self is other or self.edge_index is other.edge_index:
+            return self.n_nodes == other.n_nodes
+        if (self.n_nodes, self.n_edges) != (other.n_nodes, other.n_edges):
+            return False
+        mine, theirs = (g.edge_index[0] * g.n_nodes + g.edge_index[1] for g in (self, other))
+        return torch.equal(mine, theirs) or torch.equal(mine.sort().values, theirs.sort().values)
+
     def with_loops(self) -> tuple[Tensor, Tensor]:
         """Sources and targets ``[E']`` of the edges, each node's own loop among them once; made once."""
+        self._unchanged.check(self.edge_index)
         if self._looped is None:
             source, target = self.edge_index
             loops = torch.arange(self.n_nodes, device=source.device)
@@ -75,6 +106,7 @@ class Graph(Constant):
         ``gcn``: ``D^-1/2 (A + I) D^-1/2`` with D the in-degrees, own loop included (Kipf and Welling, arXiv
         1609.02907); ``mean``: the mean over the sources of the edges that come in, 0 without any.
         """
+        self._unchanged.check(self.edge_index)
         if kind not in self._operators:
             source, target = self.edge_index
             if kind == "gcn":
@@ -100,6 +132,49 @@ class Ends:
 
     output: Tensor
     pairs: Tensor
+
+
+class Unchanged:
+    """Notices that a tensor was changed in place, where torch counts it. A copy of the tensor is another.
+
+    Args:
+        tensor: Which.
+        name: What it is called in messages.
+    """
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        self.name, self._id, self._version = name, id(tensor), self._of(tensor)
+
+    @staticmethod
+    def _of(tensor: Tensor) -> int:
+        return 0 if tensor.is_inference() else tensor._version
+
+    def check(self, tensor: Tensor) -> None:
+        """Check ``tensor``.
+
+        Raises:
+            BadValue: If it was changed.
+        """
+        if self._id == id(tensor) and self._version != self._of(tensor):
+            raise BadValue(
+                f"{self.name} was changed in place after it was given: what was computed from it no longer "
+                "holds; leave it as it was, and give a changed copy"
+            )
+
+
+def positive(name: str, value: Any) -> int:
+    """``value`` as an integer.
+
+    Raises:
+        BadValue: naming it, if it is none, or less than 1.
+    """
+    try:
+        found = index(value)
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise BadValue(f"{name} = {value!r}: expected an integer of at least 1")
+    return found
 
 
 def mostly_zero(values: Tensor) -> bool:

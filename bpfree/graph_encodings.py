@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from weakref import WeakValueDictionary
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree.encodings import Encoding, View
-from bpfree.graph import Graph, Nodes, mostly_zero
+from bpfree.graph import Graph, Nodes, Unchanged, mostly_zero
 from bpfree.kept import Store
 
 Direction = Literal["one_way", "both_ways"]
@@ -24,7 +25,7 @@ class GraphEncoding(Encoding):
     """Shows nodes as they are, on their graph. The base of the other encodings of graphs.
 
     A sample is the number of a node, and every row that a block sees is a node's. What the whole graph looks
-    like is made once, and again only for another graph.
+    like is made once. Samples of another graph are judged by the encoding that `beside` makes for it.
 
     Args:
         features: Of the nodes, ``[n, F]``.
@@ -32,44 +33,74 @@ class GraphEncoding(Encoding):
         ids: The training nodes, ``[M]``.
         y: Their labels, ``[M]``.
         n_classes: Number of classes C.
+
+    Attributes:
+        knows_labels: Whether what samples are judged by includes labels of training nodes.
+        tells_labels: Whether a training node would be judged by its own, too.
+        virtual: Features of virtual nodes, ``[C, F]``; None: there are none.
     """
 
     whole = True
+    knows_labels = False
+    tells_labels = False
+    virtual: Tensor | None = None
 
     def __init__(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor, n_classes: int) -> None:
-        self.features, self.graph, self.ids, self.y, self.n_classes = features, graph, ids, y, n_classes
+        self.n_classes = n_classes
+        self._place(features, graph, ids, y)
+
+    def _place(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor) -> None:
+        """Take up a graph and its labels, and forget what was made of another."""
+        self.features, self.graph, self.ids, self.y = features, graph, ids, y
         self.sparse = mostly_zero(features)
+        self._unchanged = Unchanged(features, "features")
         self._all: Tensor | None = None
         self._memos: WeakValueDictionary[tuple[Any, ...], _Memo] = WeakValueDictionary()
         self._stepped: Nodes | None = None
 
+    def with_virtual(self, rows: Tensor) -> None:
+        """Give the virtual nodes these features, ``[C, F]``."""
+        self.virtual = rows
+        self._place(self.features, self.graph, self.ids, self.y)
+
     def __getstate__(self) -> dict[str, Any]:
         """All but what is kept by the identity of tensors, which a copy does not share."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_memos", "_stepped")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_memos", "_stepped")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _memos=WeakValueDictionary(), _stepped=None)
 
-    def nodes(
-        self,
-        view: View | None,
-        graph: Graph | None = None,
-        keep: bool = True,
-        store: Store | None = None,
-    ) -> Nodes:
+    def stands_on(self, features: Tensor, graph: Graph) -> bool:
+        """Whether these are the features ``[n, F]`` and the edges, in any order, that this encoding shows."""
+        own = self.features
+        alike = features is own or (features.shape == own.shape and torch.equal(features, own))
+        return alike and graph.equals(self.graph)
+
+    def beside(self, features: Tensor, graph: Graph) -> Self:
+        """The encoding by which nodes of another graph are judged: none of their labels is known.
+
+        Args:
+            features: Of its nodes, ``[n', F]``. They keep their numbers.
+            graph: Its edges.
+        """
+        found = copy.copy(self)
+        found._place(features, graph, self.ids, self.y)
+        return found
+
+    def nodes(self, view: View | None, keep: bool = True, store: Store | None = None) -> Nodes:
         """All nodes, none asked about yet.
 
         Args:
             view: What a readout asks for; None: what training sees.
-            graph: Another graph over the same nodes than that of training.
             keep: Whether what fronts make of them may be kept: once for all who hold the same states on the
                 same graphs, for as long as one of them does.
             store: Where it is kept; by default in memory.
 
         Raises:
-            BadValue: If this encoding has no such view.
+            BadValue: If this encoding has no such view, or the features were changed since they came.
         """
-        found = replace(self.shown(view, self.graph if graph is None else graph), sparse=self.sparse)
+        self._unchanged.check(self.features)
+        found = replace(self.shown(view), sparse=self.sparse)
         if not keep:
             return replace(found, memo=None)
         store = store or Store()
@@ -81,11 +112,11 @@ class GraphEncoding(Encoding):
             memo.made_of = made_of
         return replace(found, memo=memo, store=store)
 
-    def shown(self, view: View | None, graph: Graph) -> Nodes:
+    def shown(self, view: View | None) -> Nodes:
         """`nodes`, without what is kept."""
         if view not in (None, "plain"):
             raise BadValue(f"a readout asked for the {view!r} view, which needs an encoding with labels")
-        return Nodes((self.features,), (graph,))
+        return Nodes((self.features,), (self.graph,))
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows that a loss must see beside, or instead of, those of the samples ``ids``."""
@@ -113,6 +144,7 @@ class GraphEncoding(Encoding):
         return nodes.wanting(wanted, again), target
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Nodes, Tensor]:  # type: ignore[override]
+        self._unchanged.check(self.features)
         if self._stepped is None:
             self._stepped = self.nodes(None)
         return self.select(self._stepped, x, y)
@@ -122,6 +154,10 @@ class GraphEncoding(Encoding):
         return nodes.wanting(self.rows(x), keeps=True)
 
     def view(self, x: Tensor, view: View) -> Nodes:  # type: ignore[override]
+        """``x`` asked about on the graph as it is in training, where their own labels may be shown."""
+        if x.dtype != torch.int64 or not ((x >= 0) & (x < len(self.features))).all():
+            last = len(self.features) - 1
+            raise BadValue(f"x is {x.dtype} {list(x.shape)}: expected int64 numbers of nodes, 0..{last}")
         return self.ask(self.nodes(view, keep=False), x)
 
 
@@ -131,27 +167,34 @@ class _Memo(dict[Any, Any]):
     made_of: tuple[Tensor | Graph, ...]
 
 
-def with_virtual(
-    features: Tensor,
-    sparse: bool,
-    n_classes: int,
-    virtual: VirtualFeatures,
-    generator: torch.Generator | None,
-) -> Nodes:
-    """Nodes with ``features [n, F]`` and C virtual ones behind them, on no graph yet.
+def virtual_rows(
+    features: Tensor, n_classes: int, virtual: VirtualFeatures, generator: torch.Generator | None
+) -> Tensor:
+    """Features of virtual nodes, ``[C, F]``.
 
     Args:
-        features: Of the nodes.
-        sparse: Whether they are zeros for the most part.
+        features: Of the other nodes, ``[n, F]``.
         n_classes: C.
-        virtual: Features of the virtual nodes: ``random``, normal values, or ``zero``.
+        virtual: ``random``, normal values, or ``zero``.
         generator: For the random ones.
     """
     rows = features.new_zeros(n_classes, features.shape[1])
     if virtual == "random":
         drawn = torch.randn(rows.shape, generator=generator, device=features.device)
         rows = drawn.to(features)
-    if virtual == "zero" or not sparse:
+    return rows
+
+
+def with_virtual(features: Tensor, sparse: bool, rows: Tensor) -> Nodes:
+    """Nodes with ``features [n, F]`` and C virtual ones behind them, on no graph yet.
+
+    Args:
+        features: Of the nodes.
+        sparse: Whether they are zeros for the most part.
+        rows: Features of the virtual nodes, ``[C, F]``.
+    """
+    n_classes = len(rows)
+    if not sparse or not rows.any():
         return Nodes((torch.cat([features, rows]),), ())
     # A full row would fill those of its neighbours, which are sparse otherwise.
     codes = F.pad(torch.eye(n_classes).to(features), (0, 0, len(features), 0))
@@ -173,6 +216,9 @@ class VirtualNodes(GraphEncoding):
         **options: As for `GraphEncoding`.
     """
 
+    knows_labels = True
+    virtual: Tensor
+
     def __init__(
         self,
         features: Tensor,
@@ -186,26 +232,40 @@ class VirtualNodes(GraphEncoding):
         everywhere: bool = False,
         tells: bool = False,
     ) -> None:
+        self.direction, self.everywhere, self.tells = direction, everywhere, tells
+        self.tells_labels = tells or direction == "both_ways"
+        self.virtual = virtual_rows(features, n_classes, virtual, generator)
         super().__init__(features, graph, ids, y, n_classes)
-        self.direction, self.n_real = direction, len(features)
-        self.everywhere, self.tells = everywhere, tells
-        self._shown = with_virtual(features, self.sparse, n_classes, virtual, generator)
-        self._virtual = torch.arange(self.n_real, self.n_real + n_classes, device=features.device)
-        self._known: tuple[Graph, Graph] | None = None
 
-    def shown(self, view: View | None, graph: Graph) -> Nodes:
+    def _place(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor) -> None:
+        super()._place(features, graph, ids, y)
+        self.n_real = len(features)
+        self._shown = with_virtual(features, self.sparse, self.virtual)
+        self._virtual = torch.arange(self.n_real, self.n_real + self.n_classes, device=features.device)
+        self._augmented: Graph | None = None
+
+    def beside(self, features: Tensor, graph: Graph) -> Self:
+        """As of the base class. The virtual nodes stand for what training made of the classes: the training
+        graph, with its labels, is shown behind the other one, and no edge joins the two.
+        """
+        found = copy.copy(self)
+        both = torch.cat([features, self.features])
+        found._place(both, graph.beside(self.graph), self.ids + len(features), self.y)
+        return found
+
+    def shown(self, view: View | None) -> Nodes:
         if view not in (None, "plain"):
-            return super().shown(view, graph)
-        if self._known is None or self._known[0] is not graph:
-            self._known = (graph, self.augmented(graph))
-        return replace(self._shown, graphs=(self._known[1],))
+            return super().shown(view)
+        if self._augmented is None:
+            self._augmented = self.augmented()
+        return replace(self._shown, graphs=(self._augmented,))
 
-    def augmented(self, graph: Graph) -> Graph:
-        """``graph`` with the virtual nodes and their edges."""
+    def augmented(self) -> Graph:
+        """The graph with the virtual nodes and their edges."""
         edges = torch.stack([self.ids, self.n_real + self.y])
         if self.direction == "both_ways":
             edges = torch.cat([edges, edges.flip(0)], 1)
-        return graph.with_edges(edges, self.n_real + self.n_classes)
+        return self.graph.with_edges(edges, self.n_real + self.n_classes)
 
     def rows(self, ids: Tensor) -> Tensor:
         """The samples' nodes, and the virtual ones last."""
@@ -232,12 +292,15 @@ class LabelledGraphs(GraphEncoding, ABC):
     """Forward-Forward on graphs: the true labels in the first view, wrong ones in the C - 1 others.
 
     Each training node has one random order of its wrong classes, drawn once; the candidates view shows all
-    other nodes under one class after another, training nodes under their own.
+    other nodes under one class after another, training nodes under their own. Nodes of another graph are all
+    shown under one class after another.
 
     Args:
         generator: For the order of the wrong classes.
         **options: As for `GraphEncoding`.
     """
+
+    knows_labels = tells_labels = True
 
     def __init__(
         self,
@@ -253,15 +316,35 @@ class LabelledGraphs(GraphEncoding, ABC):
         drawn[torch.arange(len(y), device=y.device), y] = -1.0  # the true class comes first
         self.labels = drawn.argsort(1).T.contiguous()
 
-    def shown(self, view: View | None, graph: Graph) -> Nodes:
+    def beside(self, features: Tensor, graph: Graph) -> Self:
+        found = copy.copy(self)
+        found.labels = self.labels[:, :0]
+        found._place(features, graph, self.ids[:0], self.y[:0])
+        return found
+
+    def shown(self, view: View | None) -> Nodes:
         if view is None:
-            return self.labelled(graph, list(self.labels), None)
+            return self.labelled(list(self.labels), None)
         if view != "candidates":
             raise BadValue(f"a readout asked for the {view!r} view: these blocks judge candidate labels only")
-        return self.labelled(graph, [self.y] * self.n_classes, torch.arange(self.n_classes))
+        return self.labelled([self.y] * self.n_classes, torch.arange(self.n_classes))
+
+    def check_known(self, x: Tensor, y: Tensor) -> None:
+        """Check that the nodes ``x [B]`` are training nodes with the labels ``y [B]``: no others are shown.
+
+        Raises:
+            BadValue: If one is not.
+        """
+        known = torch.full((len(self.features),), -1, device=y.device)
+        known[self.ids] = self.y
+        if bad := (known[x] != y).nonzero().flatten().tolist():
+            raise BadValue(
+                f"node {int(x[bad[0]])} with label {int(y[bad[0]])} is not among the training data that the "
+                "trainer was built for, whose labels are part of what it is shown: build_for other data first"
+            )
 
     @abstractmethod
-    def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
+    def labelled(self, labels: list[Tensor], others: Tensor | None) -> Nodes:
         """Views in which the training nodes have ``labels [M]``, all other nodes ``others`` (None: none)."""
 
     def targets(self, y: Tensor) -> Tensor:
@@ -273,7 +356,7 @@ class LabelledGraphs(GraphEncoding, ABC):
 class AppendedLabels(LabelledGraphs):
     """The label stands behind the features, ``[x, label]``; where there is none, 1/C everywhere (FF-LA)."""
 
-    def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
+    def labelled(self, labels: list[Tensor], others: Tensor | None) -> Nodes:
         codes, c = [], self.n_classes
         for number, own in enumerate(labels):
             code = self.features.new_full((len(self.features), self.n_classes), 1 / self.n_classes)
@@ -283,7 +366,7 @@ class AppendedLabels(LabelledGraphs):
             codes.append(code)
         width = self.features.shape[1]
         book = torch.eye(width + c, device=self.features.device)[width:].to(self.features)
-        return Nodes((F.pad(self.features, (0, c)),), (graph,), codes=tuple(codes), book=book)
+        return Nodes((F.pad(self.features, (0, c)),), (self.graph,), codes=tuple(codes), book=book)
 
 
 class LinkedLabels(LabelledGraphs):
@@ -306,10 +389,16 @@ class LinkedLabels(LabelledGraphs):
         generator: torch.Generator | None = None,
         virtual: VirtualFeatures = "random",
     ) -> None:
+        # The order of the wrong classes is drawn first.
         super().__init__(features, graph, ids, y, n_classes, generator)
-        self._shown = with_virtual(features, self.sparse, n_classes, virtual, generator)
+        self.with_virtual(virtual_rows(features, n_classes, virtual, generator))
 
-    def labelled(self, graph: Graph, labels: list[Tensor], others: Tensor | None) -> Nodes:
+    def _place(self, features: Tensor, graph: Graph, ids: Tensor, y: Tensor) -> None:
+        super()._place(features, graph, ids, y)
+        if self.virtual is not None:
+            self._shown = with_virtual(features, self.sparse, self.virtual)
+
+    def labelled(self, labels: list[Tensor], others: Tensor | None) -> Nodes:
         n = len(self.features)
         rest = torch.ones(n, dtype=torch.bool, device=self.ids.device)
         rest[self.ids] = False
@@ -321,7 +410,7 @@ class LinkedLabels(LabelledGraphs):
                 shown = torch.stack([unknown, torch.full_like(unknown, n + int(others[number]))])
                 edges = torch.cat([edges, shown], 1)
             edges = torch.cat([edges, edges.flip(0)], 1)
-            graphs.append(graph.with_edges(edges, n + self.n_classes))
+            graphs.append(self.graph.with_edges(edges, n + self.n_classes))
         return replace(self._shown, graphs=tuple(graphs), leads=others is None)
 
 
@@ -337,7 +426,17 @@ class Pairs(GraphEncoding):
         return nodes.wanting(None, keeps=True, pairs=x)
 
     def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``."""
+        """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``.
+
+        Raises:
+            BadValue: If there is none, as all answers are alike.
+        """
         from sklearn.metrics import roc_auc_score
+
+        if answers.min() == answers.max():
+            raise BadValue(
+                f"all {len(answers)} pairs have the label {int(answers[0])}: the area under the ROC needs "
+                "edges (1) and pairs that are none (0)"
+            )
 
         return float(roc_auc_score(answers.cpu().numpy(), scores.squeeze(1).cpu().numpy()))

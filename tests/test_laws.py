@@ -196,12 +196,14 @@ def test_schedules_agree(case: Case) -> None:
 @law
 def test_the_same_seed_gives_the_same_run(case: Case) -> None:
     solved = case.settings.get("predictor") == "closed_form" or case.trainer == "hop_ridge"
-    testing.assert_same_seed_same_run(case, case.data, case.data, other_seed_differs=not solved)
+    data = case.data
+    testing.assert_same_seed_same_run(case, data, data, other_seed_differs=not solved)
 
 
 @law
 def test_a_stopped_run_ends_as_one_that_was_not(case: Case, tmp_path: Path) -> None:
-    testing.assert_resumes(case, case.data, tmp_path, case.data, epochs=2)
+    data = case.data
+    testing.assert_resumes(case, data, tmp_path, data, epochs=2)
 
 
 @law

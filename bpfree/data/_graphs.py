@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,6 +49,15 @@ _SOURCES = {
     "github": GraphSource("37700 developers, 2 classes", "GitHub", None, "raw/github.npz"),
 }
 
+#: Ends of the names of Planetoid's files.
+PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+
+#: Test nodes of each of Planetoid's graphs.
+TEST_NODES = 1000
+
+#: Arrays in the files of CitationFull and Amazon (Shchur et al., arXiv 1811.05868), beside ``labels``.
+SPARSE_ARRAYS = tuple(f"{a}_{b}" for a in ("adj", "attr") for b in ("data", "indices", "indptr", "shape"))
+
 GRAPH_NAMES = ("digits_graph", *_SOURCES)
 """The graphs that `load_graph` knows."""
 
@@ -89,16 +95,17 @@ def load_graph(
         split: ``folds``: five folds of 64/16/20 %, as in ForwardGNN (Park et al., arXiv 2403.11004);
             ``public``: Planetoid's own; ``links``: pairs of nodes, 64/16/20 % of the edges and as many pairs
             that are none, where messages flow along training edges, and for the test part along validation
-            edges as well.
+            edges as well; the order of pairs, and of the two nodes of a pair, says nothing.
         fold: which fold, 0 to 4; links: which draw; it has no effect on ``public``.
         root: the folder of the data sets; by default $BPFREE_DATA, else the user's cache folder.
             torch-geometric writes processed files beside the raw ones, so it must be writable.
         download: whether missing data may be downloaded; by default only into the user's cache folder.
-        normalize: divide the features of each node by their sum.
+        normalize: scale the features as torch-geometric's ``NormalizeFeatures`` does: the smallest value of
+            all is taken off, then each node's features are divided by their sum, where that is more than 1.
         device: where the tensors are to live.
 
-    Raises DataNotFound where data are missing and cannot be downloaded; BadValue for an unknown name, split
-    or fold.
+    Raises DataNotFound where data are missing and cannot be downloaded, or cannot be read; BadValue for an
+    unknown name, split or fold, or a file with other contents than those of the graph.
     """
     if name not in GRAPH_NAMES:
         raise BadValue(f"graph {name!r} is not known; expected one of {', '.join(GRAPH_NAMES)}")
@@ -107,7 +114,8 @@ def load_graph(
     raw = _digits() if name == "digits_graph" else _read(name, data_root(root), may_download(root, download))
     x = raw.x.float()
     if normalize:
-        x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
+        x = x - x.min()
+        x = x / x.sum(1, keepdim=True).clamp(min=1.0)
     makers: dict[str, Callable[..., GraphSplits]] = {"folds": _folds, "public": _public, "links": _links}
     if split not in makers:
         raise BadValue(f"split is {split!r}; expected one of {', '.join(makers)}")
@@ -145,30 +153,51 @@ def _nodes(name: str, raw: Any, x: Tensor, parts: tuple[Tensor, ...]) -> GraphSp
 
 
 def _links(name: str, raw: Any, x: Tensor, fold: int) -> GraphSplits:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
-        from torch_geometric.transforms import RandomLinkSplit
-    draw = RandomLinkSplit(num_val=0.16, num_test=0.2, is_undirected=True, split_labels=False)
-    with _seeded(101 * fold):
-        found = draw(raw)
-    parts = []
-    for part in found:
-        pairs, labels = part.edge_label_index.T.contiguous(), part.edge_label.long()
-        parts.append(GraphData(x, Graph(part.edge_index, len(x)), pairs, labels, 2, name))
+    """As torch-geometric's ``RandomLinkSplit(0.16, 0.2, is_undirected=True)``: edges in the same parts.
+
+    There, pairs that are edges come first, each with the lower number in front, and a pair that is none may
+    come in two parts, turned.
+    """
+    n, generator = len(x), torch.Generator().manual_seed(101 * fold)
+    edges = _undirected(name, raw.edge_index, n)
+    edges = edges[:, torch.randperm(edges.shape[1], generator=generator)]
+    sizes = [0, int(0.16 * edges.shape[1]), int(0.2 * edges.shape[1])]
+    sizes[0] = edges.shape[1] - sum(sizes)
+    none = _non_edges(edges, n, generator)
+    parts, flowing = [], [sizes[0], sizes[0], sizes[0] + sizes[1]]
+    for own, others, number in zip(edges.split(sizes, 1), none.split(sizes, 1), flowing, strict=True):
+        pairs = torch.cat([own, others], 1).T
+        y = (torch.arange(len(pairs)) < own.shape[1]).long()
+        turned = torch.rand(len(pairs), 1, generator=generator) < 0.5
+        pairs = torch.where(turned, pairs.flip(1), pairs)
+        order = torch.randperm(len(pairs), generator=generator)
+        flows = edges[:, :number]
+        graph = Graph(torch.cat([flows, flows.flip(0)], 1), n)
+        parts.append(GraphData(x, graph, pairs[order], y[order], 2, name))
     return GraphSplits(*parts)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Global generators, of which torch-geometric draws, seeded inside and as they were afterwards."""
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])
+def _undirected(name: str, edge_index: Tensor, n: int) -> Tensor:
+    """The edges, each once with the lower number first, ``[2, E]``."""
+    key = edge_index[0] * n + edge_index[1]
+    turned = edge_index[1] * n + edge_index[0]
+    if not torch.equal(key.unique(), turned.unique()):
+        raise BadValue(f"split is 'links', but some edges of {name} have one direction only; use 'folds'")
+    return edge_index[:, edge_index[0] < edge_index[1]]
+
+
+def _non_edges(edges: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """As many pairs of nodes, lower number first, that are no edges, none twice; ``[2, E]``."""
+    number, taken = edges.shape[1], edges[0] * n + edges[1]
+    if 2 * number > n * (n - 1) // 2:
+        raise BadValue(f"split is 'links', but of {n} nodes there are not {number} pairs that are no edges")
+    found = taken[:0]
+    while len(found) < number:
+        drawn = torch.randint(n, (number, 2), generator=generator).sort(1).values
+        key = drawn[drawn[:, 0] < drawn[:, 1]] @ torch.tensor([n, 1])
+        found = torch.cat([found, key[~torch.isin(key, taken)]]).unique()
+    found = found[torch.randperm(len(found), generator=generator)[:number]]
+    return torch.stack([found // n, found % n])
 
 
 def _digits() -> Any:
@@ -193,11 +222,16 @@ def _data(x: Tensor, edge_index: Tensor, y: Tensor) -> Any:
 def _read(name: str, root: Path, download: bool) -> Any:
     source = _SOURCES[name]
     folder = root / source.class_name
-    if not download and not any(folder.glob(source.files)):
-        raise DataNotFound(
-            f"{name} is not in {folder} and may not be downloaded there: expected {folder / source.files}. "
-            f"To download it set download=True, or unset {ROOT_VARIABLE} and give no root"
-        )
+    files = _files(folder, source)
+    if missing := [file.name for file in files if not file.exists()]:
+        if not download:
+            raise DataNotFound(
+                f"{name} is not in {folder} and may not be downloaded there: expected "
+                f"{folder / source.files}, but {', '.join(missing)} is missing. To download it set "
+                f"download=True, or unset {ROOT_VARIABLE} and give no root"
+            )
+    elif source.class_name != "Planetoid":
+        _check_arrays(name, files[0], source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
         from filelock import FileLock
@@ -209,10 +243,78 @@ def _read(name: str, root: Path, download: bool) -> Any:
         # Two processes that process the files at once would write into one another's.
         with FileLock(folder / f"{name}.lock"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return kind(*arguments)[0]
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raw = kind(*arguments, force_reload=not missing and _older(files))[0]
+            if len(raw.y) != len(raw.x):
+                raise ValueError(f"{len(raw.y)} labels of {len(raw.x)} nodes")
+            if source.class_name == "Planetoid":
+                _check_test_index(files[-1], len(raw.x), gaps=name == "citeseer")
+            return raw
+    except Exception as error:  # torch-geometric lets through whatever a damaged file raises
         raise DataNotFound(
-            f"{name} cannot be read from {folder} ({error}): its files must be whole and the folder "
-            f"writable, since torch-geometric writes processed files there; set {ROOT_VARIABLE} to a "
-            "writable copy"
+            f"{name} cannot be read from {folder} ({type(error).__name__}: {error}): its files must be whole "
+            "and the folder writable, since torch-geometric writes processed files there; set "
+            f"{ROOT_VARIABLE} to a writable copy"
         ) from error
+
+
+def _files(folder: Path, source: GraphSource) -> list[Path]:
+    """The files of a graph."""
+    return [folder / source.files.replace("*", part) for part in (PARTS if "*" in source.files else ("",))]
+
+
+def _older(files: list[Path]) -> bool:
+    """Whether what torch-geometric has made of the files is older than they are."""
+    made = files[0].parent.parent / "processed" / "data.pt"
+    return made.exists() and max(file.stat().st_mtime for file in files) > made.stat().st_mtime
+
+
+def _check_test_index(path: Path, n_nodes: int, gaps: bool) -> None:
+    """Check that the file holds the numbers of the last nodes, with gaps or not; torch-geometric does not.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    with path.open() as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy's, of an empty file
+        numbers = np.sort(np.loadtxt(file, dtype=np.int64, ndmin=1))
+    steps, last = np.diff(numbers), len(numbers) == TEST_NODES and numbers[-1] == n_nodes - 1
+    if not last or (steps < 1).any() or ((steps > 1).any() and not gaps):
+        raise ValueError(f"{path.name} does not hold the numbers of the last {TEST_NODES} nodes")
+
+
+def _check_arrays(name: str, path: Path, source: GraphSource) -> None:
+    """Check that the file has the arrays of its graph, as arrays of numbers; nothing is unpickled.
+
+    Raises:
+        BadValue: If it has others.
+        DataNotFound: If it cannot be read.
+    """
+    expected = (
+        ("edges", "features", "target") if source.class_name == "GitHub" else (*SPARSE_ARRAYS, "labels")
+    )
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            there = list(found.files)
+            pickled = [key for key in expected if key in there and not _of_numbers(found, key)]
+    except Exception as error:  # torch-geometric lets through whatever a damaged file raises
+        raise DataNotFound(
+            f"{name} cannot be read from {path} ({type(error).__name__}: {error}): expected a whole .npz file"
+        ) from error
+    if missing := [key for key in expected if key not in there]:
+        raise BadValue(
+            f"{path} is not laid out as {name}: it has the arrays {', '.join(there)}, and no "
+            f"{', no '.join(missing)}; expected {', '.join(expected)}; for other layouts make a "
+            "bpfree.data.GraphData"
+        )
+    if pickled:
+        raise BadValue(
+            f"{path} holds pickled objects in {', '.join(pickled)}, which are not read: expected arrays of "
+            "numbers"
+        )
+
+
+def _of_numbers(found: Any, key: str) -> bool:
+    try:
+        return bool(found[key].dtype.kind in "biuf")
+    except ValueError:
+        return False

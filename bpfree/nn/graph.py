@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +34,15 @@ class GNN(nn.Module):
         heads: Heads of ``gat``, whose outputs are joined; each has hidden / heads values.
 
     Raises:
-        BadValue: If the heads do not divide a width.
+        BadValue: If the kind is unknown, a width is not positive, or the heads do not divide one.
     """
 
     def __init__(self, kind: GraphKind, hidden: Sequence[int], heads: int = 4) -> None:
         super().__init__()
+        if kind not in get_args(GraphKind):
+            raise BadValue(f"kind = {kind!r}: expected one of {', '.join(get_args(GraphKind))}")
+        if not hidden or min(hidden) < 1:
+            raise BadValue(f"hidden = {list(hidden)}: expected at least one width, each of at least 1")
         if kind == "gat" and any(width % heads for width in hidden):
             raise BadValue(f"heads = {heads}: must divide every width of hidden = {list(hidden)}")
         self.kind, self.hidden, self.heads = kind, list(hidden), heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt
@@ -217,10 +217,20 @@ class ForwardGNN(GraphTrainer):
             features: ``[n, F]``.
             graph: The graph, without virtual nodes.
             prototypes: What `prototypes` gave; by default it is asked.
+
+        Raises:
+            BadValue: If they do not fit together, or the features are not those of the training graph's kind.
         """
+        ids = torch.arange(len(features), device=features.device)
+        data = GraphData(features, graph, ids, torch.zeros_like(ids), self.bound.n_classes)
+        given = cast(GraphData, self._data(data))
         found: Any = 0
-        nodes = Nodes((features,), (graph,))
+        nodes = Nodes((given.features,), (given.graph,))
+        self.cascade.eval()
         kept = self.prototypes() if prototypes is None else prototypes
+        expected = [(data.n_classes, width) for width in self.net.hidden]
+        if (shapes := [tuple(own.shape) for own in kept]) != expected:
+            raise BadValue(f"prototypes have the shapes {shapes}; expected {expected}, one for each layer")
         for block, own in zip(self.cascade.units, kept, strict=True):
             output = block(nodes)
             scores = block.loss.similarities(output, own)  # type: ignore[operator]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
 from bpfree.data import GraphData
 from bpfree.graph import Nodes
@@ -85,8 +86,8 @@ class _Unasked(VirtualNodes):
     def rows(self, ids: Tensor) -> Tensor:
         return ids
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def _place(self, *parts: Any) -> None:
+        super()._place(*parts)
         # Dropout acts on each value: features are shown as they are.
         self._shown = Nodes((self._shown.full(0),), ())
 
@@ -110,6 +111,8 @@ class HopModel(GraphTrainer):
     settings: HopSettings
 
     def make_encoding(self, data: GraphData) -> GraphEncoding:
+        if data.ids.ndim == 2:
+            raise BadValue(f"{self.id} classifies nodes: it does not take pairs of nodes")
         return GraphEncoding(data.features, data.graph, data.ids, data.y, data.n_classes)
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.cascade import Block, Cascade
+from bpfree.data import GraphData
 from bpfree.encodings import View
 from bpfree.graph import Ends, Nodes
 from bpfree.graph_encodings import GraphEncoding
@@ -24,23 +25,32 @@ class GraphEvaluator(Evaluator):
 
     Args:
         cascade: The blocks and readouts.
-        data: The samples, of whose graph nothing but the features and edges is seen.
+        data: The samples. Of their graph nothing but the features and edges is seen.
         cache: Whether `climb` keeps the states above frozen blocks.
         store: Where they are kept; by default in memory.
+        encoding: How they are shown; by default as those of the training graph.
     """
 
-    def __init__(self, cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None) -> None:
-        super().__init__(cascade, data, cache, store)
-        assert isinstance(cascade.encoding, GraphEncoding)
-        self.encoding, self._states = cascade.encoding, dict[View, Nodes]()
-        self._frozen: dict[View, list[Tensor]] = {}
-        self.ids = data.batch(torch.arange(len(data.y), device=data.y.device))[0]
+    data: GraphData
 
-    def first(self, n_samples: int) -> Evaluator:
-        few = GraphEvaluator(self.cascade, self.data)
-        few.n_samples = min(n_samples, self.n_samples)
-        few.ids = self.ids[: few.n_samples]
-        return few
+    def __init__(
+        self,
+        cascade: Cascade,
+        data: GraphData,
+        cache: bool = False,
+        store: Store | None = None,
+        encoding: GraphEncoding | None = None,
+    ) -> None:
+        super().__init__(cascade, data, cache, store)
+        found = encoding or cascade.encoding
+        assert isinstance(found, GraphEncoding)
+        self.encoding, self._states = found, dict[View, Nodes]()
+        self._frozen: dict[View, list[Tensor]] = {}
+        self.ids = data.ids
+
+    def first(self, n_samples: int) -> GraphEvaluator:
+        few = self.data.take(torch.arange(min(n_samples, self.n_samples), device=self.ids.device))
+        return GraphEvaluator(self.cascade, few, encoding=self.encoding)
 
     @torch.no_grad()
     def climb(self, height: int, readouts: Sequence[str]) -> None:
@@ -100,8 +110,7 @@ class GraphEvaluator(Evaluator):
             return [self._passed(view, n_blocks)]
         nodes = self._asked(view)
         # What fronts make of the states of all nodes at the bottom does not change from sweep to sweep.
-        graph = getattr(self.data, "graph", None)
-        whole = self.encoding.nodes(view, graph).wanting(None, keeps=True, pairs=nodes.pairs)
+        whole = self.encoding.nodes(view).wanting(None, keeps=True, pairs=nodes.pairs)
         units = self.cascade.units[:n_blocks]
         swept = list(settle(units, whole, self.encoding.message(), last))[first:]
         return [[self._picked(output, nodes) for output in outputs] for outputs in swept]
@@ -118,10 +127,7 @@ class GraphEvaluator(Evaluator):
         return kept[: None if n_blocks is None else n_blocks]
 
     def _asked(self, view: View) -> Nodes:
-        graph = getattr(self.data, "graph", None)
-        return self.encoding.ask(
-            self.encoding.nodes(view, graph, keep=self.cache, store=self.store), self.ids
-        )
+        return self.encoding.ask(self.encoding.nodes(view, keep=self.cache, store=self.store), self.ids)
 
     def _up(self, block: Block, nodes: Nodes) -> Nodes:
         above = block.onward(nodes)
@@ -134,10 +140,71 @@ class GraphEvaluator(Evaluator):
         return output if nodes.wanted is None else output[nodes.wanted]
 
 
+class PartedEvaluator(Evaluator):
+    """Class scores of samples that are shown in two ways: one evaluator for each, put together.
+
+    Args:
+        cascade: The blocks and readouts.
+        data: All samples.
+        parts: Evaluators of some of them, and where in the data they are, ``[M]``.
+    """
+
+    data: GraphData
+
+    def __init__(self, cascade: Cascade, data: GraphData, parts: list[tuple[GraphEvaluator, Tensor]]) -> None:
+        super().__init__(cascade, data)
+        self.parts = parts
+
+    def first(self, n_samples: int) -> Evaluator:
+        few = min(n_samples, self.n_samples)
+        at = torch.arange(few, device=self.data.y.device)
+        parts = [(part.first(int((where < few).sum())), where[where < few]) for part, where in self.parts]
+        return PartedEvaluator(self.cascade, self.data.take(at), [part for part in parts if len(part[1])])
+
+    def climb(self, height: int, readouts: Sequence[str]) -> None:
+        for part, _ in self.parts:
+            part.climb(height, readouts)
+
+    def outputs(self, number: int, n_blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for part, _ in self.parts:
+            yield from part.outputs(number, n_blocks)
+
+    def scores(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, Tensor]:
+        where = torch.cat([at for _, at in self.parts]).argsort()
+        found = [part.scores(readouts, n_blocks) for part, _ in self.parts]
+        return {name: torch.cat([scores[name] for scores in found])[where] for name in found[0]}
+
+
 def make_evaluator(
     cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None
 ) -> Evaluator:
     """The evaluator for the kind of samples that the cascade is shown."""
-    if cascade.encoding.whole:
-        return GraphEvaluator(cascade, data, cache, store)
+    if isinstance(cascade.encoding, GraphEncoding):
+        assert isinstance(data, GraphData)
+        return _graph_evaluator(cascade, cascade.encoding, data, cache, store)
     return Evaluator(cascade, data, cache, store)
+
+
+def _graph_evaluator(
+    cascade: Cascade, encoding: GraphEncoding, data: GraphData, cache: bool, store: Store | None
+) -> Evaluator:
+    """The evaluator of nodes, or pairs, of the training graph or of another.
+
+    A training node is judged as one of another graph, where its own label would be shown to it otherwise.
+    """
+
+    def other() -> GraphEncoding:
+        return encoding.beside(data.features, data.graph)
+
+    if not encoding.stands_on(data.features, data.graph):
+        return GraphEvaluator(cascade, data, cache, store, other())
+    told = torch.isin(data.ids, encoding.ids) if encoding.tells_labels else None
+    if told is None or not told.any():
+        return GraphEvaluator(cascade, data, cache, store)
+    if told.all():
+        return GraphEvaluator(cascade, data, cache, store, other())
+    parts = []
+    for shown, of in ((encoding, ~told), (other(), told)):
+        at = of.nonzero().squeeze(1)
+        parts.append((GraphEvaluator(cascade, data.take(at), cache, store, shown), at))
+    return PartedEvaluator(cascade, data, parts)

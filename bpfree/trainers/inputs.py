@@ -140,7 +140,7 @@ def _check_finite(data: TensorData) -> None:
         return
     bad = (~data.x.flatten(1).to(dtype).isfinite()).any(1).nonzero().flatten()
     raise BadValue(
-        f"{data.name}: x holds NaN or infinite values in {len(bad)} of {len(data)} samples, the first is "
+        f"{data.name}: x holds NaN or infinite values in {len(bad)} of {len(data.x)} samples, the first is "
         f"number {int(bad[0])}: leave them out, or put finite values there"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from bpfree import BadValue, DataNotFound
-from bpfree.data import GraphData, fold_indices, load_graph
+from bpfree import BadValue, DataNotFound, ForwardGNN
+from bpfree.data import GraphData, _graphs, fold_indices, load_graph
 from bpfree.graph import Graph
-from tests.helpers import nodes
+from tests.helpers import make_gnn, nodes
 
 
 def write_planetoid(folder: Path, name: str) -> np.ndarray[Any, Any]:
@@ -66,6 +68,98 @@ def test_links_are_split_and_test_messages_flow_along_validation_edges_too(
     assert not torch.equal(train.ids, load_graph("cora", root=tmp_path, split="links", fold=2).train.ids)
 
 
+def test_the_order_of_a_pair_and_of_pairs_tells_nothing() -> None:
+    for part in load_graph("digits_graph", split="links"):
+        edge, up = part.y == 1, part.ids[:, 0] < part.ids[:, 1]
+        # Four standard deviations of a fair coin.
+        bound = 2.0 / len(part) ** 0.5
+        assert abs((up == edge).float().mean() - 0.5) < bound
+        early = torch.arange(len(part)) < len(part) / 2
+        assert abs((early == edge).float().mean() - 0.5) < bound
+        assert not (part.ids[:, 0] == part.ids[:, 1]).any()
+
+
+def test_no_pair_is_twice_in_the_parts_and_no_edge_is_called_none() -> None:
+    parts = load_graph("digits_graph", split="links")
+    pairs = torch.cat([part.ids for part in parts]).sort(1).values
+    assert len(torch.unique(pairs, dim=0)) == len(pairs)
+    edges = {tuple(e) for e in load_graph("digits_graph").train.graph.edge_index.T.tolist()}
+    y = torch.cat([part.y for part in parts]).tolist()
+    assert [tuple(pair) in edges for pair in pairs.tolist()] == [bool(label) for label in y]
+
+
+def test_one_draw_of_links_is_always_the_same_and_touches_no_global_generator() -> None:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first = load_graph("digits_graph", split="links", fold=2)
+    assert states[0] == random.getstate()
+    assert np.array_equal(states[1][1], np.random.get_state()[1])  # type: ignore[index, arg-type]
+    assert torch.equal(states[2], torch.get_rng_state())
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    again = load_graph("digits_graph", split="links", fold=2)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.ids, b.ids) and torch.equal(a.y, b.y)
+        assert torch.equal(a.graph.edge_index, b.graph.edge_index)
+
+
+def test_edges_are_in_the_parts_that_torch_geometric_puts_them_in(tmp_path: Path) -> None:
+    from torch_geometric.data import Data
+    from torch_geometric.transforms import RandomLinkSplit
+
+    write_planetoid(tmp_path / "Planetoid" / "Cora" / "raw", "cora")
+    whole = load_graph("cora", root=tmp_path).train.graph.edge_index
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(101)
+        draw = RandomLinkSplit(num_val=0.16, num_test=0.2, is_undirected=True)
+        expected = draw(Data(edge_index=whole, num_nodes=1700))
+    for part, theirs in zip(load_graph("cora", root=tmp_path, split="links", fold=1), expected, strict=True):
+        assert torch.equal(part.graph.edge_index, theirs.edge_index)
+        positive = theirs.edge_label_index[:, theirs.edge_label == 1].T
+        mine = part.ids[part.y == 1].sort(1).values
+        assert torch.equal(torch.unique(mine, dim=0), torch.unique(positive, dim=0))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+        [[0.25, 0.5, 0.0], [0.0, 0.0, 0.0], [3.0, 1.0, 0.0]],
+        [[1.0, -3.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]],
+    ],
+)
+def test_features_are_normalized_as_torch_geometric_does(
+    rows: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_geometric.data import Data
+    from torch_geometric.transforms import NormalizeFeatures
+
+    x, edges = torch.tensor(rows).repeat(10, 1), torch.tensor([[0, 1], [1, 0]])
+    raw = Data(x=x, edge_index=edges, y=torch.arange(30) % 2)
+    monkeypatch.setattr(_graphs, "_digits", lambda: raw)
+    assert torch.equal(load_graph("digits_graph").train.features, NormalizeFeatures()(raw.clone()).x)
+    assert torch.equal(load_graph("digits_graph", normalize=False).train.features, x)
+
+
+def test_binary_features_are_shares_of_their_number() -> None:
+    x = load_graph("digits_graph", normalize=False).train.features
+    # What has a zero, and sums of at least 1, is divided by its sum.
+    assert torch.equal(load_graph("digits_graph").train.features, x / x.sum(1, keepdim=True))
+
+
+def test_edges_of_one_direction_make_no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_geometric.data import Data
+
+    raw = Data(x=torch.rand(9, 2), edge_index=torch.tensor([[0, 1, 2], [1, 0, 3]]), y=torch.arange(9) % 2)
+    monkeypatch.setattr(_graphs, "_digits", lambda: raw)
+    with pytest.raises(BadValue, match="one direction"):
+        load_graph("digits_graph", split="links")
+    full = torch.combinations(torch.arange(9)).T
+    raw.edge_index = torch.cat([full, full.flip(0)], 1)
+    with pytest.raises(BadValue, match="36 pairs that are no edges"):
+        load_graph("digits_graph", split="links")
+
+
 def test_the_folds_are_the_published_ones() -> None:
     assert [len(part) for part in fold_indices(2995, 0)] == [1916, 480, 599]
     tests = torch.cat([fold_indices(100, fold)[2] for fold in range(5)])
@@ -94,6 +188,87 @@ def test_missing_and_damaged_data_say_what_to_do(tmp_path: Path) -> None:
     (raw / "ind.cora.graph").write_bytes(b"nothing")
     with pytest.raises(DataNotFound, match="whole"):
         load_graph("cora", root=tmp_path)
+
+
+def test_missing_parts_are_named_and_not_downloaded(tmp_path: Path) -> None:
+    raw = tmp_path / "Planetoid" / "Cora" / "raw"
+    write_planetoid(raw, "cora")
+    (raw / "ind.cora.ally").unlink()
+    with pytest.raises(DataNotFound, match=r"but ind\.cora\.ally is missing"):
+        load_graph("cora", root=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["graph", "allx", "ty", "test.index"])
+@pytest.mark.parametrize(
+    "content", [b"", b"nothing", b"1698\n1699\n1697", b"1699\n", pickle.dumps({"a": 1}), pickle.dumps([1, 2])]
+)
+def test_damaged_parts_are_told_in_one_sentence(part: str, content: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "Planetoid" / "Cora" / "raw"
+    write_planetoid(raw, "cora")
+    (raw / f"ind.cora.{part}").write_bytes(content)
+    with pytest.raises(DataNotFound, match=r"cora cannot be read from .*Planetoid"):
+        load_graph("cora", root=tmp_path)
+
+
+def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+    raw = tmp_path / "Planetoid" / "Cora" / "raw"
+    labels = torch.from_numpy(write_planetoid(raw, "cora"))
+    train = load_graph("cora", root=tmp_path).train
+    assert torch.equal(train.y, labels[train.ids])
+    for part in ("y", "ty", "ally"):
+        file = raw / f"ind.cora.{part}"
+        turned = pickle.loads(file.read_bytes())[:, [1, 2, 0]]
+        file.write_bytes(pickle.dumps(turned))
+        later = file.stat().st_mtime + 10
+        os.utime(file, (later, later))
+    assert torch.equal(load_graph("cora", root=tmp_path).train.y, (labels[train.ids] + 2) % 3)
+
+
+def write_npz(path: Path, **changed: Any) -> None:
+    """A file as of CitationFull: six nodes in a ring, two features, two classes."""
+    path.parent.mkdir(parents=True)
+    ring = csr_matrix((np.ones(6), (np.arange(6), (np.arange(6) + 1) % 6)), shape=(6, 6))
+    x = csr_matrix(np.eye(6, 2, dtype=np.float32))
+    arrays: dict[str, Any] = {"labels": np.arange(6) % 2}
+    for name, matrix in (("adj", ring), ("attr", x)):
+        arrays |= {f"{name}_{key}": getattr(matrix, key) for key in ("data", "indices", "indptr", "shape")}
+    arrays |= changed
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+
+
+def test_the_layout_of_a_file_of_arrays_is_looked_at_first(tmp_path: Path) -> None:
+    def path(number: int) -> Path:
+        return tmp_path / str(number) / "CitationFull" / "cora_ml" / "raw" / "cora_ml.npz"
+
+    # Names of nodes are objects in the published files; nobody asks for them.
+    write_npz(path(0), node_names=np.array(["a", None], dtype=object))
+    assert load_graph("cora_ml", root=tmp_path / "0").train.graph.n_edges == 12
+    path(1).parent.mkdir(parents=True)
+    np.savez(path(1), edge_index=np.zeros((2, 3)), x=np.eye(3), y=np.arange(3))
+    with pytest.raises(
+        BadValue, match=r"has the arrays edge_index, x, y, and no adj_data.*expected adj_data"
+    ):
+        load_graph("cora_ml", root=tmp_path / "1")
+    path(2).parent.mkdir(parents=True)
+    np.savez(path(2), **{"adj_matrix.data": np.ones(2), "attr_matrix.data": np.ones(2), "labels": np.ones(2)})
+    with pytest.raises(BadValue, match=r"has the arrays adj_matrix\.data, attr_matrix\.data, labels, and no"):
+        load_graph("cora_ml", root=tmp_path / "2")
+    write_npz(path(3), labels=np.array(["a"] * 6, dtype=object))
+    with pytest.raises(BadValue, match="pickled objects in labels"):
+        load_graph("cora_ml", root=tmp_path / "3")
+    for number, content in enumerate((b"", b"nothing", pickle.dumps({"labels": 1}), b"PK\x03\x04broken"), 4):
+        path(number).parent.mkdir(parents=True)
+        path(number).write_bytes(content)
+        with pytest.raises(DataNotFound, match=r"whole \.npz file"):
+            load_graph("cora_ml", root=tmp_path / str(number))
+    write_npz(path(8), adj_indptr=np.arange(3))
+    with pytest.raises(DataNotFound, match="cannot be read"):
+        load_graph("cora_ml", root=tmp_path / "8")
+    github = tmp_path / "GitHub" / "raw" / "github.npz"
+    github.parent.mkdir(parents=True)
+    np.savez(github, edges=np.zeros((3, 2)), features=np.array([None] * 3, dtype=object), target=np.arange(3))
+    with pytest.raises(BadValue, match="pickled objects in features"):
+        load_graph("github", root=tmp_path)
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
@@ -127,3 +302,89 @@ def test_content_tells_data_apart() -> None:
     assert data.content() == nodes().content()
     others = (data.take(torch.arange(5)), nodes(seed=1))
     assert all(other.content() != data.content() for other in others)
+
+
+def test_masks_become_numbers_of_nodes() -> None:
+    x, graph = torch.rand(6, 2), Graph(torch.tensor([[0], [1]]), 6)
+    mask = torch.tensor([False, True, True, False, True, False])
+    y = torch.tensor([-1, 0, 1, 99, 1, -1])
+    for labels in (y, y[mask]):
+        data = GraphData(x, graph, mask, labels, 2)
+        assert data.ids.tolist() == [1, 2, 4] and data.y.tolist() == [0, 1, 1]
+        assert data.take(torch.tensor([2])).ids.tolist() == [4]
+    for bad, labels, word in (
+        (mask[:5], y, "expected \\[6\\]"),
+        (mask.long(), y, "give ids.bool"),
+        (mask.unsqueeze(1).repeat(1, 3), y, "take one, ids\\[:, 0\\]"),
+        (mask.unsqueeze(1).repeat(1, 2).long(), y, "ids.bool\\(\\)\\[:, 0\\]"),
+        (mask.unsqueeze(1).repeat(1, 3).long(), y, "expected int64 \\[M\\]"),
+        (mask.float(), y, "float32"),
+        (mask.numpy(), y, "ndarray"),
+        (~mask, y, "no label, for 2 of 3"),
+        (torch.zeros_like(mask), y, "at least one"),
+        (torch.tensor([1, 2, 4]), y, "take y\\[ids\\]"),
+        (torch.tensor([1, 2, 1]), torch.tensor([0, 1, 1]), "node 1 occurs with two labels"),
+    ):
+        with pytest.raises(BadValue, match=word):
+            GraphData(x, graph, bad, labels, 2)
+
+
+def test_what_is_no_dense_tensor_of_floats_is_refused() -> None:
+    x, graph, ids, y = torch.rand(4, 2), Graph(torch.tensor([[0], [1]]), 4), torch.arange(3), torch.arange(3)
+    for bad, word in (
+        ((x.to_sparse(), graph, ids, y, 3), "to_dense"),
+        ((x.numpy(), graph, ids, y, 3), "ndarray"),
+        ((x.long(), graph, ids, y, 3), "floats"),
+        ((x, graph, ids, y.int(), 3), "int64"),
+        ((x, graph, ids, y.unsqueeze(1), 3), "one label for each"),
+        ((x, graph, ids, y, 3.0), "n_classes"),
+        ((x, graph, ids.unsqueeze(1) * torch.tensor([1, 0]), y, 3), "expected 2 for pairs"),
+        ((x[:, :0], graph, ids, y, 3), "floats"),
+        ((x, graph.edge_index, ids, y, 3), "Graph"),
+        ((x, graph, ids.to("meta"), y, 3), "one device"),
+    ):
+        with pytest.raises(BadValue, match=word):
+            GraphData(*bad)  # type: ignore[arg-type]
+
+
+def test_edges_that_are_none_are_refused() -> None:
+    edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    for bad, n, word in (
+        (edges.T.contiguous(), 3, r"edge_index\.T\.long"),
+        (edges.float(), 3, r"edge_index\.long"),
+        (edges.int(), 3, r"edge_index\.long"),
+        (edges, 2, "names nodes 0..2"),
+        (edges - 1, 3, "names nodes -1..1"),
+        (torch.eye(3).to_sparse(), 3, "indices"),
+        (edges.numpy(), 3, "ndarray"),
+        (edges, 0, "at least 1"),
+        (edges, 3.0, "integer"),
+    ):
+        with pytest.raises(BadValue, match=word):
+            Graph(bad, n)  # type: ignore[arg-type]
+
+
+def test_torch_geometrics_data_become_graph_data() -> None:
+    from torch_geometric.data import Data
+
+    data = nodes()
+    mask = torch.zeros(60, dtype=torch.bool)
+    mask[data.ids] = True
+    y = torch.full((60,), -1)
+    y[data.ids] = data.y
+    theirs = Data(x=data.features, edge_index=data.graph.edge_index, y=y, train_mask=mask, val_mask=~mask)
+    found = GraphData.from_pyg(theirs)
+    assert torch.equal(found.ids, data.ids.sort().values) and torch.equal(found.y, y[found.ids])
+    assert found.n_classes == 3 and found.features is data.features
+    for part, key, value, word in (
+        ("test", "x", data.features, "no test_mask"),
+        ("val", "x", data.features, "no label"),
+        ("train", "edge_weight", torch.ones(data.graph.n_edges), "edge_weight"),
+        ("train", "train_mask", mask.unsqueeze(1).repeat(1, 2), "take one"),
+    ):
+        changed = theirs.clone()
+        changed[key] = value
+        with pytest.raises(BadValue, match=word):
+            GraphData.from_pyg(changed, part)  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match=r"GraphData\.from_pyg"):
+        ForwardGNN(make_gnn(), progress=False).fit(theirs)

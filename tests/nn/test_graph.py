@@ -107,6 +107,12 @@ def test_hop_features_are_powers_of_the_operator() -> None:
     torch.testing.assert_close(found, torch.cat([x, a @ x, a @ a @ x], 1))
 
 
+def test_kinds_and_widths_that_there_are_not_are_refused() -> None:
+    for kind, hidden, word in (("gin", [16], "gin"), ("gcn", [], "hidden"), ("gcn", [16, 0], "hidden")):
+        with pytest.raises(BadValue, match=word):
+            GNN(kind, hidden)  # type: ignore[arg-type]
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(BadValue, match="heads = 3"):
         GNN("gat", [16], heads=3)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from bpfree import BackpropGNN, HopMLP, HopRidge
-from bpfree.graph import Nodes, unit_rows
+from bpfree.data import GraphData
+from bpfree.graph import Graph, Nodes, unit_rows
 from bpfree.nn import Hops
 from bpfree.sparse import SparseMatrix
 from tests.helpers import CLASSES, make_gnn, nodes, pairs
@@ -35,6 +36,34 @@ def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
         loss.backward()
         optimizer.step()
     torch.testing.assert_close(torch.tensor([row["loss"][0] for row in history.rows]), torch.tensor(losses))
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_unusual_edges_mean_what_they_mean_to_torch_geometric(kind: Any, sparse: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    some, loops = torch.randint(20, (2, 40), generator=generator), torch.arange(7).repeat(2, 1)
+    x = torch.rand(20, 200 if sparse else 12, generator=generator)
+    x = x * (torch.rand(x.shape, generator=generator) < 0.05) if sparse else x
+    for edges in (
+        torch.cat([some, some[:, :20], some[:, :5]], 1),  # several times
+        torch.cat([some, loops, loops], 1),
+        some[:, some[0] < some[1]],  # one direction
+        some[:, (some < 9).all(0)],  # isolated nodes
+        some[:, :0],
+    ):
+        data = GraphData(x, Graph(edges, 20), torch.arange(20), torch.arange(20) % CLASSES, CLASSES)
+        options: dict[str, Any] = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+        trainer = BackpropGNN(make_gnn(kind), progress=False, **options)
+        trainer.build_for(data)  # type: ignore[arg-type]
+        scores = trainer.net(x, edges)
+        torch.testing.assert_close(trainer.cascade(data.ids), scores)
+        parameters = list(trainer.net.parameters())
+        expected = torch.autograd.grad(F.cross_entropy(scores, data.y), parameters)
+        before = [p.detach().clone() for p in parameters]
+        trainer.step(data.ids, data.y)
+        for old, new, gradient in zip(before, parameters, expected, strict=True):
+            torch.testing.assert_close(old - new, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_backpropagation_propagates_nothing_twice_and_nothing_unasked(
