@@ -16,6 +16,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
+from bpfree.encodings import LabelOverlay
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
@@ -24,6 +25,7 @@ from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_batch, check_data
+from bpfree.trainers.labels import fit_labels, place_as_saved
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
@@ -133,6 +135,7 @@ class Trainer(Builder):
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
+        self._fit_labels(data)
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
@@ -182,6 +185,7 @@ class Trainer(Builder):
         """
         cascade = self.cascade
         self._check_batch(x, y)
+        self._fit_labels_once(x, y)
         with self.running():
             return self._step(cascade, x, y, number)
 
@@ -272,7 +276,10 @@ class Trainer(Builder):
                 raise BadValue(
                     "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
                 )
-            self.build(sample_shape, state["n_classes"])
+            self._build(sample_shape, state["n_classes"], lambda cascade: place_as_saved(cascade, tensors))
+        else:
+            place_as_saved(self.cascade, tensors)
+            self.reset_optimizers()
         ckpt.load_module(self.cascade, tensors, Path(path))
         self.cascade.eval()
 
@@ -286,6 +293,19 @@ class Trainer(Builder):
                 # A compiled function is not copied: it would go on to compute with the original's weights.
                 block.compile(self.settings.compile)
         return twin
+
+    def _fit_labels_once(self, x: Tensor, y: Tensor) -> None:
+        """`_fit_labels` to a batch, where no training data were seen before."""
+        encoding = self.cascade.encoding
+        if isinstance(encoding, LabelOverlay) and not encoding.seen:
+            self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
+
+    def _fit_labels(self, train: TensorData) -> None:
+        """Decide by training data where labels go, and how long their codes are."""
+        with _seeds.borrowed(self.device):
+            _seeds.seed_global(self.device, self.seed, "labels")
+            if fit_labels(self.cascade, train):
+                self.reset_optimizers()
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:
