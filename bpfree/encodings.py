@@ -392,7 +392,8 @@ class LabelledLayer(nn.Module):
         places = [1] * (out.ndim - 2)
         last = isinstance(self.layer, nn.Linear)
         label = label.view(*label.shape[:2], *places, -1) if last else label.view(*label.shape, *places)
-        return (out + label).flatten(0, 1)
+        joined: Tensor = out + label
+        return joined.flatten(0, 1)
 
 
 def put_beside(body: nn.Module, n_classes: int) -> nn.Module:

@@ -87,8 +87,9 @@ class Trainer(Builder):
         return {}
 
     def build_for(self, data: TensorData) -> None:
-        """`build` for samples like those of ``data``."""
+        """`build` for training on ``data``, which show where labels go and how long their codes are."""
         self.build(data.sample_shape, data.n_classes)
+        self._fit_labels(data)
 
     def _check_batch(self, x: Tensor, y: Tensor) -> None:
         check_batch(x, y, self.n_classes, self.device)
@@ -132,10 +133,12 @@ class Trainer(Builder):
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
+        if judge is not None and self._cascade is not None:
+            # A run that is refused changes nothing.
+            self._check_shape(judge.sample_shape)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
-        self._fit_labels(data)
         self.reset_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))

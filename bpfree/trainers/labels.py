@@ -59,8 +59,8 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
     if not isinstance(encoding, LabelOverlay):
         return False
     rms, largest, faults = _scales(train)
-    undecided = encoding.beside is None
-    if undecided:
+    before = encoding.beside
+    if encoding.beside is None:
         encoding.beside = first_values_vary(train, encoding.n_classes)
     if encoding.beside:
         cascade.units[0].body = put_beside(cascade.units[0].body, encoding.n_classes)
@@ -73,8 +73,8 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
     encoding.seen = True
     if faults:
         # Where the user's call of fit stands.
-        warnings.warn(f"{train.name}: " + "; ".join(faults), stacklevel=4)
-    return undecided and encoding.beside
+        warnings.warn(f"{train.name}: " + "; ".join(faults), stacklevel=5)
+    return encoding.beside and before is None
 
 
 def first_values_vary(data: TensorData, n: int) -> bool:
@@ -96,7 +96,7 @@ def first_values_vary(data: TensorData, n: int) -> bool:
 
 
 def _columns(cascade: Cascade) -> LabelColumns:
-    first: LabelledLayer = cascade.units[0].body[0]  # type: ignore[index, assignment]
+    first: LabelledLayer = cascade.units[0].body[0]  # type: ignore[index]
     return first.label
 
 
@@ -122,6 +122,8 @@ def _unbalanced(encoding: LabelOverlay, rms: float, largest: float, train: Tenso
 
 
 def _unlike(ratio: float) -> list[str]:
+    if ratio == 0:
+        return ["the inputs are 0 everywhere"]
     if 1 / LONGEST <= ratio <= LONGEST:
         return []
     return [
