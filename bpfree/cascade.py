@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
-from bpfree.encodings import Encoding, Overlaid
+from bpfree.encodings import Encoding, LabelOverlay, Overlaid, put_beside
 from bpfree.graph import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
@@ -372,6 +372,10 @@ class Cascade(nn.Module):
     def build(self, x: Tensor, n_classes: int) -> None:
         """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``."""
         self.encoding.build(n_classes)
+        if isinstance(self.encoding, LabelOverlay):
+            self.encoding.place(x.shape[1:])
+            if self.encoding.beside:
+                self.units[0].body = put_beside(self.units[0].body, self.encoding.n_classes)
         with torch.no_grad():
             y = torch.zeros(len(x), dtype=torch.long, device=x.device)
             drawn = self.encoding.draw(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.cascade import Block, Cascade
-from bpfree.encodings import LabelOverlay, overlaid_bodies
+from bpfree.encodings import LabelOverlay, Overlay, overlaid_bodies
 from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
 from bpfree.nn import LengthNorm, RowNorm
 from bpfree.readouts import make_readouts
@@ -134,6 +134,7 @@ def localize(
     readout: str = "last",
     options: Mapping[str, Any] | None = None,
     output: Output = "joined",
+    overlay: Overlay = "auto",
 ) -> Cascade:
     """Cut ``model`` into a cascade of local blocks that share its parameters.
 
@@ -152,6 +153,8 @@ def localize(
         output: What becomes of the output layer: ``"joined"``, as above; ``"apart"``, every block has the
             loss, and the output layer learns above them by cross-entropy, a block of its own; ``"none"``,
             every block has the loss, and prediction is by the blocks' own scores.
+        overlay: Where a loss that learns from right and wrong labels is shown them, see
+            `bpfree.encodings.Overlay`.
 
     Raises:
         BadValue: If the loss or one of its options is unknown, or the cut does not fit the model.
@@ -163,6 +166,8 @@ def localize(
 
     losses = [make() for _ in stages]
     kind = losses[0]
+    if overlay != "auto" and not kind.signed:
+        raise BadValue(f"overlay = {overlay!r}: {type(kind).__name__} is shown no labels; leave overlay out")
     if kind.signed or kind.one_pass:
         if output == "apart":
             raise BadValue(
@@ -186,7 +191,7 @@ def localize(
         bodies = overlaid_bodies(stages) if kind.signed else stages
         blocks = [Block(body, own) for body, own in zip(bodies, losses, strict=True)]
     source = model if readout == "last" and output != "none" else None
-    encoding = LabelOverlay() if kind.signed else None
+    encoding = LabelOverlay(overlay=overlay) if kind.signed else None
     return Cascade(blocks, make_readouts(readout, losses), encoding, source=source)
 
 

@@ -122,9 +122,11 @@ def test_goodness_of_all_labels_at_once_is_that_of_one_label_after_another(
     skip_first: bool, form: Any
 ) -> None:
     trainer = ForwardForward(
-        make_mlp(16, 20, 16), progress=False, readout="goodness", skip_first=skip_first, goodness=form
-    )
+        make_mlp(16, 20, 16), progress=False, readout="goodness", skip_first=skip_first, goodness=form,
+        overlay="force",
+    )  # fmt: skip
     data = vectors()
+    data.x[:, :CLASSES] = 0.0
     trainer.fit(data, epochs=2, batch_size=16)
     x, _ = data.batch(torch.arange(10))
     bodies = [block.body for block in trainer.cascade.units]
@@ -177,8 +179,9 @@ def test_the_classifier_hears_normalised_outputs(skip_first: bool) -> None:
 
 
 def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = ForwardForward(make_mlp(), progress=False)
+    trainer = ForwardForward(make_mlp(), progress=False, overlay="force")
     data = vectors()
+    data.x[:, :CLASSES] = 0.0
     trainer.build(data.sample_shape, data.n_classes)
     x, y = data.batch(torch.arange(16))
     heard: list[list[Tensor]] = []

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from bpfree import _seeds
 from bpfree.cascade import Block, Cascade, JointBlock, Rows
 from bpfree.cutting import NORMS
+from bpfree.encodings import LabelColumns
 from bpfree.schedules import descend
 from bpfree.trainers import LEVELS, Trainer
 
@@ -268,6 +269,7 @@ def _probe(trainer: Trainer, x: Tensor, y: Tensor) -> Trainer:
     # The samples are inputs of the model already.
     probe.scaling = None
     probe.build(x.shape[1:], trainer.n_classes or int(y.max()) + 1)
+    probe._fit_labels_once(x, y)
     probe.reset_optimizers()
     return probe
 
@@ -294,5 +296,6 @@ def _weights(block: Block) -> list[str]:
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in block.body.named_modules()
         for name, p in module.named_parameters(recurse=False)
-        if p.requires_grad and p.dim() > 1 and not isinstance(module, NORMS)
+        # The columns of a label belong to the layer that they stand beside.
+        if p.requires_grad and p.dim() > 1 and not isinstance(module, (*NORMS, LabelColumns))
     ]

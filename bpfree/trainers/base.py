@@ -17,6 +17,7 @@ from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
+from bpfree.encodings import LabelOverlay
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
@@ -25,6 +26,7 @@ from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
+from bpfree.trainers.labels import fit_labels, place_as_saved
 from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
@@ -91,13 +93,16 @@ class Trainer(Builder):
         return {}
 
     def build_for(self, data: TensorData) -> None:
-        """`build` for samples like those of ``data``, whose scaling all other samples are given from now on.
+        """`build` for training on ``data``, whose scaling all other samples are given from now on.
+
+        The data show where labels go and how long their codes are, too.
 
         Raises:
             BadValue: If the data do not fit the network, or a trainer that was built before.
         """
         self.build(data.sample_shape, data.n_classes)
         self.scaling = self.scaling or Scaling.of(data)
+        self._fit_labels(data)
 
     def _check_batch(self, x: Tensor, y: Tensor) -> None:
         check_batch(x, y, self.n_classes, self.device, self.dtype)
@@ -152,6 +157,9 @@ class Trainer(Builder):
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
+        if judge is not None and self._cascade is not None:
+            # A run that is refused changes nothing.
+            self._check_shape(judge.sample_shape)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
@@ -208,6 +216,7 @@ class Trainer(Builder):
         """
         cascade = self.cascade
         self._check_batch(x, y)
+        self._fit_labels_once(x, y)
         number = self._next_step if number is None else number
         self._next_step = number + 1
         with self.running():
@@ -323,7 +332,10 @@ class Trainer(Builder):
                 raise BadValue(
                     "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
                 )
-            self.build(sample_shape, state["n_classes"])
+            self._build(sample_shape, state["n_classes"], lambda cascade: place_as_saved(cascade, tensors))
+        else:
+            place_as_saved(self.cascade, tensors)
+            self.reset_optimizers()
         ckpt.load_module(self.cascade, tensors, Path(path))
         if state.get("scaling") is not None:
             self.scaling = Scaling.from_state(state["scaling"])
@@ -334,6 +346,19 @@ class Trainer(Builder):
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
         return copy.deepcopy(self)
+
+    def _fit_labels_once(self, x: Tensor, y: Tensor) -> None:
+        """`_fit_labels` to a batch, where no training data were seen before."""
+        encoding = self.cascade.encoding
+        if isinstance(encoding, LabelOverlay) and not encoding.seen:
+            self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
+
+    def _fit_labels(self, train: TensorData) -> None:
+        """Decide by training data where labels go, and how long their codes are."""
+        with _seeds.borrowed(self.device):
+            _seeds.seed_global(self.device, self.seed, "labels")
+            if fit_labels(self.cascade, train):
+                self.reset_optimizers()
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:

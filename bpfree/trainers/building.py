@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -119,6 +119,12 @@ class Builder(ABC):
         Raises:
             BadValue: If the network does not accept such samples, or was built for another number of classes.
         """
+        self._build(sample_shape, n_classes)
+
+    def _build(
+        self, sample_shape: Sequence[int], n_classes: int, place: Callable[[Cascade], None] | None = None
+    ) -> None:
+        """`build`; ``place`` says before where labels are shown in the new cascade."""
         if self._cascade is not None:
             if self.n_classes != n_classes:
                 raise BadValue(
@@ -138,6 +144,8 @@ class Builder(ABC):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
+            if place is not None:
+                place(cascade)
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
             cascade.eval().build(x, n_classes)

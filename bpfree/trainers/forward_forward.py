@@ -13,7 +13,7 @@ from torch import nn
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
-from bpfree.encodings import LabelOverlay, overlaid_bodies
+from bpfree.encodings import LabelOverlay, Overlay, overlaid_bodies
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
 from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
@@ -38,7 +38,11 @@ class ForwardForwardSettings(TrainerSettings):
             of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
         negatives: How wrong labels are drawn, see `bpfree.encodings.LabelOverlay`.
         redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
-        label_scale: Value of the label code; 1 is the range of raw pixels.
+        overlay: Where the label goes. ``auto``: over the first C values of images, if these values are the
+            same in all training samples (the border of MNIST), and else beside the input, as C more values;
+            ``beside``; ``force``: over the first C values, whatever they are, with a warning if they vary.
+        label_scale: Value of a label code over the input, where 1 is the range of raw pixels; of one beside
+            it, its length, where 1 is the root mean square length of what a unit of the first layer sees.
         skip_first: Whether readouts leave out the first block.
         readout: The prediction rule; accuracy under the other is reported beside it.
         classifier: Whether the classifier readout is trained; it must be where it is the prediction rule.
@@ -62,6 +66,7 @@ class ForwardForwardSettings(TrainerSettings):
     norm: Literal["length", "layer"] = "length"
     negatives: Literal["uniform", "permuted", "hard"] = "uniform"
     redraw_negatives: bool = True
+    overlay: Overlay = "auto"
     label_scale: Annotated[float, Gt(0)] = 1.0
     skip_first: bool = True
     readout: Literal["classifier", "goodness"] = "classifier"
@@ -74,8 +79,9 @@ class ForwardForwardSettings(TrainerSettings):
 class ForwardForward(Trainer):
     """Each block learns to answer strongly to images under their own label and weakly under a wrong one.
 
-    The network's hidden layers become the blocks; its output layer takes no part. The first C values of a
-    sample are overwritten by the label, so images should be raw, in [0, 1].
+    The network's hidden layers become the blocks; its output layer takes no part. The label stands beside
+    the input, or overwrites the first C values of images where these never vary: such images should be raw,
+    in [0, 1].
     """
 
     id = "forward_forward"
@@ -114,9 +120,8 @@ class ForwardForward(Trainer):
         if s.classifier:
             readouts["classifier"] = ClassifierReadout(s.skip_first, norm())
         readouts = {s.readout: readouts.pop(s.readout)} | readouts
-        return Cascade(
-            blocks, readouts, LabelOverlay(n_classes, s.label_scale, s.negatives, redraw=s.redraw_negatives)
-        )
+        encoding = LabelOverlay(n_classes, s.label_scale, s.negatives, s.redraw_negatives, s.overlay)
+        return Cascade(blocks, readouts, encoding)
 
     @property
     def locality(self) -> str:

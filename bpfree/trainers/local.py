@@ -11,6 +11,7 @@ from torch import nn
 from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import Output, localize
+from bpfree.encodings import Overlay
 from bpfree.losses import LocalCrossEntropy, LocalLoss
 from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.stacked import stacked
@@ -31,12 +32,14 @@ class LocalSettings(TrainerSettings):
         output: What becomes of the network's output layer: the head of the last block (``joined``), a block
             of its own above blocks that all have the loss (``apart``), or nothing (``none``).
         readout: The prediction rule.
+        overlay: Where a loss that learns from right and wrong labels is shown them, as in `ForwardForward`.
     """
 
     loss: str = "mono_forward"
     loss_options: dict[str, Any] = field(default_factory=dict)
     output: Output = "joined"
     readout: ReadoutName = "last"
+    overlay: Overlay = "auto"
 
 
 def local_heads(n: int, pool: int | None) -> list[LocalLoss]:
@@ -56,10 +59,14 @@ class Local(Trainer):
     settings: LocalSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        if isinstance(self.net, Cascade):
-            return self.net.lead(self.settings.readout)
         s = self.settings
-        return localize(self.net, s.loss, s.cut, s.readout, s.loss_options, s.output)
+        if isinstance(self.net, Cascade):
+            if s.overlay != "auto":
+                raise BadValue(
+                    f"overlay = {s.overlay!r}: the cascade is made already; give overlay to bpfree.localize"
+                )
+            return self.net.lead(s.readout)
+        return localize(self.net, s.loss, s.cut, s.readout, s.loss_options, s.output, s.overlay)
 
     @property
     def locality(self) -> str:
