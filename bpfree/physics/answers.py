@@ -75,7 +75,7 @@ def checked_answer(y: Any, rows: int, n_out: int) -> Array:
 
 
 def numbers(values: Any, name: str) -> Array:
-    """Measured values as a new float64 array.
+    """Measured values as a new array, float32 where they are and otherwise float64.
 
     Raises:
         ValueError: If they are not real numbers, or some are NaN, infinite, masked or too large.
@@ -84,7 +84,7 @@ def numbers(values: Any, name: str) -> Array:
     wrong = _wrong_dtype(array.dtype)
     if wrong:
         raise ValueError(f"{name} is an array of {wrong}")
-    copied: Array = np.array(array, np.float64)
+    copied: Array = np.array(array, np.float32 if array.dtype == np.float32 else np.float64)
     missing = _missing(copied, np.ma.getmask(array))
     if missing:
         raise ValueError(f"{name}: {missing}")

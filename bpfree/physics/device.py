@@ -129,6 +129,8 @@ class Device:
     def measure(self, u: Tensor) -> Tensor:
         """`forward` for tensors: ``[B, n_in]`` to ``[B, n_out]`` on the same torch device, a constant.
 
+        Drives in half precision are sent, and answered, in float32.
+
         Raises:
             BadValue: If ``u`` requires grad: no gradient may enter a device.
         """
@@ -136,7 +138,8 @@ class Device:
             raise BadValue(
                 "the drive requires grad, and a physical device has no gradient; detach it at the wall"
             )
-        return torch.from_numpy(self.forward(u.cpu().numpy())).to(u.device)
+        drive = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+        return torch.from_numpy(self.forward(drive.cpu().numpy())).to(u.device)
 
     def _drive(self, u: Any) -> Array:
         if isinstance(u, Tensor):

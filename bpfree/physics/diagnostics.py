@@ -33,7 +33,7 @@ def r_squared(u: Array, y: Array, degree: int = 1, held_out: float = 0.25) -> fl
             answers are no real, finite numbers ``[N, ...]`` of one N.
     """
     try:
-        u, y = numbers(u, "u"), numbers(y, "y")
+        u, y = numbers(u, "u"), np.asarray(numbers(y, "y"), np.float64)
     except ValueError as error:
         raise BadValue(str(error)) from None
     if u.ndim != 2 or y.ndim != 2 or len(u) != len(y):

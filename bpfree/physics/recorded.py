@@ -112,9 +112,9 @@ class Replay:
 def _read(path: str | Path) -> tuple[Array, Array, list[int], Array]:
     """Drives, answers, rows of each call, and the input range."""
     try:
-        with np.load(path) as record:
+        with open(path, "rb") as file, np.load(file) as record:
             u, y, rows, bounds = (record[name] for name in ("u", "y", "rows", "input_range"))
-        y = numbers(y, "y").astype(y.dtype)
+        y = numbers(y, "y")
         fits = u.ndim == y.ndim == 2 and len(u) == len(y) == rows.sum() and bounds.shape == (2,)
         if not fits or rows.dtype.kind not in "iu" or rows.min() < 0:
             raise ValueError("its arrays do not fit together")

@@ -156,6 +156,13 @@ def test_the_wall_takes_numpy_and_no_graph() -> None:
     torch.testing.assert_close(y, torch.cat([2 * u, -u], 1).detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_drives_are_sent_in_float32(dtype: torch.dtype) -> None:
+    u = torch.from_numpy(drives(Doubler(), 4)).to(dtype)
+    expected = torch.cat([2 * u.float(), -u.float()], dim=1)
+    assert torch.equal(Device(Doubler()).measure(u), expected)
+
+
 def test_calibration_finds_what_was_put_in() -> None:
     class Known(Doubler):
         """Outputs 0..2 have noise of sd 0.1, 3 is dead, 4 is noise alone, 5 has rare outliers."""
