@@ -57,10 +57,10 @@ def assert_model_free(
     """Check that training needs nothing of a device but its answers.
 
     The system takes numpy arrays and returns real, finite ones that it does not write into later, and the
-    adapter refuses a tensor that requires a gradient. A whole run, by the closed form and by local autograd, finishes with every answer wrapped in a function
-    whose backward pass raises, and with a differentiable twin that raises when it is asked for. What a
-    layer's loss can reach through the graph is that layer's matrix and bias, and its features require no
-    gradient.
+    adapter refuses a tensor that requires a gradient. A whole run, by the closed form and by local autograd,
+    finishes with every answer wrapped in a function whose backward pass raises, and with a differentiable
+    twin that raises when it is asked for. What a layer's loss can reach through the graph is that layer's
+    matrix and bias, and its features require no gradient.
 
     Args:
         make_system: Makes the system.
