@@ -354,7 +354,7 @@ def _bounds(input_range: Any) -> tuple[float, float]:
 
 
 def _is_count(n: Any) -> bool:
-    return isinstance(n, int | float | np.number) and n >= 1 and float(n).is_integer()
+    return isinstance(n, int | float | np.number) and float(n) >= 1 and float(n).is_integer()
 
 
 _COUNTS = ("calls", "clipped_values", "clipped_rows", "retries_used", "retried_rows", "wall_time_s")
