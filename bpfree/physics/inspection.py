@@ -149,7 +149,7 @@ class Inspection:
             )
 
     def undriven(self, y: Array, noise: Array, repeated: int) -> None:
-        """Warn if no output differs more from drive to drive than it does when one drive is sent again.
+        """Warn if outputs hardly differ more from drive to drive than when one drive is sent again.
 
         Args:
             y: Answers to different drives, ``[B, n_out]``.
@@ -163,11 +163,11 @@ class Inspection:
         ratio = variance[varies] / np.square(noise[varies])
         # The standard deviation of this ratio where there is noise alone.
         chance = np.sqrt(2 / (len(y) - 1) + 2 / repeated)
-        if ratio.mean() < 1 + 2 * chance and ratio.max() < 1 + 5 * chance:
+        if ratio.mean() < 1 + chance and ratio.max() < 1 + 4 * chance:
             self._warn(
                 "undriven",
-                "the device's answers to different drives differ no more than its answers to one drive that "
-                "is sent again; does the drive reach it?",
+                "the device's answers to different drives differ hardly more than its answers to one drive "
+                "that is sent again; does the drive reach it?",
             )
 
     def _warn(self, kind: str, message: str) -> None:

@@ -548,9 +548,10 @@ def test_answers_that_do_not_depend_on_the_drive_are_noticed() -> None:
     rng = np.random.default_rng(0)
     for n in (16, 256):
         deaf = Device(Made(lambda y: rng.standard_normal(y.shape)))
-        with pytest.warns(UserWarning, match="no more than its answers to one drive"):
+        with pytest.warns(UserWarning, match="hardly more than its answers to one drive"):
             deaf.calibrate(n)
-    # One output of six hears the drive, and that under noise of the same size.
+    # Outputs that answer under noise of twice the size, and one that answers beside five that do not.
+    Device(Made(lambda y: 2 * rng.standard_normal(y.shape) + y * [1, 1, 1, 2, 2, 2])).calibrate(256)
     Device(Made(lambda y: rng.standard_normal(y.shape) + y * [1, 0, 0, 0, 0, 0])).calibrate(256)
 
 

@@ -167,7 +167,7 @@ def test_serve_answers_in_the_same_process_too() -> None:
 def test_the_message_tells_how_the_process_failed(failure: str, why: str, tmp_path: Path) -> None:
     with ProcessSystem(command(failure, tmp_path)) as system, pytest.raises(DeviceError, match=why) as caught:
         system.forward(drives(system, 2))
-    assert caught.value.retryable and "-9" not in str(caught.value) and "SIGKILL" not in str(caught.value)
+    assert caught.value.retryable and "(-9)" not in str(caught.value) and "SIGKILL" not in str(caught.value)
 
 
 def test_a_process_that_ended_while_idle_is_started_anew(tmp_path: Path) -> None:
