@@ -55,4 +55,6 @@ def acoustic_cavity(
         raise DataNotFound(
             f"{folder}: drives {list(x.shape)} and answers {list(y.shape)}; expected [N, 20] both"
         )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise DataNotFound(f"{folder}: values are NaN or infinite; remove the files and try again")
     return x, y

@@ -67,7 +67,8 @@ def load(
 ) -> Splits:
     """Load a data set, split into train, validation and test.
 
-    Images are uint8 `[N, C, H, W]`. Vowels are float features `[N, D]`, split by talker: the sizes count
+    Images are uint8 `[N, C, H, W]`; those of image_folder are floats in [0, 1] where a file has more than 8
+    bits. Vowels are float features `[N, D]`, split by talker: the sizes count
     talkers, and the test part follows split_seed too.
 
     Args:
@@ -212,14 +213,19 @@ def _permutation(y: Tensor, seed: int, *, stratified: bool) -> Tensor:
 
 
 def _channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel of uint8 images `[N, C, H, W]`.
+    """Mean and population standard deviation per channel of images `[N, C, H, W]`, uint8 or floats in [0, 1].
 
-    Both in units of a [0, 1] pixel. Counts the 256 grey levels instead of summing pixels: exact, and without
-    a float copy of the images.
+    Both in units of a [0, 1] pixel. Of uint8 it counts the 256 grey levels instead of summing pixels: exact,
+    and without a float copy of the images.
     """
     level = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in x.unbind(1):
+        if x.is_floating_point():
+            deviation, average = torch.std_mean(channel.double(), correction=0)
+            means.append(average.item())
+            stds.append(deviation.item())
+            continue
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = (share * level).sum()
         means.append(mean.item())

@@ -13,7 +13,7 @@ ROOT_VARIABLE = "BPFREE_DATA"
 
 
 class Raw(NamedTuple):
-    """A data set as published: uint8 images `[N, C, H, W]` and int64 labels `[N]`, in two parts."""
+    """A data set as published, in two parts: images `[N, C, H, W]`, uint8 or floats; int64 labels `[N]`."""
 
     x: Tensor
     y: Tensor

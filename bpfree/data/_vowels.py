@@ -96,7 +96,12 @@ def read_table(root: Path, download: bool) -> Tokens:
     names = [(match[1], match[2]) for match in found if match and match[2] in SEVEN]
     if len(names) != len(rows) or any(len(row) != 13 or None in row for row in rows):
         raise BadValue(f"{file}: expected rows of a name such as w01ae and 12 formants in Hz")
-    x = torch.tensor([[float(str(value)) for value in row[1:]] for row in rows])
+    try:
+        x = torch.tensor([[float(str(value)) for value in row[1:]] for row in rows])
+    except ValueError as error:
+        raise BadValue(f"{file}: expected formants in Hz ({error})") from None
+    if not torch.isfinite(x).all():
+        raise BadValue(f"{file}: {int((~torch.isfinite(x)).sum())} formants are NaN or infinite")
     return Tokens(
         x, torch.tensor([SEVEN.index(vowel) for _, vowel in names]), [talker for talker, _ in names]
     )

@@ -50,7 +50,7 @@ class CalibrationReport:
         scale = np.maximum(self.scale, self.noise)
         live = scale > 0
         scaled: Array = np.where(live, (y - self.offset) / np.where(live, scale, 1), 0)
-        return scaled.astype(y.dtype)
+        return scaled.astype(np.result_type(y.dtype, np.float32), copy=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The fields, as arrays and numbers."""

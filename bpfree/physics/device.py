@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue, DeviceError, Diverged
+from bpfree.physics.answers import ask
 from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarise
+from bpfree.physics.inspection import Inspection
 from bpfree.physics.system import Array, PhysicalSystem
 
 Purpose = Literal["train", "eval", "calibration", "other"]
@@ -27,9 +29,18 @@ class Device:
     it is "other". Rows of a failed call are not answered: they stand in `retried_rows`. Drives outside the
     input range are clipped, and the clipped values counted.
 
+    A call that fails is sent again, and if it keeps failing it is split in halves, down to single rows, so
+    that rows which fail now and then cost only themselves. The system gets a copy of the drives, and its
+    answer is copied.
+
+    Warns once about each of: many clipped values; outputs that never change, stand at one end of their
+    range, reach the end of an integer's range, or vary by less than float32 resolves; answers that stay the
+    same from some row on; and, at calibration, answers that do not depend on the drive.
+
     Args:
         system: Any `PhysicalSystem`.
-        retries: How often a call is sent again after a retryable `DeviceError`.
+        retries: How often a call, or a single row, is sent again after a retryable failure; 0: never, and
+            calls are not split.
         pause_s: Seconds to wait before the first retry; twice as long before each further one.
         max_rows: Most rows in one call of the system; longer batches are sent in pieces, each retried alone.
 
@@ -55,9 +66,10 @@ class Device:
                 f"{type(system).__name__} is no PhysicalSystem: it has no {', '.join(missing)}; "
                 "expected n_in, n_out, input_range and forward(u)"
             )
-        low, high = (float(bound) for bound in system.input_range)
-        if not -np.inf < low < high < np.inf:
-            raise BadValue(f"input_range = {system.input_range}: expected (low, high), finite, low < high")
+        low, high = _bounds(system.input_range)
+        for name in ("n_in", "n_out"):
+            if not _is_count(getattr(system, name)):
+                raise BadValue(f"{name} = {getattr(system, name)!r}: expected a whole number of at least 1")
         if retries < 0 or pause_s < 0 or (max_rows is not None and max_rows < 1):
             raise BadValue(
                 f"retries = {retries}, pause_s = {pause_s}, max_rows = {max_rows}: expected retries and "
@@ -72,6 +84,7 @@ class Device:
         self.wall_time_s = 0.0
         self.calibration: CalibrationReport | None = None
         self._purpose: Purpose = "other"
+        self._inspection = Inspection()
 
     @contextmanager
     def counters(self, purpose: Purpose) -> Iterator[None]:
@@ -94,16 +107,29 @@ class Device:
         Raises:
             BadValue: If ``u`` is a tensor, or has another shape or dtype.
             Diverged: If ``u`` holds NaN or infinity.
-            DeviceError: If the system failed for good, or answered with another shape or with NaN.
+            DeviceError: If the system failed for good, or its answer is no array ``[B, n_out]`` of real,
+                finite numbers; or if all of the first rows had the same answer.
         """
         u = self._drive(u)
-        step = self.max_rows or max(1, len(u))
-        pieces = [self._ask(u[start : start + step]) for start in range(0, len(u), step)]
-        y = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *pieces])
+        y = self.answers(u)
+        self._inspection.see(u, y, self.max_rows or max(1, len(u)))
         return y.astype(u.dtype, copy=False)
+
+    def answers(self, u: Array) -> Array:
+        """`forward` for drives inside the range, in float64 unless the system answers in float32.
+
+        They are not looked at for signs of a fault.
+        """
+        step = self.max_rows or max(1, len(u))
+        pieces = [self._answered(u[k : k + step], k, len(u)) for k in range(0, len(u), step)]
+        return (
+            pieces[0] if len(pieces) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *pieces])
+        )
 
     def measure(self, u: Tensor) -> Tensor:
         """`forward` for tensors: ``[B, n_in]`` to ``[B, n_out]`` on the same torch device, a constant.
+
+        Drives in half precision are sent, and answered, in float32.
 
         Raises:
             BadValue: If ``u`` requires grad: no gradient may enter a device.
@@ -112,7 +138,8 @@ class Device:
             raise BadValue(
                 "the drive requires grad, and a physical device has no gradient; detach it at the wall"
             )
-        return torch.from_numpy(self.forward(u.cpu().numpy())).to(u.device)
+        drive = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+        return torch.from_numpy(self.forward(drive.cpu().numpy())).to(u.device)
 
     def _drive(self, u: Any) -> Array:
         if isinstance(u, Tensor):
@@ -128,22 +155,45 @@ class Device:
             raise Diverged(f"{np.sum(~np.isfinite(u))} values of the drive are NaN or infinite")
         low, high = self.input_range
         outside = (u < low) | (u > high)
+        self._inspection.driven(u, int(outside.sum()), self.input_range)
         if outside.any():
             self.clipped_values += int(outside.sum())
             self.clipped_rows += int(outside.any(axis=1).sum())
             u = np.clip(u, low, high)
         return np.ascontiguousarray(u)
 
-    def _ask(self, u: Array) -> Array:
+    def _answered(self, u: Array, first: int, total: int, attempts: int | None = None) -> Array:
+        """Answers to the rows ``u`` of ``total``, beginning with row ``first``.
+
+        They are sent together, ``attempts`` times at most, and then in halves.
+        """
+        attempts = attempts or 1 + self.retries
+        try:
+            return self._sent(u, attempts)
+        except DeviceError as error:
+            if not error.retryable or self.retries == 0:
+                raise
+            if len(u) == 1:
+                tries = f"{attempts} attempts to send it alone"
+                raise DeviceError(
+                    f"row {first} of {total} was not answered in {tries}: {error}", retryable=False
+                ) from error
+        self._count_resent(u)
+        half = len(u) // 2
+        parts = ((u[:half], first), (u[half:], first + half))
+        return np.concatenate(
+            [self._answered(part, k, total, 1 if len(part) > 1 else None) for part, k in parts]
+        )
+
+    def _sent(self, u: Array, attempts: int) -> Array:
         """One call of the system, sent again while it fails in a way that may pass."""
-        for attempt in range(self.retries + 1):
+        for attempt in range(attempts):
             try:
-                y = self._checked(self._timed(u), len(u))
+                y = self._timed(u)
             except DeviceError as error:
-                if not error.retryable or attempt == self.retries:
+                if not error.retryable or attempt == attempts - 1:
                     raise
-                self.retried_rows += len(u)
-                self.retries_used += 1
+                self._count_resent(u)
                 time.sleep(self.pause_s * 2**attempt)
             else:
                 self.calls += 1
@@ -151,26 +201,16 @@ class Device:
                 return y
         raise AssertionError("the last attempt returns or raises")
 
+    def _count_resent(self, u: Array) -> None:
+        self.retried_rows += len(u)
+        self.retries_used += 1
+
     def _timed(self, u: Array) -> Array:
         started = time.perf_counter()
         try:
-            return self.system.forward(u)
+            return ask(self.system, u)
         finally:
             self.wall_time_s += time.perf_counter() - started
-
-    def _checked(self, y: Any, rows: int) -> Array:
-        if not isinstance(y, np.ndarray):
-            raise DeviceError(
-                f"the device answered a {type(y).__name__}; expected a numpy array", retryable=False
-            )
-        if y.shape != (rows, self.n_out):
-            raise DeviceError(
-                f"the device answered {list(y.shape)} to {rows} rows; expected [{rows}, {self.n_out}]",
-                retryable=False,
-            )
-        if not np.isfinite(y).all():
-            raise DeviceError(f"{np.sum(~np.isfinite(y))} values of the answer are NaN or infinite")
-        return y
 
     def calibrate(self, n: int = 256, *, seed: int = 0, drives: Array | None = None) -> CalibrationReport:
         """Probe the device, and keep what it answers as `calibration`.
@@ -182,17 +222,24 @@ class Device:
                 a device can behave otherwise where training drives it than on average over its range.
 
         Raises:
-            BadValue: With fewer than 8 probes.
-            DeviceError: As `forward`.
+            BadValue: With fewer than 8 probes, or if all of them are the same.
+            DeviceError: As `forward`, and if all probes have the same answer.
         """
         u = probes(n, self.n_in, self.input_range, seed) if drives is None else self._drive(drives)
         if len(u) < 8:
             raise BadValue(f"{len(u)} probes; expected at least 8")
+        if np.all(u == u[0]):
+            raise BadValue(
+                f"the {len(u)} drives to calibrate with are all the same inside the range "
+                f"{self.input_range}; expected different ones"
+            )
         count, times = repeats(len(u))
         with self.counters("calibration"):
             y = self.forward(u)
             again = np.stack([self.forward(u[:count]) for _ in range(times)])
+        self._inspection.examine(u, y, y.dtype)
         self.calibration = summarise(u, y, again, time.time())
+        self._inspection.undriven(y, self.calibration.noise, times * count)
         return self.calibration
 
     def drift_report(self) -> dict[str, float | int | None]:
@@ -294,6 +341,20 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _bounds(input_range: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in input_range)
+    except (TypeError, ValueError):
+        low, high = np.nan, np.nan
+    if not -np.inf < low < high < np.inf:
+        raise BadValue(f"input_range = {input_range!r}: expected two numbers (low, high), finite, low < high")
+    return low, high
+
+
+def _is_count(n: Any) -> bool:
+    return isinstance(n, int | float | np.number) and float(n) >= 1 and float(n).is_integer()
 
 
 _COUNTS = ("calls", "clipped_values", "clipped_rows", "retries_used", "retried_rows", "wall_time_s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpfree._errors import BadValue
+from bpfree.physics.answers import numbers
 from bpfree.physics.system import Array
 
 
@@ -28,10 +29,18 @@ def r_squared(u: Array, y: Array, degree: int = 1, held_out: float = 0.25) -> fl
     weigh little.
 
     Raises:
-        BadValue: If there are fewer rows to fit than coefficients, or the answers do not vary.
+        BadValue: If there are fewer rows to fit than coefficients, the answers do not vary, or drives or
+            answers are no real, finite numbers ``[N, ...]`` of one N.
     """
+    try:
+        u, y = numbers(u, "u"), np.asarray(numbers(y, "y"), np.float64)
+    except ValueError as error:
+        raise BadValue(str(error)) from None
+    if u.ndim != 2 or y.ndim != 2 or len(u) != len(y):
+        raise BadValue(
+            f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, n_in] and [N, n_out] of one N"
+        )
     features = polynomial_features(u, degree)
-    y = np.asarray(y, dtype=np.float64)
     n_fit = len(features) - max(1, round(held_out * len(features)))
     if n_fit < features.shape[1]:
         raise BadValue(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.physics.answers import ask
 from bpfree.physics.calibration import probes
+from bpfree.physics.device import Device
 from bpfree.physics.quantise import check_bits, quantise
 from bpfree.physics.simulated import load_rng, random, rng_state
 from bpfree.physics.system import Array, PhysicalSystem
@@ -95,7 +97,8 @@ class NonIdeal:
         self.scale = scale if scale is not None else self._measured_scale()
 
     def _measured_scale(self) -> float:
-        y = self.system.forward(probes(256, self.n_in, self.input_range, seed=0))
+        # A Device sends failed calls again.
+        y = Device(self.system).answers(probes(256, self.n_in, self.input_range, seed=0))
         scale = float(np.abs(y).mean())
         if scale == 0:
             raise BadValue("the system answered nothing but 0 to 256 random drives; is it switched on?")
@@ -110,7 +113,7 @@ class NonIdeal:
         if self.input_noise and not self._frozen:
             noise = self.input_noise * (high - low) * self._normal("input", u.shape)
             drive = np.clip(drive + noise, low, high).astype(u.dtype)
-        y = self.system.forward(np.ascontiguousarray(drive))
+        y = ask(self.system, drive)
         y = y * (1 + self.gain_drift * self._gain) + self.offset_drift * self.scale * self._offset
         if not self._frozen:
             y = self._noisy(y)

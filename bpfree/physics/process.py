@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
+from bpfree.physics.answers import ask
 from bpfree.physics.state import join_state, split_state
 from bpfree.physics.system import Array, PhysicalSystem
 
@@ -28,16 +30,18 @@ class ProcessSystem:
     where it likes ``"kind"``. Then it answers requests, each one line of JSON. To
     ``{"do": "forward", "rows": B}``, followed by ``B * n_in`` little-endian float64, it writes
     ``{"ok": true}`` and a newline, followed by ``B * n_out`` float64. A failure is a line
-    ``{"ok": false, "error": "...", "retryable": true}`` with nothing behind. Its standard error is left
-    alone. `serve` does all this for any system written in Python.
+    ``{"ok": false, "error": "...", "retryable": true}`` with nothing behind. Its standard error is passed
+    on. `serve` does all this for any system written in Python.
 
     A process that ends, answers nonsense or does not answer in time is stopped, and the call raises a
-    retryable `DeviceError`; the next call starts a new process, which knows nothing of the last one's random
-    state.
+    retryable `DeviceError` with the end of its standard error; the next call starts a new process, which
+    knows nothing of the last one's random state.
 
     Args:
         command: Program and arguments.
-        timeout_s: Longest wait for an answer, starting included.
+        timeout_s: Longest wait for an answer, in seconds.
+        start_timeout_s: Longest wait for the first line, in seconds: importing a driver may take long. None:
+            ``timeout_s``, and 60 s at least.
 
     Attributes:
         starts: How often the command was started.
@@ -46,16 +50,22 @@ class ProcessSystem:
         DeviceError: If the command cannot be started or does not introduce itself.
     """
 
-    def __init__(self, command: Sequence[str], *, timeout_s: float = 60.0) -> None:
-        if not command or timeout_s <= 0:
-            raise BadValue(f"command = {command}, timeout_s = {timeout_s}: expected a program, and above 0 s")
-        self.command, self.timeout_s, self.starts = list(command), timeout_s, 0
+    def __init__(
+        self, command: Sequence[str], *, timeout_s: float = 60.0, start_timeout_s: float | None = None
+    ) -> None:
+        if start_timeout_s is None:
+            start_timeout_s = max(60.0, timeout_s)
+        if not command or isinstance(command, str) or timeout_s <= 0 or start_timeout_s <= 0:
+            raise BadValue(
+                f"command = {command!r}, timeout_s = {timeout_s}, start_timeout_s = {start_timeout_s}: "
+                "expected a list of a program and its arguments, and above 0 s"
+            )
+        self.command, self.starts = list(command), 0
+        self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: _StandardError | None = None
         self._facts: dict[str, Any] = {}
         self._start()
-        self.n_in, self.n_out = int(self._facts["n_in"]), int(self._facts["n_out"])
-        self.input_range = (float(self._facts["input_range"][0]), float(self._facts["input_range"][1]))
-        self.kind = str(self._facts.get("kind", "device"))
 
     def forward(self, u: Array) -> Array:
         """Answers ``[B, n_out]`` in float64; see `PhysicalSystem`."""
@@ -96,6 +106,8 @@ class ProcessSystem:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if self._stderr is not None:
+            self._stderr.join(timeout=1.0)  # a child of the process may hold it open for longer
 
     def __enter__(self) -> Self:
         return self
@@ -107,19 +119,31 @@ class ProcessSystem:
 
     def _start(self) -> None:
         try:
-            self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
         except OSError as error:
             raise DeviceError(f"{self.command[0]} cannot be started: {error}", retryable=False) from None
+        assert self._process.stderr is not None
+        self._stderr = _StandardError(self._process.stderr)
+        self._stderr.start()
         self.starts += 1
-        facts, _ = self._exchange(b"", 0)
-        missing = {"n_in", "n_out", "input_range"} - facts.keys()
-        if missing or (self._facts and facts != self._facts):
+        facts, _ = self._exchange(b"", 0, self.start_timeout_s)
+        try:
+            self.n_in, self.n_out = int(facts["n_in"]), int(facts["n_out"])
+            low, high = facts["input_range"]
+            self.input_range = (float(low), float(high))
+            understood = not self._facts or facts == self._facts
+        except (KeyError, TypeError, ValueError):
+            understood = False
+        if not understood:
             self.close()
             raise DeviceError(
                 f"{self.command[0]} introduced itself as {facts}; expected n_in, n_out and input_range"
                 + (f", as before: {self._facts}" if self._facts else ""),
                 retryable=False,
             )
+        self.kind = str(facts.get("kind", "device"))
         self._facts = facts
 
     def _request(
@@ -127,9 +151,9 @@ class ProcessSystem:
     ) -> tuple[dict[str, Any], bytes]:
         if self._process is None:
             self._start()
-        return self._exchange(json.dumps(header).encode() + b"\n" + data, answer_bytes)
+        return self._exchange(json.dumps(header).encode() + b"\n" + data, answer_bytes, self.timeout_s)
 
-    def _exchange(self, message: bytes, answer_bytes: int) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, message: bytes, answer_bytes: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
         """Send, and read the line and the bytes that come back; stop the process if that goes wrong."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -140,36 +164,77 @@ class ProcessSystem:
             late.set()
             process.kill()
 
-        watchdog = threading.Timer(self.timeout_s, give_up)
+        watchdog = threading.Timer(timeout_s, give_up)
         watchdog.start()
+        line = data = b""
+        answer: Any = None
         try:
             process.stdin.write(message)
             process.stdin.flush()
             line = process.stdout.readline()
-            answer = json.loads(line) if line.endswith(b"\n") else None
+            answer = json.loads(line)
             if isinstance(answer, dict) and answer.get("ok", True):
                 data = process.stdout.read(answer_bytes)
                 if len(data) == answer_bytes:
                     return answer, data
-                answer = None
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             answer = None
         except BaseException:  # interrupted half way: what is still in the pipe would answer the next request
             self._kill(process)
             raise
         finally:
             watchdog.cancel()
-        if isinstance(answer, dict):
+        if isinstance(answer, dict) and not answer.get("ok", True):
             raise DeviceError(str(answer.get("error")), retryable=bool(answer.get("retryable", True)))
+        if late.is_set():
+            hint = "" if message else "; give start_timeout_s if it takes longer to start"
+            why = f"did not answer within {timeout_s} s{hint}"
+        elif line.endswith(b"\n") and not isinstance(answer, dict):
+            why = (
+                f"wrote {line[:60]!r} to its standard output, which is no answer; nothing else may be "
+                "written there: print to standard error"
+            )
+        else:
+            what = f", {len(data)} bytes into an answer of {answer_bytes}" if data else ""
+            why = _ended(process) + what
         self._kill(process)
-        why = (
-            f"did not answer within {self.timeout_s} s" if late.is_set() else f"ended ({process.returncode})"
-        )
-        raise DeviceError(f"the process {self.command[0]} {why}, or answered what is no answer")
+        assert self._stderr is not None
+        raise DeviceError(f"the process {self.command[0]} {why}{self._stderr.tail()}")
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
         self.close()
+
+
+class _StandardError(threading.Thread):
+    """Passes a process's standard error on to ours, and remembers its end."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._end = pipe, b""
+
+    def run(self) -> None:
+        """Read until the process has ended."""
+        with self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 4096):
+                self._end = (self._end + chunk)[-4096:]
+                with contextlib.suppress(OSError):
+                    os.write(2, chunk)
+
+    def tail(self) -> str:
+        """The last lines, as the end of a sentence."""
+        lines = [line.strip() for line in self._end.decode(errors="replace").splitlines() if line.strip()]
+        said = " / ".join(lines[-3:])[-400:]
+        return f"; its standard error ends with: {said}" if said else ""
+
+
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    """What became of a process whose output is at its end."""
+    try:
+        code = process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return "closed its standard output"
+    return f"ended ({code if code >= 0 else signal.Signals(-code).name})"
 
 
 def serve(
@@ -177,28 +242,36 @@ def serve(
 ) -> None:
     """Serve a system to a `ProcessSystem` until the input ends, then close it.
 
-    What is printed meanwhile goes to standard error, for standard output is the pipe.
+    Answers are judged as `bpfree.physics.Device` judges those of a system in its own process, and whatever
+    exception the system raises reaches the other side as a `DeviceError`. What is printed meanwhile goes to
+    standard error, for standard output is the pipe, and standard input is at its end.
 
     Args:
         system: Any system.
         requests, answers: Binary streams; standard input and output by default.
     """
-    requests = requests or sys.stdin.buffer
+    if requests is None:
+        requests = os.fdopen(os.dup(0), "rb")
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
     if answers is None:
         answers = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
-    facts = {"n_in": system.n_in, "n_out": system.n_out, "input_range": list(system.input_range)}
-    facts["kind"] = getattr(system, "kind", "device")
+    low, high = system.input_range
+    facts: dict[str, Any] = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
+    facts |= {"input_range": [float(low), float(high)], "kind": getattr(system, "kind", "device")}
     _write(answers, facts)
     try:
         while line := requests.readline():
             header = json.loads(line)
-            drive = requests.read(header.get("rows", 0) * system.n_in * 8)
+            drive = requests.read(header.get("rows", 0) * facts["n_in"] * 8)
             try:
                 answer, data = _serve_one(system, header, drive)
             except DeviceError as error:
-                answer = {"ok": False, "error": str(error), "retryable": error.retryable}
-                data = b""
+                answer, data = {"ok": False, "error": str(error), "retryable": error.retryable}, b""
+            except Exception as error:  # noqa: BLE001  it is reported on the other side
+                said = f"{type(error).__name__}: {error}"
+                answer, data = {"ok": False, "error": said, "retryable": False}, b""
             _write(answers, answer, data)
     finally:
         if hasattr(system, "close"):
@@ -208,14 +281,8 @@ def serve(
 def _serve_one(system: Any, header: Mapping[str, Any], drive: bytes) -> tuple[dict[str, Any], bytes]:
     match header["do"]:
         case "forward":
-            u = np.frombuffer(drive, _FLOAT64).reshape(header["rows"], system.n_in).astype(np.float64)
-            y = np.asarray(system.forward(u), _FLOAT64)
-            if y.shape != (len(u), system.n_out):
-                expected = [len(u), system.n_out]
-                raise DeviceError(
-                    f"the device answered {list(y.shape)}; expected {expected}", retryable=False
-                )
-            return {"ok": True}, y.tobytes()
+            u = np.frombuffer(drive, _FLOAT64).reshape(header["rows"], int(system.n_in))
+            return {"ok": True}, ask(system, u).astype(_FLOAT64).tobytes()
         case "state":
             own = system.state_dict() if hasattr(system, "state_dict") else None
             return {"ok": True, "state": _packed(own) if own is not None else None}, b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
+from bpfree.physics.answers import ask, numbers
 from bpfree.physics.system import Array, PhysicalSystem
 
 
@@ -27,8 +29,8 @@ class Recorder:
         self._calls: list[tuple[Array, Array]] = []
 
     def forward(self, u: Array) -> Array:
-        """The system's answers; calls that raise are not recorded."""
-        y = self.system.forward(u)
+        """The system's answers; calls that raise, or whose answer is refused, are not recorded."""
+        y = ask(self.system, u)
         self._calls.append((u.copy(), y.copy()))
         return y
 
@@ -73,11 +75,7 @@ class Replay:
     kind: ClassVar[str] = "recorded"
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            with np.load(path) as record:
-                u, y, rows, bounds = (record[name] for name in ("u", "y", "rows", "input_range"))
-        except (OSError, ValueError, KeyError) as error:
-            raise BadValue(f"{path}: no record of a device ({error}); Recorder.save writes one") from None
+        u, y, rows, bounds = _read(path)
         self.n_in, self.n_out = u.shape[1], y.shape[1]
         self.input_range = (float(bounds[0]), float(bounds[1]))
         ends = np.cumsum(rows)
@@ -85,19 +83,22 @@ class Replay:
         self._next = 0
 
     def forward(self, u: Array) -> Array:
-        """The recorded answers to the next call.
+        """The recorded answers to the next call, which may have been recorded in parts.
 
         Raises:
             DeviceError: If the record is at its end, or its next call had other drives. Not retryable.
         """
         if self._next >= len(self._calls):
             raise DeviceError(f"the record ends after {len(self._calls)} calls", retryable=False)
-        drive, answer = self._calls[self._next]
+        end, rows = self._next + 1, len(self._calls[self._next][0])
+        while rows < len(u) and end < len(self._calls):
+            rows, end = rows + len(self._calls[end][0]), end + 1
+        drive, answer = (np.concatenate(parts) for parts in zip(*self._calls[self._next : end], strict=True))
         if not np.array_equal(u, drive):
             what = f"{list(u.shape)}, not {list(drive.shape)}" if u.shape != drive.shape else "other values"
             raise DeviceError(f"call {self._next} was recorded with another drive: {what}", retryable=False)
-        self._next += 1
-        return np.array(answer)
+        self._next = end
+        return answer
 
     def state_dict(self) -> dict[str, Any]:
         """How far the record has been replayed."""
@@ -106,3 +107,17 @@ class Replay:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` took."""
         self._next = state["next"]
+
+
+def _read(path: str | Path) -> tuple[Array, Array, list[int], Array]:
+    """Drives, answers, rows of each call, and the input range."""
+    try:
+        with open(path, "rb") as file, np.load(file) as record:
+            u, y, rows, bounds = (record[name] for name in ("u", "y", "rows", "input_range"))
+        y = numbers(y, "y")
+        fits = u.ndim == y.ndim == 2 and len(u) == len(y) == rows.sum() and bounds.shape == (2,)
+        if not fits or rows.dtype.kind not in "iu" or rows.min() < 0:
+            raise ValueError("its arrays do not fit together")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise BadValue(f"{path}: no record of a device ({error}); Recorder.save writes one") from None
+    return u, y, rows.tolist(), bounds

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.physics.answers import numbers
+from bpfree.physics.inspection import named
 from bpfree.physics.simulated import Disorder, Simulated, random
 from bpfree.physics.system import Array
 
@@ -44,7 +46,8 @@ class CavitySurrogate(Simulated):
         tone: Which tone each output follows, ``[n_out]``.
 
     Raises:
-        BadValue: If the measurements do not fit together, or are too few.
+        BadValue: If the measurements do not fit together, are too few or no real, finite numbers, or if an
+            output never changes.
     """
 
     kind = "surrogate"
@@ -59,11 +62,18 @@ class CavitySurrogate(Simulated):
         noise: float = 1.0,
         **options: Any,
     ) -> None:
+        try:
+            u, y = numbers(u, "u"), numbers(y, "y")
+        except ValueError as error:
+            raise BadValue(str(error)) from None
         if u.ndim != 2 or y.ndim != 2 or len(u) != len(y) or len(u) < 100 or u.shape[1] % sources:
             raise BadValue(
                 f"u is {list(u.shape)} and y {list(y.shape)}; expected [N, {sources} * tones] and [N, n_out] "
                 "with the same N of at least 100"
             )
+        constant = np.ptp(y, axis=0) == 0
+        if constant.any():
+            raise BadValue(f"{named(constant)} have one value in all {len(y)} rows; leave them out of y")
         self.sources, self.n_in, self.n_out = sources, u.shape[1], y.shape[1]
         self.input_range = (float(u.min()), float(u.max()))
         norms = np.linalg.norm(u, axis=1)

@@ -53,9 +53,11 @@ class PhysicalSystem(Protocol):
             u: Drives ``[B, n_in]``, inside `input_range`, float32 or float64, C-contiguous.
 
         Returns:
-            Answers ``[B, n_out]``.
+            Answers ``[B, n_out]``, one row for each drive: a numpy array of real, finite numbers of any dtype
+            and layout. A complex answer is returned as real channels, such as its real and imaginary parts.
 
         Raises:
-            DeviceError: If the device fails; ``retryable`` says whether to ask again.
+            DeviceError: If the device fails; ``retryable`` says whether to ask again. Other exceptions count
+                as failures too, and errors of the program, such as TypeError, as ones that will not pass.
         """
         ...

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree._errors import BadValue
+from bpfree._errors import BadValue, DeviceError
 from bpfree.data import TensorData, as_data
 from bpfree.nn import physical_net
 from bpfree.physics import Device, PhysicalSystem, Recorder, Replay
+from bpfree.physics.answers import checked_answer
+from bpfree.physics.system import Array
 from bpfree.testing._common import assert_same_bits
 from bpfree.trainers import Physical
 
@@ -54,11 +56,11 @@ def assert_model_free(
 ) -> None:
     """Check that training needs nothing of a device but its answers.
 
-    The system takes and returns numpy arrays, and the adapter refuses a tensor that requires a gradient. A
-    whole run, by the closed form and by local autograd, finishes with every answer wrapped in a function
-    whose backward pass raises, and with a differentiable twin that raises when it is asked for. What a
-    layer's loss can reach through the graph is that layer's matrix and bias, and its features require no
-    gradient.
+    The system takes numpy arrays and returns real, finite ones that it does not write into later, and the
+    adapter refuses a tensor that requires a gradient. A whole run, by the closed form and by local autograd,
+    finishes with every answer wrapped in a function whose backward pass raises, and with a differentiable
+    twin that raises when it is asked for. What a layer's loss can reach through the graph is that layer's
+    matrix and bias, and its features require no gradient.
 
     Args:
         make_system: Makes the system.
@@ -74,9 +76,7 @@ def assert_model_free(
     device = Device(make_system())
     low, high = device.input_range
     middle = np.full((2, device.n_in), (low + high) / 2)
-    answer = device.system.forward(middle)
-    if not isinstance(answer, np.ndarray):
-        raise AssertionError(f"the system answered a {type(answer).__name__}, not a numpy array")
+    _check_answers(device, middle)
     try:
         device.measure(torch.from_numpy(middle).requires_grad_())
     except BadValue:
@@ -88,6 +88,21 @@ def assert_model_free(
         trainer = physical_trainer(poisoned, samples, gradients=gradients, **options)
         trainer.fit(samples, epochs=epochs, batch_size=batch_size)
         _audit(trainer, samples)
+
+
+def _check_answers(device: Device, middle: Array) -> None:
+    """Check what the system returns, for callers that have no `Device` to copy it and to judge it."""
+    drive = middle.copy()
+    answer = device.system.forward(drive)
+    try:
+        first = checked_answer(answer, len(middle), device.n_out)
+    except DeviceError as error:
+        raise AssertionError(str(error)) from error
+    if not np.array_equal(drive, middle):
+        raise AssertionError("the system wrote into the drive that it was given; have it copy the drive")
+    device.system.forward(np.full_like(middle, device.input_range[1]))
+    if not np.array_equal(answer, first):
+        raise AssertionError("a later call changed an earlier answer; have the system return a new array")
 
 
 def _audit(trainer: Physical, data: TensorData) -> None:

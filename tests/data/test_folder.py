@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +104,171 @@ def test_options_are_checked(folder):
         load("image_folder")
     with pytest.raises(BadValue, match=r"image_size is 0"):
         load("image_folder", path=folder, image_size=0)
+
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 4096, (5, 6))
+COLOR = RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+PALETTE = Image.fromarray(COLOR).convert("P")
+SECOND = {"save_all": True, "append_images": [Image.new("RGB", (6, 5))]}
+
+
+def put(folder, write, name="zz.png"):
+    """One image, of both parts and two classes, by ``write(path)``."""
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            file = folder / part / label / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file)
+    return folder
+
+
+def write_png(file, pixels, bits, color_type):
+    """A PNG file of big-endian samples `[H, W(, C)]`, written out by hand."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def write_pgm(file, pixels, top):
+    height, width = pixels.shape
+    file.write_bytes(f"P5 {width} {height} {top}\n".encode() + pixels.astype(">u2").tobytes())
+
+
+def save(image, **options):
+    return lambda file: image.save(file, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        ("a.png", lambda f: write_png(f, GREY, 16, 0), GREY / 65535),
+        ("a.tif", save(Image.fromarray(GREY.astype(np.uint16))), GREY / 65535),
+        ("a.pgm", lambda f: write_pgm(f, GREY, 65535), GREY / 65535),
+        ("a.pgm", lambda f: write_pgm(f, GREY, 4095), GREY / 4095),
+        ("a.tif", save(Image.fromarray((GREY / 4095).astype(np.float32))), GREY / 4095),
+    ],
+    ids=["PNG", "TIFF", "PGM", "PGM of 12 bits", "floats"],
+)
+def test_grey_images_of_more_than_8_bits_keep_them(tmp_path, name, write, expected):
+    put(tmp_path, write, name)
+    data = load("image_folder", path=tmp_path)
+    assert data.test.x.dtype == torch.float32 and data.test.x.shape == (2, 3, 5, 6)
+    for channel in data.test.x[0]:
+        np.testing.assert_allclose(channel, expected, atol=1e-5)
+    x, _ = data.test.batch(torch.arange(2))
+    assert torch.equal(x, data.test.x)
+    resized = load("image_folder", path=tmp_path, image_size=3).test.x[0, 0]
+    exact = Image.fromarray(expected.astype(np.float32)).resize((3, 3), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(resized, np.asarray(exact), atol=1e-5)
+
+
+def test_images_of_8_and_of_16_bits_are_read_on_one_scale(tmp_path):
+    for label, pixels in (("a", GREY), ("b", GREY // 2)):
+        for part in ("train", "test"):
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.fromarray(COLOR).save(tmp_path / part / label / "0.png")
+            write_png(tmp_path / part / label / "1.png", pixels, 16, 0)
+    data = load("image_folder", path=tmp_path, standardize=True, augment=["flip"])
+    x = data.test.x
+    np.testing.assert_allclose(x[0], COLOR.transpose(2, 0, 1) / 255, atol=1e-6)
+    np.testing.assert_allclose(x[3, 1], (GREY // 2) / 65535, atol=1e-6)
+    train = data.train.batch(torch.arange(len(data.train)))[0]
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.tif", save(Image.fromarray(GREY.astype(np.int32))), "black and white are not known"),
+        ("a.tif", save(Image.fromarray(GREY.astype(np.float32))), "black and white are not known"),
+        ("a.tif", save(Image.fromarray(np.full((5, 6), np.nan, np.float32))), "from nan to nan"),
+        ("a.png", save(Image.fromarray(np.dstack([COLOR, GREY.astype(np.uint8)]))), "transparent pixels"),
+        ("a.png", save(Image.merge("LA", [Image.fromarray(COLOR[:, :, 0])] * 2)), "transparent pixels"),
+        ("a.png", save(PALETTE, transparency=PALETTE.getpixel((0, 0))), "transparent pixels"),
+        ("a.png", save(Image.fromarray(COLOR), transparency=tuple(COLOR[0, 0].tolist())), "transparent"),
+        ("a.tif", save(Image.fromarray(COLOR), **SECOND), "2 frames"),
+        ("a.webp", save(Image.fromarray(COLOR), **SECOND), "2 frames"),
+        ("a.png", lambda f: f.write_bytes(b""), "cannot be decoded"),
+        (".a.png", save(Image.fromarray(COLOR)), "is hidden"),
+    ],
+    ids=[
+        "32 bits", "floats in 0..4095", "NaN", "alpha", "grey and alpha", "palette", "transparent color",
+        "pages", "animation", "empty", "hidden",
+    ],
+)  # fmt: skip
+def test_images_that_would_be_misread_are_refused_by_name(tmp_path, name, write, message):
+    put(tmp_path, write, name)
+    with pytest.raises(BadValue, match=rf"{name}.*{message}"):
+        load("image_folder", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("a.png", Image.fromarray(GREY > 2000)),
+        ("a.png", Image.fromarray(COLOR).convert("P")),
+        ("a.png", Image.fromarray(COLOR).convert("RGBA")),
+        ("a.png", Image.fromarray(COLOR).convert("LA")),
+        ("a.tif", Image.fromarray(COLOR).convert("CMYK")),
+    ],
+    ids=["1 bit", "palette", "opaque", "opaque grey", "CMYK"],
+)
+def test_other_kinds_of_8_bits_become_rgb(tmp_path, name, image):
+    put(tmp_path, save(image), name)
+    x = load("image_folder", path=tmp_path).test.x
+    assert x.dtype == torch.uint8
+    np.testing.assert_array_equal(x[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the picture's top is the right side of what is stored
+    put(tmp_path, save(Image.fromarray(COLOR), exif=exif))
+    x = load("image_folder", path=tmp_path).test.x
+    np.testing.assert_array_equal(x[0].permute(1, 2, 0), np.rot90(COLOR, -1))
+
+
+def test_color_of_16_bits_is_read_with_a_warning(tmp_path):
+    put(tmp_path, lambda f: write_png(f, COLOR.astype(int) * 257, 16, 2))
+    with pytest.warns(UserWarning, match="4 color images .* upper 8") as caught:
+        x = load("image_folder", path=tmp_path).test.x
+    assert len(caught) == 1
+    np.testing.assert_array_equal(x[0].permute(1, 2, 0), COLOR)
+
+
+def test_a_camera_s_preview_is_no_second_picture(tmp_path):
+    image = Image.new("RGB", (8, 8), (200, 0, 0))
+    put(tmp_path, save(image, format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]), "a.jpg")
+    assert load("image_folder", path=tmp_path).test.x[0, 0, 0, 0] > 190
+
+
+def test_files_that_are_not_read_are_counted(folder):
+    (folder / "train" / "cat" / "cat.gif").write_bytes(b"GIF89a")
+    (folder / "test" / "stray.png").write_bytes(b"")
+    for name in (".DS_Store", "Thumbs.db"):
+        (folder / "train" / "cat" / name).write_bytes(b"")
+    (folder / "train" / ".cache").mkdir()
+    with pytest.raises(DataNotFound, match=r"\.cache"):
+        load("image_folder", path=folder)
+    (folder / "train" / ".cache").rmdir()
+    with pytest.warns(UserWarning, match=r"2 files .*such as .*stray\.png") as caught:
+        load("image_folder", path=folder)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("size", [(3,), (3, 3, 3), 2.5, (3, 2.5), -1, "33"])
+def test_sizes_are_checked(folder, size):
+    with pytest.raises(BadValue, match="image_size"):
+        load("image_folder", path=folder, image_size=size)

@@ -176,6 +176,10 @@ def test_the_table_of_formants_is_read_as_it_is(tmp_path: Path) -> None:
 def test_another_table_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "a", [["w01ae", *range(11)]])
     write_table(tmp_path / "b", [["w01zz", *range(12)]])
+    for root, value in (("c", "not measured"), ("d", "nan")):
+        write_table(tmp_path / root, [["w01ae", value, *range(11)]])
+        with pytest.raises(BadValue, match="formants"):
+            load("vowel_formants", root=tmp_path / root)
     for root in ("a", "b"):
         with pytest.raises(BadValue, match="w01ae"):
             load("vowel_formants", root=tmp_path / root)

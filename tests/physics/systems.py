@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from bpfree.physics import AcousticCavity, AcousticMembranes, MicrowaveCavity, MultimodeFibre, Simulated
 from bpfree.physics.calibration import probes
@@ -49,3 +50,48 @@ class Doubler:
 
     def forward(self, u: Array) -> Array:
         return np.concatenate([2 * u, -u], axis=1)
+
+
+def _broken(value: Any) -> Callable[[Array], Array]:
+    def fault(y: Array) -> Array:
+        y[1, 2] = value
+        return y
+
+    return fault
+
+
+def _raising(error: Exception) -> Callable[[Array], Array]:
+    def fault(y: Array) -> Array:
+        raise error
+
+    return fault
+
+
+#: What makes an answer that is none of the right one ``[B, 6]``.
+FAULTS: dict[str, Callable[[Any], Any]] = {
+    "complex": lambda y: y + 0j,
+    "complex64": lambda y: (y + 1j).astype(np.complex64),
+    "masked": lambda y: np.ma.array(y, mask=y == y[1, 2]),
+    "objects": lambda y: y.astype(object),
+    "strings": lambda y: y.astype(str),
+    "dates": lambda y: y.astype("datetime64[s]"),
+    "a list": lambda y: y.tolist(),
+    "a tensor": torch.from_numpy,
+    "nothing": lambda _: None,
+    "a number": lambda y: float(y[0, 0]),
+    "transposed": lambda y: y.T,
+    "a row too many": lambda y: np.concatenate([y, y[:1]]),
+    "one row": lambda y: y[:1],
+    "flat": lambda y: y.ravel(),
+    "half precision overflow": lambda y: np.where(y == y[1, 2], np.float16(np.inf), y.astype(np.float16)),
+    "extended precision overflow": lambda y: y.astype(np.longdouble) * np.longdouble("1e4000"),
+    "NaN": _broken(np.nan),
+    "infinite": _broken(-np.inf),
+    "SCPI not a number": _broken(9.91e37),
+    "SCPI overload": _broken(-9.9e37),
+    "SCPI not a number in milli": _broken(9.91e34),
+    "huge": _broken(1e300),
+    "a broadcast scalar": lambda y: np.broadcast_to(y[:1, :1], (len(y), 1)),
+    "a mistake": _raising(KeyError("channel")),
+    "a dead cable": _raising(TimeoutError("no reply from GPIB0::12")),
+}

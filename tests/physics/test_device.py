@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,18 @@ import pytest
 import torch
 
 from bpfree._errors import BadValue, DeviceError, Diverged
-from bpfree.physics import AcousticCavity, Device, NonIdeal, PhysicalSystem, join_state, split_state
-from tests.physics.systems import Doubler, drives
+from bpfree.physics import (
+    AcousticCavity,
+    Device,
+    NonIdeal,
+    PhysicalSystem,
+    Recorder,
+    Replay,
+    join_state,
+    nonlinearity_index,
+    split_state,
+)
+from tests.physics.systems import FAULTS, Doubler, drives
 
 
 class Flaky(Doubler):
@@ -91,7 +103,7 @@ def test_retryable_failures_are_sent_again_and_only_answers_count() -> None:
 def test_failures_end_when_they_last_or_may_not_be_retried() -> None:
     lasting = Flaky(*range(99))
     with pytest.raises(DeviceError, match="dropped frame"):
-        Device(lasting, retries=3).forward(drives(lasting))
+        Device(lasting, retries=3).forward(drives(lasting, 1))
     assert lasting.called == 4
     final = Flaky(0, retryable=False)
     with pytest.raises(DeviceError):
@@ -144,6 +156,13 @@ def test_the_wall_takes_numpy_and_no_graph() -> None:
     torch.testing.assert_close(y, torch.cat([2 * u, -u], 1).detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_drives_are_sent_in_float32(dtype: torch.dtype) -> None:
+    u = torch.from_numpy(drives(Doubler(), 4)).to(dtype)
+    expected = torch.cat([2 * u.float(), -u.float()], dim=1)
+    assert torch.equal(Device(Doubler()).measure(u), expected)
+
+
 def test_calibration_finds_what_was_put_in() -> None:
     class Known(Doubler):
         """Outputs 0..2 have noise of sd 0.1, 3 is dead, 4 is noise alone, 5 has rare outliers."""
@@ -159,7 +178,8 @@ def test_calibration_finds_what_was_put_in() -> None:
             return y
 
     device = Device(Known())
-    report = device.calibrate(2000)
+    with pytest.warns(UserWarning, match=r"1 of 6 outputs \(3\) never changed"):
+        report = device.calibrate(2000)
     # 2 u is uniform on [-2, 2]: 5th to 95th percentile are 3.6 apart.
     np.testing.assert_allclose(report.scale[:3], 3.6 / 3.2897, rtol=0.05)
     np.testing.assert_allclose(report.offset[:3], 5, atol=0.15)
@@ -261,3 +281,335 @@ def test_the_pause_doubles_from_one_retry_to_the_next(monkeypatch: pytest.Monkey
     monkeypatch.setattr("bpfree.physics.device.time.sleep", pauses.append)
     Device(Flaky(0, 1, 2), pause_s=0.5).forward(drives(Doubler()))
     assert pauses == [0.5, 1.0, 2.0]
+
+
+class Made(Doubler):
+    """Answers what ``make`` makes of the right answer."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def forward(self, u: Any) -> Any:
+        return self.make(super().forward(u))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("around", [lambda s: s, NonIdeal, Recorder], ids=["bare", "nonideal", "recorder"])
+def test_no_fault_of_an_answer_passes(fault: Callable[[Any], Any], around: Callable[..., Any]) -> None:
+    """In float32, as trainers drive it, and in float64; at once and at calibration."""
+    options = {"scale": 1.0} if around is NonIdeal else {}
+    device = Device(around(Made(fault), **options), retries=1)
+    for dtype in (np.float32, np.float64):
+        with pytest.raises(DeviceError, match=r"device answered|in the device's answer|device raised"):
+            device.forward(drives(device, 4).astype(dtype))
+    with pytest.raises(DeviceError):
+        device.calibrate(32)
+    assert sum(device.passes.values()) == 0 and device.calibration is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: y[:, ::-1][:, ::-1],
+        np.asfortranarray,
+        np.ma.array,
+        lambda y: y.view(np.matrix),
+        lambda y: y.astype(">f8"),
+        lambda y: y.astype(np.longdouble),
+        lambda y: np.lib.stride_tricks.as_strided(y, writeable=False),
+    ],
+    ids=[
+        "negative strides",
+        "columns first",
+        "nothing masked",
+        "matrix",
+        "big endian",
+        "extended",
+        "read-only",
+    ],
+)
+def test_layout_and_kind_of_a_float_array_do_not_matter(make: Callable[[Any], Any]) -> None:
+    u = drives(Doubler(), 5)
+    expected = Doubler().forward(u)
+    np.testing.assert_array_equal(Device(Made(make)).forward(u), expected)
+    measured = Device(Made(make)).measure(torch.from_numpy(u).float())
+    torch.testing.assert_close(measured, torch.from_numpy(expected).float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int64, np.float16])
+def test_other_real_numbers_are_taken_as_they_are(dtype: Any) -> None:
+    answer = (np.arange(24).reshape(4, 6) % 5).astype(dtype)
+    y = Device(Answers(answer)).forward(drives(Doubler(), 4))
+    np.testing.assert_array_equal(y, answer.astype(np.float64))
+
+
+def test_a_system_may_use_its_memory_again() -> None:
+    class Buffered(Doubler):
+        buffer = np.empty((50, 6))
+
+        def forward(self, u: Any) -> Any:
+            self.buffer[: len(u)] = super().forward(u)
+            return self.buffer[: len(u)]
+
+    u = drives(Doubler(), 50)
+    for max_rows in (None, 20):
+        device = Device(Buffered(), max_rows=max_rows)
+        first, second = device.forward(u), device.forward(-u)
+        np.testing.assert_array_equal(first, Doubler().forward(u))
+        np.testing.assert_array_equal(second, Doubler().forward(-u))
+    assert device.calibrate(64).nonlinearity_index == pytest.approx(0, abs=1e-12)
+
+
+def test_a_system_that_writes_into_its_drive_changes_nothing_else(tmp_path: Any) -> None:
+    class Writing(Doubler):
+        called = 0
+
+        def forward(self, u: Any) -> Any:
+            self.called += 1
+            u *= 2
+            if self.called == 1:
+                raise DeviceError("dropped frame")
+            return np.concatenate([u, -u / 2], axis=1)
+
+    recorder = Recorder(Writing())
+    u = drives(Doubler(), 5)
+    tensor = torch.from_numpy(u.copy())
+    y = Device(recorder).measure(tensor)
+    np.testing.assert_array_equal(y.numpy(), Doubler().forward(u))
+    np.testing.assert_array_equal(tensor.numpy(), u)
+    recorder.save(tmp_path / "r.npz")
+    np.testing.assert_array_equal(Device(Replay(tmp_path / "r.npz")).forward(u), Doubler().forward(u))
+
+
+class Frail(Doubler):
+    """Fails on calls with a row that is among ``bad``, and at random for a share of the rows."""
+
+    def __init__(self, share: float = 0.0, bad: float | None = None, answers_nan: bool = False) -> None:
+        self.share, self.bad, self.answers_nan = share, bad, answers_nan
+        self.rng, self.rows = np.random.default_rng(0), 0
+
+    def forward(self, u: Any) -> Any:
+        self.rows += len(u)
+        y = super().forward(u)
+        failed = (self.rng.random(len(u)) < self.share) | (u[:, 0] == self.bad)
+        if self.answers_nan:
+            y[failed] = np.nan
+        elif failed.any():
+            raise DeviceError("dropped frame")
+        return y
+
+
+@pytest.mark.parametrize("answers_nan", [False, True])
+@pytest.mark.parametrize("share", [0.01, 0.05])
+def test_rows_that_fail_at_random_are_survived(share: float, answers_nan: bool, tmp_path: Any) -> None:
+    system = Frail(share, answers_nan=answers_nan)
+    recorder = Recorder(system)
+    device = Device(recorder)
+    u = drives(system, 174)
+    with device.counters("train"):
+        for _ in range(20):
+            np.testing.assert_array_equal(device.forward(u), Doubler().forward(u))
+    assert device.passes["train"] == 20 * 174
+    assert device.retried_rows == system.rows - 20 * 174 > 0
+    # What was answered in parts is replayed as it was asked for.
+    recorder.save(tmp_path / "r.npz")
+    replayed = Device(Replay(tmp_path / "r.npz"))
+    for _ in range(20):
+        np.testing.assert_array_equal(replayed.forward(u), Doubler().forward(u))
+
+
+@pytest.mark.parametrize("max_rows", [None, 50])
+@pytest.mark.parametrize(("answers_nan", "why"), [(False, "dropped frame"), (True, "6 values are NaN")])
+def test_a_row_that_always_fails_is_named(max_rows: int | None, answers_nan: bool, why: str) -> None:
+    u = drives(Doubler(), 174)
+    system = Frail(0.01, bad=u[101, 0], answers_nan=answers_nan)
+    device = Device(system, retries=4, max_rows=max_rows)
+    with pytest.raises(DeviceError, match=rf"^row 101 of 174 was not answered in 5 attempts .*{why}"):
+        device.forward(u)
+    with pytest.raises(DeviceError, match=why):
+        Device(Frail(bad=u[101, 0], answers_nan=answers_nan), retries=0).forward(u)
+
+
+def test_whatever_a_system_raises_is_told_and_a_mistake_is_not_retried() -> None:
+    class Raising(Doubler):
+        called = 0
+
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def forward(self, u: Any) -> Any:
+            self.called += 1
+            if self.called < 3:
+                raise self.error
+            return super().forward(u)
+
+    u = drives(Doubler(), 2)
+    timeout = Raising(TimeoutError("no reply from GPIB0::12"))
+    np.testing.assert_array_equal(Device(timeout).forward(u), Doubler().forward(u))
+    mistake = Raising(AttributeError("no channel B"))
+    with pytest.raises(
+        DeviceError, match=r"raised AttributeError: no channel B \(test_device\.py, line \d+\)"
+    ):
+        Device(mistake).forward(u)
+    assert mistake.called == 1
+    stop = Raising(KeyboardInterrupt())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        Device(stop).forward(u)
+
+
+def test_a_constant_device_is_refused() -> None:
+    u = drives(Doubler(), 100)
+    for make in (lambda y: 0 * y, lambda y: 0 * y + 3.5, lambda y: 0 * y + np.arange(6)):
+        with pytest.raises(DeviceError, match="one answer to"):
+            Device(Made(make)).calibrate(16)
+        with pytest.raises(DeviceError, match="one answer to"):
+            Device(Made(make)).forward(u)
+        device = Device(Made(make))
+        with pytest.raises(DeviceError, match="one answer to"):
+            for row in u:
+                device.forward(row[None])
+    first_row = Device(Made(lambda y: y[:1] + 0 * y), max_rows=10)
+    with pytest.raises(DeviceError, match="one answer to 10 rows"):
+        for part in np.split(u, 5):
+            first_row.forward(part)
+    one = np.zeros((100, 3))
+    np.testing.assert_array_equal(Device(Doubler()).forward(one), Doubler().forward(one))
+    with pytest.raises(BadValue, match="all the same"):
+        Device(Doubler()).calibrate(drives=one)
+
+
+def clip(y: Any, column: int, top: float) -> Any:
+    y[:, column] = np.minimum(y[:, column], top)
+    return y
+
+
+def wrapped(y: Any, dtype: Any, gain: float) -> Any:
+    return (gain * y).astype(np.int64).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda y: y * [1, 1, 0, 1, 0, 1], r"2 of 6 outputs \(2, 4\) never changed"),
+        (lambda y: clip(y, 1, -1.0), r"1 of 6 outputs \(1\) stood at one end .* largest value -1"),
+        (lambda y: -clip(y, 1, -1.0), r"1 of 6 outputs \(1\) stood at one end .* smallest value 1"),
+        (lambda y: clip(y, 1, -1.9), r"1 of 6 outputs \(1\) stood at one end"),
+        (lambda y: wrapped(y, np.int16, 20000), r"3 of 6 outputs \(0, 1, 2\) are whole numbers"),
+        (lambda y: wrapped(y, np.int16, 20000).astype(np.float32), "3 of 6 outputs .* are whole numbers"),
+        (lambda y: wrapped(y + 2, np.uint8, 80), "are whole numbers"),
+        (lambda y: np.clip(wrapped(y + 2, int, 68), 0, 255), "whole numbers that reach the end"),
+        (lambda y: np.clip(wrapped(y + 3, int, 900), 0, 4095), "whole numbers that reach the end"),
+        (lambda y: 10e6 + y, "lost in float32"),
+    ],
+    ids=[
+        "two dead", "top", "bottom", "nearly always", "int16", "int16 as float", "uint8", "full 8 bits",
+        "full 12 bits", "offset",
+    ],
+)  # fmt: skip
+def test_suspicious_outputs_are_named_once(make: Callable[[Any], Any], said: str) -> None:
+    device = Device(Made(make))
+    u = drives(Doubler(), 200).astype(np.float32)
+    with pytest.warns(UserWarning, match=said) as caught:
+        device.forward(u)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=said) as caught:
+        Device(Made(make)).calibrate(drives=u)
+    assert len(caught) == 1
+    device.forward(u)
+    device.calibrate(drives=u)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: y > 0,
+        np.sign,
+        lambda y: np.round(3 * y),
+        lambda y: np.round(100 * y),
+        lambda y: np.maximum(y + 1, 0),
+        lambda y: wrapped(y, np.int16, 15000),
+        lambda y: np.random.default_rng(0).poisson(20 * (y + 3)),
+        lambda y: 1000 + y,
+    ],
+    ids=["bits", "signs", "few levels", "whole", "one-sided", "int16", "photons", "offset"],
+)
+def test_ordinary_outputs_are_not_suspected(make: Callable[[Any], Any]) -> None:
+    """One-sided: a quarter of output 0 is at 0, less than what is called saturated."""
+    device = Device(Made(make))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        device.forward(0.9 * drives(Doubler(), 300).astype(np.float32))
+
+
+def test_a_device_that_stops_answering_anew_is_noticed() -> None:
+    class Dying(Doubler):
+        lamp = True
+
+        def forward(self, u: Any) -> Any:
+            return super().forward(u) if self.lamp else np.full((len(u), 6), 0.25)
+
+    system = Dying()
+    device = Device(system)
+    u = drives(system, 100)
+    device.forward(u)
+    system.lamp = False
+    device.forward(u)
+    device.forward(u)
+    with pytest.warns(UserWarning, match="last 300 answers are all the same"):
+        device.forward(u)
+    device.forward(u)
+
+
+def test_answers_that_do_not_depend_on_the_drive_are_noticed() -> None:
+    rng = np.random.default_rng(0)
+    for n in (16, 256):
+        deaf = Device(Made(lambda y: rng.standard_normal(y.shape)))
+        with pytest.warns(UserWarning, match="hardly more than its answers to one drive"):
+            deaf.calibrate(n)
+    # Outputs that answer under noise of twice the size, and one that answers beside five that do not.
+    Device(Made(lambda y: 2 * rng.standard_normal(y.shape) + y * [1, 1, 1, 2, 2, 2])).calibrate(256)
+    Device(Made(lambda y: rng.standard_normal(y.shape) + y * [1, 0, 0, 0, 0, 0])).calibrate(256)
+
+
+def test_drives_that_are_mostly_clipped_are_remarked_once() -> None:
+    device = Device(Doubler())
+    u = drives(device, 100)
+    device.forward(u)
+    device.forward(1.05 * u)
+    with pytest.warns(UserWarning, match=r"outside the device's range \(-1\.0, 1\.0\) and were clipped"):
+        device.forward(10 * u)
+    device.forward(10 * u)
+
+
+def test_the_members_of_a_system_are_checked() -> None:
+    for name, value in (
+        ("n_in", 2.5), ("n_out", 0), ("n_in", "3"), ("n_out", None), ("input_range", 1.0),
+        ("input_range", (0.0, 0.5, 1.0)), ("input_range", ([0.0, 0.0], [1.0, 1.0])), ("input_range", "ab"),
+    ):  # fmt: skip
+        system = Doubler()
+        setattr(system, name, value)
+        with pytest.raises(BadValue, match=name):
+            Device(system)
+
+
+def test_a_failing_system_can_be_put_behind_electronics() -> None:
+    assert NonIdeal(Frail(0.005)).scale == pytest.approx(NonIdeal(Doubler()).scale)
+
+
+@pytest.mark.parametrize("bad", [1 + 1j, np.nan, 9.91e37], ids=["complex", "NaN", "SCPI"])
+def test_the_nonlinearity_index_refuses_what_is_no_measurement(bad: Any) -> None:
+    u = drives(Doubler(), 40)
+    y = Doubler().forward(u)
+    assert nonlinearity_index(u, y) == pytest.approx(0, abs=1e-12)
+    broken = y.astype(complex) if isinstance(bad, complex) else y.copy()
+    broken[3, 2] = bad
+    for pair in ((u, broken), (broken, u), (u, y[:-1]), (u, np.ma.array(y, mask=y > 1))):
+        with pytest.raises(BadValue):
+            nonlinearity_index(*pair)
+
+
+def test_whole_numbers_are_standardised_to_fractions() -> None:
+    report = Device(Made(lambda y: np.round(100 * y))).calibrate(64)
+    np.testing.assert_allclose(
+        report.standardise(np.full((1, 6), 7)), report.standardise(np.full((1, 6), 7.0)), rtol=1e-6
+    )

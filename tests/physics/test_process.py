@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bpfree._errors import DeviceError
 from bpfree.physics import AcousticCavity, Device, ProcessSystem, serve
-from tests.physics.systems import Doubler, drives
+from tests.physics.systems import FAULTS, Doubler, drives
 
 # Starting python with torch takes seconds; a device needs neither torch nor bpfree.
 BARE = """
@@ -51,7 +53,10 @@ def test_it_answers_as_the_device_in_process_bit_for_bit() -> None:
     code = (
         "from bpfree.physics import AcousticCavity as A, serve\n"
         "class Chatty(A):\n"
-        "    def forward(self, u): print('hello'); return super().forward(u)\n"
+        "    def forward(self, u):\n"
+        "        print('hello')\n"
+        "        try: input('what is typed here is no request')\n"
+        "        except EOFError: return super().forward(u)\n"
         "serve(Chatty(seed_device=3))"
     )
     with ProcessSystem([sys.executable, "-c", code]) as there:
@@ -116,7 +121,7 @@ def test_a_process_that_keeps_failing_is_an_error_in_the_end(failure: str, why: 
         ProcessSystem(command(failure, tmp_path), timeout_s=0.5) as system,
         pytest.raises(DeviceError, match=why),
     ):
-        Device(system, retries=2).forward(drives(system, 2))
+        Device(system, retries=2).forward(drives(system, 1))
     assert system.starts == 3
 
 
@@ -146,3 +151,82 @@ def test_serve_answers_in_the_same_process_too() -> None:
     assert json.loads(answers.readline()) == {"ok": True, "state": None}
     refused = json.loads(answers.readline())
     assert not refused["ok"] and "advance" in refused["error"] and not refused["retryable"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        ("raise OSError('lamp driver is gone')", r"ended \(1\).*OSError: lamp driver is gone$"),
+        ("__import__('os').kill(__import__('os').getpid(), 11)", r"ended \(SIGSEGV\)$"),
+        ("out.write(b'{\"ok\": true}\\n1234'); out.flush(); sys.exit()", r"ended \(0\), 4 bytes .* of 48$"),
+        ("print('hello', flush=True)", r"wrote b'hello\\n' to its standard output, which is no answer"),
+        ("out.write(b'\\xff\\xfe\\n'); out.flush()", r"wrote b'\\xff"),
+    ],
+    ids=["raises", "crashes", "breaks off", "prints", "no text"],
+)
+def test_the_message_tells_how_the_process_failed(failure: str, why: str, tmp_path: Path) -> None:
+    with ProcessSystem(command(failure, tmp_path)) as system, pytest.raises(DeviceError, match=why) as caught:
+        system.forward(drives(system, 2))
+    assert caught.value.retryable and "(-9)" not in str(caught.value) and "SIGKILL" not in str(caught.value)
+
+
+def test_a_process_that_ended_while_idle_is_started_anew(tmp_path: Path) -> None:
+    with ProcessSystem(command(GOOD, tmp_path)) as system:
+        u = drives(system, 2)
+        assert system._process is not None
+        system._process.kill()
+        system._process.wait()
+        with pytest.raises(DeviceError, match="SIGKILL"):
+            system.forward(u)
+        np.testing.assert_array_equal(system.forward(u), 2 * u)
+
+
+def test_an_error_before_the_introduction_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "device.py"
+    script.write_text("import a_driver_that_is_missing")
+    with pytest.raises(DeviceError, match=r"ended \(1\).*No module named 'a_driver_that_is_missing'"):
+        ProcessSystem([sys.executable, "-S", str(script)])
+    for facts in ('{"n_in": "three", "n_out": 3, "input_range": [0, 1]}', '{"n_in": 3, "n_out": 3}'):
+        with pytest.raises(DeviceError, match="introduced itself"):
+            ProcessSystem([sys.executable, "-S", "-c", f"print({facts!r}, flush=True); input()"])
+
+
+def test_a_slow_start_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
+    slow = command(GOOD, tmp_path)
+    script = Path(slow[-1])
+    script.write_text("import time; time.sleep(0.4)\n" + script.read_text())
+    with ProcessSystem(slow, timeout_s=0.2) as system:
+        u = drives(system, 1)
+        np.testing.assert_array_equal(system.forward(u), 2 * u)
+    with pytest.raises(DeviceError, match=r"not answer within 0\.1 s; give start_timeout_s"):
+        ProcessSystem(slow, start_timeout_s=0.1)
+
+
+class Faulty(Doubler):
+    """Answers what ``fault`` makes of the right answer."""
+
+    def __init__(self, fault: Callable[[Any], Any]) -> None:
+        self.fault = fault
+
+    def forward(self, u: Any) -> Any:
+        return self.fault(super().forward(u))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_answers_are_judged_alike_in_process_and_served(fault: Callable[[Any], Any]) -> None:
+    u = drives(Doubler(), 4)
+    with pytest.raises(DeviceError) as here:
+        Device(Faulty(fault), retries=0).forward(u)
+    answers = io.BytesIO()
+    serve(Faulty(fault), io.BytesIO(b'{"do": "forward", "rows": 4}\n' + u.tobytes()), answers)
+    there = json.loads(answers.getvalue().splitlines()[1])
+    assert there == {"ok": False, "error": str(here.value), "retryable": here.value.retryable}
+
+
+def test_served_systems_may_use_numpy_numbers() -> None:
+    class Box(Doubler):
+        n_in, n_out, input_range = np.int64(3), np.int64(6), (np.float32(-1), np.float32(1))
+
+    answers = io.BytesIO()
+    serve(Box(), io.BytesIO(), answers)  # type: ignore[arg-type]
+    assert json.loads(answers.getvalue())["input_range"] == [-1.0, 1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,31 @@ def test_what_is_no_record_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "text.npz").write_text("no record")
     np.savez(tmp_path / "other.npz", x=1)
-    for name in ("missing.npz", "text.npz", "other.npz"):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:60])
+    np.save(tmp_path / "array.npz.npy", np.zeros(3))
+    for name in ("missing.npz", "text.npz", "other.npz", "empty.npz", "broken.npz", "array.npz.npy"):
         with pytest.raises(BadValue, match=name):
             Replay(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"u": np.zeros(4)},
+        {"y": np.zeros((4, 6), complex)},
+        {"y": np.full((4, 6), np.nan)},
+        {"y": np.zeros((3, 6))},
+        {"rows": np.array([3])},
+        {"rows": np.array([5, -1])},
+        {"rows": np.array([4.0])},
+        {"input_range": np.array(1.0)},
+    ],
+)
+def test_a_record_whose_arrays_do_not_fit_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    whole = {"u": np.zeros((4, 3)), "y": np.zeros((4, 6)), "rows": [4], "input_range": [-1.0, 1.0]}
+    np.savez(tmp_path / "r.npz", **whole)  # type: ignore[arg-type]
+    Replay(tmp_path / "r.npz").forward(np.zeros((4, 3)))
+    np.savez(tmp_path / "r.npz", **(whole | changed))
+    with pytest.raises(BadValue, match="no record of a device"):
+        Replay(tmp_path / "r.npz")

@@ -103,3 +103,8 @@ def test_measurements_that_do_not_fit_are_refused() -> None:
     for bad in ((u[:50], y[:50]), (u, y[:-1]), (u[:, :-1], y)):
         with pytest.raises(BadValue, match="expected"):
             CavitySurrogate(*bad, sources=SOURCES)
+    dead, unread = y.copy(), y.copy()
+    dead[:, 1], unread[7, 1] = 0.5, 9.91e37
+    for broken, why in ((y + 0j, "real channels"), (dead, r"outputs \(1\)"), (unread, "no reading")):
+        with pytest.raises(BadValue, match=why):
+            CavitySurrogate(u, broken, sources=SOURCES)

@@ -69,6 +69,44 @@ def test_training_needs_nothing_but_answers(skip: bool) -> None:
     assert_model_free(cavity, vectors(24), net={"skip": skip}, inner_steps=2)
 
 
+def test_faults_of_a_system_are_seen() -> None:
+    class Complex(Quantised):
+        def forward(self, u: Any) -> Any:
+            return super().forward(u) * 1j
+
+    class Writing(Quantised):
+        def forward(self, u: Any) -> Any:
+            u -= 0.1
+            return super().forward(u)
+
+    class Reusing(Quantised):
+        memory = np.zeros((2, 40))
+
+        def forward(self, u: Any) -> Any:
+            self.memory[:] = super().forward(u)
+            return self.memory
+
+    for system, why in ((Complex, "real channels"), (Writing, "wrote into"), (Reusing, "a later call")):
+        with pytest.raises(AssertionError, match=why):
+            assert_model_free(system, vectors(24))
+
+
+@pytest.mark.parametrize("normalise", ["none", "calibrated"])
+def test_a_device_that_is_switched_off_ends_the_run(normalise: str) -> None:
+    class Off(Quantised):
+        def forward(self, u: Any) -> Any:
+            return np.zeros((len(u), self.n_out))
+
+    with pytest.raises(DeviceError, match=r"one answer to \d+ rows \(all 0\)"):
+        trainer_on(Device(Off()), normalise=normalise).fit(easy(160), epochs=1, batch_size=32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_devices_can_be_driven_under_half_precision(precision: str) -> None:
+    trainer = trainer_on(Device(cavity()), gradients="autograd", precision=precision)
+    trainer.fit(vectors(24), epochs=1, batch_size=8)
+
+
 def test_a_record_of_the_answers_trains_the_same_weights() -> None:
     assert_replays(cavity, vectors(24), inner_steps=2)
 
