@@ -180,11 +180,18 @@ def test_the_identity_gradient_is_that_of_the_last_activation_of_a_block_alone()
         nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
     )
     trainer = built(
-        net, cut=[f"{k}" for k in (0, 4)], peer_weight=0.2, momentum=0.0, weight_decay=0.0, lr=0.1
+        net,
+        cut=[f"{k}" for k in (0, 4)],
+        peer_weight=0.2,
+        momentum=0.0,
+        weight_decay=0.0,
+        lr=0.1,
+        overlay="force",
     )
     body, loss = trainer.cascade.units[0].body, trainer.cascade.losses[0]
     weights = [p.detach().clone().requires_grad_() for p in body.parameters()]
     x, y = vectors(16).batch(torch.arange(16))
+    x[:, :CLASSES] = 0.0
     stream = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
     wrong = (y + torch.randint(1, CLASSES, y.shape, generator=stream)) % CLASSES
     rows = torch.cat([x, x])
