@@ -1,0 +1,82 @@
+"""What a case is: a trainer, a network, an input, and the outcomes that are acceptable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.robustness._judge import Watch
+
+
+class Outcome(StrEnum):
+    """What became of a case; the last two are never acceptable."""
+
+    RIGHT = "right"
+    REFUSED = "refused"
+    WARNED = "warned"
+    WRONG = "WRONG"
+    RAW = "RAW"
+
+
+RIGHT = frozenset({Outcome.RIGHT})
+REFUSED = frozenset({Outcome.REFUSED})
+WARNED = frozenset({Outcome.WARNED})
+#: There is no right value, or it is expensive: to say so in either way is enough.
+SPOKEN = REFUSED | WARNED
+#: Supported or refused, as long as it is one of the two.
+RIGHT_OR_REFUSED = RIGHT | REFUSED
+#: Right, with or without a warning.
+RIGHT_OR_WARNED = RIGHT | WARNED
+#: Anything but a false result or a foreign error.
+ANY = RIGHT | REFUSED | WARNED
+
+#: Runs a case under the eyes of a watch; returns what is wrong about the result, None if nothing is.
+Attempt = Callable[["Watch"], str | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination.
+
+    Attributes:
+        trainer: Id of the trainer, or what stands in its place.
+        net: The network, in a few words.
+        input: What is ordinary or odd about the input, or about the use.
+        expected: The outcomes that are acceptable.
+        attempt: Runs it.
+    """
+
+    trainer: str
+    net: str
+    input: str
+    expected: frozenset[Outcome]
+    attempt: Attempt
+
+    @property
+    def name(self) -> str:
+        """Trainer, network and input."""
+        return f"{self.trainer} / {self.net} / {self.input}"
+
+
+class Cases:
+    """The cases of one module, collected by decorator."""
+
+    def __init__(self) -> None:
+        self.all: list[Case] = []
+
+    def add(
+        self, trainer: str, net: str, text: str, expected: frozenset[Outcome] = RIGHT
+    ) -> Callable[[Attempt], Attempt]:
+        """Decorator: the function runs the case that the arguments describe."""
+
+        def decorator(attempt: Attempt) -> Attempt:
+            self.all.append(Case(trainer, net, text, expected, attempt))
+            return attempt
+
+        return decorator
+
+    def __iter__(self) -> Iterable[Case]:  # type: ignore[override]
+        return iter(self.all)
