@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ class Case:
         input: What is ordinary or odd about the input, or about the use.
         expected: The outcomes that are acceptable.
         attempt: Runs it.
+        says: What a refusal or warning must name, as a regular expression.
     """
 
     trainer: str
@@ -54,6 +55,7 @@ class Case:
     input: str
     expected: frozenset[Outcome]
     attempt: Attempt
+    says: str = ""
 
     @property
     def name(self) -> str:
@@ -68,15 +70,12 @@ class Cases:
         self.all: list[Case] = []
 
     def add(
-        self, trainer: str, net: str, text: str, expected: frozenset[Outcome] = RIGHT
+        self, trainer: str, net: str, text: str, expected: frozenset[Outcome] = RIGHT, says: str = ""
     ) -> Callable[[Attempt], Attempt]:
         """Decorator: the function runs the case that the arguments describe."""
 
         def decorator(attempt: Attempt) -> Attempt:
-            self.all.append(Case(trainer, net, text, expected, attempt))
+            self.all.append(Case(trainer, net, text, expected, attempt, says))
             return attempt
 
         return decorator
-
-    def __iter__(self) -> Iterable[Case]:  # type: ignore[override]
-        return iter(self.all)

@@ -37,7 +37,7 @@ def row(net: hand.Net) -> nn.Sequential:
 
 def rates(name: str) -> float:
     """A learning rate that a trainer learns quickly with, and a loop by hand follows closely."""
-    return {"counter_current": 0.1, "forward_forward": 1e-2}.get(name, 1e-2)
+    return {"counter_current": 0.1, "forward_forward": 1e-3}.get(name, 1e-2)
 
 
 def as_by_hand(

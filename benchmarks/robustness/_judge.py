@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bpfree
+import bpfree.physics
 from benchmarks.robustness._case import Case, Outcome
 
 PACKAGE = Path(bpfree.__file__).parent
 
 #: A message names the value at fault: a number, a setting, a quoted name, a type.
 VALUE = re.compile(
-    r"\d|=|'|`|\[|NaN|None|[a-z]_[a-z]|\b[A-Z][a-z]+[A-Z]|\b(?:list|tuple|dict|str|ndarray|Tensor|meta)\b"
+    r"\d|=|'|`|\[|NaN|None|module|[a-z]_[a-z]|\b[A-Z][a-z]+|\b(?:list|tuple|dict|str|ndarray|Tensor|meta)\b"
 )
 #: A message says what would be right.
 FIX = re.compile(
     r"\b(?:expected|use|give|pass|leave|convert|relabel|take|try|needs?|allowed|possible|call|make|move|put|"
     r"name|lower|raise|drop|choose|set|load|go on|detach|did you mean|trains|train|must|instead|only|scale|"
-    r"does not accept|standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
+    r"does not accept|was built for|should|unknown|written by|not a bpfree state file|another network|"
+    r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
 )
 #: Sentences of PyTorch itself, which say nothing to who called a trainer.
 FOREIGN = re.compile(r"^(?:mat1 and mat2|size mismatch|Expected \d|shape '\[|The size of tensor|element \d of)")
@@ -133,13 +135,15 @@ def judge(case: Case) -> Verdict:
         try:
             fault = case.attempt(watch)
         except Exception as error:  # noqa: BLE001  what it is, is the question
-            outcome, reason = _of_error(error, watch)
+            outcome, reason = _of_error(error, watch, case)
         else:
-            outcome, reason = _of_result(fault, [w for w in caught if not _about_time(w)])
+            outcome, reason = _of_result(fault, [w for w in caught if not _about_time(w)], case)
     return Verdict(case, outcome, reason, time.perf_counter() - started)
 
 
-def _of_result(fault: str | None, caught: list[warnings.WarningMessage]) -> tuple[Outcome, str]:
+def _of_result(
+    fault: str | None, caught: list[warnings.WarningMessage], case: Case
+) -> tuple[Outcome, str]:
     texts = [" ".join(str(w.message).split()) for w in caught]
     if fault is not None:
         return Outcome.WRONG, fault + (f" (warned: {texts[0]})" if texts else "")
@@ -150,11 +154,11 @@ def _of_result(fault: str | None, caught: list[warnings.WarningMessage]) -> tupl
         return Outcome.RAW, f"a warning of another library: {foreign[0]}"
     if len(caught) > 1:
         return Outcome.WRONG, f"{len(caught)} warnings, one is enough: {' | '.join(dict.fromkeys(texts))}"
-    said = unclear(texts[0])
+    said = unclear(texts[0]) or untold(texts[0], case)
     return (Outcome.WRONG, f"the warning {said}: {texts[0]}") if said else (Outcome.WARNED, texts[0])
 
 
-def _of_error(error: Exception, watch: Watch) -> tuple[Outcome, str]:
+def _of_error(error: Exception, watch: Watch, case: Case) -> tuple[Outcome, str]:
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     where = next((f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames) if _inside(f.filename)), "")
@@ -166,7 +170,9 @@ def _of_error(error: Exception, watch: Watch) -> tuple[Outcome, str]:
         return Outcome.RAW, f"{type(error).__name__} only after {watch.steps} steps of training: {text[:300]}"
     if (change := watch.changed()) is not None:
         return Outcome.WRONG, f"refused, but {change}: {text[:300]}"
-    if (said := unclear(str(error))) is not None:
+    # What an instrument says of itself is passed on as it is.
+    plain = isinstance(error, bpfree.physics.DeviceError | bpfree.Diverged)
+    if (said := (None if plain else unclear(str(error))) or untold(text, case)) is not None:
         return Outcome.RAW, f"the message {said}: {text[:300]}"
     return Outcome.REFUSED, text
 
@@ -184,6 +190,12 @@ def unclear(message: str) -> str | None:
     if not FIX.search(message):
         return "names no fix"
     return None
+
+
+def untold(message: str, case: Case) -> str | None:
+    """Whether a message lacks what this case must name."""
+    missing = case.says and not re.search(case.says, message)
+    return f"does not name what it is about (/{case.says}/)" if missing else None
 
 
 def _inside(filename: str) -> bool:

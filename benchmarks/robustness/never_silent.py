@@ -32,6 +32,9 @@ KINDS = (
     "training",
     "images",
     "networks",
+    "uses",
+    "graphs",
+    "devices",
 )
 
 
