@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,9 +162,9 @@ def random_features(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, l
 
 
 def dfa(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """The output's error through a fixed random matrix to each block but the last, which gets its gradient."""
+    """The output's error through a fixed random matrix to each block; the last one gets its gradient."""
     stages, output = net.stages, net.output
-    optimizer = adam([p for part in [*stages, output] for p in part.parameters()], lr)
+    optimizer, losses = adam([p for part in [*stages, output] for p in part.parameters()], lr), []
     for _ in range(epochs):
         rows, outputs = x, []
         for stage in stages:
@@ -171,11 +172,13 @@ def dfa(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) ->
             rows = outputs[-1].detach()
         scores = output(outputs[-1])
         error = scores.detach().softmax(1) - F.one_hot(y, scores.shape[1])
-        loss = F.cross_entropy(scores, y)
-        for k, out in enumerate(outputs[:-1]):
-            loss = loss + (out.flatten(1) * (error @ state[f"blocks.0.blocks.{k}.loss.matrix"] / len(y))).sum()
-        _take([optimizer], loss)
-    return Found(whole(net))
+        matrices = [state[f"blocks.0.blocks.{k}.loss.matrix"] for k in range(len(stages) - 1)]
+        pulls = zip(outputs[:-1], matrices, strict=True)
+        told = [(out.flatten(1) * (error @ matrix / len(y))).sum() for out, matrix in pulls]
+        told.append(F.cross_entropy(scores, y))
+        _take([optimizer], torch.stack(told).sum())
+        losses.append([loss.item() for loss in told])
+    return Found(whole(net), losses)
 
 
 def _features(net: Net, x: Tensor) -> list[Tensor]:
@@ -217,9 +220,7 @@ def ridge(features: Tensor, y: Tensor, classes: int, lam: float) -> tuple[Tensor
     return found[:-1], found[-1]
 
 
-def cafo_closed_form(
-    net: Net, x: Tensor, y: Tensor, classes: int, lam: float, sigmoid: bool = False
-) -> Found:
+def cafo_closed_form(net: Net, x: Tensor, y: Tensor, classes: int, lam: float) -> Found:
     """A ridge regression on each random block; the sum of the softmax of their scores."""
     solved = [ridge(rows, y, classes, lam) for rows in _features(net, x)]
 
@@ -273,8 +274,78 @@ def _descend(loss: Tensor, parts: Sequence[nn.Module], lr: float) -> float:
             _clipped(part.parameters())
             for p in part.parameters():
                 if p.grad is not None:
-                    p -= lr * p.grad
+                    p.sub_(lr * p.grad)
     return loss.item()
+
+
+class _StraightThrough(torch.autograd.Function):
+    """ReLU, of which the gradient is the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows divided by the root of their mean square."""
+    return rows / (rows.square().mean(1, keepdim=True).sqrt() + 1e-8)
+
+
+def _overlaid(x: Tensor, code: Tensor) -> Tensor:
+    rows = x.flatten(1).clone()
+    rows[:, : code.shape[1]] = code
+    return rows
+
+
+def forward_forward(state: State, readout: str, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
+    """Perceptrons of two layers and two classes, where the wrong label is no draw; the default settings."""
+    layers = [
+        (state[f"blocks.{k}.body.{at}.weight"], state[f"blocks.{k}.body.{at}.bias"])
+        for k, at in _places(state)
+    ]
+    weights = [[p.clone().requires_grad_() for p in layer] for layer in layers]
+    means = [torch.full((len(w),), 0.5) for w, _ in weights]
+    top = torch.zeros(2, len(weights[1][0]), requires_grad=True)
+    optimizers = [torch.optim.SGD(layer, lr, momentum=0.9, weight_decay=3e-4) for layer in weights]
+    judge = torch.optim.SGD([top], 1e-2, momentum=0.9, weight_decay=3e-3)
+
+    def answer(k: int, rows: Tensor) -> Tensor:
+        w, b = weights[k]
+        out: Tensor = _StraightThrough.apply(_unit(rows) @ w.T + b)
+        return out
+
+    def classified(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            rows = answer(1, answer(0, _overlaid(x, torch.full((1, 2), 0.5))))
+        return _unit(rows) @ top.T
+
+    def goodness(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            own = [answer(1, answer(0, _overlaid(x, code[None]))).square().sum(1) for code in torch.eye(2)]
+        return torch.stack(own, 1)
+
+    losses, target = [], torch.cat([torch.ones(len(y)), torch.zeros(len(y))])
+    for _ in range(epochs):
+        of_judge = _take([judge], F.cross_entropy(classified(x), y))
+        rows, told = torch.cat([_overlaid(x, F.one_hot(label, 2).float()) for label in (y, 1 - y)]), []
+        for k in range(2):
+            out = answer(k, rows)
+            loss = F.binary_cross_entropy_with_logits(out.square().sum(1) - out.shape[1], target)
+            mean = 0.9 * means[k] + 0.1 * out[: len(y)].mean(0)
+            told.append(_take([optimizers[k]], loss + 0.03 * (mean.mean() - mean).square().mean()))
+            means[k], rows = mean.detach(), out.detach()
+        losses.append([*told, of_judge])
+    return Found(goodness if readout == "goodness" else lambda x: classified(x).detach(), losses)
+
+
+def _places(state: State) -> list[tuple[int, str]]:
+    """Where the two layers stand in a trainer's state."""
+    names = sorted(name for name in state if ".body." in name and name.endswith(".weight"))
+    return [(k, name.split(".body.")[1].removesuffix(".weight")) for k, name in enumerate(names)]
 
 
 #: A loop for each trainer of ordinary networks that learns by steps and draws nothing.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import bpfree
 from benchmarks.robustness import _by_hand as hand
+from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._judge import Watch
-from benchmarks.robustness._samples import Samples
+from benchmarks.robustness._samples import Samples, samples
 from bpfree.trainers import TRAINERS
 
 EPOCHS = 5
@@ -20,6 +21,9 @@ EPOCHS = 5
 CLOSE = 5e-3
 
 MakeNet = Callable[[], hand.Net]
+
+#: Trainers of ordinary networks.
+ORDINARY = sorted(set(hand.LOOPS) | {"forward_forward"})
 
 
 def trainer_of(name: str, net: nn.Module, watch: Watch, **settings: Any) -> bpfree.Trainer:
@@ -90,7 +94,7 @@ def losses_differ(history: bpfree.History, found: hand.Found) -> str | None:
 
 
 def uses_differ(trainer: bpfree.Trainer, scores: hand.Scores, data: Any, seen: Samples) -> str | None:
-    """Whether `predict` and `evaluate` say what ``scores`` say, of ``data`` and of the samples it stands for."""
+    """Whether `predict` and `evaluate` say what ``scores`` say, of ``data`` and the samples behind it."""
     by_hand = scores(seen.x)
     answer, sure = by_hand.argmax(1), certain(by_hand)
     predicted = trainer.predict(data.x if isinstance(data, bpfree.data.TensorData) else _first(data, seen))
@@ -140,25 +144,16 @@ def solves(
     fit: dict[str, Any] | None = None,
     **settings: Any,
 ) -> str | None:
-    """Train where no loop is compared with: an easy problem is solved, and `evaluate` agrees with `predict`."""
+    """Train where there is no loop by hand: an easy problem is solved, `evaluate` agrees with `predict`."""
     settings = {"lr": rates(name)} | settings
     trainer = trainer_of(name, model, watch, **settings)
     trainer.fit(data, **({"epochs": 30, "batch_size": 16} | (fit or {})))
     return learns(trainer, data, at_least=at_least) or consistent(trainer, seen, data)
 
 
-__all__ = [
-    "CLOSE",
-    "EPOCHS",
-    "MakeNet",
-    "as_by_hand",
-    "certain",
-    "consistent",
-    "learns",
-    "losses_differ",
-    "rates",
-    "row",
-    "solves",
-    "trainer_of",
-    "uses_differ",
-]
+def fitted(watch: Watch, trainer: str = "mono_forward", **settings: Any) -> bpfree.Trainer:
+    """A perceptron, trained for a few epochs; what comes next is a use of its own."""
+    made = trainer_of(trainer, row(nets.mlp()), watch, lr=rates(trainer), **settings)
+    made.fit(samples(12).data, epochs=5)
+    watch.used(made.net)
+    return made

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bpfree
@@ -34,7 +35,9 @@ FIX = re.compile(
     r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
 )
 #: Sentences of PyTorch itself, which say nothing to who called a trainer.
-FOREIGN = re.compile(r"^(?:mat1 and mat2|size mismatch|Expected \d|shape '\[|The size of tensor|element \d of)")
+FOREIGN = re.compile(
+    r"^(?:mat1 and mat2|size mismatch|Expected \d|shape '\[|The size of tensor|element \d of)"
+)
 LONGEST = 500
 
 
@@ -94,14 +97,14 @@ class Watch:
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, value in module.state_dict().items():
-        if isinstance(value, Tensor) and not isinstance(value, nn.parameter.UninitializedTensorMixin):
+        if isinstance(value, Tensor) and not isinstance(value, UninitializedParameter | UninitializedBuffer):
             found[name] = value.detach().clone()
     return found
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same values; NaN equals NaN."""
-    return bool(torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()) and a.dtype == b.dtype)
+    return bool(torch.equal(a, b) or (torch.equal(a.nan_to_num(), b.nan_to_num()) and a.dtype == b.dtype))
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,9 @@ def judge(case: Case) -> Verdict:
     return Verdict(case, outcome, reason, time.perf_counter() - started)
 
 
-def _of_result(
-    fault: str | None, caught: list[warnings.WarningMessage], case: Case
-) -> tuple[Outcome, str]:
+def _of_result(fault: str | None, caught: list[warnings.WarningMessage], case: Case) -> tuple[Outcome, str]:
     texts = [" ".join(str(w.message).split()) for w in caught]
-    if fault is not None:
+    if fault is not None and not (case.excused and len(caught) == 1 and _ours(caught[0])):
         return Outcome.WRONG, fault + (f" (warned: {texts[0]})" if texts else "")
     if not caught:
         return Outcome.RIGHT, ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,18 @@ def conv3d(classes: int = 3) -> Net:
     return Net(layers, [0, 3, 6])
 
 
+#: Networks, and the shape of the samples that they take.
+NETS: dict[str, tuple[Callable[[], Net], tuple[int, ...]]] = {
+    "mlp": (mlp, (12,)),
+    "mlp of one hidden layer": (lambda: mlp(hidden=(16,)), (12,)),
+    "mlp of three hidden layers": (lambda: mlp(hidden=(16, 12, 10)), (12,)),
+    "conv1d": (conv1d, (1, 12)),
+    "conv2d": (conv2d, (1, 8, 8)),
+    "conv2d with batch norm": (lambda: conv2d(norm=True), (1, 8, 8)),
+    "conv3d": (conv3d, (1, 4, 4, 4)),
+}
+
+
 def of(layers: Sequence[nn.Module], starts: Sequence[int]) -> Net:
     """Any layers; their weights are those that `torch.manual_seed` gave before."""
     return Net(list(layers), list(starts))
@@ -115,3 +127,9 @@ class Gain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain
+
+
+def linear(layer: nn.Module) -> nn.Linear:
+    """The layer, which is a linear one."""
+    assert isinstance(layer, nn.Linear)
+    return layer

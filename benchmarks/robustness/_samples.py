@@ -41,3 +41,10 @@ def samples(*shape: int, n: int = 48, classes: int = 3, noise: float = 0.1, seed
     y = torch.arange(n) % classes
     x = 0.1 + 0.8 * pattern[y] + noise * (torch.rand(n, *shape, generator=draw) - 0.5)
     return Samples(x, y, classes)
+
+
+def blank_margin(s: Samples) -> Samples:
+    """The same images, whose first row never varies."""
+    x = s.x.clone()
+    x.flatten(1)[:, : x.shape[-1]] = 0
+    return Samples(x, s.y, s.n_classes)

@@ -173,9 +173,17 @@ for _text, _change, _expected in ANSWERS:
                 return _trained(watch, trainer, Box(change), at_least=least, **SETTINGS[trainer])
 
 
-# ---- a device by itself ---------------------------------------------------------------------------------------
+# ---- a device by itself ----------------------------------------------------------------------------------
 
-ALONE = {"one channel at its rail": ANY, "1 % of rows fail": RIGHT, "all zero": ANY, "constant": ANY, "the same for all rows": ANY, "all channels clip": ANY, "wrapped int8": ANY}
+ALONE = {
+    "one channel at its rail": ANY,
+    "1 % of rows fail": RIGHT,
+    "all zero": ANY,
+    "constant": ANY,
+    "the same for all rows": ANY,
+    "all channels clip": ANY,
+    "wrapped int8": ANY,
+}
 
 for _text, _change, _expected in ANSWERS:
 
@@ -186,7 +194,13 @@ for _text, _change, _expected in ANSWERS:
         y = Device(Box(change), max_rows=16).forward(u)
         if not np.array_equal(u, before):
             return "the caller's drive was changed"
-        if text in ("all zero", "constant", "the same for all rows", "all channels clip", "one channel at its rail"):
+        if text in (
+            "all zero",
+            "constant",
+            "the same for all rows",
+            "all channels clip",
+            "one channel at its rail",
+        ):
             told = np.asarray(change(told, Box()))
         if text in ("int16", "wrapped int8", "bool", "float16", "float32"):
             told = np.asarray(change(told, Box())).astype(float)
@@ -203,7 +217,8 @@ def calibrate_constant(watch: Watch) -> str | None:
 @found.add("Device", "calibrate", "linear device")
 def calibrate_linear(watch: Watch) -> str | None:
     report = Device(Box(lambda y, b: b.u @ b.paths.real)).calibrate(256)
-    return None if report.nonlinearity_index < 1e-6 else f"nonlinearity {report.nonlinearity_index}"
+    told = report.nonlinearity_index
+    return None if told is not None and told < 1e-6 else f"nonlinearity {told}"
 
 
 DRIVES: list[tuple[str, Any, frozenset[Outcome]]] = [
@@ -226,7 +241,7 @@ for _text, _drive, _expected in DRIVES:
         return None if np.allclose(y, told) else "another answer"
 
 
-# ---- trainers -------------------------------------------------------------------------------------------------
+# ---- trainers --------------------------------------------------------------------------------------------
 
 
 @found.add("physical_backprop", "simulated device", "ideal twin")
@@ -254,7 +269,8 @@ def ridge_by_hand(watch: Watch) -> str | None:
         rows = torch.nn.functional.pad(x, (3, 0))
         drive = torch.nn.functional.pad(rows.abs() / (rows.norm(dim=1, keepdim=True) + 1e-6), (0, WIDE - 15))
         y = torch.from_numpy(np.abs(drive.numpy() @ Box().paths)).float()
-        return y * OUT**0.5 / (y.norm(dim=1, keepdim=True) + 1e-12)
+        scaled: torch.Tensor = y * OUT**0.5 / (y.norm(dim=1, keepdim=True) + 1e-12)
+        return scaled
 
     weight, bias = ridge(features(s.x), s.y, 3, 1e-2)
     by_hand = (features(s.x).double() @ weight + bias).argmax(1)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.robustness.never_silent [--only PATTERN] [--out FILE]
 
-Right means equal to a loop written by hand in plain PyTorch, to a closed form, or to an invariant. A refusal comes
-before the first step, leaves the network as it was, and says in a sentence what was wrong and what to do. Each case
-declares which of the three are acceptable; the exit code is 1 if one comes to anything else.
+Right means equal to a loop written by hand in plain PyTorch, to a closed form, or to an invariant. A refusal
+comes before the first step, leaves the network as it was, and says in a sentence what was wrong and what to
+do. Each case declares which of the three are acceptable; the exit code is 1 if one comes to anything else.
 """
 
 from __future__ import annotations
@@ -30,11 +30,24 @@ from bpfree.bench.environment import environment, git
 KINDS = (
     "tables",
     "training",
+    "batches",
+    "forward_forward",
+    "optimizers",
     "images",
-    "networks",
-    "uses",
+    "standardized",
+    "predictions",
+    "layers",
+    "cuts",
+    "sharing",
+    "layouts",
+    "freezing",
+    "modules",
+    "files",
+    "settings",
+    "losses",
     "graphs",
     "devices",
+    "readers",
 )
 
 
@@ -90,7 +103,9 @@ def figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge the cases; 0 if all came to what they declare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", metavar="PATTERN", help="cases of whose name this is a part; * stands for any")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="cases of whose name this is a part; * stands for any"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="result file; by default none with --only")
     asked = parser.parse_args(argv)
     verdicts = run(chosen(all_cases(), asked.only))

@@ -23,7 +23,6 @@ from benchmarks.robustness._case import (
 from benchmarks.robustness._compare import as_by_hand
 from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import Samples, samples
-from bpfree.data import TensorData
 
 Given = Callable[[Samples], Any]
 
@@ -171,9 +170,7 @@ def _form(trainer: str, text: str, given: Given, expected: frozenset[Outcome]) -
     return Case(trainer, "mlp", text, expected, attempt)
 
 
-def _labels(
-    trainer: str, text: str, change: Callable[[Tensor], Any], expected: frozenset[Outcome]
-) -> Case:
+def _labels(trainer: str, text: str, change: Callable[[Tensor], Any], expected: frozenset[Outcome]) -> Case:
     def attempt(watch: Watch) -> str | None:
         s = samples(12)
         return as_by_hand(watch, trainer, nets.mlp, (s.x, change(s.y)), s)
@@ -228,9 +225,6 @@ def cases() -> list[Case]:
         _binary("mono_forward", "bool", lambda y: y.bool(), RIGHT_OR_REFUSED),
         _binary("mono_forward", "-1 and 1", lambda y: 2 * y - 1, REFUSED),
         _binary("mono_forward", "float 0 and 1", lambda y: y.float(), RIGHT_OR_REFUSED),
-        _binary("mono_forward", "numpy", lambda y: np.asarray(y), RIGHT_OR_REFUSED),
+        _binary("mono_forward", "numpy", np.asarray, RIGHT_OR_REFUSED),
     ]
     return found + [case for t in ("mono_forward", "backprop") for case in _missing(t)]
-
-
-__all__ = ["TensorData", "cases"]
