@@ -111,20 +111,67 @@ def backprop(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: floa
     return Found(whole(net), losses)
 
 
-def mono_forward(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Each block and its head by their own cross-entropy; the output layer heads the last block."""
+def mono_forward(
+    net: Net,
+    state: State,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    lr: float,
+    make: Callable[[Iterable[Tensor], float], torch.optim.Optimizer] = adam,
+    readout: str = "last",
+    pool: int | None = None,
+) -> Found:
+    """Each block and its head by their own cross-entropy; the output layer heads the last block.
+
+    Args:
+        net, state, x, y, epochs, lr: As of the others.
+        make: Makes an optimizer.
+        readout: ``last``; ``sum`` of scores; ``probabilities``, their sum.
+        pool: Side to which maps are averaged in front of a head.
+    """
     stages = net.stages
-    own = [*heads(state, len(stages) - 1), net.output]
-    optimizers = [adam([*s.parameters(), *h.parameters()], lr) for s, h in zip(stages, own, strict=True)]
+    own: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
+    optimizers = [make([*s.parameters(), *h.parameters()], lr) for s, h in zip(stages, own, strict=True)]
+
+    def scores_of(k: int, out: Tensor) -> Tensor:
+        if k == len(stages) - 1:
+            return own[k](out)  # type: ignore[no-any-return]
+        pooled = out if pool is None else F.adaptive_avg_pool2d(out, pool)
+        return own[k](pooled.flatten(1))  # type: ignore[no-any-return]
+
     losses = []
     for _ in range(epochs):
         rows, told = x, []
-        for k, (stage, head) in enumerate(zip(stages, own, strict=True)):
+        for k, stage in enumerate(stages):
             out = stage.train()(rows)
-            flat = out if k == len(stages) - 1 else out.flatten(1)
-            told.append(_take([optimizers[k]], F.cross_entropy(head.train()(flat), y)))
+            told.append(_take([optimizers[k]], F.cross_entropy(scores_of(k, out), y)))
             rows = out.detach()
         losses.append(told)
+
+    @torch.no_grad()
+    def summed(x: Tensor) -> Tensor:
+        found = []
+        for k, stage in enumerate(stages):
+            x = stage.eval()(x)
+            found.append(scores_of(k, x) if readout == "sum" else scores_of(k, x).softmax(1))
+        return torch.stack(found).sum(0)
+
+    return Found(whole(net) if readout == "last" else summed, losses)
+
+
+def greedy(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
+    """Mono-Forward, one block after another."""
+    stages, rows, losses = net.stages, x, []
+    own: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
+    for k, (stage, head) in enumerate(zip(stages, own, strict=True)):
+        optimizer = adam([*stage.parameters(), *head.parameters()], lr)
+        for _ in range(epochs):
+            out = stage.train()(rows)
+            scores = head(out if k == len(stages) - 1 else out.flatten(1))
+            losses.append([_take([optimizer], F.cross_entropy(scores, y))])
+        with torch.no_grad():
+            rows = stage.eval()(rows)
     return Found(whole(net), losses)
 
 

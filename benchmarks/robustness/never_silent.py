@@ -30,6 +30,7 @@ from bpfree.bench.environment import environment, git
 KINDS = (
     "tables",
     "training",
+    "rules",
     "batches",
     "forward_forward",
     "optimizers",
