@@ -139,7 +139,7 @@ for _cut, _starts in CUTS:
             watch: Watch,
             cut: Any = _cut,
             starts: list[int] = _starts,
-            make: MakeNet = _make,  # type: ignore[assignment]
+            make: MakeNet = _make,
             shape: tuple[int, ...] = _shape,
         ) -> str | None:
             s = samples(*shape)
