@@ -18,20 +18,20 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bpfree
-import bpfree.physics
 from benchmarks.robustness._case import Case, Outcome
+from bpfree.physics import DeviceError
 
 PACKAGE = Path(bpfree.__file__).parent
 
 #: A message names the value at fault: a number, a setting, a quoted name, a type.
 VALUE = re.compile(
-    r"\d|=|'|`|\[|NaN|None|module|[a-z]_[a-z]|\b[A-Z][a-z]+|\b(?:list|tuple|dict|str|ndarray|Tensor|meta)\b"
+    r"\d|=|/|'|`|\[|NaN|None|module|[a-z]_[a-z]|\b[A-Z][a-z]+|\b(?:list|tuple|dict|str|ndarray|Tensor|meta)\b"
 )
 #: A message says what would be right.
 FIX = re.compile(
     r"\b(?:expected|use|give|pass|leave|convert|relabel|take|try|needs?|allowed|possible|call|make|move|put|"
     r"name|lower|raise|drop|choose|set|load|go on|detach|did you mean|trains|train|must|instead|only|scale|"
-    r"does not accept|was built for|should|unknown|written by|not a bpfree state file|another network|"
+    r"does not accept|was built for|should|unknown|written by|not a bpfree state file|another network|first|"
     r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
 )
 #: Sentences of PyTorch itself, which say nothing to who called a trainer.
@@ -155,7 +155,7 @@ def _of_result(fault: str | None, caught: list[warnings.WarningMessage], case: C
         return Outcome.RAW, f"a warning of another library: {foreign[0]}"
     if len(caught) > 1:
         return Outcome.WRONG, f"{len(caught)} warnings, one is enough: {' | '.join(dict.fromkeys(texts))}"
-    said = unclear(texts[0]) or untold(texts[0], case)
+    said = unclear(texts[0], fix=False) or untold(texts[0], case)
     return (Outcome.WRONG, f"the warning {said}: {texts[0]}") if said else (Outcome.WARNED, texts[0])
 
 
@@ -167,19 +167,20 @@ def _of_error(error: Exception, watch: Watch, case: Case) -> tuple[Outcome, str]
     told = isinstance(error, bpfree.BpfreeError) or (isinstance(error, TypeError) and meant)
     if not told:
         return Outcome.RAW, f"{type(error).__name__} at {where}: {text[:300]}"
-    if watch.steps:
+    # A device may fail at any time, and it is not for a trainer to know before.
+    if watch.steps and not isinstance(error, DeviceError):
         return Outcome.RAW, f"{type(error).__name__} only after {watch.steps} steps of training: {text[:300]}"
-    if (change := watch.changed()) is not None:
+    if not watch.steps and (change := watch.changed()) is not None:
         return Outcome.WRONG, f"refused, but {change}: {text[:300]}"
     # What an instrument says of itself is passed on as it is.
-    plain = isinstance(error, bpfree.physics.DeviceError | bpfree.Diverged)
+    plain = isinstance(error, DeviceError | bpfree.Diverged)
     if (said := (None if plain else unclear(str(error))) or untold(text, case)) is not None:
         return Outcome.RAW, f"the message {said}: {text[:300]}"
     return Outcome.REFUSED, text
 
 
-def unclear(message: str) -> str | None:
-    """What a message lacks to be one sentence that names the value and the fix; None: nothing."""
+def unclear(message: str, fix: bool = True) -> str | None:
+    """What a message lacks to be one sentence that names the value, and a ``fix``; None: nothing."""
     if "\n" in message.strip():
         return "is more than one line"
     if len(message) > LONGEST:
@@ -188,7 +189,7 @@ def unclear(message: str) -> str | None:
         return "is PyTorch's own"
     if not VALUE.search(message) and "call " not in message:
         return "names no value"
-    if not FIX.search(message):
+    if fix and not FIX.search(message):
         return "names no fix"
     return None
 

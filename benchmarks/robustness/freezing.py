@@ -152,7 +152,13 @@ def _pretrained() -> nn.Sequential:
 
 for _trainer in sorted(set(hand.LOOPS) | {"forward_forward"}):
 
-    @found.add(_trainer, "mlp", "pretrained", RIGHT if _trainer != "forward_forward" else SPOKEN | RIGHT)
+    @found.add(
+        _trainer,
+        "mlp",
+        "pretrained",
+        RIGHT if _trainer != "forward_forward" else ANY,
+        warning_is_enough=_trainer == "forward_forward",
+    )
     def pretrained(watch: Watch, trainer: str = _trainer) -> str | None:
         s, net = samples(12), _pretrained()
         made = trainer_of(trainer, net, Watch(), lr=1e-9)
