@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+import bpfree
 from benchmarks.robustness import _by_hand as hand
 from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
@@ -18,10 +19,10 @@ from benchmarks.robustness._case import (
     Case,
     Cases,
 )
-from benchmarks.robustness._compare import (
-    row,
-)
+from benchmarks.robustness._compare import learns, row, trainer_of
 from benchmarks.robustness._families import by_hand_cases, seeded, solved_cases
+from benchmarks.robustness._judge import Watch
+from benchmarks.robustness._samples import samples
 
 found = Cases()
 
@@ -331,6 +332,14 @@ solved_cases(
     RIGHT_OR_WARNED | REFUSED,
     at_least=0.5,
 )
+
+
+@found.add("counter_current", "vgg8b", "one step", RIGHT_OR_REFUSED)
+def vgg(watch: Watch) -> str | None:
+    s = samples(3, 32, 32, n=6)
+    made = trainer_of("counter_current", bpfree.nn.vgg((3, 32, 32), 3, width=0.1, hidden=32), watch, lr=0.1)
+    made.fit(s.data, epochs=1)
+    return learns(made, s.data, at_least=0.0)
 
 
 def cases() -> list[Case]:

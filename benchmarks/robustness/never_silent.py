@@ -48,6 +48,7 @@ KINDS = (
     "losses",
     "graphs",
     "devices",
+    "served",
     "readers",
 )
 
