@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
 from bpfree.readouts import Readout, make_readouts
+from bpfree.sharing import check_objects
 
 Rows = Tensor | Overlaid | Nodes
 
@@ -38,6 +39,8 @@ class Block(nn.Module):
             body; None: the lesson is for the loss alone.
     """
 
+    #: Whether a step takes a gradient back through the body.
+    backward: ClassVar[bool] = True
     optimizer: torch.optim.Optimizer | None = None
     upper: int | None = None
     inner_steps: int | None = None
@@ -299,6 +302,9 @@ class Cascade(nn.Module):
             readout computes the same as it.
         sweeps: Which sweeps readouts listen to, from the first to before the second of the two numbers, where
             blocks read messages from above; (0, 1): one pass up, nothing comes down.
+
+    Raises:
+        BadValue: If one block, loss or readout object is given more than once.
     """
 
     def __init__(
@@ -317,6 +323,7 @@ class Cascade(nn.Module):
         # Not a submodule: its parameters are the bodies' own and must not stand in the state twice.
         self._source: tuple[nn.Module | None] = (source,)
         self.headline = next(iter(readouts))
+        check_objects(self)
 
     def lead(self, readout: str) -> Cascade:
         """Make ``readout`` the prediction rule; returns the cascade.

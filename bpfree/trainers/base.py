@@ -19,7 +19,7 @@ from bpfree.data import TensorData
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
-from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
+from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
@@ -30,7 +30,7 @@ from bpfree.trainers.run import Checkpoint, Hooks
 from bpfree.trainers.settings import FitSettings
 from bpfree.trainers.space import STEPS, Space
 
-__all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "keep_maps", "single_weights"]
+__all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "bodies", "keep_maps", "level_of"]
 
 #: Samples that `Trainer.diagnose` looks at.
 PROBE_SAMPLES = 500

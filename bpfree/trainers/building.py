@@ -16,6 +16,8 @@ from bpfree._settings import validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
 from bpfree.nn import asking
+from bpfree.nn.weights import weight_matrices
+from bpfree.sharing import check_weights, walled
 from bpfree.trainers.inputs import accepting, find_device, probe_samples
 from bpfree.trainers.optimizers import make_optimizers
 from bpfree.trainers.settings import TrainerSettings
@@ -110,6 +112,7 @@ class Builder(ABC):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
+            check_weights(cascade, self.net)
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
             cascade.eval().build(x, n_classes)
@@ -147,7 +150,12 @@ class Builder(ABC):
             )
 
     def reset_optimizers(self) -> None:
-        """New optimizers, without momentum."""
+        """New optimizers, without momentum.
+
+        Raises:
+            BadValue: If blocks share weights, or nothing is left to learn.
+        """
+        check_weights(self.cascade, self.net)
         self.optimizers = make_optimizers(self.cascade, self.settings)
         for k, block in enumerate(self.cascade.units):
             block.optimizer = self.optimizers[f"block{k}"]
@@ -180,8 +188,23 @@ def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.S
     return stages, output
 
 
-def single_weights(blocks: Sequence[Block]) -> bool:
-    """Whether no block's body has more than one layer with weights."""
-    return all(
-        sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in b.body.modules()) <= 1 for b in blocks
-    )
+def bodies(blocks: Sequence[Block]) -> list[nn.Module]:
+    """The bodies between which no gradient passes, bottom first."""
+    return [nn.ModuleList(block.body for block in group) for _, group in walled(blocks)]
+
+
+def level_of(bodies: Sequence[nn.Module], best: str = "L2") -> str:
+    """The level of locality of blocks with these bodies, a key of `LEVELS`.
+
+    L0 if the top body holds every parameter that a body learns: then the one loss reaches all of them, as in
+    backpropagation. At most L1 if a body that learns has more than one weight matrix or kernel.
+
+    Args:
+        bodies: Bottom first; those of blocks with fixed bodies have nothing to learn.
+        best: The level otherwise.
+    """
+    learning = [any(p.requires_grad for p in body.parameters()) for body in bodies]
+    if learning[-1] and not any(learning[:-1]):
+        return "L0"
+    counts = (len(list(weight_matrices(body))) for body, learns in zip(bodies, learning, strict=True) if learns)
+    return best if max(counts, default=0) <= 1 else min(best, "L1")

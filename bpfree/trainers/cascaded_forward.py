@@ -123,7 +123,7 @@ class CascadedForward(Trainer):
     @property
     def locality(self) -> str:
         if self.settings.blocks == "dfa":
-            return "L1"
+            return self._dfa().locality
         return "L3" if all(block.gradients == "analytic" for block in self.cascade.units) else "L2"
 
     def fit(self, train: Any, validation: Any = None, **options: Any) -> History:
@@ -137,8 +137,10 @@ class CascadedForward(Trainer):
 
     def tutor(self) -> Trainer | None:
         s = self.settings
-        if s.blocks == "random":
-            return None
+        return None if s.blocks == "random" else self._dfa()
+
+    def _dfa(self) -> DirectFeedbackAlignment:
+        s = self.settings
         return DirectFeedbackAlignment(
             self.net,
             seed=self.seed,

@@ -17,7 +17,7 @@ from bpfree.encodings import LabelOverlay, overlaid_bodies
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
 from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
-from bpfree.trainers.base import Trainer, single_weights
+from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.settings import LRSchedule, OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
@@ -120,7 +120,7 @@ class ForwardForward(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        return level_of(bodies(self.cascade.units))
 
     def _loss(self) -> Goodness:
         s = self.settings

@@ -14,7 +14,7 @@ from bpfree.cutting import Output, localize
 from bpfree.losses import LocalCrossEntropy, LocalLoss
 from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.stacked import stacked
-from bpfree.trainers.base import Trainer, single_weights
+from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.settings import TrainerSettings
 
 HeadPool = Annotated[int, Ge(1)] | None
@@ -63,9 +63,8 @@ class Local(Trainer):
 
     @property
     def locality(self) -> str:
-        if all(block.gradients == "analytic" for block in self.cascade.units):
-            return "L3"
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        analytic = all(block.gradients == "analytic" for block in self.cascade.units)
+        return level_of(bodies(self.cascade.units), "L3" if analytic else "L2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +125,8 @@ class MonoForward(Trainer):
 
     @property
     def locality(self) -> str:
-        if self.settings.gradients != "autograd":
-            return "L3"
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        best = "L2" if self.settings.gradients == "autograd" else "L3"
+        return level_of(bodies(self.cascade.units), best)
 
 
 @dataclass(frozen=True, kw_only=True)

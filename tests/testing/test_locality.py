@@ -39,8 +39,8 @@ def declares(level: str, kind: type[Trainer], **settings: Any) -> Trainer:
     [
         (declares("L1", MFJoint), r"block 1\.2 sends a gradient to blocks\.0\.blocks\.0\.body"),
         (declares("L2", MFJoint), r"block 1\.2 sends a gradient"),
-        (declares("L1", Backprop), "one block with the weights .* L0"),
-        (declares("L2", MonoForward, cut=1), "one block with the weights"),
+        (declares("L1", Backprop), "one block holds all weights .* L0"),
+        (declares("L2", MonoForward, cut=1), "one block holds all weights"),
         (declares("L3", MonoForward), "declares L3, but a step keeps .* tensors"),
         (declares("L3", ForwardForward), "declares L3, but a step keeps"),
         (declares("L0", MonoForward), r"L0.* no gradient to blocks\.0\.body\.1\.weight"),

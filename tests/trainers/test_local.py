@@ -46,10 +46,10 @@ def built(kind: type[Trainer], net: nn.Module | None = None, **settings: Any) ->
     ("kind", "settings", "level"),
     [
         (MonoForward, {}, "L2"),
-        (MonoForward, {"cut": 1}, "L1"),
+        (MonoForward, {"cut": 1}, "L0"),
         (MonoForward, {"gradients": "analytic"}, "L3"),
         (Local, {}, "L2"),
-        (Local, {"cut": 1}, "L1"),
+        (Local, {"cut": 1}, "L0"),
         (RandomFeatures, {}, "L2"),
         (Backprop, {}, "L0"),
         (DeepSupervision, {}, "L0"),
