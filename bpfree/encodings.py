@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses import accuracy
 from bpfree.nn import LengthNorm, StraightThroughReLU
+from bpfree.nn.weights import is_plain
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -310,6 +311,7 @@ def _overlaid_body(layers: list[Any], first: bool, norm: type[nn.Module], straig
     if not first:
         return nn.Sequential(norm(), *layers)
     inner = [m for m in layers if not isinstance(m, nn.Flatten)]
-    if isinstance(inner[0], nn.Linear):
+    # What its hooks do, or a forward of its own, needs a call of the layer.
+    if isinstance(inner[0], nn.Linear) and is_plain(inner[0], computed=True):
         return nn.Sequential(OverlaidLinear(inner[0]), *inner[1:])
     return nn.Sequential(DenseRows(), LengthNorm(), *layers)

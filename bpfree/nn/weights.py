@@ -1,10 +1,11 @@
-"""Which parameters of a module are weight matrices or kernels, and which only scale or shift its input."""
+"""What can be told of a layer by its kind: its weight matrices or kernels, and where its features are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -60,3 +61,42 @@ def is_plain(layer: nn.Linear, computed: bool = False) -> bool:
     hooked = layer._forward_pre_hooks or layer._forward_hooks
     own = isinstance(layer._parameters.get("weight"), nn.Parameter)
     return type(layer).forward is nn.Linear.forward and not hooked and (own or computed)
+
+
+def is_fresh(layer: nn.Linear | _ConvNd) -> bool:
+    """Whether the weights of ``layer`` may be those that torch drew: uniform, up to 1/sqrt(fan in)."""
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    drawn = [p.detach() for p in (layer.weight, layer.bias) if p is not None]
+    if any(p.abs().max() > bound * (1 + 1e-6) for p in drawn):
+        return False
+    values = layer.weight.detach().double().flatten()
+    # Six standard errors of the mean square of a uniform distribution: a third of the bound's square.
+    allowed = 6 * math.sqrt(0.8 / values.numel()) / 3
+    return bool((values.square().mean() / bound**2 - 1 / 3).abs() <= allowed)
+
+
+def feature_axis(module: nn.Module, output: Tensor) -> int:
+    """Which axis of ``output [rows, ...]`` of ``module`` holds the features: 1, as behind convolutions, or -1.
+
+    It is the axis that is as long as the last layer of known kind is wide; of two such axes, the one that this
+    kind of layer gives its features on.
+    """
+    if output.ndim < 3:
+        return 1
+    width, axis = None, 1
+    for layer in module.modules():
+        found = _width(layer)
+        if found is not None:
+            width, axis = found, 1 if isinstance(layer, _ConvNd) else -1
+    ends = {end for end in (1, -1) if output.shape[end] == width}
+    return axis if len(ends) != 1 else ends.pop()
+
+
+def _width(layer: nn.Module) -> int | None:
+    """How many features ``layer`` gives; None if it is of another kind."""
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
+    for name in ("out_channels", "out_features", "embedding_dim", "embed_dim"):
+        if isinstance(layer, (*LAYERS, nn.MultiheadAttention)) and hasattr(layer, name):
+            return int(getattr(layer, name))
+    return None

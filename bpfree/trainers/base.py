@@ -130,6 +130,7 @@ class Trainer(Builder):
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
+        fresh = self._cascade is None
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
@@ -138,11 +139,14 @@ class Trainer(Builder):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
             ckpt.check_path(checkpoint.path)
+            ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
             progress_bar(self.id, self.progress and hooks is None and workers.leads) as shown,
         ):
+            if fresh and self.progress and hooks is None and workers.leads:
+                print(self.describe())
             hooks = hooks or Hooks(progress=shown)
             if isinstance(workers, Workers) and self.tutor() is not None:
                 raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")

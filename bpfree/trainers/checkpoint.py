@@ -45,15 +45,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
         raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
-    """Dense tensors with memory of their own, and the names of those that stand for complex numbers.
+def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Check that a file can hold ``tensors``.
 
     Raises:
-        BadValue: naming a tensor that is not one of plain numbers.
+        BadValue: naming the first that is no dense tensor of numbers.
     """
-    plain: Tensors = {}
-    pairs: list[str] = []
-    stored: set[int] = set()
     for name, value in tensors.items():
         kind = _unwritable(value)
         if kind is not None:
@@ -61,6 +58,15 @@ def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
                 f"{path}: {name} is {kind}, which cannot be saved: leave it out of the state "
                 "(persistent=False), or keep it as a dense tensor"
             )
+
+
+def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
+    """Dense tensors with memory of their own, and the names of those that stand for complex numbers."""
+    check_tensors(path, tensors)
+    plain: Tensors = {}
+    pairs: list[str] = []
+    stored: set[int] = set()
+    for name, value in tensors.items():
         # The conjugate and the negative of a tensor may be that tensor with a mark; a file knows no marks.
         tensor = value.detach().resolve_conj().resolve_neg()
         if tensor.is_complex() and tensor.dtype != torch.complex64:

@@ -16,6 +16,7 @@ from bpfree.graph import Graph
 from bpfree.graph_encodings import GraphEncoding
 from bpfree.nn import GNN
 from bpfree.trainers.base import Trainer
+from bpfree.trainers.settings import kept_values
 
 
 class GraphTrainer(Trainer):
@@ -92,7 +93,7 @@ class GraphTrainer(Trainer):
             cascade = self.make_cascade(graph.n_classes).to(self.device)
             few = _two_nodes(graph)
             cascade.encoding = self.make_encoding(few)
-            cascade.eval().build(few.ids, graph.n_classes)
+            cascade.eval().build(few.ids, graph.n_classes, kept_values(self.settings))
             cascade.encoding = self.make_encoding(graph)
         self._adopt(cascade, graph.n_classes, graph.sample_shape)
 

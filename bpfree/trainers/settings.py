@@ -101,6 +101,11 @@ def make_optimizer(
     return kind(groups, lr, weight_decay=decay, fused=fused)
 
 
+def kept_values(settings: TrainerSettings) -> int:
+    """How many values the optimizer keeps for each parameter."""
+    return int(settings.momentum > 0) if settings.optimizer == "sgd" else 2
+
+
 def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
     """What the learning rate is multiplied by in ``epoch``, counted from 0."""
     if schedule == "cosine":

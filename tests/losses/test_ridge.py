@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_said() -> None:
         ours.merge(RidgeAccumulator(D, C, intercept=False))
     with pytest.raises(BadValue, match="expected at least 0"):
         ours.add(phi, y).solve(-1.0)
-    with pytest.raises(BadValue, match="singular"):
-        RidgeAccumulator(D, C).add(phi[:5], y[:5]).solve(0.0)
+    with pytest.raises(BadValue, match="NaN"):
+        RidgeAccumulator(D, C).add(phi * torch.nan, y).solve(0.0)
     with pytest.raises(BadValue, match="at least 1 each"):
         RidgeAccumulator(0, C)
