@@ -83,7 +83,8 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
         net: The network, whose names of parameters are used in the message.
 
     Raises:
-        BadValue: If two of them share weights that one of them learns, or running statistics.
+        BadValue: If two of them share weights that one of them learns, or running statistics; or if two parameters
+            of one of them lie in one memory.
     """
     parts = parts_of(cascade)
     names: dict[int, list[str]] = defaultdict(list)
@@ -92,6 +93,11 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
             names[id(p)].append(name)
     for a, b in shared_weights(parts):
         first, second = (" = ".join(names.get(id(held.tensor), [held.name])) for held in (a, b))
+        if a.part is b.part:
+            raise BadValue(
+                f"{first} and {second} are two parameters in one memory, each with a gradient of its own: tie them "
+                "by one nn.Parameter, or give each layer weights of its own"
+            )
         what = f"the weight {first} is used" if first == second else f"{first} and {second} are one tensor, used"
         raise BadValue(
             f"{what} in {a.part.label} and in {b.part.label}, which learn apart: give each layer weights of "
@@ -101,7 +107,7 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
 
 
 def shared_weights(parts: Sequence[Part]) -> list[tuple[Held, Held]]:
-    """Pairs of parameters of two parts that have memory in common, and of which one is moved."""
+    """Pairs of parameters that have memory in common, of which one is moved, and that are not one in one part."""
     stored: dict[int, list[Held]] = defaultdict(list)
     for part in parts:
         for prefix, module in part.modules.items():
@@ -113,7 +119,9 @@ def shared_weights(parts: Sequence[Part]) -> list[tuple[Held, Held]]:
         (a, b)
         for together in stored.values()
         for a, b in combinations(together, 2)
-        if a.part is not b.part and (a.moved or b.moved) and _overlap(a.tensor, b.tensor)
+        if (a.part is not b.part or a.tensor is not b.tensor)
+        and (a.moved or b.moved)
+        and _overlap(a.tensor, b.tensor)
     ]
 
 
@@ -159,7 +167,9 @@ def _check_statistics(parts: Sequence[Part]) -> None:
     for part in parts:
         modules = {m for module in part.modules.values() for m in module.modules()} if part.learns else set()
         for norm in modules:
-            if isinstance(norm, _NormBase) and norm.running_mean is not None:
+            own = list(norm.parameters())
+            frozen = bool(own) and not any(p.requires_grad for p in own)
+            if isinstance(norm, _NormBase) and norm.running_mean is not None and not frozen:
                 seen[id(norm)].append(part.label)
     for labels in seen.values():
         if len(labels) > 1:

@@ -156,5 +156,5 @@ class LocalCrossEntropy(LocalLoss):
             return weighty[0]
         raise TypeError(
             "the closed-form gradient needs one linear layer as head, without hooks and parametrizations, not "
-            f"{self.head}"
+            f"{', '.join(type(child).__name__ for child in weighty)}"
         )

@@ -125,7 +125,8 @@ class PredSim(LocalCrossEntropy):
         if side == 1:
             return nn.Sequential(nn.Flatten())
         turned = [FeaturesFirst()] if self.feature_axis == -1 else []
-        pool = POOLS[output.ndim](side, ceil_mode=True)
+        sides = tuple(min(side, size) for size in maps.shape[2:])
+        pool = POOLS[output.ndim](side if set(sides) == {side} else sides, ceil_mode=True)
         return nn.Sequential(*turned, pool, nn.Flatten())
 
     def similarity(self, output: Tensor, target: Tensor) -> Tensor:

@@ -63,6 +63,17 @@ def is_plain(layer: nn.Linear, computed: bool = False) -> bool:
     return type(layer).forward is nn.Linear.forward and not hooked and (own or computed)
 
 
+def detach_computed(module: nn.Module) -> None:
+    """Cut the tensors that hooks have computed and left in ``module`` from their graph, which cannot be copied.
+
+    They are computed anew at the next call.
+    """
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(part)[name] = value.detach()
+
+
 def is_fresh(layer: nn.Linear | _ConvNd) -> bool:
     """Whether the weights of ``layer`` may be those that torch drew: uniform, up to 1/sqrt(fan in)."""
     bound = 1 / math.sqrt(layer.weight[0].numel())

@@ -16,6 +16,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Cascade
 from bpfree.data import TensorData
+from bpfree.nn.weights import detach_computed
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
@@ -284,6 +285,8 @@ class Trainer(Builder):
 
     def clone(self) -> Trainer:
         """An independent copy, weights and optimizers included, for probing a step."""
+        for module in (self.net, self._cascade or self.net):
+            detach_computed(module)
         twin = copy.deepcopy(self)
         if twin._cascade is not None and self.settings.compile is not None:
             for block in twin._cascade.units:

@@ -206,7 +206,7 @@ class Builder(ABC):
 
     def __repr__(self) -> str:
         """What `describe` says, once the trainer is built."""
-        return object.__repr__(self) if self._cascade is None else self.describe()
+        return object.__repr__(self) if vars(self).get("_cascade") is None else self.describe()
 
     @contextmanager
     def running(self) -> Iterator[None]:

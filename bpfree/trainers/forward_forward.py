@@ -150,12 +150,19 @@ class ForwardForward(Trainer):
                     nn.init.zeros_(module.bias)
 
     def _note_init(self, layers: Sequence[Weighted]) -> None:
-        """Note, for `_warn_of_init`, which weights that are not as torch draws them are lost, or are not drawn."""
+        """Note, for `_warn_of_init`, if weights that are not as torch draws them are lost, or some are not drawn."""
         names = {module: name or "the net" for name, module in self.net.named_modules()}
-        lost = [names[m] for m in layers if _is_free(m.weight) and not is_fresh(m)]
+        drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
-        told = [f"draws the weights of {', '.join(lost)} anew, which were trained or drawn in another way than torch's"]
-        told = (told if lost else []) + ([f"leaves {', '.join(kept)}, whose weights are computed"] if kept else [])
+        told = []
+        if not all(map(is_fresh, drawn)):
+            layers_drawn = ", ".join(names[m] for m in drawn)
+            told.append(
+                f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another way than "
+                "torch's"
+            )
+        if kept:
+            told.append(f"leaves {', '.join(kept)}, whose weights are computed")
         self._of_init = " and ".join(told)
 
     def _warn_of_init(self) -> None:
