@@ -209,8 +209,9 @@ class Block(nn.Module):
     def hold(self) -> None:
         """Keep in evaluation mode, from now on, what is in it now and frozen.
 
-        That is a module with parameters, all of them frozen, with all that is inside; and the whole body, front
-        or head, with layers that have no parameters, if that holds for every module in it that has some.
+        That is a module with parameters, all of them frozen, with all that is inside; and the whole body,
+        front or head, with layers that have no parameters, if that holds for every module in it that has
+        some.
         """
         parts = (self.front, self.body, *self.loss.children())
         self.held = [m for part in parts if part is not None for m in _still(part)]
@@ -229,7 +230,7 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _still(part: nn.Module) -> list[nn.Module]:
-    """The modules in ``part`` that are in evaluation mode and frozen; ``part`` alone if all are that can be."""
+    """The modules of ``part`` in evaluation mode and frozen; ``part`` alone if all are that can be."""
     own = [m for m in part.modules() if m._parameters]
     if own and not any(m.training for m in own) and not _learns(part):
         return [part]
@@ -456,7 +457,9 @@ class Cascade(nn.Module):
         loss, output = self.losses[0], outputs[0]
         try:
             with torch.enable_grad():
-                for block, lesson in zip(self.units, descend(self.units, self.encoding.message()), strict=True):
+                for block, lesson in zip(
+                    self.units, descend(self.units, self.encoding.message()), strict=True
+                ):
                     own, rest = rest[: len(block.losses)], rest[len(block.losses) :]
                     lessons = block.lessons(own, target) if isinstance(block, JointBlock) else [lesson]
                     seen = block.judged(own, target) if isinstance(block, JointBlock) else own
@@ -476,10 +479,10 @@ class Cascade(nn.Module):
         heads += sum(self.readout(name).planned([o for _, o in seen], n_classes) for name in self.readouts)
         network = sum(p.numel() for p in self.parameters() if p.requires_grad)
         if heads:
-            what = f"local heads of {heads:,} parameters on a network of {network:,}, with the optimizer's state,"
+            what = f"heads of {heads:,} parameters on a network of {network:,}, with the optimizer's state,"
             # Heads and their gradients are yet to be made; the network stands there already.
             needed = 4 * ((2 + states) * heads + states * network)
-            fix = "bound the heads (head_features or head_pool, features in loss_options), or give fewer classes"
+            fix = "bound the heads by head_features or head_pool (features in loss_options)"
             check_memory(needed, seen[0][1].device, what, fix)
 
     def outputs(self, rows: Rows, n_blocks: int | None = None) -> list[Tensor]:

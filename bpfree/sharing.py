@@ -83,8 +83,8 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
         net: The network, whose names of parameters are used in the message.
 
     Raises:
-        BadValue: If two of them share weights that one of them learns, or running statistics; or if two parameters
-            of one of them lie in one memory.
+        BadValue: If two of them share weights that one of them learns, or running statistics; or if two
+            parameters of one of them lie in one memory.
     """
     parts = parts_of(cascade)
     names: dict[int, list[str]] = defaultdict(list)
@@ -95,10 +95,12 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
         first, second = (" = ".join(names.get(id(held.tensor), [held.name])) for held in (a, b))
         if a.part is b.part:
             raise BadValue(
-                f"{first} and {second} are two parameters in one memory, each with a gradient of its own: tie them "
-                "by one nn.Parameter, or give each layer weights of its own"
+                f"{first} and {second} are two parameters in one memory, each with a gradient of its own: "
+                "tie them by one nn.Parameter, or give each layer weights of its own"
             )
-        what = f"the weight {first} is used" if first == second else f"{first} and {second} are one tensor, used"
+        what = (
+            f"the weight {first} is used" if first == second else f"{first} and {second} are one tensor, used"
+        )
         raise BadValue(
             f"{what} in {a.part.label} and in {b.part.label}, which learn apart: give each layer weights of "
             "its own, or cut the network so that the layers that share them are in one block"
@@ -107,7 +109,7 @@ def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
 
 
 def shared_weights(parts: Sequence[Part]) -> list[tuple[Held, Held]]:
-    """Pairs of parameters that have memory in common, of which one is moved, and that are not one in one part."""
+    """Pairs of parameters with memory in common, of which one is moved, that are not one in one part."""
     stored: dict[int, list[Held]] = defaultdict(list)
     for part in parts:
         for prefix, module in part.modules.items():

@@ -396,7 +396,7 @@ class Gain(nn.Module):
 @pytest.mark.parametrize(
     "scale",
     [
-        lambda: nn.PReLU(),
+        nn.PReLU,
         lambda: nn.RMSNorm([4, 8, 8]),
         lambda: nn.LayerNorm([4, 8, 8]),
         lambda: nn.InstanceNorm2d(4, affine=True),
@@ -407,7 +407,8 @@ class Gain(nn.Module):
 )
 def test_what_only_scales_belongs_to_the_layer_below(scale: Callable[[], nn.Module]) -> None:
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), scale(), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), scale(), nn.Flatten(),
+        nn.Conv2d(1, 4, 3, padding=1), scale(), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), scale(), nn.Flatten(),
         nn.Linear(256, CLASSES), Gain(CLASSES),
     )  # fmt: skip
     stages, output = split(net)
@@ -477,7 +478,9 @@ def test_lazy_layers_are_refused() -> None:
         (Local, {"output": "none"}),
     ],
 )
-def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(kind: type[Trainer], settings: Any) -> None:
+def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(
+    kind: type[Trainer], settings: Any
+) -> None:
     with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*cut already.*bpfree.localize"):
         kind(localize(make_cnn()), progress=False, **settings)
     kind(localize(make_cnn()), progress=False, readout="sum").build((1, 8, 8), CLASSES)

@@ -35,7 +35,9 @@ from tests.helpers import CLASSES, PLAIN_TRAINERS, easy, make_mlp
 LOCAL = (MonoForward, Local, ForwardForward, CounterCurrentLearning, DirectFeedbackAlignment)
 
 
-def net(activation: Callable[[], nn.Module] = nn.ReLU, dropout: Callable[[], nn.Module] | None = None) -> nn.Sequential:
+def net(
+    activation: Callable[[], nn.Module] = nn.ReLU, dropout: Callable[[], nn.Module] | None = None
+) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for _ in range(3):
@@ -164,7 +166,9 @@ def test_parts_of_one_memory_that_do_not_meet_are_no_tie() -> None:
 def test_running_statistics_are_not_shared_either() -> None:
     model = net()
     model[1] = model[3] = nn.BatchNorm1d(12, affine=False)
-    with pytest.raises(BadValue, match="block 1 and block 2 share a normalization layer with running statistics"):
+    with pytest.raises(
+        BadValue, match="block 1 and block 2 share a normalization layer with running statistics"
+    ):
         fitted(MonoForward, model)
 
 
@@ -196,11 +200,15 @@ def test_one_block_readout_head_or_body_in_two_places_is_refused() -> None:
         cascade(block, a=readout, b=readout)
     head = nn.Linear(12, CLASSES)
     heads = cascade(*(Block(nn.Linear(12, 12), LocalCrossEntropy(head)) for _ in range(2)))
-    with pytest.raises(BadValue, match=r"blocks\.0\.loss\.head\.weight = blocks\.1\.loss\.head\.weight is used in"):
+    with pytest.raises(
+        BadValue, match=r"blocks\.0\.loss\.head\.weight = blocks\.1\.loss\.head\.weight is used in"
+    ):
         fitted(Local, heads)
     body = nn.Linear(12, 12)
     bodies = cascade(*(Block(body, LocalCrossEntropy()) for _ in range(2)))
-    with pytest.raises(BadValue, match=r"blocks\.0\.body\.weight = blocks\.1\.body\.weight is used in block 1"):
+    with pytest.raises(
+        BadValue, match=r"blocks\.0\.body\.weight = blocks\.1\.body\.weight is used in block 1"
+    ):
         fitted(Local, bodies)
     relu = nn.ReLU()
     fitted(Local, cascade(*(Block(relu, LocalCrossEntropy()) for _ in range(2))))

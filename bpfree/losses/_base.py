@@ -26,8 +26,8 @@ class LocalLoss(nn.Module, ABC):
         by_row: Whether the value for some rows is the mean of its values for each of them alone (for each
             sample alone, where a sample is shown in several rows), and nothing is learned but by its
             gradient. Then workers may share the rows of a batch out.
-        feature_axis: Which axis of an output ``[rows, ...]`` holds its features, 1 or -1; its block says so before
-            `build`. An axis in between is a position.
+        feature_axis: Which axis of an output ``[rows, ...]`` holds its features, 1 or -1; its block says so
+            before `build`. An axis in between is a position.
         memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
             of a run's checkpoint and not of the model.
     """

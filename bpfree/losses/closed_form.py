@@ -37,8 +37,8 @@ class ClosedForm(LocalLoss):
         dual: Whether to solve among the samples, see `DualRidge`: for fewer samples than features.
         keep: Whether `accumulator` stays after the pass, to merge and to forget samples; it holds d^2
             float64 values.
-        features: Largest number of features without ``pool``, see `bpfree.losses.cross_entropy.flat_features`;
-            None: any number.
+        features: Largest number of features without ``pool``, see
+            `bpfree.losses.cross_entropy.flat_features`; None: any number.
 
     Raises:
         BadValue: If there is no penalty or a negative one; when it is built, if memory cannot hold the sums.

@@ -191,9 +191,9 @@ class PrototypeOutput(LocalCrossEntropy):
 
 def _no_way(above: nn.Module, shape: torch.Size, expected: str) -> str:
     return (
-        f"counter-current learning: a block gives {list(shape)} a sample where {above} takes {expected} from it: "
-        "the feedback cannot be led back; put nothing but pooling, flattening, normalization, activations and "
-        "dropout between layers"
+        f"counter-current learning: a block gives {list(shape)} a sample where {above} takes {expected}: "
+        "the feedback cannot be led back; put nothing but pooling, flattening, normalization, activations "
+        "and dropout between layers"
     )
 
 
@@ -228,7 +228,7 @@ def reverse(above: nn.Module, shape: torch.Size, activation: nn.Module | None = 
     else:
         assert isinstance(above, nn.Linear)
         if math.prod(shape) != above.in_features:
-            raise BadValue(_no_way(above, shape, f"{above.in_features} values, flattened,"))
+            raise BadValue(_no_way(above, shape, f"{above.in_features} values, flattened"))
         layers.append(nn.Linear(above.out_features, above.in_features, bias=above.bias is not None))
         if len(shape) > 1:
             layers.append(nn.Unflatten(1, tuple(shape)))

@@ -51,7 +51,7 @@ def flat_features(
 
 
 def _sides(maps: Tensor, limit: int) -> list[int]:
-    """The largest sides, equal where the maps ``[rows, c, ...]`` allow it, with at most ``limit`` values a row."""
+    """The largest sides, equal where ``maps`` allow it, that leave at most ``limit`` values a row."""
     sizes = maps.shape[2:]
     sides = ([min(size, side) for size in sizes] for side in range(max(sizes), 0, -1))
     return next((found for found in sides if maps.shape[1] * math.prod(found) <= limit), [1] * len(sizes))
@@ -155,6 +155,6 @@ class LocalCrossEntropy(LocalLoss):
         if len(weighty) == 1 and isinstance(weighty[0], nn.Linear) and is_plain(weighty[0]):
             return weighty[0]
         raise TypeError(
-            "the closed-form gradient needs one linear layer as head, without hooks and parametrizations, not "
-            f"{', '.join(type(child).__name__ for child in weighty)}"
+            "the closed-form gradient needs one linear layer as head, without hooks and parametrizations, "
+            f"not {', '.join(type(child).__name__ for child in weighty)}"
         )

@@ -24,8 +24,9 @@ def class_groups(width: int, n_classes: int) -> Tensor:
 class MeanGoodness(LocalLoss):
     """Cross-entropy over the mean activity of each class's channels (DeeperForward, Sun et al., ICLR 2025).
 
-    The channels (the units, where there are no maps; the features, where they stand last) are shared out among the classes. With ``g_k`` the mean
-    over the channels of class k, and over their maps, of the block's output::
+    The channels (the units, where there are no maps; the features, where they stand last) are shared out
+    among the classes. With ``g_k`` the mean over the channels of class k, and over their maps, of the block's
+    output::
 
         loss = CE(softmax(scale * g), y)
 

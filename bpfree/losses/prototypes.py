@@ -135,8 +135,8 @@ class PrototypeGoodness(ClassPrototypes):
         temperature: Divides the cosine.
         pool: Side of the map that maps are pooled to first; 1 is global; None: as they are.
         pooling: By the average, or by the root of the mean square.
-        features: Largest number of features without ``pool``, see `bpfree.losses.cross_entropy.flat_features`;
-            None: any number.
+        features: Largest number of features without ``pool``, see
+            `bpfree.losses.cross_entropy.flat_features`; None: any number.
     """
 
     def __init__(
@@ -151,7 +151,8 @@ class PrototypeGoodness(ClassPrototypes):
         self.pool, self.pooling, self.limit = pool, pooling, features
 
     def planned(self, output: Tensor, n_classes: int) -> int:
-        return self._features(output)(output).shape[1] * n_classes
+        features: Tensor = self._features(output)(output)
+        return features.shape[1] * n_classes
 
     def _features(self, output: Tensor) -> nn.Sequential:
         return flat_features(output, self.pool, self.pooling, self.limit, self.feature_axis)

@@ -94,8 +94,9 @@ class RidgeAccumulator:
     def solve(self, lam: float) -> tuple[Tensor, Tensor]:
         """The weights that minimise ``sum |W^T phi + b - y|^2 + lam tr(G)/d |W|^2``, by Cholesky.
 
-        The penalty is in units of the features' mean square, and spares the intercept. Of several weights that
-        do it (where features are constant or depend on each other, and the penalty is 0) it is the shortest.
+        The penalty is in units of the features' mean square, and spares the intercept. Of several weights
+        that do it (where features are constant or depend on each other, and the penalty is 0) it is the
+        shortest.
 
         Args:
             lam: Strength of the penalty, without a unit, at least 0.
@@ -178,4 +179,5 @@ def shortest(system: Tensor, right: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(system)
     least = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     inverse = torch.where(values > least, 1 / values, 0.0)
-    return vectors @ (inverse.unsqueeze(1) * (vectors.T @ right))
+    found: Tensor = vectors @ (inverse.unsqueeze(1) * (vectors.T @ right))
+    return found

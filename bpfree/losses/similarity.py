@@ -61,8 +61,8 @@ def spread(maps: Tensor) -> Tensor:
 class PredSim(LocalCrossEntropy):
     """Prediction and similarity matching (Nøkland and Eidnes, arXiv 1901.06656).
 
-    With ``a`` the block's output, ``P`` a learned projection of its own (a convolution with kernels of side 3 for
-    maps and sequences, else linear, no bias) and ``S`` `similarity_matrix`::
+    With ``a`` the block's output, ``P`` a learned projection of its own (for maps and sequences a convolution
+    with kernels of side 3, else linear, no bias) and ``S`` `similarity_matrix`::
 
         sim  = mean_ij (S(std(P a)) - S(Y))_ij^2      # std over each map; P a itself where there are no maps
         pred = CE(softmax(M a), y)                    # a averaged to a smaller map first, see ``features``
@@ -73,14 +73,14 @@ class PredSim(LocalCrossEntropy):
 
     Args:
         sim_weight: w.
-        features: Maps are averaged in squares (sequences in intervals), the smallest that leave the prediction
-            at most so many features; None: they are not averaged.
+        features: Maps are averaged in squares (sequences in intervals), the smallest that leave the
+            prediction at most so many features; None: they are not averaged.
         project: Whether there is a ``P``.
         bias: Whether ``M`` has a bias.
 
     Raises:
-        BadValue: If the weight is not between 0 and 1; when it is built, if the output has more than three axes
-            beside those of rows and features.
+        BadValue: If the weight is not between 0 and 1; when it is built, if the output has more than three
+            axes beside those of rows and features.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class PredSim(LocalCrossEntropy):
     def _features(self, output: Tensor) -> nn.Sequential:
         if output.ndim > 2 and output.ndim not in CONVOLUTIONS:
             raise BadValue(
-                f"predsim on outputs {list(output.shape[1:])} a sample: expected [features], or maps of features "
-                "with one to three axes; reshape them, or use 'mono_forward'"
+                f"predsim on outputs {list(output.shape[1:])} a sample: expected [features], or maps of "
+                "features with one to three axes; reshape them, or use 'mono_forward'"
             )
         if self.features is None or output.ndim == 2:
             return nn.Sequential(nn.Flatten())

@@ -69,6 +69,6 @@ def closed_layers(body: nn.Module) -> tuple[nn.Linear, nn.Module | None] | None:
         case [nn.Linear() as linear, activation] if type(activation) in BACKWARD and is_plain(linear):
             return linear, activation
     raise TypeError(
-        "the closed form needs a linear layer and one of ReLU, ELU, Tanh, without hooks and parametrizations, "
-        f"not {', '.join(type(layer).__name__ for layer in layers)}"
+        "the closed form needs a linear layer and one of ReLU, ELU, Tanh, without hooks and "
+        f"parametrizations, not {', '.join(type(layer).__name__ for layer in layers)}"
     )

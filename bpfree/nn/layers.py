@@ -77,11 +77,11 @@ class MapPool(nn.Module):
         self.sides, self.rms = tuple(sides), rms
 
     def forward(self, x: Tensor) -> Tensor:
-        average = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(self.sides) - 1]
-        if not self.rms:
-            return average(x, self.sides)  # type: ignore[operator, no-any-return]
+        poolings: tuple[Any, ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+        average = poolings[len(self.sides) - 1]
+        found: Tensor = average(widened(x).square() if self.rms else x, self.sides)
         # The root has no finite slope at 0, where a region is dead.
-        return (average(widened(x).square(), self.sides) + 1e-12).sqrt()  # type: ignore[operator, no-any-return]
+        return (found + 1e-12).sqrt() if self.rms else found
 
     def extra_repr(self) -> str:
         return f"sides={self.sides}, rms={self.rms}"

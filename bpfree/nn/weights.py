@@ -19,7 +19,7 @@ LAYERS = (nn.Linear, _ConvNd, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)
 
 
 def weight_matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """The weight matrices and kernels that ``module`` applies, with their names, once for each use of a module.
+    """The weight matrices and kernels of ``module`` with their names, once for each use of a module.
 
     A parameter counts if more than one of its axes is longer than 1, and it does not belong to a
     normalization layer: vectors (also those shaped ``[1, C, 1, 1]``) only scale or shift. Of a layer of the
@@ -31,8 +31,8 @@ def weight_matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
     """
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise BadValue(
-            f"{prefix or type(module).__name__}: a lazy layer whose size is not known yet; run the network on "
-            "one batch first"
+            f"{prefix or type(module).__name__}: a lazy layer whose size is not known yet; run the network "
+            "on one batch first"
         )
     if isinstance(module, NORMS):
         return
@@ -64,7 +64,7 @@ def is_plain(layer: nn.Linear, computed: bool = False) -> bool:
 
 
 def detach_computed(module: nn.Module) -> None:
-    """Cut the tensors that hooks have computed and left in ``module`` from their graph, which cannot be copied.
+    """Detach the tensors that hooks have computed and left in ``module``: a graph cannot be copied.
 
     They are computed anew at the next call.
     """
@@ -87,10 +87,10 @@ def is_fresh(layer: nn.Linear | _ConvNd) -> bool:
 
 
 def feature_axis(module: nn.Module, output: Tensor) -> int:
-    """Which axis of ``output [rows, ...]`` of ``module`` holds the features: 1, as behind convolutions, or -1.
+    """Which axis of ``output [rows, ...]`` of ``module`` holds its features, 1 or -1.
 
-    It is the axis that is as long as the last layer of known kind is wide; of two such axes, the one that this
-    kind of layer gives its features on.
+    It is the axis that is as long as the last layer of known kind is wide; of two such axes, the one that
+    this kind of layer gives its features on.
     """
     if output.ndim < 3:
         return 1

@@ -16,8 +16,8 @@ def calibrate(blocks: Sequence[Block], batches: Iterable[Rows]) -> None:
     """Estimate the running statistics of the batch normalisation inside the blocks' fronts, in one pass.
 
     Each is the average over all batches of the batch's own statistics. While it lasts, a front normalises by
-    the batch, and so feeds the fronts above it what they will see; afterwards, by the averages alone. Layers that
-    were handed over frozen and in evaluation mode keep the statistics that they came with.
+    the batch, and so feeds the fronts above it what they will see; afterwards, by the averages alone. Layers
+    that were handed over frozen and in evaluation mode keep the statistics that they came with.
 
     Args:
         blocks: All blocks, bottom first; nothing but those statistics changes.

@@ -57,11 +57,11 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
 def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     """Prove the level of locality that ``trainer.locality`` declares, a key of `bpfree.trainers.LEVELS`.
 
-    L0: the gradient of the top loss reaches the lowest layer that learns. L1: `assert_local`, and bodies below
-    the top one learn, too: one block that holds every layer which learns is backpropagation. L2: L1, and no
-    body that learns has more than one weight matrix or kernel (the head counts as part of the loss). L3: L1,
-    a step keeps no tensor for a backward pass, and the update of a block changes weights of that block, and
-    no other.
+    L0: the gradient of the top loss reaches the lowest layer that learns. L1: `assert_local`, and bodies
+    below the top one learn, too: one block that holds every layer which learns is backpropagation. L2: L1,
+    and no body that learns has more than one weight matrix or kernel (the head counts as part of the loss).
+    L3: L1, a step keeps no tensor for a backward pass, and the update of a block changes weights of that
+    block, and no other.
 
     Args:
         trainer: Any trainer, built or not; it is not changed.

@@ -131,7 +131,7 @@ class Trainer(Builder):
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
-        fresh = self._cascade is None
+        fresh, shows = self._cascade is None, self.progress and hooks is None
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
@@ -144,10 +144,10 @@ class Trainer(Builder):
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
-            progress_bar(self.id, self.progress and hooks is None and workers.leads) as shown,
+            progress_bar(
+                self.id, shows and workers.leads, self.describe() if shows and fresh else ""
+            ) as shown,
         ):
-            if fresh and self.progress and hooks is None and workers.leads:
-                print(self.describe())
             hooks = hooks or Hooks(progress=shown)
             if isinstance(workers, Workers) and self.tutor() is not None:
                 raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")

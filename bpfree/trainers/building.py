@@ -61,8 +61,8 @@ class Builder(ABC):
         given = [name for name in self.cutting if name in settings]
         if isinstance(net, Cascade) and given:
             raise BadValue(
-                f"{given[0]} = {settings[given[0]]!r}: the network has been cut already and keeps its blocks and "
-                "losses; give this to bpfree.localize, or pass the network that was cut"
+                f"{given[0]} = {settings[given[0]]!r}: the network has been cut already and keeps its "
+                "blocks and losses; give this to bpfree.localize, or pass the network that was cut"
             )
         if not isinstance(seed, int):
             raise BadValue(f"seed = {seed!r}: expected an integer")
@@ -184,12 +184,12 @@ class Builder(ABC):
         learns = any(p.requires_grad for part in parts for p in part.parameters())
         if not learns and not any(loss.one_pass for loss in self.cascade.losses):
             raise BadValue(
-                "nothing to train: every parameter of the network is frozen; set requires_grad = True for those "
-                "that are to learn"
+                "nothing to train: every parameter of the network is frozen; set requires_grad = True for "
+                "those that are to learn"
             )
 
     def describe(self) -> str:
-        """The level of locality, then a line for each block with its layers and parameters, and the sum.
+        """The level of locality, a line for each block with its layers and loss, and the parameters.
 
         Raises:
             BadValue: Before `build` or `fit`.
@@ -199,7 +199,11 @@ class Builder(ABC):
         lines += [f"{label}: {_layers(block)}" for label, block in groups]
         source = self.cascade.to_module() if isinstance(self.net, Cascade) else self.net
         parts = [m for _, block in groups for m in (block.front, block.body) if m is not None]
-        net = {p: p.numel() for part in (parts if isinstance(source, Cascade) else [source]) for p in part.parameters()}
+        net = {
+            p: p.numel()
+            for part in (parts if isinstance(source, Cascade) else [source])
+            for p in part.parameters()
+        }
         heads = {p: p.numel() for p in self.cascade.parameters() if p not in net}
         lines.append(f"parameters: network {sum(net.values()):,}, local heads {sum(heads.values()):,}")
         return "\n".join(lines)
@@ -288,5 +292,7 @@ def level_of(bodies: Sequence[nn.Module], best: str = "L2") -> str:
     learning = [any(p.requires_grad for p in body.parameters()) for body in bodies]
     if learning[-1] and not any(learning[:-1]):
         return "L0"
-    counts = (len(list(weight_matrices(body))) for body, learns in zip(bodies, learning, strict=True) if learns)
+    counts = (
+        len(list(weight_matrices(body))) for body, learns in zip(bodies, learning, strict=True) if learns
+    )
     return best if max(counts, default=0) <= 1 else min(best, "L1")

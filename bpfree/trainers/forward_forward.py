@@ -28,7 +28,6 @@ from bpfree.trainers.run import Checkpoint, Hooks
 from bpfree.trainers.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
-
 Weighted = nn.Linear | nn.modules.conv._ConvNd
 
 
@@ -55,8 +54,8 @@ class ForwardForwardSettings(TrainerSettings):
         readout_lr: Learning rate of the classifier readout.
         readout_weight_decay: Its weight decay.
         init: ``unit``: weights are drawn anew, normal with standard deviation 1/sqrt(fan out), biases zero;
-            layers that are frozen, and weights that are computed (weight normalization), stay as they are, and a
-            warning says so where the network was not as torch draws it. ``torch``: as the network came.
+            layers that are frozen, and weights that are computed (weight normalization), stay as they are,
+            and a warning says so where the network was not as torch draws it. ``torch``: as the network came.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-3
@@ -150,7 +149,7 @@ class ForwardForward(Trainer):
                     nn.init.zeros_(module.bias)
 
     def _note_init(self, layers: Sequence[Weighted]) -> None:
-        """Note, for `_warn_of_init`, if weights that are not as torch draws them are lost, or some are not drawn."""
+        """Note, for `_warn_of_init`, if weights that torch did not draw are lost, or some are not drawn."""
         names = {module: name or "the net" for name, module in self.net.named_modules()}
         drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
@@ -158,15 +157,15 @@ class ForwardForward(Trainer):
         if not all(map(is_fresh, drawn)):
             layers_drawn = ", ".join(names[m] for m in drawn)
             told.append(
-                f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another way than "
-                "torch's"
+                f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "
+                "way than torch's"
             )
         if kept:
             told.append(f"leaves {', '.join(kept)}, whose weights are computed")
         self._of_init = " and ".join(told)
 
     def _warn_of_init(self) -> None:
-        """Warn once, when training begins: a run that goes on, or loaded weights, take the place of the drawn."""
+        """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
         told, self._of_init = self._of_init, ""
         if told:
             fix = "give init = 'torch' to keep the network as it is"
@@ -184,7 +183,7 @@ class ForwardForward(Trainer):
         checkpoint: Checkpoint | None,
         hooks: Hooks,
     ) -> History:
-        """Nothing but a warning, where the network's weights were drawn anew and should perhaps not have been."""
+        """Nothing but a warning, where weights were drawn anew and should perhaps not have been."""
         self._warn_of_init()
         return super().prepare(train, validation, fit, checkpoint, hooks)
 

@@ -285,7 +285,7 @@ def test_layers_with_normalized_weights_are_one_weight_and_learn(kind: type[Trai
     still = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
     assert still <= ({"5.weight", "5.bias"} if kind is ForwardForward else set())
     if kind is MonoForward:
-        with pytest.raises(BadValue, match="block 1: the closed form needs a linear layer.*use 'autograd'"):
+        with pytest.raises(BadValue, match=r"block 1: the closed form needs a linear layer.*use 'autograd'"):
             MonoForward(net, gradients="analytic", progress=False).fit(vectors(), epochs=1)
 
 

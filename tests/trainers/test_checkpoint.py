@@ -128,7 +128,8 @@ def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "dtype", ["bool", "uint8", "int64", "uint16", "float16", "bfloat16", "float64", "float8_e4m3fn", "complex32"]
+    "dtype",
+    ["bool", "uint8", "int64", "uint16", "float16", "bfloat16", "float64", "float8_e4m3fn", "complex32"],
 )
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_other_types_keep_their_bytes(dtype: str, tmp_path: Path) -> None:
@@ -149,7 +150,11 @@ def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(torch.eye(3).to_sparse(), "sparse_coo"), (torch.eye(3, device="meta"), "meta"), ("text", "a str, no tensor")],
+    [
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.eye(3, device="meta"), "meta"),
+        ("text", "a str, no tensor"),
+    ],
 )
 def test_what_a_file_cannot_hold_is_refused_by_name(value: Any, kind: str, tmp_path: Path) -> None:
     with pytest.raises(BadValue, match=f"layer.buffer is .*{kind}.*cannot be saved"):
@@ -179,7 +184,9 @@ class Rotated(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_a_net_with_a_conjugated_buffer_predicts_the_same_after_loading(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_net_with_a_conjugated_buffer_predicts_the_same_after_loading(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     def net(phase: torch.Tensor) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(Rotated(phase), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))

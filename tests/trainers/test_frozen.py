@@ -91,7 +91,9 @@ class Counting(nn.Dropout):
 @pytest.mark.parametrize("container", [True, False])
 def test_dropout_of_a_stage_that_is_frozen_in_evaluation_mode_stays_off(container: bool) -> None:
     still, live = Counting(), Counting()
-    frozen = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), still).requires_grad_(False).eval()
+    frozen = (
+        nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), still).requires_grad_(False).eval()
+    )
     rest = (nn.Linear(16, 16), nn.ReLU(), live, nn.Linear(16, CLASSES))
     net = nn.Sequential(frozen, *rest) if container else nn.Sequential(*frozen, *rest)
     before = snapshot(frozen)
@@ -116,10 +118,12 @@ def test_forward_forward_warns_once_before_it_draws_trained_weights_anew() -> No
     Backprop(net, progress=False).fit(easy(), epochs=5)
     kept = copy.deepcopy(net)
     trainer = ForwardForward(net, progress=False)
-    with pytest.warns(UserWarning, match=r"init = 'unit' draws the weights of 1, 3 anew.*init = 'torch'") as told:
-        trainer.fit(easy(), epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"init = 'unit' draws the weights of 1, 3 anew.*init = 'torch'"
+    ) as told:
         trainer.fit(easy(), epochs=1)
     assert len(told) == 1
+    trainer.fit(easy(), epochs=1)
     # As torch drew them, or kept by init = 'torch', or about to be loaded: no warning.
     ForwardForward(make_mlp(16, 16), progress=False).fit(easy(), epochs=1)
     ForwardForward(kept, init="torch", progress=False).fit(easy(), epochs=1)
