@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bpfree._errors import BadValue
+from bpfree._errors import BadValue, BpfreeError
+from bpfree._memory import check_memory
 from bpfree._settings import did_you_mean
 from bpfree.encodings import Encoding, LabelOverlay, Overlaid, put_beside
 from bpfree.graph import Ends, Nodes
@@ -17,7 +18,9 @@ from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
 from bpfree.nn.layout import lay_out_gradients
+from bpfree.nn.weights import feature_axis
 from bpfree.readouts import Readout, make_readouts
+from bpfree.sharing import check_objects
 
 Rows = Tensor | Overlaid | Nodes
 
@@ -39,11 +42,15 @@ class Block(nn.Module):
             body; None: the lesson is for the loss alone.
     """
 
+    #: Whether a step takes a gradient back through the body.
+    backward: ClassVar[bool] = True
     optimizer: torch.optim.Optimizer | None = None
     upper: int | None = None
     inner_steps: int | None = None
     #: Set while the block trains.
     relus: Sequence[nn.ReLU] = ()
+    #: Modules that were handed over frozen and in evaluation mode, see `hold`.
+    held: Sequence[nn.Module] = ()
 
     def __init__(
         self,
@@ -66,9 +73,17 @@ class Block(nn.Module):
 
     def build(self, rows: Rows, n_classes: int) -> Tensor:
         """Let the loss create what depends on shapes; returns the block's output for ``rows``."""
+        seen = self.seen(rows)
+        for loss, output in seen:
+            loss.build(output, n_classes)
+        return seen[-1][1]
+
+    def seen(self, rows: Rows) -> list[tuple[LocalLoss, Tensor]]:
+        """Each loss inside with the output for ``rows`` that it is to be built for, bottom first."""
         output = self(self.join(rows, None))
-        self.loss.build(output, n_classes)
-        return output  # type: ignore[no-any-return]
+        parts = nn.ModuleList([m for m in (self.front, self.body) if m is not None])
+        self.loss.feature_axis = feature_axis(parts, output)
+        return [(self.loss, output)]
 
     def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
         """What came up with what came down beside it, for a block that reads both."""
@@ -165,9 +180,12 @@ class Block(nn.Module):
         else:
             with in_place(self.relus):
                 losses, output = self._objective(sensed, target, lesson)
-            # Each product's gradient has the precision that the product had.
-            with torch.autocast(target.device.type, enabled=False):
-                self.total(losses).backward()
+            total = self.total(losses)
+            # A block may be frozen, and have no head that learns.
+            if total.requires_grad:
+                # Each product's gradient has the precision that the product had.
+                with torch.autocast(target.device.type, enabled=False):
+                    total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
@@ -185,12 +203,28 @@ class Block(nn.Module):
         self._objective = self.objective
 
     def train(self, mode: bool = True) -> Block:
-        """Training mode for the body and the loss; the front is fixed and stays in evaluation mode."""
+        """Training mode for the body and the loss, but not for what is `held`.
+
+        The front is fixed and stays in evaluation mode.
+        """
         super().train(mode)
         if self.front is not None:
             self.front.eval()
+        for module in self.held:
+            if not _learns(module):
+                module.eval()
         self.relus = self._overwriting() if mode else ()
         return self
+
+    def hold(self) -> None:
+        """Keep in evaluation mode, from now on, what is in it now and frozen.
+
+        That is a module with parameters, all of them frozen, with all that is inside; and the whole body,
+        front or head, with layers that have no parameters, if that holds for every module in it that has
+        some.
+        """
+        parts = (self.front, self.body, *self.loss.children())
+        self.held = [m for part in parts if part is not None for m in _still(part)]
 
     def _overwriting(self) -> list[nn.ReLU]:
         return overwriting(self.body)
@@ -199,6 +233,19 @@ class Block(nn.Module):
         """The parameters that the block's optimizer moves: not the front's, which are left as they came."""
         fixed = {id(p) for p in self.front.parameters()} if self.front is not None else set()
         return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _still(part: nn.Module) -> list[nn.Module]:
+    """The modules of ``part`` in evaluation mode and frozen; ``part`` alone if all are that can be."""
+    own = [m for m in part.modules() if m._parameters]
+    if own and not any(m.training for m in own) and not _learns(part):
+        return [part]
+    having = (m for m in part.modules() if next(m.parameters(), None) is not None)
+    return [m for m in having if not m.training and not _learns(m)]
 
 
 def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
@@ -258,11 +305,16 @@ class JointBlock(Block):
         """The top block's loss: the messages of inner blocks stay inside."""
         return self.inner[-1].loss
 
-    def build(self, rows: Rows, n_classes: int) -> Tensor:
+    def seen(self, rows: Rows) -> list[tuple[LocalLoss, Tensor]]:
+        found: list[tuple[LocalLoss, Tensor]] = []
         for block in self.inner:
-            rows = block.build(rows, n_classes)
-        assert isinstance(rows, Tensor)
-        return rows
+            found += block.seen(rows)
+            rows = found[-1][1]
+        return found
+
+    def hold(self) -> None:
+        for block in self.inner:
+            block.hold()
 
     def forward(self, rows: Rows) -> Tensor:
         return self.outputs(rows)[-1]
@@ -309,6 +361,9 @@ class Cascade(nn.Module):
             readout computes the same as it.
         sweeps: Which sweeps readouts listen to, from the first to before the second of the two numbers, where
             blocks read messages from above; (0, 1): one pass up, nothing comes down.
+
+    Raises:
+        BadValue: If one block, loss or readout object is given more than once.
     """
 
     def __init__(
@@ -327,6 +382,7 @@ class Cascade(nn.Module):
         # Not a submodule: its parameters are the bodies' own and must not stand in the state twice.
         self._source: tuple[nn.Module | None] = (source,)
         self.headline = next(iter(readouts))
+        check_objects(self)
 
     def lead(self, readout: str) -> Cascade:
         """Make ``readout`` the prediction rule; returns the cascade.
@@ -369,8 +425,17 @@ class Cascade(nn.Module):
         assert isinstance(readout, Readout)
         return readout
 
-    def build(self, x: Tensor, n_classes: int) -> None:
-        """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``."""
+    def build(self, x: Tensor, n_classes: int, states: int = 2) -> None:
+        """Create heads, thresholds and readouts for samples shaped like ``x [rows, ...]``.
+
+        Args:
+            x: The samples.
+            n_classes: Number of classes.
+            states: Values that the optimizer keeps for each parameter.
+
+        Raises:
+            BadValue: If memory cannot hold what is to be created, with its optimizer's state.
+        """
         self.encoding.build(n_classes)
         if isinstance(self.encoding, LabelOverlay):
             self.encoding.place(x.shape[1:])
@@ -382,12 +447,57 @@ class Cascade(nn.Module):
                 y, torch.Generator(x.device), torch.zeros(len(x), n_classes, device=x.device)
             )
             rows: Rows
-            rows, _ = self.encoding.encode(x, y, drawn)
+            rows, target = self.encoding.encode(x, y, drawn)
+            seen: list[tuple[LocalLoss, Tensor]] = []
             for block in self.units:
-                output = block.build(rows, n_classes)
-                rows = block.onward(block.join(rows, None), None if isinstance(rows, Nodes) else output)
+                seen += block.seen(rows)
+                output = None if isinstance(rows, Nodes) else seen[-1][1]
+                rows = block.onward(block.join(rows, None), output)
+            self._check_memory(seen, n_classes, states)
+            for loss, output in seen:
+                loss.build(output, n_classes)
             for readout in map(self.readout, self.readouts):
                 readout.build(self.outputs(self.encoding.view(x, readout.view)), n_classes)
+            if not self.encoding.whole:
+                self._check_losses([output for _, output in seen], target)
+
+    def _check_losses(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        """Check that every loss takes its block's output and lesson.
+
+        Raises:
+            BadValue: naming the block.
+        """
+        rest = [output.detach().requires_grad_(output.is_floating_point()) for output in outputs]
+        loss, output = self.losses[0], outputs[0]
+        try:
+            with torch.enable_grad():
+                for block, lesson in zip(
+                    self.units, descend(self.units, self.encoding.message()), strict=True
+                ):
+                    own, rest = rest[: len(block.losses)], rest[len(block.losses) :]
+                    lessons = block.lessons(own, target) if isinstance(block, JointBlock) else [lesson]
+                    seen = block.judged(own, target) if isinstance(block, JointBlock) else own
+                    for loss, output, told in zip(block.losses, seen, lessons, strict=True):
+                        loss(output, target, told)
+        except BpfreeError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise BadValue(
+                f"{type(loss).__name__} cannot be computed for a block that gives {list(output.shape[1:])} a "
+                f"sample: {error}"
+            ) from error
+
+    def _check_memory(self, seen: Sequence[tuple[LocalLoss, Tensor]], n_classes: int, states: int) -> None:
+        """Check that heads and readouts that learn fit into memory, with what optimizers keep of all."""
+        heads = sum(loss.planned(output, n_classes) for loss, output in seen)
+        heads += sum(self.readout(name).planned([o for _, o in seen], n_classes) for name in self.readouts)
+        network = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        if heads:
+            what = f"heads of {heads:,} parameters on a network of {network:,}, with the optimizer's state,"
+            # Heads and their gradients are yet to be made; the network stands there already.
+            needed = 4 * ((2 + states) * heads + states * network)
+            fix = "bound the heads by head_features or head_pool (features in loss_options)"
+            check_memory(needed, seen[0][1].device, what, fix)
 
     def outputs(self, rows: Rows, n_blocks: int | None = None) -> list[Tensor]:
         """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""

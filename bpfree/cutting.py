@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import pooling
 
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
 from bpfree.cascade import Block, Cascade
 from bpfree.encodings import LabelOverlay, Overlay, overlaid_bodies
 from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
-from bpfree.nn import LengthNorm, RowNorm
+from bpfree.nn import LengthNorm, RootMeanSquarePool, RowNorm
+from bpfree.nn.weights import weight_matrices
 from bpfree.readouts import make_readouts
 
 Cut = str | int | Sequence[str]
@@ -23,8 +25,16 @@ MakeLoss = Callable[[], LocalLoss]
 #: that have the local loss; or nothing.
 Output = Literal["joined", "apart", "none"]
 
-POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+POOLING = (
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+    pooling._LPPoolNd,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+    RootMeanSquarePool,
+)
 #: What may stand at a wall and has nothing to learn.
 PASSIVE = (*POOLING, nn.Flatten, nn.modules.dropout._DropoutNd, LengthNorm, RowNorm)
 
@@ -36,8 +46,10 @@ def units(model: nn.Module, prefix: str = "") -> Iterator[Unit]:
     children. A module of another kind counts as one unit, and so does a residual block.
     """
     if isinstance(model, nn.Sequential):
-        for name, child in model.named_children():
-            yield from units(child, f"{prefix}{name}.")
+        # `named_children` would leave out a module that stands there for the second time.
+        for name, child in model._modules.items():
+            if child is not None:
+                yield from units(child, f"{prefix}{name}.")
     elif type(model).__name__ in ("VGG", "ResNet") and type(model).__module__.startswith("torchvision."):
         flatten_before = "classifier" if type(model).__name__ == "VGG" else "fc"
         for name, child in model.named_children():
@@ -49,7 +61,7 @@ def units(model: nn.Module, prefix: str = "") -> Iterator[Unit]:
 
 
 def _weighty(module: nn.Module) -> bool:
-    return not isinstance(module, NORMS) and any(True for _ in module.parameters())
+    return any(True for _ in weight_matrices(module))
 
 
 def _lead(named: Sequence[Unit], weights: int) -> int:
@@ -74,6 +86,8 @@ def _starts(named: Sequence[Unit], cut: Cut) -> list[int]:
         return sorted({weights[0], *at})
     if cut == "pool":
         after = [i + 1 for i, (_, module) in enumerate(named) if isinstance(module, POOLING)]
+        if not after:
+            raise BadValue("cut = 'pool': there is no pooling before the output layer; try 'weight'")
         behind = (min((w for w in weights if w >= i), default=weights[0]) for i in after)
         return sorted({weights[0], *behind})
     if isinstance(cut, int):
@@ -97,7 +111,8 @@ def split(model: nn.Module, cut: Cut = "weight") -> tuple[list[nn.Sequential], n
 
     Args:
         model: Any module that runs its children in order, and torchvision's VGG and ResNet.
-        cut: Where blocks begin: ``"weight"``, at each convolution, linear layer or residual block;
+        cut: Where blocks begin: ``"weight"``, at each module with a weight matrix or kernel (a convolution, a
+            linear layer, a residual block; not one that only scales, as normalization and PReLU do);
             ``"activation"``, the same, but pooling, dropout and normalisation without weights stay with the
             weights that follow them, so that a block ends behind its activation; ``"conv"`` or
             ``"linear"``, at those that hold a convolution or a linear layer alone; ``"pool"``, behind each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses import accuracy
 from bpfree.nn import LengthNorm, StraightThroughReLU, widened
+from bpfree.nn.weights import is_plain
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -336,6 +337,8 @@ class LabelColumns(nn.Module):
         fan_in: Values of a sample that one unit of the layer sees.
     """
 
+    #: They are no weight matrix of their own, see `bpfree.nn.weights.weight_matrices`.
+    extends_layer: ClassVar[bool] = True
     unit: Tensor
 
     def __init__(self, layer: nn.Linear | nn.modules.conv._ConvNd, n_classes: int) -> None:
@@ -445,7 +448,8 @@ def _overlaid_body(layers: list[Any], first: bool, norm: type[nn.Module], straig
     if not first:
         return nn.Sequential(norm(), *layers)
     inner = [m for m in layers if not (isinstance(m, nn.Flatten) and m.start_dim == 1)]
-    if isinstance(inner[0], nn.Linear):
+    # What its hooks do, or a forward of its own, needs a call of the layer.
+    if isinstance(inner[0], nn.Linear) and is_plain(inner[0], computed=True):
         flat = isinstance(layers[0], nn.Flatten)
         return nn.Sequential(OverlaidLinear(inner[0], flat=flat), *inner[1:])
     return nn.Sequential(DenseRows(), LengthNorm(), *layers)

@@ -36,6 +36,10 @@ class Readout(nn.Module, ABC):
     learns: bool = False
     tells_blocks: bool = True
 
+    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+        """How many trainable values `build` will create; none here."""
+        return 0
+
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
         """Create what depends on the shapes of the blocks' outputs; called once."""
 
@@ -175,6 +179,10 @@ class ClassifierReadout(Readout):
         super().__init__()
         self.skip_first = skip_first
         self.norm = LengthNorm() if norm is None else norm
+
+    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+        first = int(self.skip_first and len(outputs) > 1)
+        return n_classes * sum(output[0].numel() for output in outputs[first:])
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
         self.linear = nn.Linear(

@@ -14,6 +14,7 @@ from bpfree.cascade import Block, JointBlock, Rows
 from bpfree.losses import LocalCrossEntropy
 from bpfree.nn._closed_form import BACKWARD, FORWARD
 from bpfree.nn.layout import lay_out_gradients
+from bpfree.nn.weights import is_plain
 
 
 class StackedBlock(JointBlock):
@@ -112,5 +113,6 @@ def _likeness(block: Block) -> str | None:
             square = linear.in_features == linear.out_features
             free = all(p.requires_grad for p in linear.parameters())
             plain = type(block.loss) is LocalCrossEntropy and block.loss.head is None
-            return str(layers) if square and free and plain and block.front is None else None
+            alone = block.front is None and is_plain(linear)
+            return str(layers) if square and free and plain and alone else None
     return None

@@ -388,3 +388,110 @@ def test_a_number_of_blocks_that_does_not_divide_the_layers_gives_blocks_of_near
     assert len(sizes) == blocks
     assert sum(sizes) == layers
     assert max(sizes) - min(sizes) == 1
+
+
+# ---- what begins a block ---------------------------------------------------------------------------------
+
+
+class Gain(nn.Module):
+    """Scales each channel."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        nn.PReLU,
+        lambda: nn.RMSNorm([4, 8, 8]),
+        lambda: nn.LayerNorm([4, 8, 8]),
+        lambda: nn.InstanceNorm2d(4, affine=True),
+        lambda: nn.GroupNorm(2, 4),
+        lambda: Gain(4, 1, 1),
+        lambda: Gain(1, 4, 1, 1),
+    ],
+)
+def test_what_only_scales_belongs_to_the_layer_below(scale: Callable[[], nn.Module]) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), scale(), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), scale(), nn.Flatten(),
+        nn.Linear(256, CLASSES), Gain(CLASSES),
+    )  # fmt: skip
+    stages, output = split(net)
+    assert [len(stage) for stage in stages] == [3, 3]
+    assert isinstance(stages[0][0], nn.Conv2d)
+    assert [type(m) for m in output] == [nn.Linear, Gain]  # type: ignore[attr-defined]
+    with pytest.raises(BadValue, match="expected 1 to 2 blocks"):
+        split(net, 3)
+
+
+def test_a_block_learns_its_matrix_through_its_own_prelu() -> None:
+    """Against a loop by hand: each block descends its own cross-entropy, activation included."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 8), nn.PReLU(), nn.Linear(8, 8), nn.PReLU(8), nn.Linear(8, CLASSES))
+    trainer = MonoForward(net, progress=False, optimizer="sgd", lr=0.1, momentum=0.0)
+    trainer.build((12,), CLASSES)
+    head = trainer.cascade.losses[0].linear.weight.detach().clone().requires_grad_()  # type: ignore[operator, union-attr]
+    weights = [p.detach().clone().requires_grad_() for p in net.parameters()]
+    x, y = vectors().batch(torch.arange(10))
+    trainer.step(x, y)
+    w1, b1, a1, w2, b2, a2, w3, b3 = weights
+    hidden = torch.where((z := x @ w1.T + b1) > 0, z, a1 * z)
+    nn.functional.cross_entropy(hidden @ head.T, y).backward()
+    above = torch.where((z := hidden.detach() @ w2.T + b2) > 0, z, a2 * z)
+    nn.functional.cross_entropy(above @ w3.T + b3, y).backward()
+    for ours, p in zip(net.parameters(), weights, strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(ours.detach(), p.detach() - 0.1 * p.grad)
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "shape"),
+    [
+        (nn.Conv1d, lambda: nn.MaxPool1d(2), (1, 16)),
+        (nn.Conv1d, lambda: nn.AdaptiveAvgPool1d(4), (1, 16)),
+        (nn.Conv1d, lambda: nn.LPPool1d(2, 2), (1, 16)),
+        (nn.Conv2d, lambda: nn.FractionalMaxPool2d(2, output_ratio=0.5), (1, 8, 8)),
+        (nn.Conv3d, lambda: nn.AvgPool3d(2), (1, 4, 4, 4)),
+    ],
+)
+def test_poolings_of_every_dimension_end_blocks(
+    conv: type[nn.Module], pool: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    body = (conv(1, 2, 3, padding=1), nn.ReLU(), pool(), conv(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten())
+    width = nn.Sequential(*body)(torch.rand(1, *shape)).shape[1]
+    trainer = MonoForward(nn.Sequential(*body, nn.Linear(width, CLASSES)), cut="pool", progress=False)
+    trainer.build(shape, CLASSES)
+    assert [len(block.body) for block in trainer.cascade.units] == [3, 3]  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match="cut = 'pool': there is no pooling"):
+        split(make_mlp(), "pool")
+
+
+def test_lazy_layers_are_refused() -> None:
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with pytest.raises(BadValue, match="a lazy layer whose size is not known yet"):
+        MonoForward(net, progress=False).fit(vectors(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MonoForward, {"head_pool": 1}),
+        (MonoForward, {"head_features": 64}),
+        (MonoForward, {"cut": 1}),
+        (Local, {"loss": "predsim"}),
+        (Local, {"loss_options": {"sim_weight": 0.5}}),
+        (Local, {"output": "none"}),
+    ],
+)
+def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(
+    kind: type[Trainer], settings: Any
+) -> None:
+    with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*cut already.*bpfree.localize"):
+        kind(localize(make_cnn()), progress=False, **settings)
+    kind(localize(make_cnn()), progress=False, readout="sum").build((1, 8, 8), CLASSES)

@@ -220,13 +220,14 @@ def _variants() -> Iterator[Run]:
         yield Run(f"cafo, closed form, {net}", "cafo", net, settings={"predictor": "closed_form"}, fit=one)
         yield Run(f"cafo, dfa, {net}", "cafo", net, settings={"blocks": "dfa"})
     yield Run("counter_current on conv", "counter_current", "cnn")
-    for settings in (
+    changes: tuple[dict[str, Any], ...] = (
         {"gradients": "analytic"},
         {"joint": True, "gate": 0.9},
         {"loss": "cosine"},
         {"loss": "decorrelated", "targets": "samples"},
         {"input_pair": True, "centralize": True, "warmup": 3},
-    ):
+    )
+    for settings in changes:
         name = ", ".join(f"{k} {v}" for k, v in settings.items())
         yield Run(f"counter_current, {name}", "counter_current", settings=settings)
     for loss in ("predsim", "mean_goodness", "prototype_goodness"):

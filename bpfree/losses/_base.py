@@ -26,6 +26,8 @@ class LocalLoss(nn.Module, ABC):
         by_row: Whether the value for some rows is the mean of its values for each of them alone (for each
             sample alone, where a sample is shown in several rows), and nothing is learned but by its
             gradient. Then workers may share the rows of a batch out.
+        feature_axis: Which axis of an output ``[rows, ...]`` holds its features, 1 or -1; its block says so
+            before `build`. An axis in between is a position.
         memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
             of a run's checkpoint and not of the model.
     """
@@ -33,6 +35,7 @@ class LocalLoss(nn.Module, ABC):
     one_pass: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     by_row: bool = False
+    feature_axis: int = 1
     memory: Tensor | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:
@@ -44,6 +47,15 @@ class LocalLoss(nn.Module, ABC):
             output: The block's output for a few rows, ``[rows, ...]``.
             n_classes: Number of classes C.
         """
+
+    def planned(self, output: Tensor, n_classes: int) -> int:
+        """How many trainable values `build` will create; none here.
+
+        Args:
+            output: As for `build`.
+            n_classes: As for `build`.
+        """
+        return 0
 
     @abstractmethod
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._memory import check_memory
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
-from bpfree.losses.cross_entropy import flat_features
+from bpfree.losses.cross_entropy import FEATURES, flat_features
 from bpfree.losses.dual_ridge import DualRidge
 from bpfree.losses.ridge import RidgeAccumulator
 
@@ -31,10 +33,15 @@ class ClosedForm(LocalLoss):
         lam: Penalties to choose from, each in units of the features' mean square.
         bias: Whether to fit an intercept.
         pool: Side of the map that image-like outputs are pooled to, by root mean square: the cost grows with
-            the square of the number of features.
+            the square of the number of features. Other outputs are left alone.
         dual: Whether to solve among the samples, see `DualRidge`: for fewer samples than features.
         keep: Whether `accumulator` stays after the pass, to merge and to forget samples; it holds d^2
             float64 values.
+        features: Largest number of features without ``pool``, see
+            `bpfree.losses.cross_entropy.flat_features`; None: any number.
+
+    Raises:
+        BadValue: If there is no penalty or a negative one; when it is built, if memory cannot hold the sums.
 
     Attributes:
         accumulator: The sums of the running pass; None outside, unless kept.
@@ -50,17 +57,24 @@ class ClosedForm(LocalLoss):
         pool: int | None = None,
         keep: bool = False,
         dual: bool = False,
+        features: Annotated[int, Ge(1)] | None = FEATURES,
     ) -> None:
         super().__init__()
         if not lam or min(lam) < 0:
             raise BadValue(f"lam = {list(lam)}: expected one or more penalties of at least 0")
         self.lam, self.bias, self.keep, self.dual = sorted(lam, reverse=True), bias, keep, dual
-        self.features = flat_features(pool)
+        self.pool, self.limit = pool, features
         self.accumulator: RidgeAccumulator | DualRidge | None = None
         self.chosen: float | None = None
 
     def build(self, output: Tensor, n_classes: int) -> None:
-        self.linear = nn.Linear(self.features(output).shape[1], n_classes, self.bias, device=output.device)
+        self.features = flat_features(output, self.pool, limit=self.limit, axis=self.feature_axis)
+        n = self.features(output).shape[1]
+        if not self.dual:
+            # The sums, and at the end of the pass a copy of them and its factor.
+            what = f"ridge regression on {n} features: its sums"
+            check_memory(3 * 8 * (n + 1) ** 2, output.device, what, "pool the features, or set dual = true")
+        self.linear = nn.Linear(n, n_classes, self.bias, device=output.device)
         for parameter in self.linear.parameters():
             nn.init.zeros_(parameter).requires_grad_(False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -17,6 +18,9 @@ from bpfree.nn import widened
 from bpfree.nn._closed_form import body_gradients
 
 Form = Literal["dot", "cosine", "decorrelated"]
+#: Layers that feedback layers are made for.
+Reversed = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Ramp(nn.Module):
@@ -81,13 +85,13 @@ class CounterCurrent(LocalLoss):
         warmup: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(above, nn.Linear | nn.Conv2d):
+        if not isinstance(above, Reversed):
             raise BadValue(f"counter-current learning reverses linear and convolutional layers, not {above}")
         self.form, self.k, self.base, self.weight = form, k, base, weight
         self.decorrelation, self.per_sample, self.ramp = decorrelation, per_sample, Ramp(warmup)
         self.by_row = form != "decorrelated" and not per_sample
         # In a tuple, which is no submodule: the layer is the next block's own.
-        self._above: tuple[nn.Linear | nn.Conv2d] = (above,)
+        self._above: tuple[Reversed] = (above,)
         self._activation = (activation,)
         self._message: Tensor | None = None
 
@@ -176,13 +180,21 @@ class PrototypeOutput(LocalCrossEntropy):
         loss, error = super().output_gradient(output, target)
         share = self.ramp(torch.ones_like(loss))
         for parameter in self.parameters():
-            assert parameter.grad is not None
-            parameter.grad *= share
+            if parameter.grad is not None:
+                parameter.grad *= share
         return share * loss, share * error
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         weight = next(self.parameters())
         return None, torch.eye(self.n_classes, dtype=weight.dtype, device=weight.device)
+
+
+def _no_way(above: nn.Module, shape: torch.Size, expected: str) -> str:
+    return (
+        f"counter-current learning: a block gives {list(shape)} a sample where {above} takes {expected}: "
+        "the feedback cannot be led back; put nothing but pooling, flattening, normalization, activations "
+        "and dropout between layers"
+    )
 
 
 def reverse(above: nn.Module, shape: torch.Size, activation: nn.Module | None = None) -> nn.Sequential:
@@ -192,22 +204,31 @@ def reverse(above: nn.Module, shape: torch.Size, activation: nn.Module | None = 
     repeating values, then filtered by a convolution of the same kernel with stride 1.
 
     Args:
-        above: The layer, linear or convolutional with an odd kernel.
+        above: The layer, linear or convolutional.
         shape: Of a sample of the block below, without the batch.
         activation: What follows.
+
+    Raises:
+        BadValue: If a sample of ``shape`` is no input of ``above``, but for a flattening.
     """
     layers: list[nn.Module] = []
-    if isinstance(above, nn.Conv2d):
-        size = (int(above.kernel_size[0]), int(above.kernel_size[1]))
-        padding = (size[0] // 2, size[1] // 2)
+    if isinstance(above, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if len(shape) != len(above.kernel_size) + 1 or shape[0] != above.in_channels:
+            raise BadValue(_no_way(above, shape, f"maps of {above.in_channels} channels"))
+        size = tuple(map(int, above.kernel_size))
+        # An even kernel takes one off, and finds one more there.
+        larger = tuple(n + 1 - side % 2 for n, side in zip(shape[1:], size, strict=True))
+        padding = tuple((side - 1) // 2 for side in size)
         layers += [
-            nn.Upsample(size=tuple(shape[1:])),
-            nn.Conv2d(
+            nn.Upsample(size=larger),
+            CONVOLUTIONS[len(size)](
                 above.out_channels, above.in_channels, size, padding=padding, bias=above.bias is not None
             ),
         ]
     else:
         assert isinstance(above, nn.Linear)
+        if math.prod(shape) != above.in_features:
+            raise BadValue(_no_way(above, shape, f"{above.in_features} values, flattened"))
         layers.append(nn.Linear(above.out_features, above.in_features, bias=above.bias is not None))
         if len(shape) > 1:
             layers.append(nn.Unflatten(1, tuple(shape)))

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
-from bpfree.nn import RootMeanSquarePool
+from bpfree.nn import FeaturesFirst, MapPool, RootMeanSquarePool
+from bpfree.nn.weights import is_plain
 
 Pooling = Literal["rms", "average"]
 
 
-def flat_features(pool: int | None, pooling: Pooling = "rms") -> nn.Sequential:
-    """Makes feature vectors ``[rows, n]`` of outputs; maps ``[rows, c, h, w]`` may be pooled first."""
-    kind = RootMeanSquarePool if pooling == "rms" else nn.AdaptiveAvgPool2d
-    return nn.Sequential(*([kind(pool)] if pool is not None else []), nn.Flatten())
+#: Features that a local head sees at most by default, where pooling can bound them.
+FEATURES = 4096
+
+
+def flat_features(
+    output: Tensor,
+    pool: int | None,
+    pooling: Pooling = "rms",
+    limit: int | None = FEATURES,
+    axis: int = 1,
+) -> nn.Sequential:
+    """Makes feature vectors ``[rows, n]`` of outputs like ``output [rows, ...]``.
+
+    Args:
+        output: An output.
+        pool: Side that maps ``[rows, c, h, w]`` are pooled to first; other outputs are left alone.
+        pooling: How.
+        limit: Largest number of features without ``pool``: maps (with one to three axes beside that of the
+            features) that have more are pooled to the largest sides that leave as many, at least 1. None: any
+            number.
+        axis: Which axis holds the features, 1 or -1.
+    """
+    if pool is not None and output.ndim == 4:
+        kind = RootMeanSquarePool if pooling == "rms" else nn.AdaptiveAvgPool2d
+        return nn.Sequential(kind(pool), nn.Flatten())
+    if limit is None or pool is not None or not 3 <= output.ndim <= 5 or output[0].numel() <= limit:
+        return nn.Sequential(nn.Flatten())
+    turned = [FeaturesFirst()] if axis == -1 else []
+    maps = nn.Sequential(*turned)(output)
+    return nn.Sequential(*turned, MapPool(_sides(maps, limit), pooling == "rms"), nn.Flatten())
+
+
+def _sides(maps: Tensor, limit: int) -> list[int]:
+    """The largest sides, equal where ``maps`` allow it, that leave at most ``limit`` values a row."""
+    sizes = maps.shape[2:]
+    sides = ([min(size, side) for size in sizes] for side in range(max(sizes), 0, -1))
+    return next((found for found in sides if maps.shape[1] * math.prod(found) <= limit), [1] * len(sizes))
 
 
 @register_loss("mono_forward")
@@ -35,6 +71,8 @@ class LocalCrossEntropy(LocalLoss):
         pool: Side of the map that maps are pooled to in front of the default head; 1 is global. Other
             outputs are left alone.
         pooling: By the root of the mean square, or by the average.
+        features: Largest number of features of the default head without ``pool``, see `flat_features`; None:
+            any number.
 
     Raises:
         BadValue: When it is built, if the head gives another number of scores than there are classes.
@@ -48,13 +86,15 @@ class LocalCrossEntropy(LocalLoss):
         bias: bool = False,
         pool: int | None = None,
         pooling: Pooling = "rms",
+        features: Annotated[int, Ge(1)] | None = FEATURES,
     ) -> None:
         super().__init__()
         self.head, self.bias, self.pool, self.pooling = head, bias, pool, pooling
+        self.features = features
 
     def build(self, output: Tensor, n_classes: int) -> None:
         if self.head is None:
-            features = flat_features(self.pool if output.ndim == 4 else None, self.pooling)
+            features = self._features(output)
             projection = nn.Linear(features(output).shape[1], n_classes, bias=self.bias)
             self.head = nn.Sequential(*features, projection).to(output.device)
             return
@@ -64,6 +104,12 @@ class LocalCrossEntropy(LocalLoss):
                 f"the output layer gives {width} scores a sample, the data have {n_classes} classes: give "
                 f"the network {n_classes} outputs, or name all classes by TensorData(x, y, n_classes=...)"
             )
+
+    def planned(self, output: Tensor, n_classes: int) -> int:
+        return 0 if self.head is not None else self._features(output)(output).shape[1] * n_classes
+
+    def _features(self, output: Tensor) -> nn.Sequential:
+        return flat_features(output, self.pool, self.pooling, self.features, self.feature_axis)
 
     def scores(self, output: Tensor) -> Tensor:
         assert self.head is not None
@@ -82,8 +128,9 @@ class LocalCrossEntropy(LocalLoss):
         linear = self.linear
         flat = output.flatten(1)
         loss, error = self.score_gradient(linear(flat), target)
-        linear.weight.grad = error.T @ flat
-        if linear.bias is not None:
+        if linear.weight.requires_grad:
+            linear.weight.grad = error.T @ flat
+        if linear.bias is not None and linear.bias.requires_grad:
             linear.bias.grad = error.sum(0)
         return loss, (error @ linear.weight).view_as(output)
 
@@ -105,6 +152,9 @@ class LocalCrossEntropy(LocalLoss):
         """
         children = list(self.head.children()) if isinstance(self.head, nn.Sequential) else [self.head]
         weighty = [child for child in children if not isinstance(child, nn.Flatten)]
-        if len(weighty) == 1 and isinstance(weighty[0], nn.Linear):
+        if len(weighty) == 1 and isinstance(weighty[0], nn.Linear) and is_plain(weighty[0]):
             return weighty[0]
-        raise TypeError(f"the closed-form gradient needs one linear layer as head, not {self.head}")
+        raise TypeError(
+            "the closed-form gradient needs one linear layer as head, without hooks and parametrizations, "
+            f"not {', '.join(type(child).__name__ for child in weighty)}"
+        )

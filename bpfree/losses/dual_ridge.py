@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.losses.ridge import COLUMNS
+from bpfree.losses.ridge import COLUMNS, is_degenerate, shortest
 
 
 class DualRidge:
@@ -47,7 +47,7 @@ class DualRidge:
         """For each penalty ``W [d, C]`` and ``b [C]``, float64, as `RidgeAccumulator.solve_all`.
 
         Raises:
-            BadValue: If there are no samples, or the system is singular.
+            BadValue: If there are no samples, or they hold NaN or infinite values.
         """
         if not self._features:
             raise BadValue("solve: no samples were taken in")
@@ -62,12 +62,11 @@ class DualRidge:
             system = products.clone()
             system.diagonal().add_(lam * unit)
             factor, failed = torch.linalg.cholesky_ex(system)
-            if failed:
-                raise BadValue(
-                    f"solve: the system is singular at lam = {lam} (or the samples hold NaN): "
-                    "take a larger one"
-                )
-            weight = phi.T @ torch.cholesky_solve(y, factor)
+            if failed or (lam == 0 and is_degenerate(factor)):
+                # The part below the diagonal is kept up to date.
+                weight = phi.T @ shortest(system.tril() + system.tril(-1).T, y)
+            else:
+                weight = phi.T @ torch.cholesky_solve(y, factor)
             found.append((weight, offset - mean @ weight))
         return found
 

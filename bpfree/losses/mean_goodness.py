@@ -24,8 +24,9 @@ def class_groups(width: int, n_classes: int) -> Tensor:
 class MeanGoodness(LocalLoss):
     """Cross-entropy over the mean activity of each class's channels (DeeperForward, Sun et al., ICLR 2025).
 
-    The channels (the units, where there are no maps) are shared out among the classes. With ``g_k`` the mean
-    over the channels of class k, and over their maps, of the block's output::
+    The channels (the units, where there are no maps; the features, where they stand last) are shared out
+    among the classes. With ``g_k`` the mean over the channels of class k, and over their maps, of the block's
+    output::
 
         loss = CE(softmax(scale * g), y)
 
@@ -51,7 +52,7 @@ class MeanGoodness(LocalLoss):
         self.scale = scale
 
     def build(self, output: Tensor, n_classes: int) -> None:
-        width = output.shape[1]
+        width = output.shape[self.feature_axis]
         if width < n_classes:
             raise BadValue(
                 f"mean goodness of {n_classes} classes: a block has {width} channels, fewer than one for "
@@ -63,7 +64,7 @@ class MeanGoodness(LocalLoss):
 
     def goodness(self, output: Tensor) -> Tensor:
         """``g [rows, C]`` of the block's output ``[rows, channels, ...]``."""
-        wide = widened(output)
+        wide = widened(output).movedim(self.feature_axis, 1)
         with torch.autocast(output.device.type, enabled=False):
             return (wide.flatten(2).mean(2) if wide.ndim > 2 else wide) @ self.groups.to(wide.dtype)
 

@@ -13,7 +13,7 @@ from bpfree._errors import BadValue
 from bpfree.graph import unit_rows
 from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import register_loss
-from bpfree.losses.cross_entropy import Pooling, flat_features
+from bpfree.losses.cross_entropy import FEATURES, Pooling, flat_features
 from bpfree.nn import widened
 
 Similarity = Literal["dot", "cosine"]
@@ -135,6 +135,8 @@ class PrototypeGoodness(ClassPrototypes):
         temperature: Divides the cosine.
         pool: Side of the map that maps are pooled to first; 1 is global; None: as they are.
         pooling: By the average, or by the root of the mean square.
+        features: Largest number of features without ``pool``, see
+            `bpfree.losses.cross_entropy.flat_features`; None: any number.
     """
 
     def __init__(
@@ -142,13 +144,21 @@ class PrototypeGoodness(ClassPrototypes):
         temperature: Annotated[float, Gt(0)] = 0.1,
         pool: Annotated[int, Ge(1)] | None = None,
         pooling: Pooling = "average",
+        features: Annotated[int, Ge(1)] | None = FEATURES,
     ) -> None:
         # How many classes there are is not known before it is built.
         super().__init__(0, learnable=True, similarity="cosine", temperature=temperature)
-        self.pool, self.pooling = pool, pooling
+        self.pool, self.pooling, self.limit = pool, pooling, features
+
+    def planned(self, output: Tensor, n_classes: int) -> int:
+        features: Tensor = self._features(output)(output)
+        return features.shape[1] * n_classes
+
+    def _features(self, output: Tensor) -> nn.Sequential:
+        return flat_features(output, self.pool, self.pooling, self.limit, self.feature_axis)
 
     def build(self, output: Tensor, n_classes: int) -> None:
-        self.features = flat_features(self.pool if output.ndim == 4 else None, self.pooling)
+        self.features = self._features(output)
         super().build(self.features(output), n_classes)
 
     def scores(self, output: Tensor) -> Tensor:

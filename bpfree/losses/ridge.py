@@ -94,7 +94,9 @@ class RidgeAccumulator:
     def solve(self, lam: float) -> tuple[Tensor, Tensor]:
         """The weights that minimise ``sum |W^T phi + b - y|^2 + lam tr(G)/d |W|^2``, by Cholesky.
 
-        The penalty is in units of the features' mean square, and spares the intercept.
+        The penalty is in units of the features' mean square, and spares the intercept. Of several weights
+        that do it (where features are constant or depend on each other, and the penalty is 0) it is the
+        shortest.
 
         Args:
             lam: Strength of the penalty, without a unit, at least 0.
@@ -103,7 +105,7 @@ class RidgeAccumulator:
             ``W [d, C]`` and ``b [C]`` (zeros without an intercept), float64.
 
         Raises:
-            BadValue: If ``lam`` is negative, there are no samples, or the system is singular.
+            BadValue: If ``lam`` is negative, there are no samples, or they hold NaN or infinite values.
         """
         return self.solve_all([lam])[0]
 
@@ -122,13 +124,22 @@ class RidgeAccumulator:
         d = self.n_features
         system.diagonal()[:d] = own + lam * own.mean()
         factor, failed = torch.linalg.cholesky_ex(system)
-        if failed:
-            raise BadValue(
-                f"solve: the system is singular at lam = {lam} (or the samples hold NaN): take a larger one"
-            )
+        if failed or (lam == 0 and is_degenerate(factor)):
+            return self._shortest(system)
         found = torch.cholesky_solve(self.moments, factor)
         bias = found[d] if self.intercept else found.new_zeros(self.n_outputs)
         return found[:d], bias
+
+    def _shortest(self, system: Tensor) -> tuple[Tensor, Tensor]:
+        """The shortest weights that solve a singular ``system``, and their intercept."""
+        d = self.n_features
+        products, moments = system[:d, :d], self.moments[:d]
+        if not self.intercept:
+            return shortest(products, moments), moments.new_zeros(self.n_outputs)
+        sums, totals = system[:d, d], self.moments[d]
+        products = products - torch.outer(sums, sums) / self.count
+        weight = shortest(products, moments - torch.outer(sums, totals) / self.count)
+        return weight, (totals - sums @ weight) / self.count
 
     def _sum(self, features: Tensor, targets: Tensor, sign: int) -> RidgeAccumulator:
         if features.ndim != 2 or features.shape[1] != self.n_features:
@@ -149,3 +160,24 @@ class RidgeAccumulator:
         self.moments.addmm_(phi.T, targets.to(phi), alpha=sign)
         self.count += sign * len(features)
         return self
+
+
+def is_degenerate(factor: Tensor) -> bool:
+    """Whether a Cholesky factor's smallest pivot is nothing but rounding."""
+    pivots = factor.diagonal().square()
+    return bool(pivots.min() <= len(pivots) * torch.finfo(pivots.dtype).eps * pivots.max())
+
+
+def shortest(system: Tensor, right: Tensor) -> Tensor:
+    """The shortest ``x`` that minimizes ``|system x - right|``, for a symmetric positive semidefinite system.
+
+    Raises:
+        BadValue: If the system is not finite.
+    """
+    if not system.isfinite().all():
+        raise BadValue("solve: the samples hold NaN or infinite values")
+    values, vectors = torch.linalg.eigh(system)
+    least = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    inverse = torch.where(values > least, 1 / values, 0.0)
+    found: Tensor = vectors @ (inverse.unsqueeze(1) * (vectors.T @ right))
+    return found

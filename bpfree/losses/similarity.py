@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.losses._registry import register_loss
-from bpfree.losses.cross_entropy import LocalCrossEntropy
-from bpfree.nn import widened
+from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
+from bpfree.nn import FeaturesFirst, widened
+
+#: By the number of axes of an output.
+CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+POOLS: dict[int, type[nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
 
 
 def similarity_matrix(features: Tensor) -> Tensor:
@@ -42,13 +46,13 @@ def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
 
 
 def spread(maps: Tensor) -> Tensor:
-    """``[rows, c]``, the standard deviation of each map of ``[rows, c, h, w]``; single values as they are."""
+    """``[rows, c]``, the standard deviation of each map of ``[rows, c, ...]``; single values as they are."""
     wide = widened(maps)
-    n = wide.shape[2] * wide.shape[3]
+    n, axes = math.prod(wide.shape[2:]), tuple(range(2, wide.ndim))
     if n == 1:
         return wide.flatten(1)
     # Deviations sum up to 0, so the mean has no part in the gradient; torch.std takes several times as long.
-    variance = (wide - wide.detach().mean((2, 3), keepdim=True)).square().sum((2, 3)) / (n - 1)
+    variance = (wide - wide.detach().mean(axes, keepdim=True)).square().sum(axes) / (n - 1)
     # A map that is constant has a gradient of 0, not of 0/0.
     return (variance + 1e-12).sqrt()
 
@@ -57,8 +61,8 @@ def spread(maps: Tensor) -> Tensor:
 class PredSim(LocalCrossEntropy):
     """Prediction and similarity matching (Nøkland and Eidnes, arXiv 1901.06656).
 
-    With ``a`` the block's output, ``P`` a learned projection of its own (a 3x3 convolution for maps, else
-    linear, no bias) and ``S`` `similarity_matrix`::
+    With ``a`` the block's output, ``P`` a learned projection of its own (for maps and sequences a convolution
+    with kernels of side 3, else linear, no bias) and ``S`` `similarity_matrix`::
 
         sim  = mean_ij (S(std(P a)) - S(Y))_ij^2      # std over each map; P a itself where there are no maps
         pred = CE(softmax(M a), y)                    # a averaged to a smaller map first, see ``features``
@@ -69,47 +73,66 @@ class PredSim(LocalCrossEntropy):
 
     Args:
         sim_weight: w.
-        features: Maps are averaged in squares, the smallest that leave the prediction at most so many
-            features; None: they are not averaged.
+        features: Maps are averaged in squares (sequences in intervals), the smallest that leave the
+            prediction at most so many features; None: they are not averaged.
         project: Whether there is a ``P``.
         bias: Whether ``M`` has a bias.
 
     Raises:
-        BadValue: If the weight is not between 0 and 1.
+        BadValue: If the weight is not between 0 and 1; when it is built, if the output has more than three
+            axes beside those of rows and features.
     """
 
     def __init__(
         self,
         sim_weight: Annotated[float, Ge(0), Le(1)] = 0.99,
-        features: Annotated[int, Ge(1)] | None = None,
+        features: Annotated[int, Ge(1)] | None = FEATURES,
         project: bool = True,
         bias: bool = False,
     ) -> None:
-        super().__init__(bias=bias)
+        super().__init__(bias=bias, features=features)
         if not 0 <= sim_weight <= 1:
             raise BadValue(f"sim_weight = {sim_weight}: expected 0 to 1")
-        self.sim_weight, self.features, self.project = sim_weight, features, project
+        self.sim_weight, self.project = sim_weight, project
         self.by_row = sim_weight == 0
         self.projection: nn.Module = nn.Identity()
 
     def build(self, output: Tensor, n_classes: int) -> None:
         self.n_classes = n_classes
-        if self.features is not None and output.ndim == 4:
-            pool = nn.AvgPool2d(square_for(output, self.features), ceil_mode=True)
-            width = pool(output).flatten(1).shape[1]
-            projection = nn.Linear(width, n_classes, bias=self.bias)
-            self.head = nn.Sequential(pool, nn.Flatten(), projection).to(output.device)
         super().build(output, n_classes)
         if self.project and self.sim_weight > 0:
-            width = output.shape[1]
-            conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
-            self.projection = conv if output.ndim == 4 else nn.Linear(width, width, bias=False)
+            width = output.shape[self.feature_axis]
+            kind = CONVOLUTIONS.get(output.ndim)
+            conv = None if kind is None else kind(width, width, 3, padding=1, bias=False)
+            self.projection = nn.Linear(width, width, bias=False) if conv is None else conv
             self.projection.to(output.device)
+
+    def planned(self, output: Tensor, n_classes: int) -> int:
+        width, kernel = output.shape[self.feature_axis], 3 ** (output.ndim - 2)
+        projects = self.project and self.sim_weight > 0
+        return super().planned(output, n_classes) + (width**2 * kernel if projects else 0)
+
+    def _features(self, output: Tensor) -> nn.Sequential:
+        if output.ndim > 2 and output.ndim not in CONVOLUTIONS:
+            raise BadValue(
+                f"predsim on outputs {list(output.shape[1:])} a sample: expected [features], or maps of "
+                "features with one to three axes; reshape them, or use 'mono_forward'"
+            )
+        if self.features is None or output.ndim == 2:
+            return nn.Sequential(nn.Flatten())
+        maps = output.movedim(self.feature_axis, 1)
+        side = square_for(maps, self.features)
+        if side == 1:
+            return nn.Sequential(nn.Flatten())
+        turned = [FeaturesFirst()] if self.feature_axis == -1 else []
+        sides = tuple(min(side, size) for size in maps.shape[2:])
+        pool = POOLS[output.ndim](side if set(sides) == {side} else sides, ceil_mode=True)
+        return nn.Sequential(*turned, pool, nn.Flatten())
 
     def similarity(self, output: Tensor, target: Tensor) -> Tensor:
         """``sim``."""
-        seen = self.projection(output)
-        return similarity_loss(spread(seen) if seen.ndim == 4 else seen, target, self.n_classes)
+        seen = self.projection(output.movedim(self.feature_axis, 1))
+        return similarity_loss(spread(seen) if seen.ndim > 2 else seen, target, self.n_classes)
 
     def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
         w = self.sim_weight
@@ -127,11 +150,11 @@ class PredSim(LocalCrossEntropy):
 
 
 def square_for(maps: Tensor, features: int) -> int:
-    """Side of the smallest squares that, averaged, leave ``[rows, c, h, w]`` at most ``features`` a row.
+    """Side of the smallest squares that, averaged, leave ``[rows, c, ...]`` at most ``features`` a row.
 
     The whole map, if there are more channels than that.
     """
-    _, channels, height, width = maps.shape
-    sides = range(1, max(height, width))
-    fits = (k for k in sides if channels * math.ceil(height / k) * math.ceil(width / k) <= features)
-    return next(fits, max(height, width))
+    channels, sizes = maps.shape[1], maps.shape[2:]
+    sides = range(1, max(sizes))
+    fits = (k for k in sides if channels * math.prod(math.ceil(size / k) for size in sizes) <= features)
+    return next(fits, max(sizes))

@@ -3,7 +3,15 @@
 from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
 from bpfree.nn.graph import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
-from bpfree.nn.layers import LengthNorm, RootMeanSquarePool, RowNorm, StraightThroughReLU, widened
+from bpfree.nn.layers import (
+    FeaturesFirst,
+    LengthNorm,
+    MapPool,
+    RootMeanSquarePool,
+    RowNorm,
+    StraightThroughReLU,
+    widened,
+)
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
 from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
 from bpfree.nn.vision import VGG8B, VGG11B, Norm, PadShortcut, Shortcut, resnet, vgg
@@ -17,9 +25,11 @@ __all__ = [
     "Apparatus",
     "Attention",
     "Counted",
+    "FeaturesFirst",
     "GCNPart",
     "Hops",
     "LengthNorm",
+    "MapPool",
     "Norm",
     "Normalise",
     "PadShortcut",

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree.nn.weights import is_plain
+
 _aten = torch.ops.aten
 #: Turns the gradient by an activation's output into that by its input, given the activation, that gradient
 #: and the output: autograd's own kernels, which pass over the memory once, and here overwrite the gradient.
@@ -39,17 +41,34 @@ def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) ->
     Raises:
         TypeError: If the body is made of anything else.
     """
+    layers = closed_layers(body)
+    if layers is None:
+        return
+    linear, activation = layers
+    if activation is not None:
+        error = BACKWARD[type(activation)](activation, error, output.flatten(1))
+    if linear.weight.requires_grad:
+        linear.weight.grad = error.T @ x.flatten(1)
+    if linear.bias is not None and linear.bias.requires_grad:
+        linear.bias.grad = error.sum(0)
+
+
+def closed_layers(body: nn.Module) -> tuple[nn.Linear, nn.Module | None] | None:
+    """The linear layer and the activation of a body with a closed form; None: it has no layers.
+
+    Raises:
+        TypeError: If the body is made of anything else, or the layer's weight is computed from others.
+    """
     layers = list(body) if isinstance(body, nn.Sequential) else [body]
     layers = [layer for layer in layers if not isinstance(layer, nn.Flatten | nn.Unflatten | nn.Identity)]
     match layers:
         case []:
-            return
-        case [nn.Linear() as linear]:
-            pass
-        case [nn.Linear() as linear, activation] if type(activation) in BACKWARD:
-            error = BACKWARD[type(activation)](activation, error, output.flatten(1))
-        case _:
-            raise TypeError(f"the closed form needs a linear layer and one of ReLU, ELU, Tanh, not {body}")
-    linear.weight.grad = error.T @ x.flatten(1)
-    if linear.bias is not None:
-        linear.bias.grad = error.sum(0)
+            return None
+        case [nn.Linear() as linear] if is_plain(linear):
+            return linear, None
+        case [nn.Linear() as linear, activation] if type(activation) in BACKWARD and is_plain(linear):
+            return linear, activation
+    raise TypeError(
+        "the closed form needs a linear layer and one of ReLU, ELU, Tanh, without hooks and "
+        f"parametrizations, not {', '.join(type(layer).__name__ for layer in layers)}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,36 @@ class RootMeanSquarePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(widened(x).square(), self.side).sqrt()
+
+
+class FeaturesFirst(nn.Module):
+    """``[rows, ..., c]`` to ``[rows, c, ...]``: the layout of convolutions, of what has its features last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, 1)
+
+
+class MapPool(nn.Module):
+    """Maps ``[rows, c, ...]`` with one to three axes behind the channels, pooled to ``[rows, c, *sides]``.
+
+    Args:
+        sides: Of the result.
+        rms: By the root of the mean square of each region; otherwise by its average.
+    """
+
+    def __init__(self, sides: Sequence[int], rms: bool) -> None:
+        super().__init__()
+        self.sides, self.rms = tuple(sides), rms
+
+    def forward(self, x: Tensor) -> Tensor:
+        poolings: tuple[Any, ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+        average = poolings[len(self.sides) - 1]
+        found: Tensor = average(widened(x).square() if self.rms else x, self.sides)
+        # The root has no finite slope at 0, where a region is dead.
+        return (found + 1e-12).sqrt() if self.rms else found
+
+    def extra_repr(self) -> str:
+        return f"sides={self.sides}, rms={self.rms}"
 
 
 class _StraightThrough(torch.autograd.Function):

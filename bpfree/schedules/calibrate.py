@@ -16,7 +16,8 @@ def calibrate(blocks: Sequence[Block], batches: Iterable[Rows]) -> None:
     """Estimate the running statistics of the batch normalisation inside the blocks' fronts, in one pass.
 
     Each is the average over all batches of the batch's own statistics. While it lasts, a front normalises by
-    the batch, and so feeds the fronts above it what they will see; afterwards, by the averages alone.
+    the batch, and so feeds the fronts above it what they will see; afterwards, by the averages alone. Layers
+    that were handed over frozen and in evaluation mode keep the statistics that they came with.
 
     Args:
         blocks: All blocks, bottom first; nothing but those statistics changes.
@@ -24,7 +25,8 @@ def calibrate(blocks: Sequence[Block], batches: Iterable[Rows]) -> None:
     """
     fronts = [block.front for block in blocks if block.front is not None]
     norms = [m for front in fronts for m in front.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    held = {m for block in blocks for part in block.held for m in part.modules()}
+    norms = [norm for norm in norms if norm.track_running_stats and norm not in held]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

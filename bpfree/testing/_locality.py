@@ -13,9 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bpfree import _seeds
 from bpfree.cascade import Block, Cascade, JointBlock, Rows
-from bpfree.cutting import NORMS
-from bpfree.encodings import LabelColumns
+from bpfree.nn.weights import weight_matrices
 from bpfree.schedules import descend
+from bpfree.sharing import parts_of, shared_weights
 from bpfree.trainers import LEVELS, Trainer
 
 Names = set[str]
@@ -39,6 +39,8 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
         AssertionError: naming the block whose loss leaks, and the parameters that it reaches.
     """
     probe = _probe(trainer, x, y)
+    for one, other in shared_weights(parts_of(probe.cascade)):
+        raise AssertionError(f"{one.name} and {other.name} share a weight, and learn apart")
     with _watched(probe) as reached, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a batch may lack a class
         probe.fit(probe.data_of(x, y), epochs=1, batch_size=len(x))
@@ -47,8 +49,8 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     with _watched(probe) as reached:
         probe.step(x, y)
     _check_reached(probe.cascade, reached, "in step")
-    for name, found, own in _inner_reach(probe, x, y):
-        _check_one(name, found, own, "in one backward pass")
+    for name, found, inner in _inner_reach(probe, x, y):
+        _check_one(name, found, inner, probe.cascade, "in one backward pass")
     tutor = probe.tutor()
     if tutor is not None:
         assert_local(tutor, x, y)
@@ -57,10 +59,11 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
 def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     """Prove the level of locality that ``trainer.locality`` declares, a key of `bpfree.trainers.LEVELS`.
 
-    L0: the gradient of the top loss reaches the lowest layer's weights. L1: `assert_local`, and there are
-    walls: one block of several layers is backpropagation. L2: L1, and no block's body has more than one
-    layer with weights (the head counts as part of the loss). L3: L1, a step keeps no tensor for a backward
-    pass, and the update of a block changes weights of that block, and no other.
+    L0: the gradient of the top loss reaches the lowest layer that learns. L1: `assert_local`, and bodies
+    below the top one learn, too: one block that holds every layer which learns is backpropagation. L2: L1,
+    and no body that learns has more than one weight matrix or kernel (the head counts as part of the loss).
+    L3: L1, a step keeps no tensor for a backward pass, and the update of a block changes weights of that
+    block, and no other.
 
     Args:
         trainer: Any trainer, built or not; it is not changed.
@@ -75,6 +78,9 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     if level not in LEVELS:
         raise AssertionError(f"{probe.id} declares locality {level!r}; expected one of {', '.join(LEVELS)}")
     if level == "L0":
+        tutor = probe.tutor()
+        if tutor is not None and not any(_learned(block.body) for _, block in _blocks(probe.cascade)):
+            probe = _probe(tutor, x, y)
         _assert_global(probe, x, y)
         return
     assert_local(trainer, x, y)
@@ -87,13 +93,14 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
             )
         assert_locality(tutor, x, y)
     blocks = _blocks(probe.cascade)
-    if len(blocks) == 1 and len(_weights(blocks[0][1])) > 1:
+    learning = [(name, block) for name, block in blocks if _learned(block.body)]
+    if learning and learning == blocks[-1:] and blocks[-1][1].backward:
         raise AssertionError(
-            f"{probe.id} declares {level}, but is one block with the weights "
-            f"{', '.join(_weights(blocks[0][1]))}: that is a global backward pass, L0"
+            f"{probe.id} declares {level}, but one block holds all weights that bodies learn, "
+            f"{', '.join(_learned(blocks[-1][1].body))}: that is a global backward pass, L0"
         )
     if level == "L2":
-        for name, block in blocks:
+        for name, block in learning:
             if len(_weights(block)) > 1:
                 raise AssertionError(
                     f"{probe.id} declares L2, but the body of {name} has several layers with weights: "
@@ -157,7 +164,7 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
             raise AssertionError(f"{name} took no step {where}: its optimizer was not called")
         if isinstance(owner, Block) and all(loss.one_pass for loss in owner.losses) and not reached[key]:
             continue  # it solves at the end of a pass, without gradients
-        _check_one(name, reached[key], _names(cascade, owner), where)
+        _check_one(name, reached[key], owner, cascade, where)
     fronts = [block.front for _, block in _blocks(cascade) if block.front is not None]
     fixed = {name for front in fronts for name in _names(cascade, front)}
     for key in sorted(reached.keys() - owners.keys()):
@@ -165,17 +172,18 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
             raise AssertionError(f"{key} took a step {where}")
 
 
-def _check_one(name: str, reached: Names, own: Names, where: str) -> None:
+def _check_one(name: str, reached: Names, owner: nn.Module, cascade: Cascade, where: str) -> None:
+    own = _names(cascade, owner)
     if reached - own:
         raise AssertionError(
             f"the loss of {name} sends a gradient to {', '.join(sorted(reached - own))} {where}"
         )
-    if not reached & own:
+    if not reached & own and _learned(owner):
         raise AssertionError(f"the loss of {name} sends no gradient to any parameter of its own {where}")
 
 
-def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, Names, Names]]:
-    """For each loss inside a block of blocks: its name, the parameters it reaches alone, and its own."""
+def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, Names, Block]]:
+    """For each loss inside a block of blocks: its name, the parameters it reaches alone, and its block."""
     cascade = trainer.cascade
     parameters = dict(cascade.named_parameters())
     for k, (block, sensed, target, lesson) in enumerate(_inputs(trainer, x, y)):
@@ -183,10 +191,11 @@ def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, 
             continue
         for j, inner in enumerate(block.inner):
             losses, _ = block.objective(sensed, target, lesson)
-            torch.autograd.backward(losses[j])
+            if losses[j].requires_grad:
+                torch.autograd.backward(losses[j])
             found = {name for name, p in parameters.items() if p.grad is not None}
             cascade.zero_grad(set_to_none=True)
-            yield f"block {k + 1}.{j + 1}", found, _names(cascade, inner)
+            yield f"block {k + 1}.{j + 1}", found, inner
 
 
 def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any, Tensor, Tensor | None]]:
@@ -218,9 +227,10 @@ def _assert_global(probe: Trainer, x: Tensor, y: Tensor) -> None:
         with _watched(probe) as reached:
             probe.step(x, y)
         found = reached.get(f"block{len(cascade.units) - 1}", set())
-    lowest = next((p for p in _blocks(cascade)[0][1].body.parameters() if p.requires_grad), None)
+    bodies = [block.body for _, block in _blocks(cascade)]
+    lowest = next((p for body in bodies for p in body.parameters() if p.requires_grad), None)
     if lowest is None:
-        raise AssertionError(f"{probe.id} declares L0, but its first block has no weights to reach")
+        raise AssertionError(f"{probe.id} declares L0, but no body has weights to reach")
     missed = next(name for name, p in cascade.named_parameters() if p is lowest)
     if missed not in found:
         raise AssertionError(
@@ -255,7 +265,7 @@ def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
         own = _names(cascade, block)
         if changed - own:
             raise AssertionError(f"the update of block {k + 1} changes {', '.join(sorted(changed - own))}")
-        if not changed:
+        if not changed and _learned(block):
             raise AssertionError(f"the update of block {k + 1} changes none of its weights")
 
 
@@ -291,11 +301,10 @@ def _names(cascade: Cascade, owner: nn.Module) -> Names:
 
 
 def _weights(block: Block) -> list[str]:
-    """Names of the matrices and filters that the block's body learns."""
-    return [
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in block.body.named_modules()
-        for name, p in module.named_parameters(recurse=False)
-        # The columns of a label belong to the layer that they stand beside.
-        if p.requires_grad and p.dim() > 1 and not isinstance(module, (*NORMS, LabelColumns))
-    ]
+    """Names of the weight matrices and kernels of the block's body, in the order of their use."""
+    return [name for name, _ in weight_matrices(block.body)]
+
+
+def _learned(module: nn.Module) -> list[str]:
+    """Names of the parameters of ``module`` that are not frozen."""
+    return [name for name, p in module.named_parameters() if p.requires_grad]

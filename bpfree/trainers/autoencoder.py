@@ -15,7 +15,7 @@ from bpfree.encodings import Reconstruct
 from bpfree.losses import MapPair, Reconstruction
 from bpfree.nn.autoencoder import twin
 from bpfree.readouts import BlockReadout
-from bpfree.trainers.base import Trainer
+from bpfree.trainers.base import Trainer, level_of
 from bpfree.trainers.settings import TrainerSettings, make_optimizer
 
 
@@ -102,7 +102,7 @@ class Autoencoder(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L0" if self.settings.rule == "backprop" else "L2"
+        return "L0" if self.settings.rule == "backprop" else level_of(list(self.net.children()))
 
     def predict(self, x: Any) -> Tensor:
         """Not there.

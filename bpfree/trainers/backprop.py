@@ -11,9 +11,10 @@ from torch import nn
 
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.losses import LocalCrossEntropy
+from bpfree.losses.cross_entropy import FEATURES
 from bpfree.readouts import BlockReadout, make_readouts
-from bpfree.trainers.base import Trainer
-from bpfree.trainers.local import HeadPool, local_heads
+from bpfree.trainers.base import Trainer, level_of
+from bpfree.trainers.local import HeadFeatures, HeadPool, local_heads
 from bpfree.trainers.settings import TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
@@ -32,7 +33,7 @@ class Backprop(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L0"
+        return level_of([nn.ModuleList(self.stages(self.settings.cut)[0])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,12 @@ class DeepSupervisionSettings(TrainerSettings):
     Attributes:
         aux_weight: Weight of every auxiliary loss; the output's weight is 1.
         head_pool: As in Mono-Forward.
+        head_features: As in Mono-Forward.
     """
 
     aux_weight: Annotated[float, Ge(0)] = 1.0
     head_pool: HeadPool = None
+    head_features: HeadFeatures = FEATURES
 
 
 class DeepSupervision(Trainer):
@@ -60,8 +63,9 @@ class DeepSupervision(Trainer):
     settings: DeepSupervisionSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        stages, output = self.stages(self.settings.cut)
-        heads = local_heads(len(stages), self.settings.head_pool)
+        s = self.settings
+        stages, output = self.stages(s.cut)
+        heads = local_heads(len(stages), s.head_pool, s.head_features)
         blocks = [Block(stage, head) for stage, head in zip(stages, heads, strict=True)]
         blocks.append(Block(nn.Identity(), LocalCrossEntropy(output)))
         joint = JointBlock(blocks, self._weights(blocks))
@@ -72,7 +76,7 @@ class DeepSupervision(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L0"
+        return level_of([nn.ModuleList(self.stages(self.settings.cut)[0])])
 
 
 class MFJoint(DeepSupervision):
@@ -87,8 +91,9 @@ class MFJoint(DeepSupervision):
     space: ClassVar[Space] = STEPS
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        stages, output = self.stages(self.settings.cut)
-        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
+        s = self.settings
+        stages, output = self.stages(s.cut)
+        losses = [*local_heads(len(stages) - 1, s.head_pool, s.head_features), LocalCrossEntropy(output)]
         blocks = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
         joint = JointBlock(blocks, self._weights(blocks))
         return Cascade([joint], make_readouts("last", joint.losses), source=self.net)

@@ -21,7 +21,7 @@ from bpfree.encodings import LabelOverlay
 from bpfree.schedules import Pipeline, Store, Workers, crew, step
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers import saving
-from bpfree.trainers.building import LEVELS, Builder, keep_maps, single_weights
+from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.fitting import Fit
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
@@ -35,7 +35,7 @@ from bpfree.trainers.settings import FitSettings
 from bpfree.trainers.small_batches import check_batches, evaluating
 from bpfree.trainers.space import STEPS, Space
 
-__all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "keep_maps", "single_weights"]
+__all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "bodies", "keep_maps", "level_of"]
 
 #: Samples that `Trainer.diagnose` looks at.
 PROBE_SAMPLES = 500
@@ -160,6 +160,7 @@ class Trainer(Builder):
         if judge is not None and self._cascade is not None:
             # A run that is refused changes nothing.
             self._check_shape(judge.sample_shape)
+        fresh, shows = self._cascade is None, self.progress and hooks is None
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
@@ -170,10 +171,13 @@ class Trainer(Builder):
             checkpoint = Checkpoint(Path(checkpoint))
         if checkpoint is not None:
             ckpt.check_path(checkpoint.path)
+            ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
-            progress_bar(self.id, self.progress and hooks is None and workers.leads) as shown,
+            progress_bar(
+                self.id, shows and workers.leads, self.describe() if shows and fresh else ""
+            ) as shown,
         ):
             hooks = hooks or Hooks(progress=shown)
             if isinstance(workers, Workers) and self.tutor() is not None:

@@ -15,10 +15,14 @@ from bpfree._errors import BadValue
 from bpfree._settings import validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
+from bpfree.losses import LocalCrossEntropy
 from bpfree.nn import asking
+from bpfree.nn._closed_form import closed_layers
+from bpfree.nn.weights import detach_computed, weight_matrices
+from bpfree.sharing import check_weights, walled
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.optimizers import make_optimizers, replaced_optimizers
-from bpfree.trainers.settings import TrainerSettings
+from bpfree.trainers.settings import TrainerSettings, kept_values
 from bpfree.trainers.space import STEPS, Space
 
 #: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.
@@ -37,6 +41,10 @@ class Builder(ABC):
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
     #: What `python -m bpfree.tune` may search; a config may narrow it.
     space: ClassVar[Space] = STEPS
+    #: Settings that say how a network is cut: they do nothing to one that has been cut already.
+    cutting: ClassVar[tuple[str, ...]] = (
+        "cut", "loss", "loss_options", "output", "head_pool", "head_features",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -50,6 +58,12 @@ class Builder(ABC):
         self.settings = validate(self.Settings, settings, self.id)
         if not isinstance(net, nn.Module):
             raise BadValue(f"net is a {type(net).__name__}: expected a torch.nn.Module")
+        given = [name for name in self.cutting if name in settings]
+        if isinstance(net, Cascade) and given:
+            raise BadValue(
+                f"{given[0]} = {settings[given[0]]!r}: the network has been cut already and keeps its "
+                "blocks and losses; give this to bpfree.localize, or pass the network that was cut"
+            )
         if not isinstance(seed, int):
             raise BadValue(f"seed = {seed!r}: expected an integer")
         self.seed, self.progress = seed, progress
@@ -146,9 +160,12 @@ class Builder(ABC):
             cascade = self.make_cascade(n_classes).to(self.device)
             if place is not None:
                 place(cascade)
+            check_weights(cascade, self.net)
+            for block in cascade.units:
+                block.hold()
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
-            cascade.eval().build(x, n_classes)
+            cascade.eval().build(x, n_classes, kept_values(self.settings))
             if isinstance(self.net, Cascade):
                 check_order(self.net.to_module(), self.net, x)
         self._adopt(cascade, n_classes, sample_shape)
@@ -179,6 +196,10 @@ class Builder(ABC):
                 f"compile = {s.compile!r}: the closed form is computed in float32 and not compiled; leave "
                 "precision and compile"
             )
+        for label, group in walled(cascade.units):
+            for block in group:
+                if block.gradients == "analytic" and block.backward and not block.loss.one_pass:
+                    _check_closed(label, block)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """New optimizers, ``block0`` and so on, and ``readout.name`` for readouts that learn."""
@@ -188,7 +209,13 @@ class Builder(ABC):
         """Register what each optimizer does to its gradients before it steps: nothing here."""
 
     def reset_optimizers(self) -> None:
-        """New optimizers, without momentum."""
+        """New optimizers, without momentum.
+
+        Raises:
+            BadValue: If blocks share weights, or nothing is left to learn.
+        """
+        check_weights(self.cascade, self.net)
+        self._check_learns()
         self._made = self.make_optimizers()
         self.condition(self._made.values())
         self.replaced = {}
@@ -216,12 +243,51 @@ class Builder(ABC):
             for block in self.cascade.units:
                 block.compile(self.settings.compile)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All; a weight that a hook has computed is no leaf of autograd's graph, and could not be copied."""
+        for module in (self.net, self._cascade or self.net):
+            detach_computed(module)
+        return self.__dict__
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copy, or what was pickled: without the optimizers' hooks, and not compiled."""
         self.__dict__.update(state)
         if self._cascade is not None:
             self.condition(self.optimizers.values())
             self._compile()
+
+    def _check_learns(self) -> None:
+        parts = [*self.cascade.units, *map(self.cascade.readout, self.cascade.readouts)]
+        learns = any(p.requires_grad for part in parts for p in part.parameters())
+        if not learns and not any(loss.one_pass for loss in self.cascade.losses):
+            raise BadValue(
+                "nothing to train: every parameter of the network is frozen; set requires_grad = True for "
+                "those that are to learn"
+            )
+
+    def describe(self) -> str:
+        """The level of locality, a line for each block with its layers and loss, and the parameters.
+
+        Raises:
+            BadValue: Before `build` or `fit`.
+        """
+        groups = [(label, block) for label, group in walled(self.cascade.units) for block in group]
+        lines = [f"{self.id}: {self.locality}, {LEVELS[self.locality]}"]
+        lines += [f"{label}: {_layers(block)}" for label, block in groups]
+        source = self.cascade.to_module() if isinstance(self.net, Cascade) else self.net
+        parts = [m for _, block in groups for m in (block.front, block.body) if m is not None]
+        net = {
+            p: p.numel()
+            for part in (parts if isinstance(source, Cascade) else [source])
+            for p in part.parameters()
+        }
+        heads = {p: p.numel() for p in self.cascade.parameters() if p not in net}
+        lines.append(f"parameters: network {sum(net.values()):,}, local heads {sum(heads.values()):,}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """What `describe` says, once the trainer is built."""
+        return object.__repr__(self) if vars(self).get("_cascade") is None else self.describe()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -244,15 +310,66 @@ class Builder(ABC):
 
 
 def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:
-    """Move a flattening at the end of the last stage to the output layer, so that every stage gives maps."""
-    *below, last = stages
-    if len(last) > 1 and isinstance(last[-1], nn.Flatten):
-        return [*below, last[:-1]], nn.Sequential(last[-1], output)
-    return stages, output
+    """Move a flattening at the end of a stage to what follows, so that stages of convolutions give maps.
+
+    Dropout between the flattening and the end goes along.
+    """
+    found: list[nn.Sequential] = []
+    carried: list[nn.Module] = []
+    for stage in stages:
+        layers = [*carried, *stage]
+        end = len(layers)
+        while end > 1 and isinstance(layers[end - 1], nn.modules.dropout._DropoutNd):
+            end -= 1
+        flattens = end > 1 and isinstance(layers[end - 1], nn.Flatten)
+        carried = layers[end - 1 :] if flattens else []
+        found.append(nn.Sequential(*layers[: len(layers) - len(carried)]))
+    return found, nn.Sequential(*carried, output) if carried else output
 
 
-def single_weights(blocks: Sequence[Block]) -> bool:
-    """Whether no block's body has more than one layer with weights."""
-    return all(
-        sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in b.body.modules()) <= 1 for b in blocks
+def _check_closed(label: str, block: Block) -> None:
+    try:
+        closed_layers(block.body)
+        if isinstance(block.loss, LocalCrossEntropy):
+            _ = block.loss.linear
+    except TypeError as error:
+        raise BadValue(f"gradients = 'analytic': {label}: {error}; use 'autograd'") from None
+
+
+def _layers(block: Block) -> str:
+    """The layers of a block, from its front to its loss, by kind."""
+    inner = [m for part in (block.front, block.body) if part is not None for m in leaves(part)]
+    return f"{', '.join(type(m).__name__ for m in inner) or 'no layers'}; {type(block.loss).__name__}"
+
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that plain containers hold, in order."""
+    if type(module) is nn.Sequential:
+        for child in module:
+            yield from leaves(child)
+    elif not isinstance(module, nn.Identity):
+        yield module
+
+
+def bodies(blocks: Sequence[Block]) -> list[nn.Module]:
+    """The bodies between which no gradient passes, bottom first."""
+    return [nn.ModuleList(block.body for block in group) for _, group in walled(blocks)]
+
+
+def level_of(bodies: Sequence[nn.Module], best: str = "L2") -> str:
+    """The level of locality of blocks with these bodies, a key of `LEVELS`.
+
+    L0 if the top body holds every parameter that a body learns: then the one loss reaches all of them, as in
+    backpropagation. At most L1 if a body that learns has more than one weight matrix or kernel.
+
+    Args:
+        bodies: Bottom first; those of blocks with fixed bodies have nothing to learn.
+        best: The level otherwise.
+    """
+    learning = [any(p.requires_grad for p in body.parameters()) for body in bodies]
+    if learning[-1] and not any(learning[:-1]):
+        return "L0"
+    counts = (
+        len(list(weight_matrices(body))) for body, learns in zip(bodies, learning, strict=True) if learns
     )
+    return best if max(counts, default=0) <= 1 else min(best, "L1")

@@ -14,6 +14,7 @@ from bpfree.cascade import Block, Cascade
 from bpfree.data import TensorData
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.losses.cross_entropy import FEATURES
 from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.schedules import Schedule
 from bpfree.trainers.base import Trainer, keep_maps
@@ -55,6 +56,8 @@ class CascadedForwardSettings(TrainerSettings):
         lam: Penalties that the closed form chooses from.
         pool: For each block, the side of the map that its features are pooled to, by their root mean square;
             None for all, or in the list: as they are.
+        head_features: Largest number of features of a predictor where ``pool`` does not say: larger maps are
+            pooled by their root mean square until they have as many; None: any number.
         keep: Whether the closed form's sums stay in `losses`, to forget samples later.
         readout: The prediction rule.
         blocks: ``random``, or trained by ``dfa`` before the predictors, with the output layer's help.
@@ -71,6 +74,7 @@ class CascadedForwardSettings(TrainerSettings):
     gradients: Literal["autograd", "analytic"] = "autograd"
     lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
     pool: list[Annotated[int, Ge(1)] | None] | None = None
+    head_features: Annotated[int, Ge(1)] | None = FEATURES
     keep: bool = False
     readout: ReadoutName = "sum_probabilities"
     blocks: Literal["random", "dfa"] = "random"
@@ -116,14 +120,14 @@ class CascadedForward(Trainer):
     def _predictor(self, pool: int | None) -> LocalLoss:
         s = self.settings
         if s.predictor == "closed_form":
-            return ClosedForm(s.lam, s.bias, pool, s.keep)
+            return ClosedForm(s.lam, s.bias, pool, s.keep, features=s.head_features)
         kind = LocalSparsemax if s.predictor == "sparsemax" else LocalCrossEntropy
-        return kind(bias=s.bias, pool=pool)
+        return kind(bias=s.bias, pool=pool, features=s.head_features)
 
     @property
     def locality(self) -> str:
         if self.settings.blocks == "dfa":
-            return "L1"
+            return self._dfa().locality
         return "L3" if all(block.gradients == "analytic" for block in self.cascade.units) else "L2"
 
     def fit(self, train: Any, validation: Any = None, **options: Any) -> History:
@@ -137,8 +141,10 @@ class CascadedForward(Trainer):
 
     def tutor(self) -> Trainer | None:
         s = self.settings
-        if s.blocks == "random":
-            return None
+        return None if s.blocks == "random" else self._dfa()
+
+    def _dfa(self) -> DirectFeedbackAlignment:
+        s = self.settings
         return DirectFeedbackAlignment(
             self.net,
             seed=self.seed,

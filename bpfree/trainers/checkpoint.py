@@ -16,21 +16,26 @@ from bpfree._errors import BadValue
 
 Tensors = dict[str, Tensor]
 
+#: In a file's metadata: names of complex tensors that are held as pairs of real numbers, ``[..., 2]``.
+PAIRS = "complex_as_pairs"
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part.
 
     Raises:
-        BadValue: If it cannot be written; what stood there before still does.
+        BadValue: If it cannot be written, or a tensor is of a kind that a file cannot hold; what stood there
+            before still does.
     """
     from safetensors.torch import save
 
     check_path(path)
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    plain, pairs = _plain(path, tensors)
+    metadata = {"state": json.dumps(state)} | ({PAIRS: json.dumps(pairs)} if pairs else {})
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            file.write(save(contiguous, metadata={"state": json.dumps(state)}))
+            file.write(save(plain, metadata=metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -38,6 +43,54 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Check that a file can hold ``tensors``.
+
+    Raises:
+        BadValue: naming the first that is no dense tensor of numbers.
+    """
+    for name, value in tensors.items():
+        kind = _unwritable(value)
+        if kind is not None:
+            raise BadValue(
+                f"{path}: {name} is {kind}, which cannot be saved: leave it out of the state "
+                "(persistent=False), or keep it as a dense tensor"
+            )
+
+
+def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
+    """Dense tensors with memory of their own, and the names of those that stand for complex numbers."""
+    check_tensors(path, tensors)
+    plain: Tensors = {}
+    pairs: list[str] = []
+    stored: set[int] = set()
+    for name, value in tensors.items():
+        # The conjugate and the negative of a tensor may be that tensor with a mark; a file knows no marks.
+        tensor = value.detach().resolve_conj().resolve_neg()
+        if tensor.is_complex() and tensor.dtype != torch.complex64:
+            tensor = torch.view_as_real(tensor)
+            pairs.append(name)
+        tensor = tensor.contiguous()
+        # A file holds each tensor by itself, also those that a network shares.
+        if tensor.untyped_storage().data_ptr() in stored:
+            tensor = tensor.clone()
+        stored.add(tensor.untyped_storage().data_ptr())
+        plain[name] = tensor
+    return plain, pairs
+
+
+def _unwritable(value: Any) -> str | None:
+    """What is wrong with ``value``, for a file of dense tensors; None: nothing."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}, no tensor"
+    if value.is_meta:
+        return "a meta tensor, without values"
+    if value.is_quantized or value.is_nested or value.layout != torch.strided:
+        kind = "quantized" if value.is_quantized else "nested" if value.is_nested else str(value.layout)
+        return f"a tensor of another kind ({kind})"
+    return None
 
 
 def check_path(path: Path) -> None:
@@ -70,6 +123,8 @@ def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
+        for name in json.loads(metadata.get(PAIRS, "[]")):
+            tensors[name] = torch.view_as_complex(tensors[name])
         return tensors, json.loads(metadata["state"])
     except FileNotFoundError:
         raise BadValue(

@@ -17,7 +17,7 @@ from bpfree.losses.counter_current import Form
 from bpfree.nn import ACTIVATIONS
 from bpfree.readouts import BlockReadout
 from bpfree.trainers.alignment import between_within, linear_cka, weight_alignment
-from bpfree.trainers.base import Trainer, keep_maps, single_weights
+from bpfree.trainers.base import Trainer, bodies, keep_maps, level_of
 from bpfree.trainers.gradients import condition
 from bpfree.trainers.settings import OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Choice, Range, Space
@@ -129,11 +129,8 @@ class CounterCurrentLearning(Trainer):
 
     @property
     def locality(self) -> str:
-        if self.settings.joint:
-            return "L1"
-        if self.settings.gradients == "analytic":
-            return "L3"
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        best = "L3" if self.settings.gradients == "analytic" else "L2"
+        return level_of(bodies(self.cascade.units), "L1" if self.settings.joint else best)
 
     @torch.no_grad()
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.losses import DirectFeedback, LocalCrossEntropy
 from bpfree.readouts import BlockReadout
-from bpfree.trainers.base import Trainer
+from bpfree.trainers.base import Trainer, level_of
 from bpfree.trainers.settings import TrainerSettings
 
 LastBlock = Literal["exact", "feedback"]
@@ -72,7 +72,10 @@ class DirectFeedbackAlignment(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L1"
+        stages, _ = self.stages(self.settings.cut)
+        # With feedback for the last stage too, the output layer is a block above it.
+        above = [nn.Identity()] if self.settings.last_block == "feedback" else []
+        return level_of([*stages, *above], "L1")
 
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         """``feedback_cos``: cosine of each stage's teaching signal with the gradient that it stands for."""

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import nn
+from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.cascade import Block, Cascade
+from bpfree.data import TensorData
 from bpfree.encodings import LabelOverlay, Overlay, overlaid_bodies
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
+from bpfree.nn.weights import is_fresh
 from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
-from bpfree.trainers.base import Trainer, single_weights
-from bpfree.trainers.settings import LRSchedule, OptimizerName, TrainerSettings
+from bpfree.trainers.base import Trainer, bodies, level_of
+from bpfree.trainers.history import History
+from bpfree.trainers.run import Checkpoint, Hooks
+from bpfree.trainers.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
+
+Weighted = nn.Linear | nn.modules.conv._ConvNd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +57,9 @@ class ForwardForwardSettings(TrainerSettings):
         classifier: Whether the classifier readout is trained; it must be where it is the prediction rule.
         readout_lr: Learning rate of the classifier readout.
         readout_weight_decay: Its weight decay.
-        init: ``unit``: weights normal with standard deviation 1/sqrt(fan out), biases zero; ``torch``: as
-            the network came.
+        init: ``unit``: weights are drawn anew, normal with standard deviation 1/sqrt(fan out), biases zero;
+            layers that are frozen, and weights that are computed (weight normalization), stay as they are,
+            and a warning says so where the network was not as torch draws it. ``torch``: as the network came.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-3
@@ -95,6 +105,7 @@ class ForwardForward(Trainer):
         "readout_weight_decay": Range(1e-5, 1e-1, log=True, given={"classifier": (True,)}),
     }
     settings: ForwardForwardSettings
+    _of_init = ""
 
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
@@ -114,6 +125,7 @@ class ForwardForward(Trainer):
         norm = {"length": LengthNorm, "layer": RowNorm}[s.norm]
         blocks = [Block(body, self._loss()) for body in overlaid_bodies(stages, norm, straight)]
         if s.init == "unit":
+            self._note_init([m for block in blocks for m in _drawn(block.body)])
             for k, block in enumerate(blocks):
                 self._unit_init(block, k)
         readouts: dict[str, Readout] = {"goodness": GoodnessReadout(s.skip_first)}
@@ -125,7 +137,7 @@ class ForwardForward(Trainer):
 
     @property
     def locality(self) -> str:
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        return level_of(bodies(self.cascade.units))
 
     def _loss(self) -> Goodness:
         s = self.settings
@@ -133,12 +145,61 @@ class ForwardForward(Trainer):
 
     def _unit_init(self, block: Block, number: int) -> None:
         generator = _seeds.generator(torch.device("cpu"), self.seed, "unit init", number)
-        for module in block.body.modules():
-            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                drawn = torch.randn(module.weight.shape, generator=generator) / math.sqrt(
-                    module.weight.shape[0]
-                )
-                with torch.no_grad():
+        for module in _drawn(block.body):
+            drawn = torch.randn(module.weight.shape, generator=generator) / math.sqrt(module.weight.shape[0])
+            with torch.no_grad():
+                if _is_free(module.weight):
                     module.weight.copy_(drawn)
-                if module.bias is not None:
+                if module.bias is not None and _is_free(module.bias):
                     nn.init.zeros_(module.bias)
+
+    def _note_init(self, layers: Sequence[Weighted]) -> None:
+        """Note, for `_warn_of_init`, if weights that torch did not draw are lost, or some are not drawn."""
+        names = {module: name or "the net" for name, module in self.net.named_modules()}
+        drawn = [m for m in layers if _is_free(m.weight)]
+        kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
+        told = []
+        if not all(map(is_fresh, drawn)):
+            layers_drawn = ", ".join(names[m] for m in drawn)
+            told.append(
+                f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "
+                "way than torch's"
+            )
+        if kept:
+            told.append(f"leaves {', '.join(kept)}, whose weights are computed")
+        self._of_init = " and ".join(told)
+
+    def _warn_of_init(self) -> None:
+        """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
+        told, self._of_init = self._of_init, ""
+        if told:
+            fix = "give init = 'torch' to keep the network as it is"
+            warnings.warn(f"init = 'unit' {told}: {fix}", stacklevel=4)
+
+    def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
+        super().load(path, sample_shape)
+        self._of_init = ""
+
+    def prepare(
+        self,
+        train: TensorData,
+        validation: TensorData | None,
+        fit: FitSettings,
+        checkpoint: Checkpoint | None,
+        hooks: Hooks,
+    ) -> History:
+        """Nothing but a warning, where weights were drawn anew and should perhaps not have been."""
+        self._warn_of_init()
+        return super().prepare(train, validation, fit, checkpoint, hooks)
+
+    def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
+        self._warn_of_init()
+        return super().step(x, y, number)
+
+
+def _drawn(body: nn.Module) -> list[Weighted]:
+    return [m for m in body.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+
+
+def _is_free(parameter: Tensor) -> bool:
+    return isinstance(parameter, nn.Parameter) and parameter.requires_grad

@@ -36,6 +36,7 @@ from bpfree.losses.prototypes import Similarity
 from bpfree.nn import learned_part
 from bpfree.readouts import BlockReadout, GoodnessReadout, Readout, SumReadout
 from bpfree.schedules import Schedule
+from bpfree.trainers.base import bodies, level_of
 from bpfree.trainers.gradients import condition
 from bpfree.trainers.graph import GraphTrainer
 from bpfree.trainers.settings import TrainerSettings
@@ -184,8 +185,7 @@ class ForwardGNN(GraphTrainer):
 
     @property
     def locality(self) -> str:
-        matrices = (sum(p.dim() > 1 for p in block.body.parameters()) for block in self.cascade.units)
-        return "L2" if max(matrices) == 1 else "L1"
+        return level_of(bodies(self.cascade.units))
 
     # ---- other graphs ----------------------------------------------------------------------------------
 

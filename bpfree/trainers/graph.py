@@ -23,6 +23,7 @@ from bpfree.trainers.graph_checks import check_classes, check_scale, check_valid
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_data
+from bpfree.trainers.settings import kept_values
 
 
 class GraphTrainer(Trainer):
@@ -105,7 +106,7 @@ class GraphTrainer(Trainer):
                 cascade = self.make_cascade(graph.n_classes).to(self.device)
                 few = _two_nodes(graph)
                 cascade.encoding = self.make_encoding(few)
-                cascade.eval().build(few.ids, graph.n_classes)
+                cascade.eval().build(few.ids, graph.n_classes, kept_values(self.settings))
                 cascade.encoding = encoding
             self._adopt(cascade, graph.n_classes, graph.sample_shape)
         except BadValue:

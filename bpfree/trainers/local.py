@@ -13,12 +13,14 @@ from bpfree.cascade import Block, Cascade
 from bpfree.cutting import Output, localize
 from bpfree.encodings import Overlay
 from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.losses.cross_entropy import FEATURES
 from bpfree.readouts import ReadoutName, make_readouts
 from bpfree.stacked import stacked
-from bpfree.trainers.base import Trainer, single_weights
+from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.settings import TrainerSettings
 
 HeadPool = Annotated[int, Ge(1)] | None
+HeadFeatures = Annotated[int, Ge(1)] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class LocalSettings(TrainerSettings):
     overlay: Overlay = "auto"
 
 
-def local_heads(n: int, pool: int | None) -> list[LocalLoss]:
+def local_heads(n: int, pool: int | None, features: int | None) -> list[LocalLoss]:
     """Mono-Forward's losses of ``n`` blocks, each with a projection of its own."""
-    return [LocalCrossEntropy(pool=pool, pooling="average") for _ in range(n)]
+    return [LocalCrossEntropy(pool=pool, pooling="average", features=features) for _ in range(n)]
 
 
 class Local(Trainer):
@@ -70,9 +72,8 @@ class Local(Trainer):
 
     @property
     def locality(self) -> str:
-        if all(block.gradients == "analytic" for block in self.cascade.units):
-            return "L3"
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        analytic = all(block.gradients == "analytic" for block in self.cascade.units)
+        return level_of(bodies(self.cascade.units), "L3" if analytic else "L2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +84,16 @@ class MonoForwardSettings(TrainerSettings):
         readout: The prediction rule: the last block's scores, or the sum of all blocks' scores or
             probabilities, or block k's. Accuracy under the others is reported beside it.
         head_pool: Side of the map that convolutional outputs are averaged to in front of the local heads,
-            which are the smaller for it; 1: a global average; None: as they are.
+            which are the smaller for it; 1: a global average; None: no smaller than ``head_features`` asks.
+        head_features: Largest number of features of a local head where ``head_pool`` is None: larger maps are
+            averaged until they have as many; None: any number.
         gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons);
             ``stacked`` takes it for all equal neighbouring blocks at once, see `bpfree.stacked`.
     """
 
     readout: ReadoutName = "last"
     head_pool: HeadPool = None
+    head_features: HeadFeatures = FEATURES
     gradients: Literal["autograd", "analytic", "stacked"] = "autograd"
 
 
@@ -110,8 +114,9 @@ class MonoForward(Trainer):
             for block in self.net.units:
                 block.gradients = gradients
             return self.net.lead(self.settings.readout)
-        stages, output = self.stages(self.settings.cut)
-        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
+        s = self.settings
+        stages, output = self.stages(s.cut)
+        losses = [*local_heads(len(stages) - 1, s.head_pool, s.head_features), LocalCrossEntropy(output)]
         blocks = [Block(stage, loss, gradients=gradients) for stage, loss in zip(stages, losses, strict=True)]
         if stacks:
             blocks = self._stacked(blocks)
@@ -133,9 +138,8 @@ class MonoForward(Trainer):
 
     @property
     def locality(self) -> str:
-        if self.settings.gradients != "autograd":
-            return "L3"
-        return "L2" if single_weights(self.cascade.units) else "L1"
+        best = "L2" if self.settings.gradients == "autograd" else "L3"
+        return level_of(bodies(self.cascade.units), best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +149,12 @@ class RandomFeaturesSettings(TrainerSettings):
     Attributes:
         readout: The prediction rule, as in Mono-Forward.
         head_pool: As in Mono-Forward.
+        head_features: As in Mono-Forward.
     """
 
     readout: ReadoutName = "last"
     head_pool: HeadPool = None
+    head_features: HeadFeatures = FEATURES
 
 
 class RandomFeatures(Trainer):
@@ -162,8 +168,9 @@ class RandomFeatures(Trainer):
     settings: RandomFeaturesSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        stages, output = self.stages(self.settings.cut)
-        losses = [*local_heads(len(stages) - 1, self.settings.head_pool), LocalCrossEntropy(output)]
+        s = self.settings
+        stages, output = self.stages(s.cut)
+        losses = [*local_heads(len(stages) - 1, s.head_pool, s.head_features), LocalCrossEntropy(output)]
         blocks = [Block(nn.Identity(), loss, front=stage) for stage, loss in zip(stages, losses, strict=True)]
         readouts = make_readouts(self.settings.readout, losses)
         return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)

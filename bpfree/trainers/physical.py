@@ -19,7 +19,7 @@ from bpfree.losses.pair_cosine import Reference
 from bpfree.nn import passes
 from bpfree.nn.physical import PhysicalFront
 from bpfree.readouts import GoodnessReadout, OnePassReadout, Readout
-from bpfree.trainers.base import Trainer
+from bpfree.trainers.base import Trainer, level_of
 from bpfree.trainers.fitting import Checkpoint, Hooks
 from bpfree.trainers.history import History
 from bpfree.trainers.settings import FitSettings, TrainerSettings
@@ -165,7 +165,8 @@ class Physical(PhysicalTrainer):
     @property
     def locality(self) -> str:
         learns = self.settings.readout == "one_pass"
-        return "L3" if self.settings.gradients == "analytic" and not learns else "L2"
+        best = "L3" if self.settings.gradients == "analytic" and not learns else "L2"
+        return level_of([linear for _, linear in physical_layers(self.net)[1]], best)
 
     @property
     def slots(self) -> LabelSlots:

@@ -169,6 +169,8 @@ class PerturbedBlock(Block):
         directions: Directions for each step.
     """
 
+    backward: ClassVar[bool] = False
+
     def __init__(self, body: nn.Module, loss: LocalCrossEntropy, size: float, directions: int) -> None:
         super().__init__(body, loss, gradients="analytic")
         self.size, self.directions = size, directions

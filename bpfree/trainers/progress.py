@@ -10,8 +10,14 @@ Show = Callable[[int, int, dict[str, Any]], None]
 
 
 @contextmanager
-def progress_bar(title: str, enabled: bool) -> Iterator[Show]:
-    """A bar that counts epochs and shows the newest loss and accuracy; silent if not ``enabled``."""
+def progress_bar(title: str, enabled: bool, about: str = "") -> Iterator[Show]:
+    """A bar that counts epochs and shows the newest loss and accuracy; silent if not ``enabled``.
+
+    Args:
+        title: What stands in front of it.
+        enabled: Whether anything is shown.
+        about: What is printed first, and stays.
+    """
     if not enabled:
         yield lambda done, of, row: None
         return
@@ -19,6 +25,8 @@ def progress_bar(title: str, enabled: bool) -> Iterator[Show]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), transient=True) as bar:
+        if about:
+            bar.console.print(about, markup=False, highlight=False, soft_wrap=True)
         task = bar.add_task(title, total=None, note="")
 
         def show(done: int, of: int, row: dict[str, Any]) -> None:

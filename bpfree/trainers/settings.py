@@ -122,6 +122,11 @@ def _can_be_fused(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and is_dense(parameter)
 
 
+def kept_values(settings: TrainerSettings) -> int:
+    """How many values the optimizer keeps for each parameter."""
+    return int(settings.momentum > 0) if settings.optimizer == "sgd" else 2
+
+
 def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
     """What the learning rate is multiplied by in ``epoch``, counted from 0."""
     if schedule == "cosine":

@@ -149,9 +149,12 @@ def test_layers_are_reversed_in_shape() -> None:
         (nn.Linear(18, 4), (2, 3, 3), (3, 4)),
         (nn.Conv2d(2, 6, 3, padding=1, bias=False), (2, 8, 8), (3, 6, 4, 4)),
         (nn.Conv2d(2, 6, 3, stride=2, padding=1), (2, 7, 5), (3, 6, 4, 3)),
+        (nn.Conv2d(2, 6, (4, 3)), (2, 8, 8), (3, 6, 5, 6)),
+        (nn.Conv1d(2, 6, 3, padding=1), (2, 8), (3, 6, 4)),
+        (nn.Conv3d(2, 6, 2), (2, 4, 4, 4), (3, 6, 3, 3, 3)),
     ]:
         back = reverse(above, torch.Size(shape), nn.ELU())
         assert back(torch.randn(message)).shape == (3, *shape)
         assert (above.bias is None) == all(p.ndim > 1 for p in back.parameters())
     with pytest.raises(BadValue, match="linear and convolutional"):
-        CounterCurrent(nn.Conv1d(1, 1, 3))
+        CounterCurrent(nn.ConvTranspose2d(1, 1, 3))

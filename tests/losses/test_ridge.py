@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from bpfree import BadValue, RidgeAccumulator
-from bpfree.losses import ridge
+from bpfree import BadValue, CascadedForward, RidgeAccumulator
+from bpfree.losses import DualRidge, ridge
 from bpfree.meters import count_flops
+from tests.helpers import easy, make_mlp
 
 N, D, C = 400, 30, 4
 
@@ -112,7 +115,71 @@ def test_what_cannot_be_done_is_said() -> None:
         ours.merge(RidgeAccumulator(D, C, intercept=False))
     with pytest.raises(BadValue, match="expected at least 0"):
         ours.add(phi, y).solve(-1.0)
-    with pytest.raises(BadValue, match="singular"):
-        RidgeAccumulator(D, C).add(phi[:5], y[:5]).solve(0.0)
+    with pytest.raises(BadValue, match="NaN"):
+        RidgeAccumulator(D, C).add(phi * torch.nan, y).solve(0.0)
     with pytest.raises(BadValue, match="at least 1 each"):
         RidgeAccumulator(0, C)
+
+
+# ---- features that say nothing ---------------------------------------------------------------------------
+
+
+def dead(phi: Tensor) -> Tensor:
+    """Some features are 0, one is constant, one repeats another."""
+    phi = phi.clone()
+    phi[:, [2, 7]], phi[:, 5], phi[:, 11] = 0.0, 3.0, phi[:, 12]
+    return phi
+
+
+@pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("n", [N, 12])
+def test_without_a_penalty_dead_features_get_the_shortest_least_squares(
+    kind: Any, intercept: bool, n: int
+) -> None:
+    phi, y = samples(n)
+    phi, target = dead(phi), torch.eye(C, dtype=phi.dtype)[y]
+    weight, bias = kind(D, C, intercept).add(phi, y).solve_all([0.0])[0]
+    mean, offset = (
+        (phi.mean(0), target.mean(0)) if intercept else (torch.zeros(D).double(), torch.zeros(C).double())
+    )
+    expected = torch.linalg.lstsq(phi - mean, target - offset, driver="gelsd").solution
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(bias, offset - mean @ expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
+def test_with_a_penalty_dead_features_change_nothing_for_the_others(kind: Any) -> None:
+    phi, y = samples()
+    phi[:, [2, 7]] = 0.0
+    live = [k for k in range(D) if k not in (2, 7)]
+    weight, bias = kind(D, C).add(phi, y).solve_all([1e-3])[0]
+    # As rows of one regression by least squares: the penalty is in units of the mean over all features.
+    scale = (1e-3 * phi.square().sum() / D).sqrt()
+    design = torch.cat(
+        [torch.cat([phi[:, live], torch.ones(N, 1).double()], 1), torch.eye(29).double()[:28] * scale]
+    )
+    target = torch.cat([torch.eye(C).double()[y], torch.zeros(28, C).double()])
+    expected = torch.linalg.lstsq(design, target).solution
+    torch.testing.assert_close(weight[live], expected[:28], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(bias, expected[28], rtol=1e-8, atol=1e-8)
+    assert weight[[2, 7]].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
+@pytest.mark.parametrize("lam", [0.0, 0.1])
+def test_where_every_feature_is_dead_the_shares_of_the_classes_are_left(kind: Any, lam: float) -> None:
+    _, y = samples()
+    weight, bias = kind(D, C).add(torch.zeros(N, D), y).solve_all([lam])[0]
+    assert weight.abs().max() == 0
+    torch.testing.assert_close(bias, torch.eye(C).double()[y].mean(0))
+
+
+def test_a_closed_form_on_blocks_with_dead_units_classifies() -> None:
+    for value, lam in ((-1.0, 0.0), (1.0, 0.0), (-1.0, 1e-3)):
+        net = make_mlp(16, 16)
+        with torch.no_grad():
+            net[1].weight[:4], net[1].bias[:4] = 0.0, value  # type: ignore[index, operator]
+        trainer = CascadedForward(net, predictor="closed_form", lam=[lam], progress=False)
+        trainer.fit(easy(), epochs=1)
+        assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.95

@@ -52,7 +52,7 @@ def test_features_have_the_published_lengths(shape: tuple[int, ...], features: t
 @pytest.mark.parametrize(("classes", "predictors"), [(10, 245_790), (100, 2_457_900)])
 def test_bodies_and_predictors_have_the_published_parameters(classes: int, predictors: int) -> None:
     net = cafo_cnn((3, 32, 32), classes)
-    trainer = CascadedForward(net, progress=False)
+    trainer = CascadedForward(net, progress=False, head_features=None)
     trainer.build((3, 32, 32), classes)
     # 9 (3 * 32 + 32 * 128 + 128 * 512) weights of filters, 2 (32 + 128 + 512) of normalisations.
     assert count(*(block.front for block in trainer.cascade.units if block.front is not None)) == 628_896

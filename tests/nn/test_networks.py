@@ -55,7 +55,7 @@ def test_forward_forward_has_the_published_parameters() -> None:
 
 
 def test_convolutional_net_has_the_published_parameters() -> None:
-    trainer = built(bpfree.MonoForward, cnn((3, 32, 32), 10), (3, 32, 32))
+    trainer = built(bpfree.MonoForward, cnn((3, 32, 32), 10), (3, 32, 32), head_features=None)
     bodies, heads, _ = counts(trainer)
     # The last head is the net's own output layer, which has a bias.
     assert (bodies, heads) == (1_550_976, 307_200 + 10)

@@ -14,8 +14,11 @@ from bpfree import (
     Block,
     Cascade,
     CascadedForward,
+    CounterCurrentLearning,
+    DirectFeedbackAlignment,
     ForwardForward,
     History,
+    Local,
     MFJoint,
     MonoForward,
 )
@@ -39,8 +42,8 @@ def declares(level: str, kind: type[Trainer], **settings: Any) -> Trainer:
     [
         (declares("L1", MFJoint), r"block 1\.2 sends a gradient to blocks\.0\.blocks\.0\.body"),
         (declares("L2", MFJoint), r"block 1\.2 sends a gradient"),
-        (declares("L1", Backprop), "one block with the weights .* L0"),
-        (declares("L2", MonoForward, cut=1), "one block with the weights"),
+        (declares("L1", Backprop), "one block holds all weights .* L0"),
+        (declares("L2", MonoForward, cut=1), "one block holds all weights"),
         (declares("L3", MonoForward), "declares L3, but a step keeps .* tensors"),
         (declares("L3", ForwardForward), "declares L3, but a step keeps"),
         (declares("L0", MonoForward), r"L0.* no gradient to blocks\.0\.body\.1\.weight"),
@@ -202,3 +205,101 @@ def test_what_trains_fronts_before_is_held_to_the_law_too() -> None:
         assert_locality(Tutored(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
     with pytest.raises(AssertionError, match="an unknown optimizer took a step in fit"):
         assert_local(Meddling(make_mlp(), progress=False), X, Y)
+
+
+# ---- the level that is declared --------------------------------------------------------------------------
+
+
+class LastState(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def forward(self, found: Any) -> Tensor:
+        return found[0][:, -1]  # type: ignore[no-any-return]
+
+
+def recurrent(*above: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LSTM(4, 8, 2, batch_first=True), LastState(), *above, nn.Linear(8, 3))
+
+
+def frozen(*numbers: int) -> nn.Sequential:
+    net = make_mlp(16, 16, 16)
+    for number in numbers:
+        net[number].requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "level"),
+    [
+        (lambda: MonoForward(make_mlp(16, 16), progress=False), "L2"),
+        (lambda: MonoForward(make_mlp(16, 16, 16, 16), cut=2, progress=False), "L1"),
+        (lambda: MonoForward(make_mlp(16, 16, 16), cut=1, progress=False), "L0"),
+        (lambda: MonoForward(make_mlp(16), progress=False), "L0"),
+        (lambda: MonoForward(make_mlp(16), gradients="analytic", progress=False), "L0"),
+        (lambda: MonoForward(frozen(1, 3), progress=False), "L0"),
+        (lambda: MonoForward(frozen(3, 5), progress=False), "L2"),
+        (lambda: MonoForward(recurrent(), progress=False), "L0"),
+        (lambda: MonoForward(recurrent(nn.Linear(8, 8), nn.ReLU()), progress=False), "L1"),
+        (lambda: Local(make_mlp(16), output="apart", progress=False), "L2"),
+        (lambda: ForwardForward(make_mlp(16, 16, 16), cut=1, progress=False), "L0"),
+        (lambda: CounterCurrentLearning(make_mlp(16), progress=False), "L2"),
+        (lambda: DirectFeedbackAlignment(make_mlp(16, 16), progress=False), "L1"),
+        (lambda: DirectFeedbackAlignment(make_mlp(16, 16), cut=1, progress=False), "L0"),
+        (lambda: DirectFeedbackAlignment(make_mlp(16), last_block="feedback", progress=False), "L1"),
+        (lambda: CascadedForward(make_mlp(16), blocks="dfa", block_epochs=1, progress=False), "L0"),
+        (lambda: CascadedForward(make_mlp(16), progress=False), "L2"),
+        (lambda: Backprop(make_mlp(16, 16).requires_grad_(False), progress=False), "L2"),
+    ],
+)
+def test_the_declared_level_is_true_and_proved(make: Any, level: str) -> None:
+    trainer = make()
+    x = torch.rand(12, 5, 4) if isinstance(trainer.net[0], nn.LSTM) else X
+    if level == "L2" and isinstance(trainer, Backprop):
+        trainer.net[-1].requires_grad_(True)
+    trainer.build(x.shape[1:], 3)
+    assert trainer.locality == level
+    assert_locality(trainer, x, Y)
+
+
+@pytest.mark.parametrize("kind", [MonoForward, ForwardForward, CounterCurrentLearning, Backprop])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`", "ignore:init = 'unit' leaves 1, 3")
+def test_layers_with_normalized_weights_are_one_weight_and_learn(kind: type[Trainer], norm: Any) -> None:
+    net = make_mlp(16, 16)
+    for number in (1, 3):
+        net[number] = norm(net[number])
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    trainer = kind(net, progress=False)
+    trainer.fit(vectors(), epochs=1)
+    assert_locality(trainer, X, Y)
+    assert trainer.locality == ("L0" if kind is Backprop else "L2")
+    still = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+    assert still <= ({"5.weight", "5.bias"} if kind is ForwardForward else set())
+    if kind is MonoForward:
+        with pytest.raises(BadValue, match=r"block 1: the closed form needs a linear layer.*use 'autograd'"):
+            MonoForward(net, gradients="analytic", progress=False).fit(vectors(), epochs=1)
+
+
+def test_a_trainer_tells_its_level_and_the_layers_of_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = MonoForward(make_mlp(16, 16), cut=1)
+    trainer.fit(vectors(), epochs=1)
+    told = trainer.describe()
+    assert told.splitlines() == [
+        "mono_forward: L0, a global backward pass",
+        "block 1: Flatten, Linear, ReLU, Linear, ReLU; LocalCrossEntropy",
+        "parameters: network 531, local heads 0",
+    ]
+    assert repr(trainer) == told
+    assert told in capsys.readouterr().out
+    trainer.fit(vectors(), epochs=1)
+    MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1)
+    assert "mono_forward: L" not in capsys.readouterr().out

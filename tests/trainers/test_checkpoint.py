@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree import BadValue
+from bpfree import BadValue, MonoForward
 from bpfree.trainers import checkpoint as ckpt
-from tests.helpers import make_cnn, make_mlp
+from tests.helpers import make_cnn, make_mlp, vectors
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,96 @@ def test_a_module_is_loaded_whole_or_not_at_all() -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     ckpt.load_module(net, other, Path("file"))
     assert torch.equal(net.state_dict()[names[0]], other[names[0]])
+
+
+def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> None:
+    z = torch.randn(4, 3, dtype=torch.complex128)
+    tensors = {
+        "conjugate": z.to(torch.complex64).conj(),
+        "negative": z.conj().imag,
+        "double": z,
+        "double conjugate transposed": z.mH,
+        "scalar": z[0, 0],
+        "none": z[:0],
+    }
+    assert tensors["conjugate"].is_conj()
+    assert tensors["negative"].is_neg()
+    ckpt.write(tmp_path / "file", tensors, {})
+    found, _ = ckpt.read(tmp_path / "file", CPU)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "uint8", "int64", "uint16", "float16", "bfloat16", "float64", "float8_e4m3fn", "complex32"],
+)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_other_types_keep_their_bytes(dtype: str, tmp_path: Path) -> None:
+    tensor = torch.tensor([0.0, 1.0, -2.0]).to(getattr(torch, dtype))
+    ckpt.write(tmp_path / "file", {"a": tensor}, {})
+    found = ckpt.read(tmp_path / "file", CPU)[0]["a"]
+    assert found.dtype == tensor.dtype
+    assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
+
+
+def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
+    tensor = torch.randn(4, 3)
+    tensors = {"a": tensor, "b": tensor, "part": tensor[1:], "turned": tensor.T}
+    ckpt.write(tmp_path / "file", tensors, {})
+    found, _ = ckpt.read(tmp_path / "file", CPU)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.eye(3, device="meta"), "meta"),
+        ("text", "a str, no tensor"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_by_name(value: Any, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match=f"layer.buffer is .*{kind}.*cannot be saved"):
+        ckpt.write(tmp_path / "file", {"layer.buffer": value}, {})
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_run_is_refused_before_it_trains_if_its_state_cannot_be_saved(tmp_path: Path) -> None:
+    net = make_mlp()
+    net[1].register_buffer("mask", torch.eye(3).to_sparse())
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(BadValue, match="mask is a tensor of another kind"):
+        MonoForward(net, progress=False).fit(vectors(), epochs=1, checkpoint=tmp_path / "run")
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+class Rotated(nn.Module):
+    """Weights its input by the real part of a complex buffer."""
+
+    def __init__(self, phase: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("phase", phase)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        phase = self.get_buffer("phase")
+        return (x * phase * phase.imag).imag.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_net_with_a_conjugated_buffer_predicts_the_same_after_loading(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def net(phase: torch.Tensor) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(Rotated(phase), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    phase = torch.randn(12, dtype=dtype)
+    trained = MonoForward(net(phase.conj()), progress=False)
+    trained.fit(vectors(), epochs=1)
+    trained.save(tmp_path / "file")
+    loaded = MonoForward(net(torch.zeros_like(phase)), progress=False)
+    loaded.load(tmp_path / "file", (12,))
+    assert torch.equal(loaded.model(vectors().x), trained.model(vectors().x))

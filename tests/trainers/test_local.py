@@ -46,10 +46,10 @@ def built(kind: type[Trainer], net: nn.Module | None = None, **settings: Any) ->
     ("kind", "settings", "level"),
     [
         (MonoForward, {}, "L2"),
-        (MonoForward, {"cut": 1}, "L1"),
+        (MonoForward, {"cut": 1}, "L0"),
         (MonoForward, {"gradients": "analytic"}, "L3"),
         (Local, {}, "L2"),
-        (Local, {"cut": 1}, "L1"),
+        (Local, {"cut": 1}, "L0"),
         (RandomFeatures, {}, "L2"),
         (Backprop, {}, "L0"),
         (DeepSupervision, {}, "L0"),
@@ -80,7 +80,7 @@ def test_closed_form_refuses_bodies_that_have_none(net: Any) -> None:
     trainer = MonoForward(net(), gradients="analytic", cut=1 if net is not make_cnn else 2, progress=False)
     shape = (1, 8, 8) if net is make_cnn else (12,)
     x = torch.rand(8, *shape)
-    with pytest.raises(TypeError, match="closed form needs a linear layer"):
+    with pytest.raises(BadValue, match="closed form needs a linear layer"):
         trainer.fit((x, torch.arange(8) % CLASSES), epochs=1)
 
 
