@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bpfree._drops import drops
 from bpfree.bench.arms import Arm, figure
 from bpfree.bench.statistics import estimate
-from bpfree.trainers.weak_blocks import drops
 
 #: Measures of which blocks have a chance level that may be compared in points.
 MEASURES = ("accuracy", "roc_auc")

@@ -22,7 +22,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
         return False
     extent = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)) + 1
     places = torch.arange(extent).as_strided(tensor.shape, tensor.stride())
-    return int(places.unique().numel()) < tensor.numel()
+    return len(places.unique()) < tensor.numel()
 
 
 @torch.no_grad()

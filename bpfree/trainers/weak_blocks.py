@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bpfree._drops import drops
 from bpfree.trainers.history import History
 from bpfree.trainers.judging import BLOCK_SAMPLES, judges
 
 if TYPE_CHECKING:
     from bpfree.trainers.fitting import Fit
-
-#: A block that is worse than the one below by more than this share is noted.
-DROP = 0.02
 
 #: Half the width of a 95 % interval, in standard deviations.
 Z = 1.96
@@ -32,15 +28,6 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
     center = (accuracy + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z * (accuracy * (1 - accuracy) / n + (Z / (2 * n)) ** 2) ** 0.5 / (1 + Z * Z / n)
     return center - half, center + half
-
-
-def drops(accuracies: Mapping[str, float]) -> list[str]:
-    """A sentence for each block, bottom first, that is more than `DROP` worse than the one below."""
-    return [
-        f"{name} has {100 * own:.1f} %, {100 * (below - own):.1f} points less than {beneath} below it"
-        for (beneath, below), (name, own) in pairwise(accuracies.items())
-        if round(below - own, 9) > DROP
-    ]
 
 
 def note_weak_blocks(run: Fit) -> None:

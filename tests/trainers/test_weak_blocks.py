@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from bpfree import Local, MonoForward
+from bpfree._drops import drops
 from bpfree.data import TensorData
 from bpfree.losses import LocalCrossEntropy, register_loss
-from bpfree.trainers.weak_blocks import chance, drops, wilson
+from bpfree.trainers.weak_blocks import chance, wilson
 from tests.helpers import easy, make_mlp
 
 
