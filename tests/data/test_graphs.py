@@ -74,6 +74,8 @@ def test_the_order_of_a_pair_and_of_pairs_tells_nothing() -> None:
         # Four standard deviations of a fair coin.
         bound = 2.0 / len(part) ** 0.5
         assert abs((up == edge).float().mean() - 0.5) < bound
+        assert abs(up[edge].float().mean() - 0.5) < 2 * bound
+        assert abs(up[~edge].float().mean() - 0.5) < 2 * bound
         early = torch.arange(len(part)) < len(part) / 2
         assert abs((early == edge).float().mean() - 0.5) < bound
         assert not (part.ids[:, 0] == part.ids[:, 1]).any()
