@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Any
@@ -11,9 +12,11 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 
-from bpfree._errors import BadValue
+from bpfree._errors import BadValue, MeterError
 from bpfree._settings import STRICT, validate
+from bpfree.bench.conditions import machine
 from bpfree.bench.statistics import estimate
+from bpfree.bench.terminal import visible
 from bpfree.meters import EnergyMeter, Factor, Modelled, Reading, carbon, factor, meter, modelled
 
 Row = dict[str, Any]
@@ -119,7 +122,7 @@ class CellEnergy:
                 while perf_counter() - begin < self.settings.warmup_s:
                     warm_up()
             self.meter.idle("before", self.settings.idle_s)
-        with modelled() if self.settings.modelled else nullcontext() as self._model:
+        with self._modelled() if self.settings.modelled else nullcontext():
             yield
         if not self.meter.sources:
             return
@@ -128,6 +131,23 @@ class CellEnergy:
             again(lambda name: self.meter(f"{name}_again"))
             self._repeats += 1
         self.meter.idle("after", self.settings.idle_s)
+
+    @contextmanager
+    def _modelled(self) -> Iterator[None]:
+        """CodeCarbon's model of what is done in it; if it fails, the work goes on, and the row says why."""
+        stack, done = ExitStack(), False
+        try:
+            self._model = stack.enter_context(modelled())
+        except MeterError as error:
+            self.meter.absent["model"] = str(error)
+        try:
+            with stack:
+                yield
+                done = True
+        except MeterError as error:
+            if not done:
+                raise
+            self._model, self.meter.absent["model"] = None, str(error)
 
     def tells_on_the_way(self, row: Row) -> bool:
         """Whether `joules` was good at every moment of the training, and not of its repetitions alone."""
@@ -217,8 +237,21 @@ def metering(settings: Mapping[str, Any] | None, device: torch.device) -> Iterat
 def summary(rows: Iterable[Row]) -> list[str]:
     """Lines that say what the rows' energy sections came to; none where none was asked for."""
     found = [row for row in rows if row["status"] == "ok" and "energy" in row]
-    arms = {row["arm"]: [r["energy"] for r in found if r["arm"] == row["arm"]] for row in found}
-    lines = [line for arm, energies in arms.items() for line in _figures(arm, energies)]
+    # An arm of another setting or machine may bear the same name.
+    arms: dict[tuple[str, ...], list[Row]] = {}
+    for row in found:
+        key = (
+            row["arm"],
+            json.dumps(row.get("config"), sort_keys=True),
+            machine(row) if "env" in row else "",
+        )
+        arms.setdefault(key, []).append(row["energy"])
+    named = [arm for arm, *_ in arms]
+    lines = [
+        line
+        for (arm, _, where), energies in arms.items()
+        for line in _figures(visible(arm) + (f" ({where})" if named.count(arm) > 1 else ""), energies)
+    ]
     reasons: dict[str, int] = {}
     for row in found:
         for reason in _reasons(row["energy"]):

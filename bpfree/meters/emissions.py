@@ -14,8 +14,13 @@ from typing import Any
 
 from bpfree._errors import BadValue, MeterError
 from bpfree._settings import STRICT, did_you_mean
+from bpfree.meters.sampling import Repeating
 
 JOULES_PER_KWH = 3.6e6
+
+#: Seconds from one sample of the utilisation to the next, and after which CodeCarbon would sample itself.
+TICK_S = 1.0
+NEVER_S = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +113,11 @@ class Modelled:
 def modelled() -> Iterator[Modelled]:
     """Model, not measure, the energy of this machine's CPU and memory over a ``with`` block.
 
-    The CPU's is its thermal design power times its utilisation, ``modelled:tdp``; the memory's a constant
-    for each module guessed from its size, ``modelled:ram_dimm``. Both are of the whole machine, and say
-    little of short work: CodeCarbon samples once a second.
+    The CPU's, ``modelled:tdp``, is its thermal design power times ``0.1 + 0.9 u**3`` for a utilisation ``u``
+    of 0 to 1: a tenth of it when idle, far less than half of it at half the load. (So CodeCarbon 3.3; the
+    version stands in `Modelled.model`.) The memory's, ``modelled:ram_dimm``, is a constant for each module,
+    guessed from its size. Both are of the whole machine; the utilisation is sampled once a second, so that
+    it says little of shorter work. CodeCarbon's settings files and environment variables are not read.
 
     Raises:
         MeterError: CodeCarbon failed; it would only have logged that.
@@ -119,7 +126,14 @@ def modelled() -> Iterator[Modelled]:
         pass  # it looks at the hardware, for seconds, the first time only: outside the window
     found = Modelled()
     with _started() as (tracker, complaints):
-        yield found
+        ticks = Repeating(tracker.flush, TICK_S)
+        try:
+            yield found
+        finally:
+            ticks.stop()
+        ticks.check()
+        # What has passed since the last tick, once: `stop` books it only if it is 50 ms or more.
+        tracker._measure_power_and_energy()
         kilograms = tracker.stop()
     data = getattr(tracker, "final_emissions_data", None)
     if complaints or data is None or kilograms is None:
@@ -130,6 +144,21 @@ def modelled() -> Iterator[Modelled]:
     }
     found.seconds = float(data.duration)
     found.model = f"CodeCarbon {version('codecarbon')}: {data.cpu_model}, memory {data.ram_power:.0f} W"
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Keep CodeCarbon from its settings files, in the home and the working folder, and its environment
+    variables: a forced power would be taken for a model.
+    """
+    from codecarbon import emissions_tracker as module
+
+    read = module.get_hierarchical_config
+    module.get_hierarchical_config = dict
+    try:
+        yield
+    finally:
+        module.get_hierarchical_config = read
 
 
 def _joules(name: str, kwh: object) -> float:
@@ -158,17 +187,18 @@ def _started() -> Iterator[tuple[Any, list[str]]]:
     logger.addFilter(note)
     try:
         try:
-            # Every setting is given, so that no configuration file of the user's changes the figures.
-            tracker = OfflineEmissionsTracker(
-                country_iso_code="USA",
-                measure_power_secs=1,
-                output_methods=[],
-                allow_multiple_runs=True,
-                tracking_mode="machine",
-                force_mode_cpu_load=True,
-                log_level="warning",
-                pue=1.0,
-            )
+            # Its own clock would book an interval twice where a tick falls together with the stop.
+            with _without_settings():
+                tracker = OfflineEmissionsTracker(
+                    country_iso_code="USA",
+                    measure_power_secs=NEVER_S,
+                    output_methods=[],
+                    allow_multiple_runs=True,
+                    tracking_mode="machine",
+                    force_mode_cpu_load=True,
+                    log_level="warning",
+                    pue=1.0,
+                )
             if not complaints:
                 tracker.start()
         finally:

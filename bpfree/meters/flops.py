@@ -62,17 +62,18 @@ _FREE = frozenset(
     sub threshold xlogy
     """.split()  # noqa: SIM905 (a list of two hundred quoted names is no easier to read)
 )
-_FREE_FAMILIES = (
-    "adaptive_", "amp_", "as_strided", "avg_pool", "bartlett", "batch_norm", "bernoulli", "blackman",
-    "cauchy", "constant_pad", "convert_indices", "cudnn_batch_norm", "cudnn_grid_sampler", "diag",
-    "embedding", "empty", "exponential", "fake_quantize", "foreach", "fractional_max_pool", "full",
-    "fused_ada", "fused_moving_avg", "fused_sgd", "geometric", "grid_sampler", "hamming", "hann", "index",
-    "kaiser", "log_normal", "make_per_", "max_pool", "max_unpool", "mkldnn_adaptive", "mkldnn_max_pool", "multi_margin",
-    "multilabel_margin", "multinomial", "native_batch_norm", "nested_", "new_", "nll_loss", "normal", "ones",
-    "philox_", "poisson", "quantize_per_", "quantized_max_pool", "rand", "reflection_pad", "replication_pad",
-    "scatter", "select", "slice", "sparse_compressed_tensor", "sparse_coo_tensor", "sparse_resize",
-    "to_sparse", "uniform", "unsafe_index", "unsafe_masked_index", "upsample_", "zeros",
-)  # fmt: skip
+_FREE_FAMILIES = tuple(
+    """
+    adaptive_ amp_ as_strided avg_pool bartlett batch_norm bernoulli blackman cauchy constant_pad
+    convert_indices cudnn_batch_norm cudnn_grid_sampler diag embedding empty exponential fake_quantize
+    foreach fractional_max_pool full fused_ada fused_moving_avg fused_sgd geometric grid_sampler hamming
+    hann index kaiser log_normal make_per_ max_pool max_unpool mkldnn_adaptive mkldnn_max_pool
+    multi_margin multilabel_margin multinomial native_batch_norm nested_ new_ nll_loss normal ones philox_
+    poisson quantize_per_ quantized_max_pool rand reflection_pad replication_pad scatter select slice
+    sparse_compressed_tensor sparse_coo_tensor sparse_resize to_sparse uniform unsafe_index
+    unsafe_masked_index upsample_ zeros
+    """.split()  # noqa: SIM905
+)
 
 # Of a family, but a product.
 _NOT_FREE = frozenset({"foreach_mm", "to_sparse_semi_structured"})

@@ -121,8 +121,10 @@ class EnergyMeter:
         return self._windows(name)
 
     def idle(self, when: Literal["before", "after"], seconds: float) -> None:
-        """Wait, and note what the devices draw meanwhile: the context alive, nothing queued."""
-        if seconds > 0:
+        """Wait, and note what the devices draw meanwhile: the context alive, nothing queued; where nothing is
+        measured, do not wait.
+        """
+        if seconds > 0 and self.sources:
             with self._windows(f"idle_{when}"):
                 sleep(seconds)
 
@@ -188,7 +190,10 @@ class EnergyMeter:
         if len(idle) == 2:
             net = gross - sum(idle.values()) / 2 * seconds
             if net < 0:
-                tainted.append("less energy than idling: the device was busy, or cooling down, while idle")
+                # Left out, it would bias the mean of those that are kept.
+                warnings.append(
+                    "less energy than idling, so that the net is below zero: it is within the noise"
+                )
             if abs(idle["after"] - idle["before"]) > IDLE_DRIFT * idle["before"]:
                 warnings.append(f"idling went from {idle['before']:.1f} to {idle['after']:.1f} W")
         figures: dict[str, Any] = {f"idle_{when}_w": watts for when, watts in idle.items()}
@@ -214,8 +219,14 @@ class EnergyMeter:
         )
 
     def readings(self, *names: str, repeats: int = 1) -> dict[str, Reading]:
-        """The reading of every source that did not fail."""
-        return {source.name: self.reading(source.name, *names, repeats=repeats) for source in self.sources}
+        """The reading of every source that did not fail; one that fails now is named in `failed`."""
+        found = {}
+        for source in self.sources:
+            try:
+                found[source.name] = self.reading(source.name, *names, repeats=repeats)
+            except MeterError as error:
+                self.fail(source.name, error)
+        return found
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """About the devices of the sources."""
@@ -244,10 +255,11 @@ class EnergyMeter:
             try:
                 read = source.read() | {"seconds": now["seconds"]}
                 now |= {f"{source.name}.{key}": value for key, value in read.items()}
-            except MeterError as error:
+            except Exception as error:  # noqa: BLE001 (whatever a meter dies of, the work that it meters goes on)
                 self.sources.remove(source)
                 source.close()
-                self.fail(source.name, error)
+                known = isinstance(error, MeterError)
+                self.fail(source.name, error if known else MeterError(f"{type(error).__name__}: {error}"))
         return now
 
     def fail(self, source: str, error: MeterError) -> None:

@@ -48,6 +48,8 @@ def meter(
                 found.absent[name] = str(error)
             except MeterError as error:
                 found.fail(name, error)
+            except Exception as error:  # noqa: BLE001 (whatever a meter dies of, the work that it meters goes on)
+                found.absent[name] = f"the meter cannot be opened: {type(error).__name__}: {error}"
         yield found
 
 

@@ -30,6 +30,16 @@ THROTTLE = {
 SLOWED = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
+#: Without which nothing is measured; what else a module lacks is only not told.
+NEEDED = (
+    "NVMLError", "nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetName",
+    "nvmlDeviceGetTotalEnergyConsumption",
+)  # fmt: skip
+
+#: Errors after which the device answers nothing any more.
+LOST = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
+
+
 class Device:
     """A GPU at the boundary of NVML.
 
@@ -49,6 +59,12 @@ class Device:
         if device.type != "cuda":
             raise BadValue(f"device = {str(device)!r}: NVML meters NVIDIA GPUs; expected a cuda device")
         self.nvml = _load() if nvml is None else nvml
+        if lacking := [name for name in NEEDED if not hasattr(self.nvml, name)]:
+            where = getattr(self.nvml, "__file__", "it")
+            raise NotMeasurable(
+                f"the module pynvml ({where}) has no {lacking[0]}: it is not that of nvidia-ml-py, or old; "
+                "pip uninstall pynvml, then pip install --force-reinstall nvidia-ml-py"
+            )
         self.errors = self.nvml.NVMLError
         try:
             self.nvml.nvmlInit()
@@ -59,6 +75,7 @@ class Device:
             ) from None
         self.uuid, self.handle = self._find(device)
         self.instant = bool(self._try(self._instant_w))
+        self.has_power = self._try(self.power_w) is not None
         try:
             self.energy_j()
         except self.errors as error:
@@ -97,6 +114,8 @@ class Device:
     @property
     def power_scope(self) -> str:
         """What :meth:`power_w` is."""
+        if not self.has_power:
+            return "none: the device has no sensor of power"
         if self.instant:
             return "gpu, instantaneous"
         return "device, nvmlDeviceGetPowerUsage (1 s average on Ampere other than GA100, and on newer)"
@@ -160,12 +179,12 @@ class Device:
         """Why the counter cannot be read as this program's own, if so."""
         found = []
         mode = self._try(lambda: self.nvml.nvmlDeviceGetMigMode(self.handle))
-        if mode is not None and mode[0] == self.nvml.NVML_DEVICE_MIG_ENABLE:
+        if mode is not None and mode[0] == getattr(self.nvml, "NVML_DEVICE_MIG_ENABLE", 1):
             found.append("the GPU is split (MIG); its counter is that of all parts")
         virtual = self._try(lambda: self.nvml.nvmlDeviceGetVirtualizationMode(self.handle))
         whole = (
-            self.nvml.NVML_GPU_VIRTUALIZATION_MODE_NONE,
-            self.nvml.NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH,
+            getattr(self.nvml, "NVML_GPU_VIRTUALIZATION_MODE_NONE", 0),
+            getattr(self.nvml, "NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH", 1),
         )
         if virtual is not None and virtual not in whole:
             found.append("the GPU is virtual (vGPU); its counter may be that of all guests")
@@ -177,19 +196,23 @@ class Device:
         Raises:
             MeterError: the device is lost, or needs a reset.
         """
+        mismatch = [kind for kind in [getattr(self.nvml, "NVMLLibraryMismatchError", None)] if kind]
         try:
             return ask()
-        except self.nvml.NVMLLibraryMismatchError:
-            return None  # the driver is older than the question
+        except (AttributeError, *mismatch):
+            return None  # the module, or the driver, is older than the question
         except self.errors as error:
-            if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
+            lost = (getattr(self.nvml, name, None) for name in LOST)
+            if error.value in lost:
                 raise MeterError(f"the GPU no longer answers: {error}") from None
             return None
 
 
 def _load() -> Any:
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError as error:
+        raise NotMeasurable(f"pynvml cannot be imported ({error}): pip install nvidia-ml-py") from None
     return pynvml
 
 

@@ -18,14 +18,17 @@ IMPOSSIBLE_W = 5000.0
 
 
 class Domain:
-    """One counter of microjoules, which begins anew at ``max_energy_range_uj``."""
+    """One counter of microjoules, which begins anew at ``max_energy_range_uj``, where the system tells it."""
 
     def __init__(self, folder: Path) -> None:
         kind = (folder / "name").read_text().strip()
         # Every package calls its memory "dram"; its number stands in the folder's name, intel-rapl:N:M.
         self.name = kind if "-" in kind else f"{kind}-{folder.name.split(':')[1]}"
         self._file = folder / "energy_uj"
-        self._range = int((folder / "max_energy_range_uj").read_text())
+        try:
+            self._range = int((folder / "max_energy_range_uj").read_text())
+        except (OSError, ValueError):
+            self._range = 0  # not told: a counter that comes round is then an error, as one set back is
         self._joules, self._lock = 0.0, threading.Lock()
         self._last, self._at = self._uj(), perf_counter()
 
@@ -41,10 +44,12 @@ class Domain:
             if grown < 0:
                 grown += self._range
             # A counter that ticks may add a whole tick, some milliseconds, from one reading to the next.
-            if grown * MICRO > IMPOSSIBLE_W * max(at - self._at, 0.01):
+            if grown < 0 or grown * MICRO > IMPOSSIBLE_W * max(at - self._at, 0.01):
                 raise MeterError(
                     f"{self._file} went from {self._last} to {now} in {at - self._at:.3f} s: "
-                    "no package draws so much, so the counter was set back; measure again"
+                    "no package draws so much, so the counter was set back"
+                    f"{'' if self._range else ', or came round at a value that the system does not tell'}; "
+                    "measure again"
                 )
             self._joules += grown * MICRO
             self._last, self._at = now, at

@@ -38,7 +38,7 @@ class GPU:
         self.tick_s = measure_tick(self.device.energy_j)
         self.identity, self._constant = self.device.uuid, self.device.identity()
         self._zero = self._last = self.device.energy_j()
-        self.power = PowerIntegral(self.device.power_w)
+        self.power = PowerIntegral(self.device.power_w) if self.device.has_power else None
         self._before = self._after = self.device.state()
         self._looked = perf_counter()
         self._sums: dict[str, list[float]] = {"utilisation": [], "clock_mhz": []}
@@ -48,14 +48,15 @@ class GPU:
         self._thread = Repeating(self._ask, self.period_s)
 
     def read(self) -> dict[str, float]:
-        """Joules of the counter and of the integral, and the number of samples, since this was made.
+        """Joules of the counter and, if the device has a sensor of power, of the integral, and the number of
+        samples, since this was made.
 
         Raises:
             MeterError: the counter went backwards, or the device stopped answering.
         """
         self._thread.check()
         try:
-            joules, (integral, samples) = self.device.energy_j(), self.power.sample()
+            joules, sample = self.device.energy_j(), self.power.sample() if self.power else None
         except self.device.errors as error:
             raise MeterError(f"{self._constant['name']} stopped answering: {error}") from error
         if joules < self._last:
@@ -64,10 +65,12 @@ class GPU:
                 "the driver was loaded anew, or the GPU reset; measure again"
             )
         self._last = joules
-        return {"joules": joules - self._zero, "integral": integral, "samples": samples}
+        grown = {"joules": joules - self._zero}
+        return grown if sample is None else grown | {"integral": sample[0], "samples": sample[1]}
 
     def _ask(self) -> None:
-        self.power.sample()
+        if self.power:
+            self.power.sample()
         if perf_counter() - self._looked >= 1.0:
             self._looked = perf_counter()
             self._note(self.device.state())
@@ -106,7 +109,7 @@ class GPU:
         found = self.device.shared()
         if self._foreign:
             found.append(f"other processes used the GPU: {sorted(self._foreign)}")
-        if self.power.stuck():
+        if self.power and self.power.stuck():
             found.append(f"the power sensor stood at {self.power.watts[0]} W all the time")
         return found
 
@@ -114,6 +117,8 @@ class GPU:
         """What a reader of the figures should know."""
         slowed = sorted(self._throttle & set(SLOWED))
         found = [f"the GPU was slowed down: {', '.join(slowed)}"] if slowed else []
+        if self.power is None:
+            found.append("no sampled power stands beside the counter: the device has no sensor of power")
         if "foreign_pids" not in self._before:
             found.append("whether other processes used the GPU is not known: the driver does not tell")
         return found

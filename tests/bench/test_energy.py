@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import pytest
 import torch
 import torch._dynamo
 
-from bpfree import BadValue
+from bpfree import BadValue, MeterError
 from bpfree.bench import __main__ as bench_main
 from bpfree.bench import cell as cell_module
 from bpfree.bench import energy as energy_module
 from bpfree.bench import measures
+from bpfree.bench.conditions import scope
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
-from bpfree.meters import EnergyMeter, rapl
+from bpfree.meters import EnergyMeter, Modelled, rapl
 from tests.meters.world import World
 
 CONFIG: dict[str, Any] = {
@@ -89,7 +91,7 @@ def test_a_cell_measures_its_training_with_scope_idle_and_carbon(packages: None,
     }
     assert row["device"]["cpu"]["domains"] == ["package-0"]
     assert measures.energy(row) == energy["cpu_gross_j"]
-    assert measures.energy_scope(row) == "measured:rapl"
+    assert scope(row) == "measured:rapl"
     # One thread computed, and did nothing else than train in that window.
     assert 0 < row["time"]["train_cpu_s"] <= 1.05 * row["time"]["train_s"]
     assert {"train_s", "warmup_s", "idle_before_s", "idle_after_s", "eval_s"} <= row["time"].keys()
@@ -246,6 +248,35 @@ def test_a_tainted_figure_stands_apart_with_its_reason(gpus: World, resumed: boo
     assert "carbon" not in row
     assert measures.energy(row) is None
     assert any(reason in line for line in summary([row]))
+
+
+@pytest.mark.parametrize("when", ["start", "stop"])
+def test_a_model_that_fails_costs_no_row(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def failing() -> Iterator[Any]:
+        if when == "start":
+            raise MeterError("CodeCarbon failed: no sensor")
+        yield Modelled()
+        raise MeterError("CodeCarbon failed: no sensor")
+
+    monkeypatch.setattr(energy_module, "modelled", failing)
+    energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modelled": True}), torch.device("cpu"))
+    with energy.measured(lambda: None, lambda window: None):
+        pass
+    assert energy.row(False) == {"energy": {"absent": {"model": "CodeCarbon failed: no sensor"}}}
+    with pytest.raises(KeyError), energy.measured(lambda: None, lambda window: None):
+        raise KeyError
+
+
+def test_arms_of_one_name_are_not_averaged() -> None:
+    def one(lr: float, joules: float) -> dict[str, Any]:
+        energy = {"scope": "measured:rapl", "cpu_gross_j": joules}
+        env = {"cpu": "A processor", "threads": 1}
+        return {"status": "ok", "arm": "a", "config": {"lr": lr}, "env": env, "energy": energy}
+
+    assert [line.partition(":")[2] for line in summary([one(1, 5.0), one(2, 9.0), one(1, 5.0)])] == [
+        " 5.0 ± 0.0 J a run, measured:rapl, idling included", " 9.0 J a run, measured:rapl, idling included"
+    ]  # fmt: skip
 
 
 def test_the_line_of_a_whole_bench(packages: None, tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ def replace_tracker(monkeypatch: pytest.MonkeyPatch, **methods: Any) -> list[str
         def __init__(self, **_: object) -> None:
             calls.append("made")
 
+        def flush(self) -> None:
+            calls.append("sampled")
+
+        def _measure_power_and_energy(self) -> None:
+            calls.append("booked")
+
         def start(self) -> None:
             methods.get("start", lambda: None)()
 
@@ -113,6 +119,40 @@ def test_kilowatt_hours_become_joules(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert found.joules == {"modelled:tdp": pytest.approx(3.6), "modelled:ram_dimm": pytest.approx(7.2)}
     assert calls.count("made") == 2  # the first looks at the hardware, outside the window
+    assert calls.count("booked") == 1
+
+
+def test_each_interval_is_booked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory's model is a constant number of watts, so its joules are those times the seconds."""
+    monkeypatch.setattr("bpfree.meters.emissions.TICK_S", 0.1)
+    for seconds in (0.02, 0.08, 0.1, 0.11, 0.3):
+        with modelled() as found:
+            time.sleep(seconds)
+        watts = float(found.model.rpartition("memory ")[2].removesuffix(" W"))
+        # The seconds in which CodeCarbon looks around at the start belong to its window, and to ours.
+        assert found.joules["modelled:ram_dimm"] == pytest.approx(
+            watts * found.seconds, rel=0.05, abs=0.02 * watts
+        )
+        assert found.seconds >= seconds
+
+
+def test_the_settings_of_the_user_do_not_change_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".codecarbon.config").write_text(
+        "[codecarbon]\nforce_cpu_power = 500\nforce_ram_power = 500\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CODECARBON_FORCE_RAM_POWER", "700")
+    monkeypatch.setenv("codecarbon_output_methods", "csv")
+    with modelled() as plain:
+        time.sleep(0.05)
+    monkeypatch.chdir(tmp_path)
+    with modelled() as found:
+        time.sleep(0.05)
+    assert found.model == plain.model and "500" not in found.model and "700" not in found.model
+    assert found.joules["modelled:tdp"] < 400 * found.seconds
+    assert [path.name for path in tmp_path.iterdir()] == [".codecarbon.config"]
 
 
 def log_swallowed() -> None:

@@ -287,11 +287,80 @@ def test_the_state_of_the_device_is_recorded(world: World) -> None:
     assert any("hw_thermal_slowdown" in w for w in e.reading("gpu", "work").warnings)
 
 
-def test_idling_that_draws_more_than_the_work_taints(world: World) -> None:
+def test_a_net_below_zero_is_kept_with_a_warning(world: World) -> None:
+    """To leave the low ones of noisy figures out would bias the mean of the others."""
     world.gpu.loads.append(type("", (), {"watts": lambda s, t: 0.0, "joules": lambda s, t: 0.0})())
     with world.energy(idle_s=30) as e:
         world.launch(20, -30)
-    assert any("less energy than idling" in reason for reason in e.reading("gpu", "work").tainted)
+    reading = e.reading("gpu", "work")
+    assert reading.tainted == [] and reading.gross_j is not None and reading.net_j is not None
+    assert within_a_tick(reading.gross_j, 20 * (IDLE - 30))
+    assert reading.net_j == pytest.approx(-20 * 30, rel=0.02)
+    assert any("less energy than idling" in reason for reason in reading.warnings)
+
+
+def test_a_counter_without_a_sensor_of_power_gives_its_figure(world: World) -> None:
+    world.gpu.sensor = False
+    with world.energy(idle_s=30) as e:
+        world.launch(20, 300)
+    reading = e.reading("gpu", "work")
+    assert within_a_tick(reading.gross_j, 20 * (IDLE + 300)) and reading.net_j == pytest.approx(
+        6000, rel=0.01
+    )
+    assert reading.integral_j is reading.ratio is None and reading.tainted == []
+    assert any("no sensor of power" in reason for reason in reading.warnings)
+    assert "no sensor" in e.facts()["gpu"]["power_scope"]
+
+
+class Old:
+    """A module of the same name that lacks what came later."""
+
+    __file__ = "/somewhere/pynvml.py"
+
+    def __init__(self, nvml: object, *lacking: str) -> None:
+        self._nvml, self._lacking = nvml, lacking
+
+    def __getattr__(self, name: str) -> object:
+        if name in self._lacking:
+            raise AttributeError(f"module 'pynvml' has no attribute {name!r}")
+        return getattr(self._nvml, name)
+
+
+def test_an_old_module_measures_what_it_can(world: World) -> None:
+    later = (
+        "NVMLLibraryMismatchError", "NVML_FI_DEV_POWER_INSTANT", "NVML_POWER_SCOPE_GPU",
+        "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetFieldValues", "NVML_DEVICE_MIG_ENABLE",
+        "nvmlDeviceGetVirtualizationMode", "NVML_GPU_VIRTUALIZATION_MODE_NONE", "NVML_ERROR_RESET_REQUIRED",
+    )  # fmt: skip
+    with world.energy(idle_s=30, nvml=Old(world.nvml, *later)) as e:
+        world.launch(20, 300)
+    assert within_a_tick(e.reading("gpu", "work").gross_j, 20 * (IDLE + 300))
+    assert e.reading("gpu", "work").tainted == []
+
+
+@pytest.mark.parametrize("lacking", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
+def test_a_module_that_cannot_measure_is_named_and_the_work_goes_on(world: World, lacking: str) -> None:
+    before = world.now
+    with world.energy(nvml=Old(world.nvml, lacking)) as e:
+        world.sleep(3)
+    assert e.sources == [] and world.now - before == pytest.approx(3)  # and nobody idles for nothing
+    assert f"/somewhere/pynvml.py) has no {lacking}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
+
+
+def test_what_a_meter_dies_of_does_not_end_the_work(world: World) -> None:
+    class Broken(Old):
+        def nvmlDeviceGetTotalEnergyConsumption(self, gpu: object) -> int:
+            if world.now > 1010:
+                raise OSError("the driver went away")
+            return int(world.nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))  # type: ignore[arg-type]
+
+    with world.meter(nvml=Broken(world.nvml)) as e:
+        with e("work"):
+            world.sleep(20)
+        assert e.failed == {"gpu"} and "the driver went away" in e.absent["gpu"]
+        assert e.readings("work") == {}
+    with world.meter(nvml=Old(world.nvml, "nvmlDeviceGetHandleByPciBusId"), rapl_root=object()) as e:
+        assert "cpu" in e.absent
 
 
 def test_short_work_is_repeated_in_one_window_and_divided(world: World) -> None:

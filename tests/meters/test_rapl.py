@@ -35,6 +35,22 @@ def test_a_counter_that_comes_round_in_the_window_is_followed(world: World, tmp_
     assert e.reading("cpu", "work").gross_j == pytest.approx(60 * 65, rel=1e-3)
 
 
+def test_a_counter_whose_end_is_not_told_measures_until_it_comes_round(world: World, tmp_path: Path) -> None:
+    tree = FakeRAPL(world, tmp_path / "powercap", WATTS, range_uj=10_000_000_000)
+    for file in (tmp_path / "powercap").glob("*/max_energy_range_uj"):
+        file.unlink()
+    with energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap") as e:
+        world.sleep(30)
+    assert e.reading("cpu", "work").gross_j == pytest.approx(30 * 65, rel=1e-3)
+    with (
+        pytest.raises(MeterError, match="came round"),
+        energy("cpu", idle_s=0, rapl_root=tmp_path / "powercap"),
+    ):
+        world.sleep(30)
+        tree.offset_uj = -int((world.now - tree.begin) * 60e6)
+        world.sleep(30)
+
+
 def test_net_is_less_idling(world: World, tmp_path: Path) -> None:
     tree = FakeRAPL(world, tmp_path / "powercap", {"package-0": 20.0, "dram": 2.0})
     tree.add(30.0, 20.0, 40.0)  # 40 W more for 20 s, after 30 s

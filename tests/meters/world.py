@@ -64,6 +64,7 @@ class FakeGPU:
     throttle: int = 0
     stands_from: float = math.inf
     counter: bool = True
+    sensor: bool = True
     lost: bool = False
 
     def watts(self, t: float) -> float:
@@ -123,11 +124,13 @@ class FakeNVML:
         return round(gpu.watts(self.world.now) * 1000) if gpu.held_power_mw is None else gpu.held_power_mw
 
     def nvmlDeviceGetPowerUsage(self, gpu: FakeGPU) -> int:
+        if not gpu.sensor:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return self._power_mw(gpu)
 
     def nvmlDeviceGetFieldValues(self, gpu: FakeGPU, fields: list[tuple[int, int]]) -> list[Any]:
         assert fields == [(pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_POWER_SCOPE_GPU)]
-        code = pynvml.NVML_SUCCESS if gpu.instant else pynvml.NVML_ERROR_NOT_SUPPORTED
+        code = pynvml.NVML_SUCCESS if gpu.instant and gpu.sensor else pynvml.NVML_ERROR_NOT_SUPPORTED
         return [SimpleNamespace(nvmlReturn=code, value=SimpleNamespace(uiVal=self._power_mw(gpu)))]
 
     def nvmlSystemGetDriverVersion(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
 from bpfree.bench.conditions import machine
@@ -35,13 +36,19 @@ def energies(found: Sequence[Group]) -> Table:
                     Figure(scope, "" if measured else "not measured"),
                     Figure(where if len({found for _, found in machines}) > 1 else ""),
                     mean([joules_by_scope(row).get(scope) for row in rows]),
-                    mean([_either(row, "net_j") for row in measured]),
+                    _net(mean([_either(row, "net_j") for row in measured])),
                     mean([figure(row, "energy", f"idle_{at}_w") for row in measured for at in EDGES]),
                     mean([figure(row, "energy", "ratio") for row in measured]),
                     mean([_grams(row, scope) for row in rows]),
                     _grid(arm),
                 ])  # fmt: skip
     return table.without_empty()
+
+
+def _net(found: Figure) -> Figure:
+    """A net energy below zero is noise, and said to be."""
+    below = isinstance(found.order, float) and found.order < 0
+    return replace(found, note="below idling: within the noise") if below else found
 
 
 def _grams(row: Row, scope: str) -> float | None:
