@@ -180,6 +180,7 @@ class Block(nn.Module):
         else:
             with in_place(self.relus):
                 losses, output = self._objective(sensed, target, lesson)
+            self._check_losses(losses)
             total = self.total(losses)
             # A block may be frozen, and have no head that learns.
             if total.requires_grad:
@@ -189,6 +190,21 @@ class Block(nn.Module):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
+
+    def _check_losses(self, losses: Sequence[Any]) -> None:
+        """Check what losses of anyone's making have returned."""
+        for loss, own in zip(losses, self.losses, strict=True):
+            if not isinstance(loss, Tensor) or loss.ndim:
+                kind = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise BadValue(
+                    f"{type(own).__name__}.forward returned {kind}: expected a scalar tensor, such as "
+                    "the mean over rows"
+                )
+        if not any(loss.requires_grad for loss in losses) and self.trainable():
+            names = ", ".join(dict.fromkeys(type(own).__name__ for own in self.losses))
+            raise BadValue(
+                f"the value of {names} has no gradient: compute it from `output` without detach or item"
+            )
 
     def compile(self, backend: str) -> None:
         """Compile the block's forward pass and loss by `torch.compile`."""

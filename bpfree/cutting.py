@@ -17,6 +17,7 @@ from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
 from bpfree.nn import LengthNorm, RootMeanSquarePool, RowNorm
 from bpfree.nn.weights import weight_matrices
 from bpfree.readouts import make_readouts
+from bpfree.sharing import OWN_LOSSES, check_once
 
 Cut = str | int | Sequence[str]
 Unit = tuple[str, nn.Module]
@@ -180,6 +181,7 @@ def localize(
         return make_loss(loss, options) if isinstance(loss, str) else loss()
 
     losses = [make() for _ in stages]
+    check_once("loss", [(f"block {k}", own) for k, own in enumerate(losses, 1)], OWN_LOSSES)
     kind = losses[0]
     if overlay != "auto" and not kind.signed:
         raise BadValue(f"overlay = {overlay!r}: {type(kind).__name__} is shown no labels; leave overlay out")

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from bpfree.cascade import Block, Cascade
 
 
+#: How losses are given to blocks.
+OWN_LOSSES = "make a loss for each block, for example [Loss() for _ in blocks]"
+
+
 class Part(NamedTuple):
     """Modules that learn together.
 
@@ -59,14 +63,19 @@ def check_objects(cascade: Cascade) -> None:
         BadValue: If one does, naming the places.
     """
     blocks = [(label, block) for label, group in walled(cascade.units) for block in group]
-    _check_once("block", blocks, "make a Block for each")
+    check_once("block", blocks, "make a Block for each")
     losses = [(label, block.loss) for label, block in blocks]
-    _check_once("loss", losses, "make a loss for each block, for example [Loss() for _ in blocks]")
+    check_once("loss", losses, OWN_LOSSES)
     learning = [(f"readout {n!r}", r) for n, r in cascade.readouts.items() if getattr(r, "learns", False)]
-    _check_once("readout", learning, "make a readout for each name")
+    check_once("readout", learning, "make a readout for each name")
 
 
-def _check_once(kind: str, objects: Iterable[tuple[str, nn.Module]], fix: str) -> None:
+def check_once(kind: str, objects: Iterable[tuple[str, nn.Module]], fix: str) -> None:
+    """Check that no two of the labelled ``objects`` are one.
+
+    Raises:
+        BadValue: If two are, naming their labels, what kind they are, and the fix.
+    """
     places = defaultdict(list)
     for label, found in objects:
         places[id(found)].append(label)

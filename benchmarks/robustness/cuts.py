@@ -35,8 +35,10 @@ def _level(
     name: str, net: Callable[[], nn.Module], shape: tuple[int, ...], blocks: int, level: str, cut: Any
 ) -> None:
     for trainer in ("mono_forward", "forward_forward"):
+        # A label has no place beside the input of a recurrent layer.
+        refused = trainer == "forward_forward" and "LSTM" in name
 
-        @found.add(trainer, name, f"cut = {cut!r}, declared level", RIGHT_OR_WARNED)
+        @found.add(trainer, name, f"cut = {cut!r}, declared level", REFUSED if refused else RIGHT_OR_WARNED)
         def declared(watch: Watch, trainer: str = trainer) -> str | None:
             torch.manual_seed(3)
             s = samples(*shape)

@@ -99,7 +99,7 @@ ANSWERS: list[tuple[str, Callable[[Any, Box], Any], frozenset[Outcome]]] = [
     ("writes into the drive", _writing, RIGHT_OR_REFUSED),
     ("complex", lambda y, b: b.waves(b.u), REFUSED),
     ("complex without imaginary part", lambda y, b: y.astype(complex), RIGHT_OR_REFUSED),
-    ("masked", lambda y, b: np.ma.masked_array(y, y > 3), SPOKEN),
+    ("masked", lambda y, b: np.ma.masked_array(y, y == y.max()), SPOKEN),
     ("masked, nothing masked", lambda y, b: np.ma.masked_array(y, False), RIGHT_OR_REFUSED),
     ("9.91e37 for no number", _set(9.91e37, 0, 3), SPOKEN),
     ("-9.9e37 for no number", _set(-9.9e37, slice(None), 3), SPOKEN),

@@ -74,6 +74,11 @@ class TensorData:
 
     def _check_samples(self) -> None:
         x, y = self.x, self.y
+        if x.layout != torch.strided or x.is_quantized or x.is_nested:
+            kind = "quantized" if x.is_quantized else "nested" if x.is_nested else str(x.layout)
+            raise BadValue(
+                f"{self.name}: x is a {kind} tensor; expected a dense one; convert it first (to_dense)"
+            )
         if x.is_complex():
             raise BadValue(
                 f"{self.name}: x is {x.dtype}; expected uint8 images or floats; give the real and imaginary "
@@ -83,6 +88,8 @@ class TensorData:
             raise BadValue(
                 f"{self.name}: x is {x.dtype}; expected uint8 images or floats; convert with x.float()"
             )
+        if x.is_floating_point() and x.itemsize < 2:
+            raise BadValue(f"{self.name}: x is {x.dtype}; expected float16 or wider; convert with x.float()")
         if x.dtype == torch.uint8 and x.ndim != 4:
             raise BadValue(
                 f"{self.name}: x is uint8 {list(x.shape)}; expected images [N, C, H, W]; "
@@ -90,6 +97,8 @@ class TensorData:
             )
         if x.ndim < 2 or len(x) == 0:
             raise BadValue(f"{self.name}: x is {list(x.shape)}; expected [N, ...] with at least one sample")
+        if x.numel() == 0:
+            raise BadValue(f"{self.name}: x is {list(x.shape)}; expected at least one value in each sample")
         if y.ndim != 1 or len(x) != len(y):
             raise BadValue(
                 f"{self.name}: x is {list(x.shape)} and y {list(y.shape)}; "

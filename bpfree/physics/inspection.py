@@ -47,9 +47,8 @@ class Inspection:
         )
         if self._rows >= FEW and self._clipped >= CLIPPED * self._values:
             self._warn(
-                "clipped",
-                f"{self._clipped / self._values:.0%} of the driving values were outside the device's range "
-                f"{input_range} and were clipped; scale the drives, as physical_net(drive='minmax') does",
+                clipped=f"{self._clipped / self._values:.0%} of the driving values were out of the device's "
+                f"range {input_range} and were clipped; scale them, as physical_net(drive='minmax') does",
             )
 
     def see(self, u: Array, y: Array, rows: int) -> None:
@@ -87,9 +86,8 @@ class Inspection:
         self._equal, self._driven = self._equal + len(y), self._driven or not np.all(u == drive)
         if self._equal >= STUCK and self._driven:
             self._warn(
-                "stuck",
-                f"the device's last {self._equal} answers are all the same, although its drives differ; is "
-                "it still switched on, and read anew for each row?",
+                stuck=f"the device's last {self._equal} answers are all the same, although its drives "
+                "differ; is it still switched on, and read anew for each row?",
             )
 
     def examine(self, u: Array, y: Array, dtype: Any) -> None:
@@ -107,23 +105,26 @@ class Inspection:
         constant = np.all(y == y[0], axis=0)
         if constant.all():
             raise _same(u, y)
+        found = {}
         if constant.any():
-            self._warn(
-                "constant", f"{named(constant)} never changed in {len(y)} rows; not connected, or saturated?"
+            found["constant"] = (
+                f"{named(constant)} never changed in {len(y)} rows; not connected, or saturated?"
             )
-        self._ranges(y, ~constant)
+        found |= self._ranges(y, ~constant)
         if np.dtype(dtype) == np.float32:
             size, spread = np.abs(y).max(axis=0), np.ptp(y, axis=0)
             # Less than 64 steps of float32 lie in what the output varies by.
             lost = ~constant & (spread < 64 * np.finfo(np.float32).eps * size)
             if lost.any():
-                self._warn(
-                    "float32",
+                found["float32"] = (
                     f"{named(lost)} vary by less than {np.max(spread[lost] / size[lost]):.1g} of their size, "
-                    "which is lost in float32; have the device take off a constant offset",
+                    "which is lost in float32; have the device take off a constant offset"
                 )
+        self._warn(**found)
 
-    def _ranges(self, y: Array, varies: Array) -> None:
+    def _ranges(self, y: Array, varies: Array) -> dict[str, str]:
+        """What the values say of outputs that vary, by kind of fault."""
+        found = {}
         low, high = y.min(axis=0), y.max(axis=0)
         levels = 1 + np.count_nonzero(np.diff(np.sort(y, axis=0), axis=0), axis=0)
         at_high, at_low = np.mean(y == high, axis=0), np.mean(y == low, axis=0)
@@ -132,21 +133,20 @@ class Inspection:
         if rail.any():
             k = int(np.argmax(np.where(rail, share, 0)))
             end, value = ("largest", high[k]) if at_high[k] >= at_low[k] else ("smallest", low[k])
-            self._warn(
-                "rail",
+            found["rail"] = (
                 f"{named(rail)} stood at one end of the range in at least "
                 f"{share[rail].min():.0%} of {len(y)} rows (output {k} at its {end} value {value:.4g} in "
-                f"{share[k]:.0%}): saturated? lower the drive or the gain",
+                f"{share[k]:.0%}): saturated? lower the drive or the gain"
             )
         overflowed = varies & (levels >= _LEVELS) & np.all(y == np.round(y), axis=0)
         overflowed &= _fills_an_integer(low, high) | (at_high * len(y) >= 2) & _is_end(high)
         if overflowed.any():
-            self._warn(
-                "integer",
+            found["integer"] = (
                 f"{named(overflowed)} are whole numbers that reach the end of an integer's range "
                 f"({low[overflowed].min():.0f} to {high[overflowed].max():.0f}); what was beyond it has been "
-                "cut off or has wrapped around: lower the gain, or return a wider type",
+                "cut off or has wrapped around: lower the gain, or return a wider type"
             )
+        return found
 
     def undriven(self, y: Array, noise: Array, repeated: int) -> None:
         """Warn if outputs hardly differ more from drive to drive than when one drive is sent again.
@@ -165,15 +165,16 @@ class Inspection:
         chance = np.sqrt(2 / (len(y) - 1) + 2 / repeated)
         if ratio.mean() < 1 + chance and ratio.max() < 1 + 4 * chance:
             self._warn(
-                "undriven",
-                "the device's answers to different drives differ hardly more than its answers to one drive "
-                "that is sent again; does the drive reach it?",
+                undriven="the device's answers to different drives differ hardly more than its answers to "
+                "one drive that is sent again; does the drive reach it?",
             )
 
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            warnings.warn(message, stacklevel=2)
+    def _warn(self, **found: str) -> None:
+        """Warn of the faults ``found``, by kind, of which nothing was said before: one warning for all."""
+        new = [message for kind, message in found.items() if kind not in self._said]
+        self._said.update(found)
+        if new:
+            warnings.warn(". ".join(new), stacklevel=2)
 
 
 def _same(u: Array, y: Array) -> DeviceError:

@@ -100,6 +100,7 @@ class Trainer(Builder):
         Raises:
             BadValue: If the data do not fit the network, or a trainer that was built before.
         """
+        self._check_kind_of_data(data)
         self.build(data.sample_shape, data.n_classes)
         self.scaling = self.scaling or Scaling.of(data)
         self._fit_labels(data)
@@ -147,13 +148,14 @@ class Trainer(Builder):
             WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
         """
         together = validate(Pipeline, pipeline or {}, "pipeline")
+        if not (hooks is None or isinstance(hooks, Hooks)):
+            raise BadValue(f"hooks = {hooks!r}: expected bpfree.Hooks(window=..., progress=...)")
         fit = validate(FitSettings, settings, "fit")
-        data = self._scaled(check_data(train, self.n_classes, self.device, self.dtype))
+        data = self._scaled(self._checked(train, self.n_classes))
         judge = None
         if validation is not None:
             scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
-            found = check_data(validation, data.n_classes, self.device, self.dtype)
-            judge = self._scaled(found, scaling)
+            judge = self._scaled(self._checked(validation, data.n_classes), scaling)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
@@ -306,13 +308,16 @@ class Trainer(Builder):
         Raises:
             BadValue: If nothing can be written there, or the trainer has not been built.
         """
-        state = {
+        ckpt.write(Path(path), self.cascade.state_dict(), self._saved_state())
+
+    def _saved_state(self) -> dict[str, Any]:
+        """What `save` writes beside the tensors, as JSON."""
+        return {
             "trainer": self.id,
             "settings": asdict(self.settings),
             "n_classes": self.n_classes,
             "scaling": None if self.scaling is None else self.scaling.state(),
         }
-        ckpt.write(Path(path), self.cascade.state_dict(), state)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         """Load what `save` wrote, into a trainer of the same kind and network.
@@ -370,9 +375,21 @@ class Trainer(Builder):
         return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
 
     def _data(self, data: Any) -> TensorData:
-        found = check_data(data, self.n_classes, self.device, self.dtype)
+        found = self._checked(data, self.n_classes)
         self._check_shape(found.sample_shape)
         return self._scaled(found)
+
+    def _checked(self, data: Any, n_classes: int | None) -> TensorData:
+        found = check_data(data, n_classes, self.device, self.dtype)
+        self._check_kind_of_data(found)
+        return found
+
+    def _check_kind_of_data(self, data: Any) -> None:
+        if not isinstance(data, TensorData):
+            raise BadValue(
+                f"{self.id} trains on samples that are no nodes of a graph, and was given {data!r}: use a "
+                "trainer of graphs, such as bpfree.ForwardGNN"
+            )
 
     def _scaled(self, data: TensorData, scaling: Scaling | None = None) -> TensorData:
         scaling = scaling or self.scaling

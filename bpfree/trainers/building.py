@@ -12,7 +12,7 @@ from torch import nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree._settings import validate
+from bpfree._settings import did_you_mean, validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
 from bpfree.losses import LocalCrossEntropy
@@ -64,6 +64,7 @@ class Builder(ABC):
                 f"{given[0]} = {settings[given[0]]!r}: the network has been cut already and keeps its "
                 "blocks and losses; give this to bpfree.localize, or pass the network that was cut"
             )
+        _check_backend(self.settings.compile)
         if not isinstance(seed, int):
             raise BadValue(f"seed = {seed!r}: expected an integer")
         self.seed, self.progress = seed, progress
@@ -307,6 +308,17 @@ class Builder(ABC):
         if isinstance(self.net, Cascade):
             raise BadValue(f"{self.id} cuts the network itself: pass the module, not a cascade")
         return split(self.net, cut)
+
+
+def _check_backend(name: str | None) -> None:
+    if name is None:
+        return
+    # Some seconds, which only who compiles should wait.
+    from torch import _dynamo
+
+    known = _dynamo.list_backends(None)
+    if name not in known:
+        raise BadValue(f"compile = {name!r}: unknown backend of torch.compile; {did_you_mean(name, known)}")
 
 
 def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:

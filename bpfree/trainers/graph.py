@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -232,24 +232,18 @@ class GraphTrainer(Trainer):
         check_scale(cast(GraphData, found))
         return found
 
-    def save(self, path: str | Path) -> None:
-        """Save as `Trainer.save` does, with what tells the training graph, where predictions depend on it.
+    def _check_kind_of_data(self, data: Any) -> None:
+        self._given(data)
 
-        Raises:
-            BadValue: If nothing can be written there, or the trainer has not been built.
-        """
-        state: dict[str, Any] = {
-            "trainer": self.id,
-            "settings": asdict(self.settings),
-            "n_classes": self.n_classes,
-        }
-        encoding = self._encoding
+    def _saved_state(self) -> dict[str, Any]:
+        """That of `Trainer`, with what tells the training graph, where predictions depend on it."""
+        state, encoding = super()._saved_state(), self._encoding
         if encoding.knows_labels:
             state["graph"] = digest(self.bound)
         if encoding.virtual is not None:
             # Another device would draw others from the same seed.
             state["virtual"] = encoding.virtual.tolist()
-        ckpt.write(Path(path), self.cascade.state_dict(), state)
+        return state
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         """Load what `save` wrote, into a trainer of the same kind and network that `build_for` has built.

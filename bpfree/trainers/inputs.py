@@ -152,7 +152,7 @@ def accepting(sample_shape: Sequence[int]) -> Iterator[None]:
         yield
     except (BpfreeError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise BadValue(
             f"the network does not accept samples of shape {tuple(sample_shape)}: {error}"
         ) from error

@@ -185,20 +185,23 @@ class PerturbedBlock(Block):
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
         losses: list[Tensor] = []
-        for _ in range(self.directions):
-            # From the stream of this step and block, see `bpfree.schedules.step`.
-            signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
-            for side in (1, -1):
-                for weight, own, sign in zip(weights, home, signs, strict=True):
-                    weight.copy_(own + side * self.size * sign)
-                output = self.body(sensed)
-                losses.append(self.loss(output, target))
-            slope = (losses[-2] - losses[-1]) / (2 * self.size * self.directions)
-            for weight, sign in zip(weights, signs, strict=True):
-                assert weight.grad is not None
-                weight.grad += slope * sign
-        for weight, own in zip(weights, home, strict=True):
-            weight.copy_(own)
+        try:
+            for _ in range(self.directions):
+                # From the stream of this step and block, see `bpfree.schedules.step`.
+                signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
+                for side in (1, -1):
+                    for weight, own, sign in zip(weights, home, signs, strict=True):
+                        weight.copy_(own + side * self.size * sign)
+                    output = self.body(sensed)
+                    losses.append(self.loss(output, target))
+                slope = (losses[-2] - losses[-1]) / (2 * self.size * self.directions)
+                for weight, sign in zip(weights, signs, strict=True):
+                    assert weight.grad is not None
+                    weight.grad += slope * sign
+        finally:
+            # A device may fail between two measurements.
+            for weight, own in zip(weights, home, strict=True):
+                weight.copy_(own)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [torch.stack(losses).mean()], output

@@ -31,7 +31,7 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 
 
 def note_weak_blocks(run: Fit) -> None:
-    """Set `History.warnings`, and warn of blocks at chance below a prediction that is far better."""
+    """Set `History.warnings`, and warn of a prediction at chance, or of blocks at chance that it hides."""
     run.history.warnings = []
     row = _of_the_model(run.history, run.fit.restore_best)
     encoding, evaluator = run.cascade.encoding, run.evaluator
@@ -56,11 +56,24 @@ def note_weak_blocks(run: Fit) -> None:
             )
             run.history.warnings.append(text)
             hidden += [text] if shown > max(high, least) else []
-    if hidden and run.crew.leads:
-        warnings.warn(
-            f"{'; '.join(hidden)}. The prediction by {headline!r} hides it: try another lr or fewer blocks",
-            stacklevel=2,
+    told = row["validation"].get(headline, 0.0)
+    if told <= chance(answers):
+        text = (
+            f"the prediction by {headline!r} has {100 * told:.1f} % of {len(answers)} validation samples, no "
+            f"better than the largest class ({100 * chance(answers):.1f} %): try another lr, or more epochs"
         )
+        run.history.warnings.append(text)
+        _warn(run, text)
+    elif hidden:
+        _warn(
+            run,
+            f"{'; '.join(hidden)}. The prediction by {headline!r} hides it: try another lr or fewer blocks",
+        )
+
+
+def _warn(run: Fit, text: str) -> None:
+    if run.crew.leads:
+        warnings.warn(text, stacklevel=3)
 
 
 def _of_the_model(history: History, best: bool) -> dict[str, Any] | None:
