@@ -272,11 +272,12 @@ class Builder(ABC):
         Raises:
             BadValue: Before `build` or `fit`.
         """
-        groups = [(label, block) for label, group in walled(self.cascade.units) for block in group]
+        groups = walled(self.cascade.units)
         lines = [f"{self.id}: {self.locality}, {LEVELS[self.locality]}"]
-        lines += [f"{label}: {_layers(block)}" for label, block in groups]
+        lines += [f"{label}: {' + '.join(map(_layers, group))}" for label, group in groups]
         source = self.cascade.to_module() if isinstance(self.net, Cascade) else self.net
-        parts = [m for _, block in groups for m in (block.front, block.body) if m is not None]
+        blocks = [block for _, group in groups for block in group]
+        parts = [m for block in blocks for m in (block.front, block.body) if m is not None]
         net = {
             p: p.numel()
             for part in (parts if isinstance(source, Cascade) else [source])

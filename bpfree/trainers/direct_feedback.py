@@ -84,7 +84,9 @@ class DirectFeedbackAlignment(Trainer):
         outputs: list[Tensor] = []
         rows = x
         for block in joint.inner:
-            outputs.append(rows := block(rows))
+            rows = block(rows)
+            # That of frozen stages has no graph: its gradient is asked for all the same.
+            outputs.append(rows if rows.requires_grad else rows.requires_grad_())
         taught = outputs[:-1]
         if not taught:
             return {}

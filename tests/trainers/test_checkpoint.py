@@ -112,6 +112,7 @@ def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> 
     tensors = {
         "conjugate": z.to(torch.complex64).conj(),
         "negative": z.conj().imag,
+        "negative without gaps": torch._neg_view(torch.randn(3)),
         "double": z,
         "double conjugate transposed": z.mH,
         "scalar": z[0, 0],
@@ -119,6 +120,7 @@ def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> 
     }
     assert tensors["conjugate"].is_conj()
     assert tensors["negative"].is_neg()
+    assert tensors["negative without gaps"].is_neg()
     ckpt.write(tmp_path / "file", tensors, {})
     found, _ = ckpt.read(tmp_path / "file", CPU)
     assert found.keys() == tensors.keys()
