@@ -151,8 +151,9 @@ def _without_settings() -> Iterator[None]:
     """Keep CodeCarbon from its settings files, in the home and the working folder, and its environment
     variables: a forced power would be taken for a model.
     """
-    from codecarbon import emissions_tracker as module
+    from codecarbon import emissions_tracker
 
+    module: Any = emissions_tracker
     read = module.get_hierarchical_config
     module.get_hierarchical_config = dict
     try:

@@ -258,8 +258,8 @@ class EnergyMeter:
             except Exception as error:  # noqa: BLE001 (whatever a meter dies of, the work that it meters goes on)
                 self.sources.remove(source)
                 source.close()
-                known = isinstance(error, MeterError)
-                self.fail(source.name, error if known else MeterError(f"{type(error).__name__}: {error}"))
+                told = error if isinstance(error, MeterError) else None
+                self.fail(source.name, told or MeterError(f"{type(error).__name__}: {error}"))
         return now
 
     def fail(self, source: str, error: MeterError) -> None:

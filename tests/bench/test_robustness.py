@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver, process
+from multiprocessing.connection import arbitrary_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bpfree import BadValue
+from bpfree.bench import runner
 from bpfree.bench.config import cells as configured
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
@@ -133,3 +137,28 @@ def test_a_read_only_folder_is_a_clear_error_and_its_rows_can_be_read(tmp_path: 
             pass
     (tmp_path / "out").chmod(0o755)
     assert len(results.read()) == 1
+
+
+def test_a_temporary_folder_of_a_long_name_is_not_used_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("d" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(process.current_process(), "_config", {})
+    runner._shorten_temporary_folder()
+    address = arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+    assert tempfile.gettempdir() == str(long) and len(os.fsencode(address)) < 104
+
+
+def test_processes_that_cannot_be_started_are_not_the_fault_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    with pytest.raises(BadValue, match=r"cannot be started, .*: too many open files"):
+        run(configured(CONFIG, 1), Results(tmp_path))

@@ -140,6 +140,25 @@ def test_measured_and_modelled_energy_stand_apart() -> None:
     assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
 
 
+def test_modelled_energy_alone_is_called_so_and_a_net_below_zero_is_shown() -> None:
+    model = {"modelled": {"joules": {"modelled:tdp": 90.0}}}
+    content = html(arm("backprop", [0.9, 0.91], energy=model))
+    assert "No energy was metered" not in content
+    assert "Energy: modelled:tdp. It is modelled, none of it was measured." in content
+    assert "of the whole training as it was run" in content and "Of the training alone" not in content
+    measured = {"scope": "measured:rapl", "cpu_gross_j": 50.0, "cpu_net_j": -2.0}
+    rows = arm("backprop", [0.9, 0.91], energy=measured)
+    rows[1]["env"]["cpu"] = "Another"
+    (heads, *lines) = Page(html(rows)).tables["energies"]
+    assert [line[heads.index("net of idling, J")] for line in lines] == [
+        "-2 | below idling: within the noise"
+    ] * 2
+    assert [line[heads.index("machine")] for line in lines] == [
+        "A processor, 1 thread(s)",
+        "Another, 1 thread(s)",
+    ]
+
+
 def test_targets_missed_and_reached(page: Page) -> None:
     rows = [one for one in page.tables["targets"][1:] if "mono_forward" in one[0] and "own" in one[1]]
     assert [(one[2], one[3]) for one in rows] == [("80", "5 of 5"), ("97", "0 of 5")]
