@@ -212,3 +212,9 @@ def test_one_block_readout_head_or_body_in_two_places_is_refused() -> None:
         fitted(Local, bodies)
     relu = nn.ReLU()
     fitted(Local, cascade(*(Block(relu, LocalCrossEntropy()) for _ in range(2))))
+
+
+def test_localize_refuses_one_loss_for_several_blocks() -> None:
+    loss = LocalCrossEntropy()
+    with pytest.raises(BadValue, match="block 1 and block 2 are given one loss object"):
+        localize(make_mlp(16, 16), loss=lambda: loss)

@@ -31,7 +31,7 @@ from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
 from bpfree.trainers.run import Checkpoint, Hooks
 from bpfree.trainers.scaling import Scaling
-from bpfree.trainers.settings import FitSettings
+from bpfree.trainers.settings import FitSettings, set_lr
 from bpfree.trainers.small_batches import check_batches, evaluating
 from bpfree.trainers.space import STEPS, Space
 
@@ -140,7 +140,8 @@ class Trainer(Builder):
             **settings: The fields of `FitSettings`.
 
         Each run begins with new optimizers, without momentum; one that was set from outside, in
-        ``optimizers`` or in a block, stays, and goes on as it is.
+        ``optimizers`` or in a block, or whose learning rate or other settings were changed there, stays, and
+        goes on as it is.
 
         Raises:
             BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot take the features.
@@ -202,7 +203,11 @@ class Trainer(Builder):
                 crew=workers,
                 store=store,
             )
-            return loop.run()
+            try:
+                return loop.run()
+            finally:
+                # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
+                set_lr(self.optimizers.values(), 1.0)
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
         """Update every block (and readout that learns) once on one batch, outside any loop.

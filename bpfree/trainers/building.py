@@ -21,7 +21,7 @@ from bpfree.nn._closed_form import closed_layers
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.sharing import check_weights, walled
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
-from bpfree.trainers.optimizers import make_optimizers, replaced_optimizers
+from bpfree.trainers.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.trainers.settings import TrainerSettings, kept_values
 from bpfree.trainers.space import STEPS, Space
 
@@ -89,6 +89,7 @@ class Builder(ABC):
         #: The optimizers that were set from outside, and stay.
         self.replaced: dict[str, torch.optim.Optimizer] = {}
         self._made: dict[str, torch.optim.Optimizer] = {}
+        self._made_with: dict[str, list[dict[str, Any]]] = {}
 
     @abstractmethod
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -218,17 +219,24 @@ class Builder(ABC):
         check_weights(self.cascade, self.net)
         self._check_learns()
         self._made = self.make_optimizers()
+        self._made_with = {name: hyperparameters(o) for name, o in self._made.items()}
         self.condition(self._made.values())
         self.replaced = {}
         self._set_optimizers(self._made)
 
     def renew_optimizers(self) -> None:
-        """New optimizers, but for those that were set from outside, in ``optimizers`` or in a block.
+        """New optimizers, but for those that were set or changed from outside, in ``optimizers`` or in a block.
 
         Raises:
             BadValue: If one moves parameters of another block, or two were set for one block.
         """
         before, replaced = self.replaced, replaced_optimizers(self.cascade, self.optimizers, self._made)
+        for name, own in self._made.items():
+            if name not in replaced and hyperparameters(own) != self._made_with[name]:
+                # Its learning rate is the user's now, and no share of that which it was made with.
+                for group in own.param_groups:
+                    group.pop("initial_lr", None)
+                before, replaced[name] = {**before, name: own}, own
         self.reset_optimizers()
         self.condition(o for name, o in replaced.items() if before.get(name) is not o)
         self.replaced = replaced

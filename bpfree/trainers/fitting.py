@@ -112,8 +112,6 @@ class Fit:
                 raise
             self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
             self.best = {}
-        # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
-        set_lr(self.optimizers.values(), 1.0)
         self.cascade.eval()
         note_weak_blocks(self)
         if self.checkpoint is not None and not finished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ def update_readout(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Learning rate and all else that each group of parameters is updated with."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+        for group in optimizer.param_groups
+    ]
 
 
 def replaced_optimizers(

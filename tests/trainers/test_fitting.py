@@ -416,3 +416,38 @@ def test_it_learns_in_bfloat16_and_compiled(kind: type[Trainer], lr: float, sett
     trainer.fit(easy(), epochs=12, batch_size=16)
     assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.9
     assert all(p.dtype == torch.float32 for p in trainer.cascade.parameters())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_learning_rate_that_was_changed_is_used(schedule: Any) -> None:
+    by_setting, by_hand, twice = (
+        MonoForward(make_mlp(), lr=lr, optimizer="sgd", momentum=0.0, lr_schedule=schedule, progress=False)
+        for lr in (0.3, 0.01, 0.01)
+    )
+    for trainer in (by_setting, by_hand, twice):
+        trainer.build_for(vectors())
+    twice.fit(vectors(), epochs=2, batch_size=16)
+    twice.cascade.load_state_dict(by_setting.cascade.state_dict())
+    for trainer in (by_hand, twice):
+        for optimizer in trainer.optimizers.values():
+            optimizer.param_groups[0]["lr"] = 0.3
+    for trainer in (by_setting, by_hand, twice):
+        trainer.fit(vectors(), epochs=2, batch_size=16)
+    for other in (by_hand, twice):
+        for ours, theirs in zip(by_setting.cascade.parameters(), other.cascade.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_run_that_ends_in_an_error_leaves_the_learning_rate_of_the_settings() -> None:
+    trainer = MonoForward(make_mlp(), lr=0.1, lr_schedule="cosine", progress=False)
+
+    def stop(done: int, of: int, row: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(vectors(), epochs=4, hooks=Hooks(progress=stop))
+    made = list(trainer.optimizers.values())
+    assert all(o.param_groups[0]["lr"] == 0.1 for o in made)
+    trainer.fit(vectors(), epochs=1)
+    assert not any(o in made for o in trainer.optimizers.values())

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bpfree import Backprop, BadValue, ForwardForward, MonoForward, Trainer, localize
+from bpfree import (
+    Backprop,
+    BadValue,
+    Block,
+    Cascade,
+    ForwardForward,
+    JointBlock,
+    Local,
+    MonoForward,
+    Trainer,
+    localize,
+)
 from bpfree.data import TensorData
+from bpfree.losses import LocalCrossEntropy
+from bpfree.readouts import make_readouts
 from bpfree.trainers import TRAINERS
 from bpfree.trainers.inputs import find_device
-from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, snapshot, vectors
+from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, nodes, snapshot, vectors
 
 every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
 X, Y = vectors(16).batch(torch.arange(16))
@@ -237,3 +251,78 @@ def test_a_checkpoint_and_saved_weights_are_told_apart(tmp_path: Path) -> None:
         trainer.load(tmp_path / "run")
     with pytest.raises(BadValue, match="saved by 'mono_forward', not by 'forward_forward'"):
         built(ForwardForward).load(tmp_path / "weights")
+
+
+# ---- what else may be handed over ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (X.to_sparse(), r"x is a torch.sparse_coo tensor; expected a dense one"),
+        (X.to(torch.float8_e4m3fn), r"x is torch.float8_e4m3fn; expected float16 or wider"),
+        (X[:, :0], r"x is \[16, 0\]; expected at least one value in each sample"),
+    ],
+)
+def test_samples_of_another_kind_are_refused(x: Tensor, message: str) -> None:
+    trainer = built()
+    for use in (lambda: trainer.fit((x, Y), epochs=1), lambda: trainer.predict(x)):
+        with pytest.raises(BadValue, match=message):
+            use()
+
+
+def test_a_graph_is_refused_by_trainers_of_ordinary_networks() -> None:
+    trainer = MonoForward(make_mlp(), progress=False)
+    for use in (trainer.fit, trainer.build_for):
+        with pytest.raises(BadValue, match="mono_forward trains on samples that are no nodes of a graph"):
+            use(nodes())
+    with pytest.raises(BadValue, match="no nodes of a graph"):
+        built().evaluate(nodes())
+
+
+def test_hooks_of_another_kind_are_refused() -> None:
+    with pytest.raises(BadValue, match=r"hooks = <built-in function print>: expected bpfree.Hooks"):
+        MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, hooks=print)  # type: ignore[arg-type]
+
+
+def test_a_backend_of_the_compiler_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadValue, match=r"compile = 'inductr': unknown backend .*inductor"):
+        MonoForward(make_mlp(), compile="inductr", progress=False)
+
+
+def test_a_layer_that_gives_a_tuple_is_refused() -> None:
+    net = nn.Sequential(nn.LSTM(12, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with pytest.raises(BadValue, match=r"the network does not accept samples of shape \(12,\)"):
+        MonoForward(net, progress=False).fit(vectors(), epochs=1)
+
+
+class Returning(LocalCrossEntropy):
+    """Returns what ``change`` makes of the cross-entropy."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Any:
+        return self.change(super().forward(output, target))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda loss: loss.expand(4), r"Returning.forward returned \[4\]: expected a scalar tensor"),
+        (lambda loss: loss.item(), "Returning.forward returned float: expected a scalar tensor"),
+        (lambda loss: loss.detach(), "has no gradient: compute it from `output` without detach"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated_is_refused(
+    change: Callable[[Tensor], Any], message: str, joint: bool
+) -> None:
+    blocks = [Block(nn.Sequential(nn.Linear(12, 12), nn.ReLU()), Returning(change)) for _ in range(2)]
+    readouts = make_readouts("last", [block.loss for block in blocks])
+    cascade = Cascade([JointBlock(blocks, [1.0, 1.0])] if joint else blocks, readouts)
+    before = snapshot(cascade)
+    with pytest.raises(BadValue, match=message):
+        Local(cascade, progress=False).fit(vectors(), epochs=1)
+    assert all(torch.equal(cascade.state_dict()[name], tensor) for name, tensor in before.items())

@@ -17,10 +17,10 @@ from bpfree import (
     RidgeAccumulator,
 )
 from bpfree.nn import physical_net
-from bpfree.physics import AcousticCavity, Device
+from bpfree.physics import AcousticCavity, Device, DeviceError
 from bpfree.testing import assert_local, assert_locality, assert_same_seed_same_run
 from bpfree.trainers.physical import PhysicalTrainer
-from tests.helpers import CLASSES, easy, vectors
+from tests.helpers import CLASSES, easy, snapshot, vectors
 
 N, EPOCHS = 40, 2
 
@@ -137,3 +137,22 @@ def test_a_device_that_has_no_twin_cannot_be_backpropagated_through() -> None:
         made(PhysicalBackprop, system=NoTwin()).build((12,), CLASSES)
     with pytest.raises(BadValue, match="mismatch"):
         made(PhysicalBackprop, mismatch=0.5).build((12,), CLASSES)
+
+
+def test_a_device_that_fails_in_the_middle_of_a_guess_leaves_the_weights_as_they_were() -> None:
+    class Failing(AcousticCavity):
+        left = 5
+
+        def forward(self, u: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise DeviceError("switched off", retryable=False)
+            return super().forward(u)
+
+    trainer = made(PhysicalSPSA, system=Failing(noise=0.0), lr=1e-9)
+    trainer.build((12,), CLASSES)
+    before = snapshot(trainer.cascade)
+    with pytest.raises(DeviceError, match="switched off"):
+        trainer.fit(vectors(), epochs=4, batch_size=40)
+    for name, tensor in trainer.cascade.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)

@@ -84,3 +84,12 @@ def test_a_drop_is_one_of_more_than_two_points() -> None:
     assert drops({"block 1": 0.9, "block 2": 0.885, "block 3": 0.86, "block 4": 0.95}) == [
         "block 3 has 86.0 %, 2.5 points less than block 2 below it"
     ]
+
+
+def test_a_prediction_that_is_no_better_than_the_largest_class_is_told() -> None:
+    trainer = MonoForward(make_mlp(), lr=1e-9, progress=False)
+    validation = easy(seed=1)
+    with pytest.warns(UserWarning, match="the prediction by 'last' has .* no better than the largest class"):
+        history = trainer.fit(easy(), validation, epochs=1)
+    assert trainer.evaluate(validation)["accuracy"] <= chance(validation.y)
+    assert history.warnings[-1].startswith("the prediction by 'last'")
