@@ -130,7 +130,7 @@ def random_state(watch: Watch) -> str | None:
     s = samples(12)
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     before = torch.get_rng_state()
-    made.fit(s.data, s.data, epochs=3)
+    made.fit(s.data, s.data, epochs=20)
     made.predict(s.x)
     return None if torch.equal(before, torch.get_rng_state()) else "torch's global generator has moved"
 

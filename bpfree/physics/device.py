@@ -147,7 +147,8 @@ class Device:
                 "the drive is a tensor; a device takes numpy arrays, use Device.measure for constant tensors"
             )
         if np.ma.is_masked(u):
-            raise BadValue("values of the drive are masked; put numbers there, by u.filled(value)")
+            count = int(np.ma.getmaskarray(u).sum())
+            raise BadValue(f"{count} values of the drive are masked; put numbers there, by u.filled(value)")
         u = np.asarray(u)
         if u.ndim != 2 or u.shape[1] != self.n_in or u.dtype not in (np.float32, np.float64):
             raise BadValue(

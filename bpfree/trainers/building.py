@@ -325,9 +325,10 @@ def _check_backend(name: str | None) -> None:
     # Some seconds, which only who compiles should wait.
     from torch import _dynamo
 
-    known = _dynamo.list_backends(None)
-    if name not in known:
-        raise BadValue(f"compile = {name!r}: unknown backend of torch.compile; {did_you_mean(name, known)}")
+    if name not in _dynamo.list_backends(None):
+        # Without those for debugging and trials, of which there are many.
+        usual = did_you_mean(name, _dynamo.list_backends())
+        raise BadValue(f"compile = {name!r}: unknown backend of torch.compile; {usual}")
 
 
 def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.Sequential], nn.Module]:
