@@ -213,6 +213,8 @@ def _own_rules() -> dict[Any, _Rule]:
         aten.addbmm_: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
         aten.baddbmm_: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
         aten.sparse_sampled_addmm: _raw(lambda c, a, _b, **_: 2 * _stored(c) * a.shape[1]),
+        # Distances of many rows are one product, of the rows with their squares and ones beside them.
+        aten._euclidean_dist: lambda a, *_, out_shape, **__: 2 * prod(out_shape) * (a[-1] + 2),
         aten.conv_tbc: lambda _x, weight, *_, out_shape, **__: 2 * prod(out_shape) * weight[0] * weight[1],
         aten.affine_grid_generator: lambda *_, out_shape, **__: 2 * prod(out_shape) * (out_shape[-1] + 1),
         aten.linalg_cholesky_ex: lambda a, **_: prod(a) * a[-1] // 3,

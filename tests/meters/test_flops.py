@@ -114,6 +114,7 @@ PRODUCTS: dict[str, tuple[Callable[[], object], int]] = {
     "sparse reduced": (lambda: torch.sparse.mm(torch.eye(3).to_sparse_csr(), T(3, 4), "sum"), 2 * 3 * 4),
     "in blocks": (lambda: torch.eye(4).to_sparse_bsr((2, 2)) @ T(4, 5), 2 * 8 * 5),
     "conv_tbc": (lambda: torch.conv_tbc(T(6, 2, 3), T(3, 3, 5), T(5)), 2 * (4 * 2 * 5) * (3 * 3)),
+    "distances": (lambda: torch.cdist(torch.randn(30, 3), torch.randn(40, 3)), 2 * 30 * 40 * (3 + 2)),
     "affine grid": (lambda: F.affine_grid(T(2, 2, 3), [2, 1, 4, 5], False), 2 * 2 * 4 * 5 * 2 * 3),
     "element-wise": (lambda: T(4) * T(4) + T(4).exp(), 0),
 }
@@ -267,7 +268,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "cholesky_inverse": lambda: torch.cholesky_inverse(torch.eye(3)),
     "linalg_eig": lambda: torch.linalg.eigvals(T(3, 3)),
     "_pdist_forward": lambda: F.pdist(T(3, 4)),
-    "_cdist_forward|_euclidean_dist": lambda: torch.cdist(T(3, 4), T(5, 4)),
+    "_cdist_forward": lambda: torch.cdist(T(3, 4), T(5, 4)),
     "_trilinear": lambda: nn.Bilinear(2, 3, 4)(T(5, 2), T(5, 3)),
     "linalg_lstsq": lambda: torch.linalg.lstsq(T(4, 2), T(4, 1)),
     "_linalg_svd": lambda: torch.linalg.svd(T(4, 2)),
