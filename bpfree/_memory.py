@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from bpfree._errors import BadValue
@@ -19,6 +18,8 @@ def available(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
+    import psutil  # takes long to import, and few need it
+
     of_machine: int = psutil.virtual_memory().available
     of_group = _left_in_group()
     return of_machine if of_group is None else min(of_machine, of_group)

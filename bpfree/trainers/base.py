@@ -100,8 +100,15 @@ class Trainer(Builder):
         Raises:
             BadValue: If the data do not fit the network, or a trainer that was built before.
         """
+        self._build_on(data)
+        self._decide_by(data)
+
+    def _build_on(self, data: TensorData) -> None:
         self._check_kind_of_data(data)
         self.build(data.sample_shape, data.n_classes)
+
+    def _decide_by(self, data: TensorData) -> None:
+        """What the first training data decide for good: scaling, and labels."""
         self.scaling = self.scaling or Scaling.of(data)
         self._fit_labels(data)
 
@@ -164,11 +171,12 @@ class Trainer(Builder):
             # A run that is refused changes nothing.
             self._check_shape(judge.sample_shape)
         fresh, shows = self._cascade is None, self.progress and hooks is None
-        self.build_for(data)
+        self._build_on(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         warn_if_shifted(data)
         check_batches(self, data, judge, fit)
+        self._decide_by(data)
         self.renew_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
@@ -332,7 +340,8 @@ class Trainer(Builder):
             sample_shape: Shape of a sample, needed if the trainer has not been built.
 
         Raises:
-            BadValue: If the file is of another trainer or network, or the shape is needed.
+            BadValue: If the file is of another trainer or network, or the shape is needed; or if an optimizer
+                was set from outside that does not move weights which come with the file.
         """
         tensors, state = ckpt.read(Path(path), self.device)
         if "trainer" not in state:
@@ -347,9 +356,10 @@ class Trainer(Builder):
                     "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
                 )
             self._build(sample_shape, state["n_classes"], lambda cascade: place_as_saved(cascade, tensors))
+        elif place_as_saved(self.cascade, tensors):
+            self._renew_with_labels()
         else:
-            place_as_saved(self.cascade, tensors)
-            self.reset_optimizers()
+            self.renew_optimizers()
         ckpt.load_module(self.cascade, tensors, Path(path))
         if state.get("scaling") is not None:
             self.scaling = Scaling.from_state(state["scaling"])
@@ -368,11 +378,29 @@ class Trainer(Builder):
             self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
 
     def _fit_labels(self, train: TensorData) -> None:
-        """Decide by training data where labels go, and how long their codes are."""
+        """Decide by training data where labels go, and how long their codes are.
+
+        Raises:
+            BadValue: If an optimizer that was set from outside lacks the weights of labels.
+        """
         with _seeds.borrowed(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
-                self.reset_optimizers()
+                self._renew_with_labels()
+
+    def _renew_with_labels(self) -> None:
+        """New optimizers, for a first block that has weights of labels now.
+
+        Raises:
+            BadValue: If that of the first block was set or changed from outside before, as it lacks them.
+        """
+        self.renew_optimizers()
+        if self.replaced.pop("block0", None) is not None:
+            self._set_optimizers(self._made | self.replaced)
+            raise BadValue(
+                "optimizers['block0'] was set or changed before the first block got weights for labels "
+                "beside its input, and does not move them: set it after trainer.build_for(train), or load"
+            )
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:

@@ -169,12 +169,12 @@ class ForwardForward(Trainer):
             told.append(f"leaves {', '.join(kept)}, whose weights are computed")
         self._of_init = " and ".join(told)
 
-    def _warn_of_init(self) -> None:
+    def _warn_of_init(self, stacklevel: int) -> None:
         """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
         told, self._of_init = self._of_init, ""
         if told:
             fix = "give init = 'torch' to keep the network as it is"
-            warnings.warn(f"init = 'unit' {told}: {fix}", stacklevel=4)
+            warnings.warn(f"init = 'unit' {told}: {fix}", stacklevel=stacklevel)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         super().load(path, sample_shape)
@@ -189,11 +189,11 @@ class ForwardForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Nothing but a warning, where weights were drawn anew and should perhaps not have been."""
-        self._warn_of_init()
+        self._warn_of_init(stacklevel=4)
         return super().prepare(train, validation, fit, checkpoint, hooks)
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
-        self._warn_of_init()
+        self._warn_of_init(stacklevel=3)
         return super().step(x, y, number)
 
 

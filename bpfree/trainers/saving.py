@@ -18,6 +18,7 @@ from bpfree._errors import BadValue
 from bpfree.schedules import Crew, Stage, Workers
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.history import History
+from bpfree.trainers.optimizers import hyperparameters
 from bpfree.trainers.run import Checkpoint, Position
 from bpfree.trainers.settings import FitSettings
 
@@ -50,7 +51,7 @@ def identity(
         found |= {f"{part}.{name}": value for name, value in zip(names, told, strict=False)}
         found[f"{part}.content"] = digest
     for name, optimizer in trainer.replaced.items():
-        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {optimizer.defaults}"
+        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {hyperparameters(optimizer)}"
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
 

@@ -71,7 +71,7 @@ def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
                     y, torch.Generator(y.device), torch.zeros(n, few.n_classes, device=y.device)
                 )
                 calibrate(twin.cascade.units, [twin.cascade.encoding.encode(x, y, drawn)[0]])
-        losses = twin.step(x, y, 0)
+            losses = twin._step(twin.cascade, x, y, 0)
     except BpfreeError:
         raise
     except (RuntimeError, ValueError) as error:

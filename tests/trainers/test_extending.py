@@ -26,6 +26,7 @@ def assert_same(found: Any, expected: Any) -> None:
     assert all(torch.equal(tensor, found[2][name]) for name, tensor in expected[2].items())
 
 
+@pytest.mark.filterwarnings("ignore:block 1 has .* no better than chance:UserWarning")
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
 def test_a_finished_run_that_goes_on_has_the_bits_of_a_longer_one(
     kind: type[Trainer], tmp_path: Path
@@ -105,7 +106,23 @@ def test_each_difference_is_named_with_both_values(tmp_path: Path) -> None:
     replaced = mf()
     replaced.build((12,), 3)
     replaced.cascade.units[0].optimizer = torch.optim.SGD(replaced.cascade.units[0].parameters(), 0.1)
-    assert message(replaced).startswith("optimizers.block0 is None there and \"SGD {'lr': 0.1")
+    assert message(replaced).startswith("optimizers.block0 is None there and \"SGD [{'lr': 0.1")
+    changed = mf()
+    changed.build((12,), 3)
+    changed.optimizers["block0"].param_groups[0]["lr"] = 0.02
+    assert message(changed).startswith("optimizers.block0 is None there and \"Adam [{'lr': 0.02")
+
+
+def test_a_learning_rate_that_was_changed_by_hand_is_part_of_the_run(tmp_path: Path) -> None:
+    def run(lr: float) -> int:
+        trainer = MonoForward(make_mlp(), lr=0.01, progress=False)
+        trainer.build((12,), 3)
+        trainer.optimizers["block0"].param_groups[0]["lr"] = lr
+        return trainer.fit(vectors(), epochs=1, checkpoint=tmp_path / "run").resumed
+
+    assert [run(0.02), run(0.02)] == [0, 1]
+    with pytest.raises(BadValue, match=r"optimizers\.block0 is .*0\.02.* there and .*0\.03.* here"):
+        run(0.03)
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused_too(tmp_path: Path) -> None:

@@ -232,6 +232,24 @@ def test_a_trainer_that_was_built_before_decides_when_it_sees_data(net: Any) -> 
     assert all(torch.equal(t, second.cascade.state_dict()[k]) for k, t in first.cascade.state_dict().items())
 
 
+@pytest.mark.parametrize("given", ["set", "changed"])
+def test_an_optimizer_without_the_weights_of_labels_is_refused_once(given: str) -> None:
+    trainer = ff(make_mlp(width=64))
+    trainer.build((1, 8, 8), CLASSES)
+    (group,) = trainer.optimizers["block0"].param_groups
+    if given == "set":
+        trainer.optimizers["block0"] = torch.optim.SGD(group["params"], 0.1)
+    group["lr"] = 0.5
+    own = torch.optim.SGD(trainer.optimizers["block1"].param_groups[0]["params"], 0.1)
+    trainer.optimizers["block1"] = own
+    with pytest.raises(BadValue, match=r"optimizers\['block0'\] was set or changed .* set it after"):
+        trainer.fit(images(), epochs=1)
+    trainer.fit(images(), epochs=1)
+    moved = [p for g in trainer.optimizers["block0"].param_groups for p in g["params"]]
+    assert any(p is first_layer(trainer).label.weight for p in moved)
+    assert trainer.optimizers["block1"] is own
+
+
 def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
     trainer, data = ff(make_cnn()), images()
     trainer.build((1, 8, 8), CLASSES)
@@ -250,7 +268,8 @@ def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
 def test_localized_networks_do_so_too(premade: bool) -> None:
     for data, beside in ((images(), True), (bordered(), False), (vectors(), True)):
         net = make_cnn() if data.x.ndim > 2 else make_mlp()
-        trainer = Local(localize(net, "goodness") if premade else net, loss="goodness", progress=False)
+        cut = localize(net, "goodness")
+        trainer = Local(cut, progress=False) if premade else Local(net, loss="goodness", progress=False)
         trainer.fit(data, epochs=1)
         assert encoding(trainer).beside == beside
         assert isinstance(first_layer(trainer), LabelledLayer) == beside
@@ -301,6 +320,17 @@ def test_a_file_says_where_the_label_goes(tmp_path: Path, data: TensorData) -> N
         twin.reset_optimizers()
         for one, another in zip(twin.step(data.x, data.y), other.step(data.x, data.y), strict=True):
             assert torch.equal(one, another)
+
+
+def test_an_optimizer_that_was_set_stays_when_a_file_is_loaded(tmp_path: Path) -> None:
+    trainer = ff(make_mlp(width=64), overlay="beside")
+    trainer.fit(images(), epochs=1)
+    trainer.save(tmp_path / "file")
+    own = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
+    trainer.optimizers["block0"] = own
+    trainer.load(tmp_path / "file")
+    assert trainer.optimizers["block0"] is own
+    assert not trainer.optimizers["block1"].state
 
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:
