@@ -164,11 +164,11 @@ class Trainer(Builder):
             # A run that is refused changes nothing.
             self._check_shape(judge.sample_shape)
         fresh, shows = self._cascade is None, self.progress and hooks is None
+        check_batches(self, data, judge, fit)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         warn_if_shifted(data)
-        check_batches(self, data, judge, fit)
         self.renew_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))

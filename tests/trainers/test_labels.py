@@ -250,7 +250,11 @@ def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
 def test_localized_networks_do_so_too(premade: bool) -> None:
     for data, beside in ((images(), True), (bordered(), False), (vectors(), True)):
         net = make_cnn() if data.x.ndim > 2 else make_mlp()
-        trainer = Local(localize(net, "goodness") if premade else net, loss="goodness", progress=False)
+        trainer = (
+            Local(localize(net, "goodness"), progress=False)
+            if premade
+            else Local(net, loss="goodness", progress=False)
+        )
         trainer.fit(data, epochs=1)
         assert encoding(trainer).beside == beside
         assert isinstance(first_layer(trainer), LabelledLayer) == beside
