@@ -280,7 +280,7 @@ def test_what_has_no_place_for_a_label_is_refused() -> None:
         ff(net).fit(vectors(), epochs=1)
     with pytest.raises(BadValue, match="LocalCrossEntropy is shown no labels"):
         localize(make_mlp(), overlay="beside")
-    with pytest.raises(BadValue, match="overlay = .beside.*bpfree.localize"):
+    with pytest.raises(BadValue, match=r"overlay = .beside.*bpfree.localize"):
         Local(localize(make_mlp(), "goodness"), overlay="beside", progress=False).build((12,), CLASSES)
 
 
