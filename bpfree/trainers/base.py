@@ -100,15 +100,8 @@ class Trainer(Builder):
         Raises:
             BadValue: If the data do not fit the network, or a trainer that was built before.
         """
-        self._build_on(data)
-        self._decide_by(data)
-
-    def _build_on(self, data: TensorData) -> None:
         self._check_kind_of_data(data)
         self.build(data.sample_shape, data.n_classes)
-
-    def _decide_by(self, data: TensorData) -> None:
-        """What the first training data decide for good: scaling, and labels."""
         self.scaling = self.scaling or Scaling.of(data)
         self._fit_labels(data)
 
@@ -171,12 +164,11 @@ class Trainer(Builder):
             # A run that is refused changes nothing.
             self._check_shape(judge.sample_shape)
         fresh, shows = self._cascade is None, self.progress and hooks is None
-        self._build_on(data)
+        check_batches(self, data, judge, fit)
+        self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         warn_if_shifted(data)
-        check_batches(self, data, judge, fit)
-        self._decide_by(data)
         self.renew_optimizers()
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
@@ -340,8 +332,7 @@ class Trainer(Builder):
             sample_shape: Shape of a sample, needed if the trainer has not been built.
 
         Raises:
-            BadValue: If the file is of another trainer or network, or the shape is needed; or if an optimizer
-                was set from outside that does not move weights which come with the file.
+            BadValue: If the file is of another trainer or network, or the shape is needed.
         """
         tensors, state = ckpt.read(Path(path), self.device)
         if "trainer" not in state:
@@ -378,28 +369,23 @@ class Trainer(Builder):
             self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
 
     def _fit_labels(self, train: TensorData) -> None:
-        """Decide by training data where labels go, and how long their codes are.
-
-        Raises:
-            BadValue: If an optimizer that was set from outside lacks the weights of labels.
-        """
+        """Decide by training data where labels go, and how long their codes are."""
         with _seeds.borrowed(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
                 self._renew_with_labels()
 
     def _renew_with_labels(self) -> None:
-        """New optimizers, for a first block that has weights of labels now.
+        """New optimizers, for a first block that has weights for labels now.
 
-        Raises:
-            BadValue: If that of the first block was set or changed from outside before, as it lacks them.
+        One that was set or changed from outside moves them as it moves the first layer.
         """
+        before = {id(p) for p in _moved(self._made["block0"])}
         self.renew_optimizers()
-        if self.replaced.pop("block0", None) is not None:
-            self._set_optimizers(self._made | self.replaced)
-            raise BadValue(
-                "optimizers['block0'] was set or changed before the first block got weights for labels "
-                "beside its input, and does not move them: set it after trainer.build_for(train), or load"
+        if (own := self.replaced.get("block0")) is not None:
+            first = {key: value for key, value in own.param_groups[0].items() if key != "params"}
+            own.add_param_group(
+                first | {"params": [p for p in _moved(self._made["block0"]) if id(p) not in before]}
             )
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
@@ -428,3 +414,7 @@ class Trainer(Builder):
         scaling = scaling or self.scaling
         # Nodes of a graph are not scaled here.
         return data if scaling is None or not isinstance(data, TensorData) else scaling.apply(data)
+
+
+def _moved(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

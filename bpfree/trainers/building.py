@@ -43,7 +43,7 @@ class Builder(ABC):
     space: ClassVar[Space] = STEPS
     #: Settings that say how a network is cut: they do nothing to one that has been cut already.
     cutting: ClassVar[tuple[str, ...]] = (
-        "cut", "loss", "loss_options", "output", "head_pool", "head_features",
+        "cut", "loss", "loss_options", "output", "head_pool", "head_features", "overlay",
     )  # fmt: skip
 
     def __init__(
@@ -225,7 +225,7 @@ class Builder(ABC):
         self._set_optimizers(self._made)
 
     def renew_optimizers(self) -> None:
-        """New optimizers, but for those set or changed from outside, in ``optimizers`` or in a block.
+        """New optimizers, but for those that were set or changed in ``optimizers`` or in a block.
 
         Raises:
             BadValue: If one moves parameters of another block, or two were set for one block.

@@ -113,12 +113,6 @@ class GraphTrainer(Trainer):
             self._bound = None
             raise
 
-    def _build_on(self, data: TensorData) -> None:
-        self.build_for(data)
-
-    def _decide_by(self, data: TensorData) -> None:
-        """Nothing: features are not scaled, and labels are shown by edges and features of their own."""
-
     def _given(self, data: Any) -> GraphData:
         """``data`` with features in the type that the layers have.
 

@@ -26,7 +26,6 @@ def assert_same(found: Any, expected: Any) -> None:
     assert all(torch.equal(tensor, found[2][name]) for name, tensor in expected[2].items())
 
 
-@pytest.mark.filterwarnings("ignore:block 1 has .* no better than chance:UserWarning")
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
 def test_a_finished_run_that_goes_on_has_the_bits_of_a_longer_one(
     kind: type[Trainer], tmp_path: Path

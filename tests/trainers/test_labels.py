@@ -233,21 +233,39 @@ def test_a_trainer_that_was_built_before_decides_when_it_sees_data(net: Any) -> 
 
 
 @pytest.mark.parametrize("given", ["set", "changed"])
-def test_an_optimizer_without_the_weights_of_labels_is_refused_once(given: str) -> None:
-    trainer = ff(make_mlp(width=64))
+@pytest.mark.parametrize("by", ["fit", "load"])
+def test_an_optimizer_from_outside_moves_the_weights_of_labels_too(
+    given: str, by: str, tmp_path: Path
+) -> None:
+    settings: Any = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.01}
+    saved = ff(make_mlp(width=64), **settings)
+    saved.fit(images(), epochs=1)
+    saved.save(tmp_path / "file")
+    trainer = ff(make_mlp(width=64), **settings)
     trainer.build((1, 8, 8), CLASSES)
     (group,) = trainer.optimizers["block0"].param_groups
     if given == "set":
-        trainer.optimizers["block0"] = torch.optim.SGD(group["params"], 0.1)
+        trainer.optimizers["block0"] = torch.optim.SGD(
+            group["params"], 0.5, weight_decay=group["weight_decay"], fused=True
+        )
     group["lr"] = 0.5
-    own = torch.optim.SGD(trainer.optimizers["block1"].param_groups[0]["params"], 0.1)
+    own = torch.optim.SGD(trainer.optimizers["block1"].param_groups[0]["params"], 0.01)
     trainer.optimizers["block1"] = own
-    with pytest.raises(BadValue, match=r"optimizers\['block0'\] was set or changed .* set it after"):
-        trainer.fit(images(), epochs=1)
+    first = trainer.optimizers["block0"]
+    if by == "load":
+        trainer.load(tmp_path / "file")
+        before = snapshot(trainer.cascade)
     trainer.fit(images(), epochs=1)
-    moved = [p for g in trainer.optimizers["block0"].param_groups for p in g["params"]]
-    assert any(p is first_layer(trainer).label.weight for p in moved)
+    assert trainer.optimizers["block0"] is first
     assert trainer.optimizers["block1"] is own
+    # The same as with that rate as a setting: the bits of the first block.
+    fast = ff(make_mlp(width=64), **settings | {"lr": 0.5})
+    fast.build_for(images())
+    if by == "load":
+        fast.cascade.load_state_dict(before)
+    fast.fit(images(), epochs=1)
+    theirs = snapshot(fast.cascade.units[0])
+    assert all(torch.equal(t, theirs[n]) for n, t in snapshot(trainer.cascade.units[0]).items())
 
 
 def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
@@ -268,8 +286,11 @@ def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
 def test_localized_networks_do_so_too(premade: bool) -> None:
     for data, beside in ((images(), True), (bordered(), False), (vectors(), True)):
         net = make_cnn() if data.x.ndim > 2 else make_mlp()
-        cut = localize(net, "goodness")
-        trainer = Local(cut, progress=False) if premade else Local(net, loss="goodness", progress=False)
+        trainer = (
+            Local(localize(net, "goodness"), progress=False)
+            if premade
+            else Local(net, loss="goodness", progress=False)
+        )
         trainer.fit(data, epochs=1)
         assert encoding(trainer).beside == beside
         assert isinstance(first_layer(trainer), LabelledLayer) == beside
@@ -295,7 +316,7 @@ def test_what_has_no_place_for_a_label_is_refused() -> None:
         ff(net).fit(vectors(), epochs=1)
     with pytest.raises(BadValue, match="LocalCrossEntropy is shown no labels"):
         localize(make_mlp(), overlay="beside")
-    with pytest.raises(BadValue, match="give overlay to"):
+    with pytest.raises(BadValue, match=r"overlay = .beside.*bpfree.localize"):
         Local(localize(make_mlp(), "goodness"), overlay="beside", progress=False).build((12,), CLASSES)
 
 
