@@ -1,4 +1,4 @@
-"""How much memory is left, asked before something large is allocated."""
+"""How much memory is left, for checks before something large is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``; None where that cannot be told."""
+    """Bytes that can still be allocated on ``device``; None where that is unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -57,7 +57,7 @@ def gradient_groups(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
 
 
 def check_objects(cascade: Cascade) -> None:
-    """Check that no block, loss or readout object stands in two places.
+    """Check that no block, loss or readout object is in two places.
 
     Raises:
         BadValue: If one does, naming the places.

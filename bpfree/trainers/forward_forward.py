@@ -158,23 +158,23 @@ class ForwardForward(Trainer):
         names = {module: name or "the net" for name, module in self.net.named_modules()}
         drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
-        told = []
+        notes = []
         if not all(map(is_fresh, drawn)):
             layers_drawn = ", ".join(names[m] for m in drawn)
-            told.append(
+            notes.append(
                 f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "
                 "way than torch's"
             )
         if kept:
-            told.append(f"leaves {', '.join(kept)}, whose weights are computed")
-        self._of_init = " and ".join(told)
+            notes.append(f"leaves {', '.join(kept)}, whose weights are computed")
+        self._of_init = " and ".join(notes)
 
     def _warn_of_init(self, stacklevel: int) -> None:
         """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
-        told, self._of_init = self._of_init, ""
-        if told:
+        text, self._of_init = self._of_init, ""
+        if text:
             fix = "give init = 'torch' to keep the network as it is"
-            warnings.warn(f"init = 'unit' {told}: {fix}", stacklevel=stacklevel)
+            warnings.warn(f"init = 'unit' {text}: {fix}", stacklevel=stacklevel)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         super().load(path, sample_shape)

@@ -77,7 +77,7 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
         faults += _overwritten(encoding, train) + _unbalanced(encoding, rms, largest, train)
     encoding.seen = True
     if faults:
-        # Where the user's call of fit stands.
+        # The user's call of fit.
         warnings.warn(f"{train.name}: " + "; ".join(faults), stacklevel=5)
     return encoding.beside and before is None
 
