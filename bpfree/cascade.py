@@ -482,12 +482,12 @@ class Cascade(nn.Module):
         rest = [output.detach().requires_grad_(output.is_floating_point()) for output in outputs]
         loss, output = self.losses[0], outputs[0]
         try:
-            feedback = descend(self.units, self.encoding.message())
-        except (AssertionError, AttributeError, TypeError):
-            # A loss that needs feedback and is sent none is told of when a run begins.
-            return
-        try:
             with torch.enable_grad():
+                try:
+                    feedback = descend(self.units, self.encoding.message())
+                except (AssertionError, AttributeError, TypeError):
+                    # A loss that needs feedback and is sent none is told of when a run begins.
+                    return
                 for block, lesson in zip(self.units, feedback, strict=True):
                     own, rest = rest[: len(block.losses)], rest[len(block.losses) :]
                     lessons = block.lessons(own, target) if isinstance(block, JointBlock) else [lesson]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
 from bpfree.data import TensorData
 from bpfree.losses import make_loss
 from bpfree.nn import mlp
@@ -79,7 +80,10 @@ def _check_laws(name: str, make_trainer: MakeTrainer, data: TensorData) -> None:
 
 def _check_interface(name: str, trainer: Trainer, x: Tensor, y: Tensor) -> None:
     kind = type(make_loss(name))
-    trainer.build(x.shape[1:], CLASSES)
+    try:
+        trainer.build(x.shape[1:], CLASSES)
+    except BadValue as error:
+        raise AssertionError(str(error)) from error
     rows, target, width = x, y, CLASSES
     if kind.signed:
         encoding, width = trainer.cascade.encoding, 1
