@@ -152,11 +152,7 @@ class Trainer(Builder):
         if not (hooks is None or isinstance(hooks, Hooks)):
             raise BadValue(f"hooks = {hooks!r}: expected bpfree.Hooks(window=..., progress=...)")
         fit = validate(FitSettings, settings, "fit")
-        data = self._scaled(self._checked(train, self.n_classes))
-        judge = None
-        if validation is not None:
-            scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
-            judge = self._scaled(self._checked(validation, data.n_classes), scaling)
+        data, judge = self._data_of_run(train, validation)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
@@ -170,11 +166,7 @@ class Trainer(Builder):
             self._check_shape(judge.sample_shape)
         warn_if_shifted(data)
         self.renew_optimizers()
-        if isinstance(checkpoint, str | Path):
-            checkpoint = Checkpoint(Path(checkpoint))
-        if checkpoint is not None:
-            ckpt.check_path(checkpoint.path)
-            ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
+        checkpoint = self._checkpoint(checkpoint)
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
@@ -392,6 +384,22 @@ class Trainer(Builder):
         if judge is None:
             return {}
         return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
+
+    def _data_of_run(self, train: Any, validation: Any) -> tuple[TensorData, TensorData | None]:
+        """Training and validation data, checked, and scaled as the first training data are."""
+        data = self._scaled(self._checked(train, self.n_classes))
+        if validation is None:
+            return data, None
+        scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
+        return data, self._scaled(self._checked(validation, data.n_classes), scaling)
+
+    def _checkpoint(self, given: str | Path | Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint of a run, which can be written."""
+        found = Checkpoint(Path(given)) if isinstance(given, str | Path) else given
+        if found is not None:
+            ckpt.check_path(found.path)
+            ckpt.check_tensors(found.path, self.cascade.state_dict())
+        return found
 
     def _data(self, data: Any) -> TensorData:
         found = self._checked(data, self.n_classes)
