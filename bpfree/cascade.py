@@ -509,8 +509,9 @@ class Cascade(nn.Module):
         network = sum(p.numel() for p in self.parameters() if p.requires_grad)
         if heads:
             what = f"heads of {heads:,} parameters on a network of {network:,}, with the optimizer's state,"
-            # Heads and their gradients are yet to be made; the network stands there already.
-            needed = 4 * ((2 + states) * heads + states * network)
+            # Heads and their gradients are yet to be made; the network is there already.
+            size = torch.get_default_dtype().itemsize
+            needed = size * ((2 + states) * heads + states * network)
             fix = "bound the heads by head_features or head_pool (features in loss_options)"
             check_memory(needed, seen[0][1].device, what, fix)
 
