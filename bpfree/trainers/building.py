@@ -225,7 +225,7 @@ class Builder(ABC):
         self._set_optimizers(self._made)
 
     def renew_optimizers(self) -> None:
-        """New optimizers, but for those that were set or changed from outside, in ``optimizers`` or in a block.
+        """New optimizers, but for those set or changed from outside, in ``optimizers`` or in a block.
 
         Raises:
             BadValue: If one moves parameters of another block, or two were set for one block.

@@ -18,6 +18,7 @@ from bpfree._errors import BadValue
 from bpfree.schedules import Crew, Stage, Workers
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.history import History
+from bpfree.trainers.optimizers import hyperparameters
 from bpfree.trainers.run import Checkpoint, Position
 from bpfree.trainers.settings import FitSettings
 
@@ -44,13 +45,16 @@ def identity(
     found: dict[str, Any] = {"trainer": trainer.id, "seed": trainer.seed}
     found |= asdict(trainer.settings) | {f"fit.{name}": value for name, value in asdict(fit).items()}
     found["network"] = _digest([shapes, repr(cascade), str(trainer.dtype)])
+    if frozen := [name for name, p in cascade.named_parameters() if not p.requires_grad]:
+        found["frozen parameters"] = frozen
     for part, data in (("train", train), ("validation", validation)):
         *told, digest = [None] if data is None else data.content()
         names = ("name", "samples", "shape", "augment", "mean", "std")
         found |= {f"{part}.{name}": value for name, value in zip(names, told, strict=False)}
         found[f"{part}.content"] = digest
     for name, optimizer in trainer.replaced.items():
-        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {optimizer.defaults}"
+        # Not its defaults: its groups may have been changed since it was made.
+        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {hyperparameters(optimizer)}"
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
 
