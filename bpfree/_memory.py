@@ -1,10 +1,9 @@
-"""How much memory is left, asked before something large is allocated."""
+"""How much memory is left, for checks before something large is allocated."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from bpfree._errors import BadValue
@@ -13,12 +12,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``; None where that cannot be told."""
+    """Bytes that can still be allocated on ``device``; None where that is unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
+    import psutil  # takes long to import, and few need it
+
     of_machine: int = psutil.virtual_memory().available
     of_group = _left_in_group()
     return of_machine if of_group is None else min(of_machine, of_group)

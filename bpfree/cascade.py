@@ -180,7 +180,6 @@ class Block(nn.Module):
         else:
             with in_place(self.relus):
                 losses, output = self._objective(sensed, target, lesson)
-            self._check_losses(losses)
             total = self.total(losses)
             # A block may be frozen, and have no head that learns.
             if total.requires_grad:
@@ -190,21 +189,6 @@ class Block(nn.Module):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [loss.detach() for loss in losses], output.detach()
-
-    def _check_losses(self, losses: Sequence[Any]) -> None:
-        """Check what losses of anyone's making have returned."""
-        for loss, own in zip(losses, self.losses, strict=True):
-            if not isinstance(loss, Tensor) or loss.ndim:
-                kind = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise BadValue(
-                    f"{type(own).__name__}.forward returned {kind}: expected a scalar tensor, such as "
-                    "the mean over rows"
-                )
-        if not any(loss.requires_grad for loss in losses) and self.trainable():
-            names = ", ".join(dict.fromkeys(type(own).__name__ for own in self.losses))
-            raise BadValue(
-                f"the value of {names} has no gradient: compute it from `output` without detach or item"
-            )
 
     def compile(self, backend: str) -> None:
         """Compile the block's forward pass and loss by `torch.compile`."""
@@ -262,6 +246,18 @@ def _still(part: nn.Module) -> list[nn.Module]:
         return [part]
     having = (m for m in part.modules() if next(m.parameters(), None) is not None)
     return [m for m in having if not m.training and not _learns(m)]
+
+
+def _check_value(loss: LocalLoss, value: Any) -> None:
+    """Check what a loss has returned."""
+    kind = type(loss).__name__
+    if not isinstance(value, Tensor) or value.ndim:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise BadValue(
+            f"{kind}.forward returned {found}: expected a scalar tensor, such as the mean over rows"
+        )
+    if not value.requires_grad and not loss.one_pass:
+        raise BadValue(f"{kind}.forward has no gradient: compute it from `output` without detach or item")
 
 
 def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
@@ -478,7 +474,7 @@ class Cascade(nn.Module):
                 self._check_losses([output for _, output in seen], target)
 
     def _check_losses(self, outputs: Sequence[Tensor], target: Tensor) -> None:
-        """Check that every loss takes its block's output and lesson.
+        """Check that every loss takes its block's output and lesson, and gives a scalar with a gradient.
 
         Raises:
             BadValue: naming the block.
@@ -487,14 +483,17 @@ class Cascade(nn.Module):
         loss, output = self.losses[0], outputs[0]
         try:
             with torch.enable_grad():
-                for block, lesson in zip(
-                    self.units, descend(self.units, self.encoding.message()), strict=True
-                ):
+                try:
+                    feedback = descend(self.units, self.encoding.message())
+                except (AssertionError, AttributeError, TypeError):
+                    # A loss that needs feedback and is sent none is told of when a run begins.
+                    return
+                for block, lesson in zip(self.units, feedback, strict=True):
                     own, rest = rest[: len(block.losses)], rest[len(block.losses) :]
                     lessons = block.lessons(own, target) if isinstance(block, JointBlock) else [lesson]
                     seen = block.judged(own, target) if isinstance(block, JointBlock) else own
                     for loss, output, told in zip(block.losses, seen, lessons, strict=True):
-                        loss(output, target, told)
+                        _check_value(loss, loss(output, target, told))
         except BpfreeError:
             raise
         except (RuntimeError, ValueError, IndexError) as error:
@@ -510,8 +509,9 @@ class Cascade(nn.Module):
         network = sum(p.numel() for p in self.parameters() if p.requires_grad)
         if heads:
             what = f"heads of {heads:,} parameters on a network of {network:,}, with the optimizer's state,"
-            # Heads and their gradients are yet to be made; the network stands there already.
-            needed = 4 * ((2 + states) * heads + states * network)
+            # Heads and their gradients are yet to be made; the network is there already.
+            size = torch.get_default_dtype().itemsize
+            needed = size * ((2 + states) * heads + states * network)
             fix = "bound the heads by head_features or head_pool (features in loss_options)"
             check_memory(needed, seen[0][1].device, what, fix)
 

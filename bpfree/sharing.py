@@ -44,7 +44,7 @@ class Held(NamedTuple):
     moved: bool
 
 
-def walled(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
+def gradient_groups(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
     """Groups of blocks between which no gradient passes, bottom first, each with its label."""
     found: list[tuple[str, list[Block]]] = []
     for k, block in enumerate(blocks, 1):
@@ -57,12 +57,12 @@ def walled(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
 
 
 def check_objects(cascade: Cascade) -> None:
-    """Check that no block, loss or readout object stands in two places.
+    """Check that no block, loss or readout object is in two places.
 
     Raises:
         BadValue: If one does, naming the places.
     """
-    blocks = [(label, block) for label, group in walled(cascade.units) for block in group]
+    blocks = [(label, block) for label, group in gradient_groups(cascade.units) for block in group]
     check_once("block", blocks, "make a Block for each")
     losses = [(label, block.loss) for label, block in blocks]
     check_once("loss", losses, OWN_LOSSES)
@@ -149,7 +149,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 def parts_of(cascade: Cascade) -> list[Part]:
     """What learns apart in a cascade: blocks, readouts; and the fronts of blocks, which do not learn."""
     parts: list[Part] = []
-    for label, group in walled(cascade.units):
+    for label, group in gradient_groups(cascade.units):
         fronts: dict[str, nn.Module] = {}
         bodies: dict[str, nn.Module] = {}
         losses: dict[str, nn.Module] = {}

@@ -230,6 +230,7 @@ def _variants() -> Iterator[Run]:
     for settings in changes:
         name = ", ".join(f"{k} {v}" for k, v in settings.items())
         yield Run(f"counter_current, {name}", "counter_current", settings=settings)
+    yield Run("local, predsim on conv", "local", "cnn", settings={"loss": "predsim"})
     for loss in ("predsim", "mean_goodness", "prototype_goodness"):
         yield Run(f"local, {loss}", "local", data="padded", settings={"loss": loss})
     for settings in ({"gradients": "autograd"}, {"cache": True, "negatives": "all"}, {"readout": "one_pass"}):

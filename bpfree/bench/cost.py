@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -206,6 +207,8 @@ def _counted(
 ) -> tuple[Ledger, History, int]:
     """What a run counted, its history, and the most bytes that it saved for backward."""
     ledger = Ledger(trainer)
-    with saved_for_backward() as saved:
+    with saved_for_backward() as saved, warnings.catch_warnings():
+        # What is to be said of the data is said when all of it is trained on.
+        warnings.simplefilter("ignore")
         history = trainer.fit(train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=epochs)
     return ledger, history, saved.peak_bytes

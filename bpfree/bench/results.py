@@ -193,7 +193,7 @@ def read_all(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 left[first, folder] = left.get((first, folder), 0) + 1
         rows += [row for row in own if row["status"] != "ok" or done[row["cell_id"]] is folder]
     notes = [
-        f"{count} cells of {folder} stand in {first} as well and are taken from there"
+        f"{count} cells of {folder} are in {first} as well and are taken from there"
         for (first, folder), count in left.items()
     ]
     return rows, notes

@@ -129,7 +129,7 @@ def _line(arm: Arm, effects: Mapping[str, Comparison]) -> dict[str, str]:
         str(len(arm.rows)),
         percent(_mean(arm, "metrics", "test_accuracy")),
         _points(effects.get("accuracy")),
-        "" if sent is None else f"{sent.mean:,.0f}",
+        f"{sent.mean:,.0f}" if sent else "–" if "physics" in first else "",
         f"{estimate(seconds).mean:.2f}" if seconds else "–",
         *ratios,
         "\n".join(readouts),

@@ -1,4 +1,4 @@
-"""What a report must say of single blocks, whose faults a headline accuracy may hide."""
+"""What a report says of single blocks, whose faults a headline accuracy may hide."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def weak_blocks(arm: Arm) -> str:
     A block is at chance where its 95 % interval over seeds reaches down to the level that the rows name;
     without several seeds, or in rows that name none, nothing is said of it.
     """
-    told = [row["metrics"].get("blocks") or [] for row in arm.rows]
+    accuracies = [row["metrics"].get("blocks") or [] for row in arm.rows]
     of_measure = {row["metrics"].get("measure", "accuracy") for row in arm.rows}
-    if len({len(blocks) for blocks in told}) != 1 or not of_measure <= {*MEASURES}:
+    if len({len(blocks) for blocks in accuracies}) != 1 or not of_measure <= {*MEASURES}:
         return ""
     by_block = {
-        f"block {k + 1}": values for k, values in enumerate(zip(*told, strict=True)) if None not in values
+        f"block {k + 1}": values
+        for k, values in enumerate(zip(*accuracies, strict=True))
+        if None not in values
     }
     estimates = {name: estimate(values) for name, values in by_block.items()}
     found = drops({name: mean.mean for name, mean in estimates.items()})

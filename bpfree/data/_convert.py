@@ -86,8 +86,7 @@ def _not_data(obj: Any) -> str:
     if hasattr(obj, "edge_index"):
         return (
             f"data is a {type(obj).__name__} of a graph; expected bpfree.data.GraphData; make it by "
-            "GraphData(data.x, bpfree.graph.Graph(data.edge_index, data.num_nodes), ids, data.y[ids], "
-            "n_classes), where ids are the numbers of the nodes, data.train_mask.nonzero().flatten()"
+            "GraphData.from_pyg(data, 'train')"
         )
     kind = type(obj).__name__
     if isinstance(obj, tuple | list) and len(obj) == 2:

@@ -118,7 +118,7 @@ class GPU:
         slowed = sorted(self._throttle & set(SLOWED))
         found = [f"the GPU was slowed down: {', '.join(slowed)}"] if slowed else []
         if self.power is None:
-            found.append("no sampled power stands beside the counter: the device has no sensor of power")
+            found.append("no sampled power is recorded beside the counter: the device has no sensor of power")
         if "foreign_pids" not in self._before:
             found.append("whether other processes used the GPU is not known: the driver does not tell")
         return found

@@ -1,4 +1,4 @@
-"""What can be told of a layer by its kind: its weight matrices or kernels, and where its features are."""
+"""What the kind of a layer determines: its weight matrices or kernels, and where its features are."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _MISTAKES = (
 )
 
 
-def ask(system: PhysicalSystem, u: Array) -> Array:
+def checked_forward(system: PhysicalSystem, u: Array) -> Array:
     """Drive a system once per row, and check what it answers.
 
     The system is handed a copy of the drives, and its answer is copied: it may write into the one, and use

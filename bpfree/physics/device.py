@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue, DeviceError, Diverged
-from bpfree.physics.answers import ask
+from bpfree.physics.answers import checked_forward
 from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarise
 from bpfree.physics.inspection import Inspection
 from bpfree.physics.system import Array, PhysicalSystem
@@ -211,7 +211,7 @@ class Device:
     def _timed(self, u: Array) -> Array:
         started = time.perf_counter()
         try:
-            return ask(self.system, u)
+            return checked_forward(self.system, u)
         finally:
             self.wall_time_s += time.perf_counter() - started
 

@@ -47,7 +47,7 @@ class Inspection:
         )
         if self._rows >= FEW and self._clipped >= CLIPPED * self._values:
             self._warn(
-                clipped=f"{self._clipped / self._values:.0%} of the driving values were out of the device's "
+                clipped=f"{self._clipped / self._values:.0%} of the driving values were outside the device's "
                 f"range {input_range} and were clipped; scale them, as physical_net(drive='minmax') does",
             )
 

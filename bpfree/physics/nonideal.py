@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.physics.answers import ask
+from bpfree.physics.answers import checked_forward
 from bpfree.physics.calibration import probes
 from bpfree.physics.device import Device
 from bpfree.physics.quantise import check_bits, quantise
@@ -113,7 +113,7 @@ class NonIdeal:
         if self.input_noise and not self._frozen:
             noise = self.input_noise * (high - low) * self._normal("input", u.shape)
             drive = np.clip(drive + noise, low, high).astype(u.dtype)
-        y = ask(self.system, drive)
+        y = checked_forward(self.system, drive)
         y = y * (1 + self.gain_drift * self._gain) + self.offset_drift * self.scale * self._offset
         if not self._frozen:
             y = self._noisy(y)

@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
-from bpfree.physics.answers import ask
+from bpfree.physics.answers import checked_forward
 from bpfree.physics.state import join_state, split_state
 from bpfree.physics.system import Array, PhysicalSystem
 
@@ -282,7 +282,7 @@ def _serve_one(system: Any, header: Mapping[str, Any], drive: bytes) -> tuple[di
     match header["do"]:
         case "forward":
             u = np.frombuffer(drive, _FLOAT64).reshape(header["rows"], int(system.n_in))
-            return {"ok": True}, ask(system, u).astype(_FLOAT64).tobytes()
+            return {"ok": True}, checked_forward(system, u).astype(_FLOAT64).tobytes()
         case "state":
             own = system.state_dict() if hasattr(system, "state_dict") else None
             return {"ok": True, "state": _packed(own) if own is not None else None}, b""

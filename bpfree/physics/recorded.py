@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
-from bpfree.physics.answers import ask, numbers
+from bpfree.physics.answers import checked_forward, numbers
 from bpfree.physics.system import Array, PhysicalSystem
 
 
@@ -30,7 +30,7 @@ class Recorder:
 
     def forward(self, u: Array) -> Array:
         """The system's answers; calls that raise, or whose answer is refused, are not recorded."""
-        y = ask(self.system, u)
+        y = checked_forward(self.system, u)
         self._calls.append((u.copy(), y.copy()))
         return y
 

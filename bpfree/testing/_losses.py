@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree._errors import BadValue
 from bpfree.data import TensorData
 from bpfree.losses import make_loss
 from bpfree.nn import mlp
@@ -58,6 +59,7 @@ def check_local_loss(name: str, net: nn.Module | None = None, sample_shape: tupl
     warn_without_feedback(trainer.cascade)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"block \d+ \(.*\) is sent no message")  # it was said
+        warnings.filterwarnings("ignore", message=".* no better than")  # on random labels
         _check_laws(name, make_trainer, data)
 
 
@@ -78,7 +80,10 @@ def _check_laws(name: str, make_trainer: MakeTrainer, data: TensorData) -> None:
 
 def _check_interface(name: str, trainer: Trainer, x: Tensor, y: Tensor) -> None:
     kind = type(make_loss(name))
-    trainer.build(x.shape[1:], CLASSES)
+    try:
+        trainer.build(x.shape[1:], CLASSES)
+    except BadValue as error:
+        raise AssertionError(str(error)) from error
     rows, target, width = x, y, CLASSES
     if kind.signed:
         encoding, width = trainer.cascade.encoding, 1

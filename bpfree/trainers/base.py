@@ -152,11 +152,7 @@ class Trainer(Builder):
         if not (hooks is None or isinstance(hooks, Hooks)):
             raise BadValue(f"hooks = {hooks!r}: expected bpfree.Hooks(window=..., progress=...)")
         fit = validate(FitSettings, settings, "fit")
-        data = self._scaled(self._checked(train, self.n_classes))
-        judge = None
-        if validation is not None:
-            scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
-            judge = self._scaled(self._checked(validation, data.n_classes), scaling)
+        data, judge = self._data_of_run(train, validation)
         if fit.patience is not None and judge is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
@@ -164,17 +160,13 @@ class Trainer(Builder):
             # A run that is refused changes nothing.
             self._check_shape(judge.sample_shape)
         fresh, shows = self._cascade is None, self.progress and hooks is None
+        check_batches(self, data, judge, fit)
         self.build_for(data)
         if judge is not None:
             self._check_shape(judge.sample_shape)
         warn_if_shifted(data)
-        check_batches(self, data, judge, fit)
         self.renew_optimizers()
-        if isinstance(checkpoint, str | Path):
-            checkpoint = Checkpoint(Path(checkpoint))
-        if checkpoint is not None:
-            ckpt.check_path(checkpoint.path)
-            ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
+        checkpoint = self._checkpoint(checkpoint)
         with (
             crew(self.settings.schedule, together, self.device) as workers,
             self.running(),
@@ -347,9 +339,10 @@ class Trainer(Builder):
                     "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
                 )
             self._build(sample_shape, state["n_classes"], lambda cascade: place_as_saved(cascade, tensors))
+        elif place_as_saved(self.cascade, tensors):
+            self._renew_with_labels()
         else:
-            place_as_saved(self.cascade, tensors)
-            self.reset_optimizers()
+            self.renew_optimizers()
         ckpt.load_module(self.cascade, tensors, Path(path))
         if state.get("scaling") is not None:
             self.scaling = Scaling.from_state(state["scaling"])
@@ -372,12 +365,41 @@ class Trainer(Builder):
         with _seeds.borrowed(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
-                self.reset_optimizers()
+                self._renew_with_labels()
+
+    def _renew_with_labels(self) -> None:
+        """New optimizers, for a first block that has weights for labels now.
+
+        One that was set or changed from outside moves them as it moves the first layer.
+        """
+        before = {id(p) for p in _moved(self._made["block0"])}
+        self.renew_optimizers()
+        if (own := self.replaced.get("block0")) is not None:
+            first = {key: value for key, value in own.param_groups[0].items() if key != "params"}
+            own.add_param_group(
+                first | {"params": [p for p in _moved(self._made["block0"]) if id(p) not in before]}
+            )
 
     def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
         if judge is None:
             return {}
         return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
+
+    def _data_of_run(self, train: Any, validation: Any) -> tuple[TensorData, TensorData | None]:
+        """Training and validation data, checked, and scaled as the first training data are."""
+        data = self._scaled(self._checked(train, self.n_classes))
+        if validation is None:
+            return data, None
+        scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
+        return data, self._scaled(self._checked(validation, data.n_classes), scaling)
+
+    def _checkpoint(self, given: str | Path | Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint of a run, which can be written."""
+        found = Checkpoint(Path(given)) if isinstance(given, str | Path) else given
+        if found is not None:
+            ckpt.check_path(found.path)
+            ckpt.check_tensors(found.path, self.cascade.state_dict())
+        return found
 
     def _data(self, data: Any) -> TensorData:
         found = self._checked(data, self.n_classes)
@@ -400,3 +422,7 @@ class Trainer(Builder):
         scaling = scaling or self.scaling
         # Nodes of a graph are not scaled here.
         return data if scaling is None or not isinstance(data, TensorData) else scaling.apply(data)
+
+
+def _moved(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -19,7 +19,7 @@ from bpfree.losses import LocalCrossEntropy
 from bpfree.nn import asking
 from bpfree.nn._closed_form import closed_layers
 from bpfree.nn.weights import detach_computed, weight_matrices
-from bpfree.sharing import check_weights, walled
+from bpfree.sharing import check_weights, gradient_groups
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.trainers.settings import TrainerSettings, kept_values
@@ -43,7 +43,7 @@ class Builder(ABC):
     space: ClassVar[Space] = STEPS
     #: Settings that say how a network is cut: they do nothing to one that has been cut already.
     cutting: ClassVar[tuple[str, ...]] = (
-        "cut", "loss", "loss_options", "output", "head_pool", "head_features",
+        "cut", "loss", "loss_options", "output", "head_pool", "head_features", "overlay",
     )  # fmt: skip
 
     def __init__(
@@ -138,7 +138,7 @@ class Builder(ABC):
         self._build(sample_shape, n_classes)
 
     def _build(
-        self, sample_shape: Sequence[int], n_classes: int, place: Callable[[Cascade], None] | None = None
+        self, sample_shape: Sequence[int], n_classes: int, place: Callable[[Cascade], object] | None = None
     ) -> None:
         """`build`; ``place`` says before where labels are shown in the new cascade."""
         if self._cascade is not None:
@@ -198,7 +198,7 @@ class Builder(ABC):
                 f"compile = {s.compile!r}: the closed form is computed in float32 and not compiled; leave "
                 "precision and compile"
             )
-        for label, group in walled(cascade.units):
+        for label, group in gradient_groups(cascade.units):
             for block in group:
                 if block.gradients == "analytic" and block.backward and not block.loss.one_pass:
                     _check_closed(label, block)
@@ -225,7 +225,7 @@ class Builder(ABC):
         self._set_optimizers(self._made)
 
     def renew_optimizers(self) -> None:
-        """New optimizers, but for those set or changed from outside, in ``optimizers`` or in a block.
+        """New optimizers, but for those that were set or changed in ``optimizers`` or in a block.
 
         Raises:
             BadValue: If one moves parameters of another block, or two were set for one block.
@@ -280,7 +280,7 @@ class Builder(ABC):
         Raises:
             BadValue: Before `build` or `fit`.
         """
-        groups = walled(self.cascade.units)
+        groups = gradient_groups(self.cascade.units)
         lines = [f"{self.id}: {self.locality}, {LEVELS[self.locality]}"]
         lines += [f"{label}: {' + '.join(map(_layers, group))}" for label, group in groups]
         source = self.cascade.to_module() if isinstance(self.net, Cascade) else self.net
@@ -375,7 +375,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 def bodies(blocks: Sequence[Block]) -> list[nn.Module]:
     """The bodies between which no gradient passes, bottom first."""
-    return [nn.ModuleList(block.body for block in group) for _, group in walled(blocks)]
+    return [nn.ModuleList(block.body for block in group) for _, group in gradient_groups(blocks)]
 
 
 def level_of(bodies: Sequence[nn.Module], best: str = "L2") -> str:

@@ -158,23 +158,23 @@ class ForwardForward(Trainer):
         names = {module: name or "the net" for name, module in self.net.named_modules()}
         drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
-        told = []
+        notes = []
         if not all(map(is_fresh, drawn)):
             layers_drawn = ", ".join(names[m] for m in drawn)
-            told.append(
+            notes.append(
                 f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "
                 "way than torch's"
             )
         if kept:
-            told.append(f"leaves {', '.join(kept)}, whose weights are computed")
-        self._of_init = " and ".join(told)
+            notes.append(f"leaves {', '.join(kept)}, whose weights are computed")
+        self._of_init = " and ".join(notes)
 
-    def _warn_of_init(self) -> None:
+    def _warn_of_init(self, stacklevel: int) -> None:
         """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
-        told, self._of_init = self._of_init, ""
-        if told:
+        text, self._of_init = self._of_init, ""
+        if text:
             fix = "give init = 'torch' to keep the network as it is"
-            warnings.warn(f"init = 'unit' {told}: {fix}", stacklevel=4)
+            warnings.warn(f"init = 'unit' {text}: {fix}", stacklevel=stacklevel)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         super().load(path, sample_shape)
@@ -189,11 +189,11 @@ class ForwardForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Nothing but a warning, where weights were drawn anew and should perhaps not have been."""
-        self._warn_of_init()
+        self._warn_of_init(stacklevel=4)
         return super().prepare(train, validation, fit, checkpoint, hooks)
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
-        self._warn_of_init()
+        self._warn_of_init(stacklevel=3)
         return super().step(x, y, number)
 
 

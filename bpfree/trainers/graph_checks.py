@@ -12,7 +12,7 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.data import GraphData
 
-#: Length of features below which the 1e-8 that is added to it tells.
+#: Length of features below which the 1e-8 that is added to it matters.
 SMALL = 1e-6
 
 
@@ -46,10 +46,10 @@ def check_validation(train: GraphData, validation: GraphData) -> None:
     if pairs:
         edges = validation.graph.edge_index.sort(0).values
         along = edges[0] * validation.graph.n_nodes + edges[1]
-        told = int(torch.isin(_keys(validation)[validation.y == 1], along).sum())
-        if told:
+        shown = int(torch.isin(_keys(validation)[validation.y == 1], along).sum())
+        if shown:
             warnings.warn(
-                f"{told} of {int(validation.y.sum())} validation edges are edges of validation.graph: "
+                f"{shown} of {int(validation.y.sum())} validation edges are edges of validation.graph: "
                 "messages flow along the very edges that are predicted; remove them from that graph",
                 stacklevel=3,
             )

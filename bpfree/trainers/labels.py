@@ -24,25 +24,30 @@ COLUMNS = "blocks.0.body.0.label.weight"
 SHORTEST, LONGEST = 1.5, 4.0
 
 
-def place_as_saved(cascade: Cascade, tensors: Mapping[str, Tensor]) -> None:
+def place_as_saved(cascade: Cascade, tensors: Mapping[str, Tensor]) -> bool:
     """Put labels where they are in the cascade whose state ``tensors`` are, built or not.
+
+    Returns:
+        Whether the first block has other parameters than before.
 
     Raises:
         BadValue: If it was decided otherwise for this cascade.
     """
     encoding = cascade.encoding
     if not isinstance(encoding, LabelOverlay):
-        return
-    beside, encoding.seen = COLUMNS in tensors, True
+        return False
+    beside, encoding.seen, grown = COLUMNS in tensors, True, False
     if encoding.beside is None:
         encoding.beside = beside
-        if beside and encoding.n_classes:
+        grown = beside and encoding.n_classes > 0
+        if grown:
             cascade.units[0].body = put_beside(cascade.units[0].body, encoding.n_classes)
     if encoding.beside != beside:
         raise BadValue(
             f"the file holds a network with the label {'beside' if beside else 'over'} its input: load it "
             f"into a new trainer with overlay = {'beside' if beside else 'force'!r}, or 'auto'"
         )
+    return grown
 
 
 def fit_labels(cascade: Cascade, train: TensorData) -> bool:
@@ -72,7 +77,7 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
         faults += _overwritten(encoding, train) + _unbalanced(encoding, rms, largest, train)
     encoding.seen = True
     if faults:
-        # Where the user's call of fit stands.
+        # The user's call of fit.
         warnings.warn(f"{train.name}: " + "; ".join(faults), stacklevel=5)
     return encoding.beside and before is None
 

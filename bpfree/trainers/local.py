@@ -63,10 +63,6 @@ class Local(Trainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
         if isinstance(self.net, Cascade):
-            if s.overlay != "auto":
-                raise BadValue(
-                    f"overlay = {s.overlay!r}: the cascade is made already; give overlay to bpfree.localize"
-                )
             return self.net.lead(s.readout)
         return localize(self.net, s.loss, s.cut, s.readout, s.loss_options, s.output, s.overlay)
 

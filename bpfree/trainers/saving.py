@@ -53,7 +53,6 @@ def identity(
         found |= {f"{part}.{name}": value for name, value in zip(names, told, strict=False)}
         found[f"{part}.content"] = digest
     for name, optimizer in trainer.replaced.items():
-        # Not its defaults: its groups may have been changed since it was made.
         found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {hyperparameters(optimizer)}"
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain

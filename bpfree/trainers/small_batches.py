@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,11 +27,11 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
     """Check that there is a batch, and that the network can be trained on the smallest, and evaluated on it.
 
     Where the smallest has one sample, a copy of the trainer takes a step on it: normalization layers may need
-    more, wherever they stand. Networks with devices inside are not tried, since each row that is sent counts,
+    more, wherever they are. Networks with devices inside are not tried, since each row that is sent counts,
     nor are those that cannot be copied.
 
     Args:
-        trainer: Built for the data.
+        trainer: Built or not; it is not changed.
         train: Training data.
         judge: Validation data.
         fit: How they are to be gone through.
@@ -43,27 +44,41 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
         raise BadValue(
             f"drop_last = True with batch_size = {size}: {n} samples make no batch; lower batch_size"
         )
-    if any(counted(block) for block in trainer.cascade.units):
+    if counted(trainer.net):
         return
     smallest = size if fit.drop_last else min(size, n % size or size)
     seen = min(n, CALIBRATION_SAMPLES)
     lone = smallest == 1 or (seen % size == 1 and not fit.drop_last)
-    if lone or any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in trainer.cascade.modules()):
+    one_value = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in trainer.net.modules())
+    alone = judge is not None and _alone(trainer.net, len(judge), train.n_classes)
+    twin = _built_copy(trainer, train) if lone or one_value or alone else None
+    if twin is None:
+        return
+    if lone or one_value:
         remedy = "raise batch_size" if size == 1 else "give drop_last = True, or another batch_size"
         few = train.take(torch.arange(1 if lone else min(2, n)))
-        _try_step(trainer, few, "give more samples" if n == 1 else remedy)
-    if judge is not None and _alone(trainer, len(judge)):
-        with evaluating(), trainer.running():
-            make_evaluator(trainer.cascade, judge.take(torch.arange(1))).scores([trainer.cascade.headline])
+        _try_step(twin, few, "give more samples" if n == 1 else remedy)
+    if judge is not None and alone:
+        with evaluating(), twin.running():
+            make_evaluator(twin.cascade, judge.take(torch.arange(1))).scores([twin.cascade.headline])
 
 
-def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
-    n = len(few)
+def _built_copy(trainer: Trainer, train: TensorData) -> Trainer | None:
+    """A copy of the trainer, built for ``train``; None where the network cannot be copied."""
     try:
         twin = trainer.clone()
     except Exception:  # noqa: BLE001 (a module may refuse to be copied, in any way)
-        return
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer itself will say it
+        twin.build_for(train)
+    return twin
+
+
+def _try_step(twin: Trainer, few: TensorData, remedy: str) -> None:
+    n = len(few)
     x, y = few.batch(torch.arange(n))
+    before = all(p.isfinite().all() for p in twin.cascade.parameters())
     try:
         with twin.running():
             if not twin.cascade.encoding.whole:
@@ -71,7 +86,7 @@ def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
                     y, torch.Generator(y.device), torch.zeros(n, few.n_classes, device=y.device)
                 )
                 calibrate(twin.cascade.units, [twin.cascade.encoding.encode(x, y, drawn)[0]])
-        losses = twin.step(x, y, 0)
+            losses = twin._step(twin.cascade, x, y, 0)
     except BpfreeError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -79,7 +94,6 @@ def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
             f"the network cannot be trained on a batch of {n}, as the last of an epoch would be: {error}; "
             f"{remedy}"
         ) from None
-    before = all(p.isfinite().all() for p in trainer.cascade.parameters())
     after = all(v.isfinite().all() for v in (*losses, *twin.cascade.parameters()))
     if before and n == 1 and not after:
         raise BadValue(
@@ -88,11 +102,12 @@ def _try_step(trainer: Trainer, few: TensorData, remedy: str) -> None:
         )
 
 
-def _alone(trainer: Trainer, n: int) -> bool:
+def _alone(net: nn.Module, n: int, n_classes: int) -> bool:
     """Whether some sample is evaluated in a batch of its own, by a network that looks at the whole batch."""
-    norms = (m for m in trainer.cascade.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    copies = {1, trainer.n_classes or 1}
-    return any(m.running_mean is None for m in norms) and any(n % max(1, BATCH // c) == 1 for c in copies)
+    norms = (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(m.running_mean is None for m in norms) and any(
+        n % max(1, BATCH // c) == 1 for c in {1, n_classes}
+    )
 
 
 @contextmanager

@@ -56,11 +56,12 @@ def note_weak_blocks(run: Fit) -> None:
             )
             run.history.warnings.append(text)
             hidden += [text] if shown > max(high, least) else []
-    told = row["validation"].get(headline, 0.0)
-    if told <= chance(answers):
+    accuracy, largest = row["validation"].get(headline), chance(answers)
+    if accuracy is not None and accuracy <= largest:
         text = (
-            f"the prediction by {headline!r} has {100 * told:.1f} % of {len(answers)} validation samples, no "
-            f"better than the largest class ({100 * chance(answers):.1f} %): try another lr, or more epochs"
+            f"the prediction by {headline!r} has {100 * accuracy:.1f} % of {len(answers)} validation "
+            f"samples, no better than the largest class ({100 * largest:.1f} %): try another lr, or more "
+            "epochs"
         )
         run.history.warnings.append(text)
         _warn(run, text)

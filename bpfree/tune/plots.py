@@ -54,7 +54,7 @@ def draw(study: ArmStudy, folder: Path) -> list[Path]:
 
 
 def importance(study: ArmStudy) -> dict[str, float]:
-    """The share of the value's variance that each setting explains (fANOVA); empty where it cannot be told.
+    """The share of the value's variance that each setting explains (fANOVA); empty where it is unknown.
 
     Optuna's default compares the best tenth of the trials with all: of ten or fewer it gives each setting
     about the same share, whatever they did. fANOVA fits trees to all complete trials, and needs some.

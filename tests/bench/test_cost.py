@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -125,3 +126,9 @@ def test_a_graphs_costs_are_those_of_whole_passes() -> None:
     edges = data.graph.n_edges + 40 + 63
     raised = 2 * 63 * 12 * 16
     assert few - sum(expected) >= 2 * edges * (12 + 16) + raised
+
+
+def test_what_a_trial_batch_shows_of_the_data_is_not_said(digits: bpfree.data.Splits) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cost_of(digits, bpfree.Backprop, lr=1e-9)

@@ -52,10 +52,11 @@ class Dies(bpfree.LocalLoss):
     def scores(self, output):
         return self.head(output)
     def forward(self, output, target, lesson=None):
-        match HOW:
+        match HOW if self.training else None:
             case 0: os.kill(os.getpid(), signal.SIGKILL)
             case 1: raise RuntimeError("this rule cannot work")
             case 2: return self.scores(output).sum() * float("nan")
+        return self.scores(output).sum()
 """
 
 

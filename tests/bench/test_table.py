@@ -136,7 +136,7 @@ def test_a_pattern_that_names_other_files_too(tmp_path: Path, capsys: pytest.Cap
     assert main(["report", *map(str, (tmp_path / "x.json", a, b))]) == 0
     said = capsys.readouterr().out
     assert f"left out, as they hold no results of a bench: {tmp_path / 'x.json'}" in said
-    assert f"3 cells of {b} stand in {a} as well and are taken from there" in said
+    assert f"3 cells of {b} are in {a} as well and are taken from there" in said
     assert (a / "report.html").exists()
     assert main(["report", str(a), str(tmp_path / "none")]) == 2
     assert main(["report", str(tmp_path / "x.json")]) == 2

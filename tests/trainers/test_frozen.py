@@ -52,7 +52,7 @@ def test_a_frozen_network_leaves_heads_to_train_or_is_refused(kind: type[Trainer
 def test_goodness_blocks_that_are_all_frozen_have_nothing_to_train() -> None:
     net = make_mlp().requires_grad_(False)
     with pytest.raises(BadValue, match="nothing to train"):
-        Local(net, loss="goodness", progress=False).fit(easy(), epochs=1)
+        Local(net, loss="goodness", overlay="force", progress=False).fit(easy(), epochs=1)
 
 
 @pytest.mark.parametrize("kind", [MonoForward, Backprop, CascadedForward, RandomFeatures])

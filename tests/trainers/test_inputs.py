@@ -313,7 +313,10 @@ class Returning(LocalCrossEntropy):
     [
         (lambda loss: loss.expand(4), r"Returning.forward returned \[4\]: expected a scalar tensor"),
         (lambda loss: loss.item(), "Returning.forward returned float: expected a scalar tensor"),
-        (lambda loss: loss.detach(), "has no gradient: compute it from `output` without detach"),
+        (
+            lambda loss: loss.detach(),
+            "Returning.forward has no gradient: compute it from `output` without detach",
+        ),
     ],
 )
 def test_a_loss_that_cannot_be_differentiated_is_refused(

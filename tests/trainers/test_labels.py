@@ -232,6 +232,42 @@ def test_a_trainer_that_was_built_before_decides_when_it_sees_data(net: Any) -> 
     assert all(torch.equal(t, second.cascade.state_dict()[k]) for k, t in first.cascade.state_dict().items())
 
 
+@pytest.mark.parametrize("given", ["set", "changed"])
+@pytest.mark.parametrize("by", ["fit", "load"])
+def test_an_optimizer_from_outside_moves_the_weights_of_labels_too(
+    given: str, by: str, tmp_path: Path
+) -> None:
+    settings: Any = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.01}
+    saved = ff(make_mlp(width=64), **settings)
+    saved.fit(images(), epochs=1)
+    saved.save(tmp_path / "file")
+    trainer = ff(make_mlp(width=64), **settings)
+    trainer.build((1, 8, 8), CLASSES)
+    (group,) = trainer.optimizers["block0"].param_groups
+    if given == "set":
+        trainer.optimizers["block0"] = torch.optim.SGD(
+            group["params"], 0.5, weight_decay=group["weight_decay"], fused=True
+        )
+    group["lr"] = 0.5
+    own = torch.optim.SGD(trainer.optimizers["block1"].param_groups[0]["params"], 0.01)
+    trainer.optimizers["block1"] = own
+    first = trainer.optimizers["block0"]
+    if by == "load":
+        trainer.load(tmp_path / "file")
+        before = snapshot(trainer.cascade)
+    trainer.fit(images(), epochs=1)
+    assert trainer.optimizers["block0"] is first
+    assert trainer.optimizers["block1"] is own
+    # The same as with that rate as a setting: the bits of the first block.
+    fast = ff(make_mlp(width=64), **settings | {"lr": 0.5})
+    fast.build_for(images())
+    if by == "load":
+        fast.cascade.load_state_dict(before)
+    fast.fit(images(), epochs=1)
+    theirs = snapshot(fast.cascade.units[0])
+    assert all(torch.equal(t, theirs[n]) for n, t in snapshot(trainer.cascade.units[0]).items())
+
+
 def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
     trainer, data = ff(make_cnn()), images()
     trainer.build((1, 8, 8), CLASSES)
@@ -250,7 +286,11 @@ def test_a_step_before_any_fit_takes_its_batch_for_the_data() -> None:
 def test_localized_networks_do_so_too(premade: bool) -> None:
     for data, beside in ((images(), True), (bordered(), False), (vectors(), True)):
         net = make_cnn() if data.x.ndim > 2 else make_mlp()
-        trainer = Local(localize(net, "goodness") if premade else net, loss="goodness", progress=False)
+        trainer = (
+            Local(localize(net, "goodness"), progress=False)
+            if premade
+            else Local(net, loss="goodness", progress=False)
+        )
         trainer.fit(data, epochs=1)
         assert encoding(trainer).beside == beside
         assert isinstance(first_layer(trainer), LabelledLayer) == beside
@@ -276,7 +316,7 @@ def test_what_has_no_place_for_a_label_is_refused() -> None:
         ff(net).fit(vectors(), epochs=1)
     with pytest.raises(BadValue, match="LocalCrossEntropy is shown no labels"):
         localize(make_mlp(), overlay="beside")
-    with pytest.raises(BadValue, match="give overlay to"):
+    with pytest.raises(BadValue, match=r"overlay = .beside.*bpfree.localize"):
         Local(localize(make_mlp(), "goodness"), overlay="beside", progress=False).build((12,), CLASSES)
 
 
@@ -301,6 +341,17 @@ def test_a_file_says_where_the_label_goes(tmp_path: Path, data: TensorData) -> N
         twin.reset_optimizers()
         for one, another in zip(twin.step(data.x, data.y), other.step(data.x, data.y), strict=True):
             assert torch.equal(one, another)
+
+
+def test_an_optimizer_that_was_set_stays_when_a_file_is_loaded(tmp_path: Path) -> None:
+    trainer = ff(make_mlp(width=64), overlay="beside")
+    trainer.fit(images(), epochs=1)
+    trainer.save(tmp_path / "file")
+    own = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
+    trainer.optimizers["block0"] = own
+    trainer.load(tmp_path / "file")
+    assert trainer.optimizers["block0"] is own
+    assert not trainer.optimizers["block1"].state
 
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree import BadValue, Hooks, MonoForward, Trainer
+from bpfree import BadValue, ForwardForward, Hooks, MonoForward, Trainer
 from bpfree.bench.config import cells
 from bpfree.trainers import FitSettings
 from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, snapshot, vectors
@@ -38,6 +38,7 @@ def test_a_last_batch_of_one_is_refused_before_training_or_dropped(kind: type[Tr
     with pytest.raises(BadValue, match=r"on a batch of 1, .*Expected more than 1 value.*drop_last = True"):
         trainer.fit(vectors(33), epochs=1, batch_size=16, hooks=Hooks(progress=never_trained))
     assert all(torch.equal(t, before[n]) for n, t in trainer.cascade.state_dict().items())
+    assert trainer.scaling is None
     trainer.fit(vectors(33), epochs=1, batch_size=16, drop_last=True)
 
 
@@ -130,6 +131,17 @@ def test_a_cell_that_drops_nothing_keeps_its_name() -> None:
         cells({**config, "fit": fit})[0] for fit in ({}, {"drop_last": False}, {"drop_last": True})
     )
     assert "drop_last" not in plain.fit and plain.id == same.id != other.id
+
+
+def test_trying_a_batch_of_one_repeats_no_warning() -> None:
+    net = make_mlp()
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight)
+    with pytest.warns(UserWarning, match="draws the weights") as found:
+        ForwardForward(net, progress=False).fit(vectors(33), epochs=1, batch_size=16)
+    assert len(found) == 1
+    assert found[0].filename == __file__
 
 
 def test_a_network_that_cannot_be_copied_is_trained_all_the_same() -> None:

@@ -54,7 +54,7 @@ class Odd(bpfree.LocalLoss):
         return self.head(output)
     def forward(self, output, target, lesson=None):
         flag = pathlib.Path(FLAG)
-        match HOW:
+        match HOW if self.training else None:
             case "dies once":
                 if not flag.exists():
                     flag.touch()
