@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.data import GraphData, TensorData
+from bpfree.data._convert import as_tensor, is_array
 from bpfree.graph import Graph
 from bpfree.graph_encodings import GraphEncoding, LabelledGraphs
 from bpfree.nn import GNN
@@ -193,8 +194,9 @@ class GraphTrainer(Trainer):
         """The class of each sample, ``[B]``.
 
         Args:
-            x: Numbers of nodes ``[B]`` of the training graph, pairs of them ``[B, 2]``, or a mask ``[n]``;
-                or `bpfree.data.GraphData`, on any graph, whose labels are not looked at.
+            x: Numbers of nodes ``[B]`` of the training graph, pairs of them ``[B, 2]``, or a mask ``[n]``, as
+                a tensor or NumPy array; or `bpfree.data.GraphData`, on any graph, whose labels are not looked
+                at.
 
         Returns:
             Classes; of pairs 1 where the mean of the probabilities says that it is an edge, else 0.
@@ -204,10 +206,11 @@ class GraphTrainer(Trainer):
         """
         if isinstance(x, GraphData):
             data = self._data(x)
-        elif isinstance(x, Tensor) and x.ndim:
+        elif is_array(x) and x.ndim:
+            x = as_tensor(x, "x")
             data = self._data(self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
         else:
-            raise BadValue(f"x is {x!r}: expected a tensor [B] of numbers of nodes, or GraphData")
+            raise BadValue(f"x is {x!r}: expected a tensor or array [B] of numbers of nodes, or GraphData")
         headline = self.cascade.headline
         with self.running():
             scores = make_evaluator(self.cascade, data).scores([headline])[headline]

@@ -45,6 +45,8 @@ def identity(
     found: dict[str, Any] = {"trainer": trainer.id, "seed": trainer.seed}
     found |= asdict(trainer.settings) | {f"fit.{name}": value for name, value in asdict(fit).items()}
     found["network"] = _digest([shapes, repr(cascade), str(trainer.dtype)])
+    if frozen := [name for name, p in cascade.named_parameters() if not p.requires_grad]:
+        found["frozen parameters"] = frozen
     for part, data in (("train", train), ("validation", validation)):
         *told, digest = [None] if data is None else data.content()
         names = ("name", "samples", "shape", "augment", "mean", "std")

@@ -124,6 +124,21 @@ def test_a_learning_rate_that_was_changed_by_hand_is_part_of_the_run(tmp_path: P
         run(0.03)
 
 
+def test_a_run_with_other_frozen_layers_is_another_run(tmp_path: Path) -> None:
+    def run(name: str, freeze: bool) -> int:
+        net = make_mlp()
+        next(net.parameters()).requires_grad_(not freeze)
+        return MonoForward(net, progress=False).fit(vectors(), epochs=1, checkpoint=tmp_path / name).resumed
+
+    assert run("free", False) == 0
+    frozen = r"frozen parameters is None there and \['blocks.0.body.1.weight'\] here"
+    with pytest.raises(BadValue, match=frozen):
+        run("free", True)
+    assert [run("frozen", True), run("frozen", True)] == [0, 1]
+    with pytest.raises(BadValue, match="frozen parameters"):
+        run("frozen", False)
+
+
 def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "run"
     MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, checkpoint=path)

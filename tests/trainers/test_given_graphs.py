@@ -288,6 +288,8 @@ def test_nodes_are_asked_about_by_numbers_or_by_a_mask() -> None:
     mask[REST] = True
     assert torch.equal(trainer.predict(mask), trainer.predict(REST))
     assert torch.equal(trainer.predict(torch.tensor([7, 3, 7])), trainer.predict(torch.arange(60))[[7, 3, 7]])
+    assert torch.equal(trainer.predict(mask.numpy()), trainer.predict(mask))
+    assert torch.equal(trainer.predict(torch.arange(60).numpy()), trainer.predict(torch.arange(60)))
     for bad, word in (
         (torch.tensor([60]), "60"),
         (torch.tensor([-1]), "-1"),
