@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from bpfree._errors import BadValue, BpfreeError
 from bpfree._memory import check_memory
@@ -219,7 +220,8 @@ class Block(nn.Module):
     def hold(self) -> None:
         """Keep in evaluation mode, from now on, what is in it now and frozen.
 
-        That is a module with parameters, all of them frozen, with all that is inside; and the whole body,
+        That is a module with parameters, all of them frozen, with all that is inside; a normalization without
+        parameters beside layers in training mode; and the whole body,
         front or head, with layers that have no parameters, if that holds for every module in it that has
         some.
         """
@@ -245,7 +247,11 @@ def _still(part: nn.Module) -> list[nn.Module]:
     if own and not any(m.training for m in own) and not _learns(part):
         return [part]
     having = (m for m in part.modules() if next(m.parameters(), None) is not None)
-    return [m for m in having if not m.training and not _learns(m)]
+    held = [m for m in having if not m.training and not _learns(m)]
+    if any(m.training for m in part.modules()):
+        # Beside layers in training mode, a normalization that has statistics alone was set so on purpose.
+        held += [m for m in part.modules() if isinstance(m, _NormBase) and not m.affine and not m.training]
+    return held
 
 
 def _check_value(loss: LocalLoss, value: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -49,6 +50,7 @@ def main(
     # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    warnings.formatwarning = lambda message, *_, **__: f"{cell.arm}, seed {cell.seed}: {message}\n"
     try:
         row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
@@ -70,6 +72,7 @@ def check(cells: Sequence[Cell], pipe: Connection, lifeline: Connection) -> None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    warnings.simplefilter("ignore")  # the cells will warn of it
     loaded: dict[str, Splits] = {}
     for cell in cells:
         try:

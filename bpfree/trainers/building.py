@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
@@ -257,6 +259,22 @@ class Builder(ABC):
         for module in (self.net, self._cascade or self.net):
             detach_computed(module)
         return self.__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Builder:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for module in (self.net, self._cascade or self.net):
+            for name, part in module.named_modules():
+                if is_parametrized(part):
+                    raise BadValue(
+                        f"{name or type(part).__name__} is parametrized, which torch does not pickle: use "
+                        "save and load, or torch.nn.utils.parametrize.remove_parametrizations first"
+                    )
+        return super().__reduce_ex__(protocol)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copy, or what was pickled: without the optimizers' hooks, and not compiled."""

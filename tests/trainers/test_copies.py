@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from bpfree import Autoencoder, CounterCurrentLearning, ForwardForward, MonoForward, Trainer
+from bpfree import Autoencoder, BadValue, CounterCurrentLearning, ForwardForward, MonoForward, Trainer
 from bpfree.trainers import TRAINERS, GraphTrainer
 from tests.helpers import PLAIN_TRAINERS, images, make_cnn, make_gnn, make_mlp, nodes, snapshot, vectors
 
@@ -97,3 +98,17 @@ def test_a_trainer_on_a_graph_is_copied(kind: type[Trainer], copied: Callable[[T
         one.fit(nodes(), epochs=2)
     ours, theirs = snapshot(trainer.cascade), snapshot(twin.cascade)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_parametrized_network_is_copied_and_not_pickled() -> None:
+    net = make_mlp()
+    nn.utils.parametrizations.weight_norm(net[1])
+    trainer = MonoForward(net, progress=False)
+    trainer.fit(vectors(), epochs=1)
+    with pytest.raises(BadValue, match=r"1 is parametrized, which torch does not pickle: use save and load"):
+        pickle.dumps(trainer)
+    twin = copy.deepcopy(trainer)
+    for one in (trainer, twin):
+        one.fit(vectors(), epochs=1)
+    for ours, theirs in zip(trainer.cascade.parameters(), twin.cascade.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -138,3 +138,20 @@ def test_a_frozen_layer_is_not_drawn_anew() -> None:
     trainer.build((12,), CLASSES)
     assert torch.equal(net[1].weight, before["1.weight"])  # type: ignore[arg-type]
     assert not torch.equal(net[3].weight, before["3.weight"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [MonoForward, Backprop, CascadedForward])
+def test_a_norm_without_parameters_that_was_put_into_evaluation_mode_keeps_its_statistics(
+    kind: type[Trainer],
+) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(12, affine=False), *make_mlp())
+    net[0].eval()
+    before = net[0].running_mean.clone()  # type: ignore[operator, union-attr]
+    trainer = kind(net, progress=False)
+    for _ in range(2):
+        trainer.fit(easy(), epochs=1)
+    assert torch.equal(net[0].running_mean, before)  # type: ignore[arg-type]
+    training = nn.Sequential(nn.BatchNorm1d(12, affine=False), *make_mlp())
+    other = kind(training, progress=False)
+    other.fit(easy(), epochs=1)
+    assert not torch.equal(training[0].running_mean, before)  # type: ignore[arg-type]
