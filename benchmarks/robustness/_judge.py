@@ -90,7 +90,10 @@ class Watch:
 
     def _on_step(self, *_: Any) -> None:
         if not self.steps and self._follow is not None:
-            self.first = _copied(self._follow())
+            try:
+                self.first = _copied(self._follow())
+            except bpfree.BadValue:
+                return  # a copy is tried, and the trainer is not built yet
         self.steps += 1
 
 
