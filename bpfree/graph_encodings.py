@@ -127,12 +127,20 @@ class GraphEncoding(Encoding):
 
         The order of the samples says nothing where all are there: then it is always the same one.
         """
-        whole = len(x) == len(self.ids)
-        if x is self.ids or (whole and torch.equal(x.sort().values, self.ids.sort().values)):
+        if self._are_all(x, y):
             if self._all is None:
                 self._all = self.rows(self.ids)
             return self._all, self.targets(self.y), True
         return self.rows(x), self.targets(y), False
+
+    def _are_all(self, x: Tensor, y: Tensor) -> bool:
+        """Whether the samples ``x`` with labels ``y`` are all training samples, in any order."""
+        if x is self.ids and y is self.y:
+            return True
+        if len(x) != len(self.ids):
+            return False
+        order, own = x.argsort(), self.ids.argsort()
+        return torch.equal(x[order], self.ids[own]) and torch.equal(y[order], self.y[own])
 
     def targets(self, y: Tensor) -> Tensor:
         """What a loss is told of the labels ``y [B]``."""

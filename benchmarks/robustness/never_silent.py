@@ -55,6 +55,12 @@ KINDS = (
 )
 
 
+def _anywhere(text: str) -> str:
+    """``text`` without the names of this machine's interpreter and of temporary folders."""
+    text = text.replace(sys.executable, "python")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+", "FOLDER", text)
+
+
 def all_cases() -> list[Case]:
     """The cases of all kinds."""
     modules = (importlib.import_module(f"benchmarks.robustness.{kind}") for kind in KINDS)
@@ -97,8 +103,7 @@ def figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "net": found.case.net,
                 "input": found.case.input,
                 "outcome": str(found.outcome),
-                # The names of temporary folders are others in each run.
-                "said": re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+", "FOLDER", found.reason),
+                "said": _anywhere(found.reason),
             }
             for found in verdicts
         ],

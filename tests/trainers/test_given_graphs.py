@@ -485,3 +485,23 @@ def test_the_smallest_graphs_train() -> None:
             trainer.fit(data, epochs=1, batch_size=100)
             assert trainer.predict(data).shape == (n,)
             assert scores(trainer, data).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [ForwardGNN, BackpropGNN, HopMLP])
+def test_a_step_on_all_nodes_uses_the_labels_that_it_is_given(kind: Any) -> None:
+    other_labels = (TRAIN.y + 1) % CLASSES
+    turned = torch.arange(len(TRAIN)).flip(0)
+    found = []
+    for x, y in (
+        (TRAIN.ids, TRAIN.y),
+        (TRAIN.ids[turned], TRAIN.y[turned]),
+        (TRAIN.ids, other_labels),
+        (TRAIN.ids[:-1], other_labels[:-1]),
+    ):
+        trainer = kind(make_gnn(), progress=False)
+        trainer.build_for(TRAIN)
+        found.append(trainer.step(x, y, 0)[0].item())
+    assert found[0] == found[1]
+    assert abs(found[2] - found[0]) > 1e-4
+    # One node less is a loss of nearly the same.
+    assert abs(found[3] - found[2]) < abs(found[2] - found[0])
