@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
@@ -57,6 +58,10 @@ def _sides(maps: Tensor, limit: int) -> list[int]:
     return next((found for found in sides if maps.shape[1] * math.prod(found) <= limit), [1] * len(sizes))
 
 
+#: Layers that make probabilities of scores.
+NORMALIZED = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.Sigmoid, nn.Hardsigmoid)
+
+
 @register_loss("mono_forward")
 class LocalCrossEntropy(LocalLoss):
     """Softmax cross-entropy of a projection of the block's output (Gong et al., arXiv 2501.09238).
@@ -98,6 +103,13 @@ class LocalCrossEntropy(LocalLoss):
             projection = nn.Linear(features(output).shape[1], n_classes, bias=self.bias)
             self.head = nn.Sequential(*features, projection).to(output.device)
             return
+        last = list(self.head.modules())[-1]
+        if isinstance(last, NORMALIZED):
+            warnings.warn(
+                f"the output layer ends in {type(last).__name__}: cross-entropy normalizes scores by itself, "
+                "and hardly learns from scores in 0..1; leave it out",
+                stacklevel=2,
+            )
         width = list(self.head(output).shape[1:])
         if width != [n_classes]:
             raise BadValue(

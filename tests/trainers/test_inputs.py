@@ -329,3 +329,14 @@ def test_a_loss_that_cannot_be_differentiated_is_refused(
     with pytest.raises(BadValue, match=message):
         Local(cascade, progress=False).fit(vectors(), epochs=1)
     assert all(torch.equal(cascade.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("kind", [Backprop, MonoForward])
+def test_a_network_that_ends_in_probabilities_is_warned_about_once(kind: type[Trainer]) -> None:
+    net = nn.Sequential(*make_mlp(), nn.Softmax(1))
+    with pytest.warns(
+        UserWarning, match="the output layer ends in Softmax: cross-entropy normalizes"
+    ) as said:
+        kind(net, progress=False).fit(vectors(33), epochs=2, batch_size=16)
+    assert len(said) == 1
+    kind(nn.Sequential(*make_mlp(), nn.LogSoftmax(1)), progress=False).fit(vectors(), epochs=1)
