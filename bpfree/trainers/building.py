@@ -162,6 +162,7 @@ class Builder(ABC):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
+            check_several_classes(cascade, n_classes)
             if place is not None:
                 place(cascade)
             check_weights(cascade, self.net)
@@ -335,6 +336,19 @@ class Builder(ABC):
         if isinstance(self.net, Cascade):
             raise BadValue(f"{self.id} cuts the network itself: pass the module, not a cascade")
         return split(self.net, cut)
+
+
+def check_several_classes(cascade: Cascade, n_classes: int) -> None:
+    """Check that there is something to tell apart.
+
+    Raises:
+        BadValue: If there are fewer than two classes, where accuracy is what counts.
+    """
+    if n_classes < 2 and cascade.encoding.measure == "accuracy":
+        raise BadValue(
+            f"the data have {n_classes} class: expected at least 2; give TensorData(x, y, n_classes=...) if "
+            "other classes have no sample yet"
+        )
 
 
 def _check_backend(name: str | None) -> None:

@@ -20,6 +20,7 @@ from bpfree.graph_encodings import GraphEncoding, LabelledGraphs
 from bpfree.nn import GNN
 from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.base import Trainer
+from bpfree.trainers.building import check_several_classes
 from bpfree.trainers.graph_checks import check_classes, check_scale, check_validation, digest
 from bpfree.trainers.graph_evaluation import make_evaluator
 from bpfree.trainers.history import History
@@ -105,6 +106,7 @@ class GraphTrainer(Trainer):
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 _seeds.seed_global(self.device, self.seed, "heads")
                 cascade = self.make_cascade(graph.n_classes).to(self.device)
+                check_several_classes(cascade, graph.n_classes)
                 few = _two_nodes(graph)
                 cascade.encoding = self.make_encoding(few)
                 cascade.eval().build(few.ids, graph.n_classes, kept_values(self.settings))

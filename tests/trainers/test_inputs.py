@@ -340,3 +340,10 @@ def test_a_network_that_ends_in_probabilities_is_warned_about_once(kind: type[Tr
         kind(net, progress=False).fit(vectors(33), epochs=2, batch_size=16)
     assert len(said) == 1
     kind(nn.Sequential(*make_mlp(), nn.LogSoftmax(1)), progress=False).fit(vectors(), epochs=1)
+
+
+@every
+def test_one_class_is_refused(kind: type[Trainer]) -> None:
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    with pytest.raises(BadValue, match="the data have 1 class: expected at least 2"):
+        kind(net, progress=False).fit((X, torch.zeros_like(Y)), epochs=1)
