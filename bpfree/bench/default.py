@@ -8,8 +8,8 @@ Config = dict[str, Any]
 
 #: Learning rates: to two digits, the winners of configs/tuning/default_digits.yaml, 12 trials for each arm,
 #: controls included, judged on validation data of seeds that the suite does not report
-#: (benchmarks/results/tuning_default/summary.json). That of Forward-Forward was found with the label over the first
-#: pixels of a digit; now it is beside them.
+#: (benchmarks/results/tuning_default/summary.json). That of Forward-Forward was found with the label over the
+#: first pixels of a digit; now it is beside them.
 DIGITS: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
