@@ -221,9 +221,8 @@ class Block(nn.Module):
         """Keep in evaluation mode, from now on, what is in it now and frozen.
 
         That is a module with parameters, all of them frozen, with all that is inside; a normalization without
-        parameters beside layers in training mode; and the whole body,
-        front or head, with layers that have no parameters, if that holds for every module in it that has
-        some.
+        parameters beside layers in training mode; and the whole body, front or head, with layers that have no
+        parameters, if that holds for every module in it that has some.
         """
         parts = (self.front, self.body, *self.loss.children())
         self.held = [m for part in parts if part is not None for m in _still(part)]
@@ -480,7 +479,7 @@ class Cascade(nn.Module):
                 self._check_losses([output for _, output in seen], target)
 
     def _check_losses(self, outputs: Sequence[Tensor], target: Tensor) -> None:
-        """Check that every loss takes its block's output and lesson, and gives a scalar with a gradient.
+        """Check that every loss takes its block's output and feedback, and gives a scalar with a gradient.
 
         Raises:
             BadValue: naming the block.
@@ -494,12 +493,13 @@ class Cascade(nn.Module):
                 except (AssertionError, AttributeError, TypeError):
                     # A loss that needs feedback and is sent none is told of when a run begins.
                     return
-                for block, lesson in zip(self.units, feedback, strict=True):
+                for block, from_above in zip(self.units, feedback, strict=True):
                     own, rest = rest[: len(block.losses)], rest[len(block.losses) :]
-                    lessons = block.lessons(own, target) if isinstance(block, JointBlock) else [lesson]
-                    seen = block.judged(own, target) if isinstance(block, JointBlock) else own
-                    for loss, output, told in zip(block.losses, seen, lessons, strict=True):
-                        _check_value(loss, loss(output, target, told))
+                    received, seen = [from_above], own
+                    if isinstance(block, JointBlock):
+                        received, seen = block.lessons(own, target), block.judged(own, target)
+                    for loss, output, message in zip(block.losses, seen, received, strict=True):
+                        _check_value(loss, loss(output, target, message))
         except BpfreeError:
             raise
         except (RuntimeError, ValueError, IndexError) as error:

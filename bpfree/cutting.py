@@ -47,7 +47,7 @@ def units(model: nn.Module, prefix: str = "") -> Iterator[Unit]:
     children. A module of another kind counts as one unit, and so does a residual block.
     """
     if isinstance(model, nn.Sequential):
-        # `named_children` would leave out a module that stands there for the second time.
+        # `named_children` would leave out a module that occurs a second time.
         for name, child in model._modules.items():
             if child is not None:
                 yield from units(child, f"{prefix}{name}.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses import accuracy
 from bpfree.nn import LengthNorm, StraightThroughReLU, widened
-from bpfree.nn.weights import is_plain
+from bpfree.nn.weights import is_plain, weight_matrices
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -413,8 +413,8 @@ def put_beside(body: nn.Module, n_classes: int) -> nn.Module:
         return nn.Sequential(LabelledLayer(before, first.linear, n_classes), *layers)
     if isinstance(first, DenseRows):
         layers = layers[1:]
-    # Normalization layers have parameters too; what learns from a label has a matrix or kernels.
-    at = next((k for k, m in enumerate(layers) if any(p.ndim > 1 for p in m.parameters())), 0)
+    # Normalization layers have parameters too, whatever their shape.
+    at = next((k for k, m in enumerate(layers) if any(True for _ in weight_matrices(m))), 0)
     layer = layers[at]
     if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
         raise BadValue(

@@ -70,7 +70,7 @@ class GraphEncoding(Encoding):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _memos=WeakValueDictionary(), _stepped=None)
 
-    def stands_on(self, features: Tensor, graph: Graph) -> bool:
+    def shows_graph(self, features: Tensor, graph: Graph) -> bool:
         """Whether these are the features ``[n, F]`` and the edges, in any order, that this encoding shows."""
         own = self.features
         alike = features is own or (features.shape == own.shape and torch.equal(features, own))

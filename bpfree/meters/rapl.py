@@ -18,7 +18,7 @@ IMPOSSIBLE_W = 5000.0
 
 
 class Domain:
-    """One counter of microjoules, which begins anew at ``max_energy_range_uj``, where the system tells it."""
+    """One counter of microjoules, which begins anew at ``max_energy_range_uj``, where the system gives it."""
 
     def __init__(self, folder: Path) -> None:
         kind = (folder / "name").read_text().strip()

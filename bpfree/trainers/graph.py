@@ -241,7 +241,7 @@ class GraphTrainer(Trainer):
         self._given(data)
 
     def _saved_state(self) -> dict[str, Any]:
-        """That of `Trainer`, with what tells the training graph, where predictions depend on it."""
+        """That of `Trainer`, with what identifies the training graph, where predictions depend on it."""
         state, encoding = super()._saved_state(), self._encoding
         if encoding.knows_labels:
             state["graph"] = digest(self.bound)

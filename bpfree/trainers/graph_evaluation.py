@@ -196,7 +196,7 @@ def _graph_evaluator(
     def other() -> GraphEncoding:
         return encoding.beside(data.features, data.graph)
 
-    if not encoding.stands_on(data.features, data.graph):
+    if not encoding.shows_graph(data.features, data.graph):
         return GraphEvaluator(cascade, data, cache, store, other())
     told = torch.isin(data.ids, encoding.ids) if encoding.tells_labels else None
     if told is None or not told.any():

@@ -320,6 +320,15 @@ def test_what_has_no_place_for_a_label_is_refused() -> None:
         Local(localize(make_mlp(), "goodness"), overlay="beside", progress=False).build((12,), CLASSES)
 
 
+def test_a_norm_over_several_dimensions_is_no_layer_for_a_label() -> None:
+    net = nn.Sequential(nn.LayerNorm([1, 8, 8]), *make_cnn())
+    trainer = ff(net, overlay="beside")
+    trainer.fit(images(), epochs=1)
+    first = first_layer(trainer)
+    assert isinstance(first, LabelledLayer) and isinstance(first.layer, nn.Conv2d)
+    assert [type(m) for m in first.before] == [nn.LayerNorm]
+
+
 # ---- files -----------------------------------------------------------------------------------------------
 
 
