@@ -1,0 +1,41 @@
+import math
+import sys
+import types
+
+import pytest
+
+from bpfree._renamed import module_getattr, with_new_keys
+
+
+def test_an_old_attribute_is_the_new_one_with_a_warning() -> None:
+    module = types.ModuleType("renamed_here")
+    module.new = object()  # type: ignore[attr-defined]
+    sys.modules["renamed_here"] = module
+    get = module_getattr("renamed_here", {"old": "new", "moved": "math:tau"})
+    try:
+        with pytest.warns(FutureWarning, match=r"renamed_here\.old is now renamed_here\.new"):
+            assert get("old") is module.new  # type: ignore[attr-defined]
+        with pytest.warns(FutureWarning, match=r"renamed_here\.moved is now math\.tau"):
+            assert get("moved") == math.tau
+        with pytest.raises(AttributeError, match="no attribute 'other'"):
+            get("other")
+    finally:
+        del sys.modules["renamed_here"]
+
+
+def test_old_keys_become_new_ones_in_place() -> None:
+    with pytest.warns(FutureWarning, match=r"net\.colour is now net\.color"):
+        assert list(with_new_keys({"a": 1, "colour": 2, "b": 3}, {"colour": "color"}, "net").items()) == [
+            ("a", 1),
+            ("color", 2),
+            ("b", 3),
+        ]
+
+
+def test_an_old_and_a_new_key_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="give color alone"):
+        with_new_keys({"colour": 1, "color": 2}, {"colour": "color"})
+
+
+def test_new_keys_alone_give_no_warning() -> None:
+    assert with_new_keys({"color": 2}, {"colour": "color"}) == {"color": 2}
