@@ -39,7 +39,7 @@ from torch import Tensor
 import bpfree
 from benchmarks._record import changes, record
 from bpfree.data import GraphData
-from bpfree.graph import Graph, unit_rows
+from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.meters import saved_for_backward
 
 FEATURES, HIDDEN, CLASSES, EPOCHS = 128, 128, 10, 100

@@ -11,8 +11,10 @@ from bpfree._errors import (
     WireError,
     WorkerLost,
 )
-from bpfree.cascade import Block, Cascade, JointBlock
-from bpfree.cutting import localize, split
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.localize import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
     Autoencoder,

@@ -12,8 +12,8 @@ from torch import nn
 
 import bpfree
 from bpfree.data import GraphData, TensorData
-from bpfree.graph import Graph
-from bpfree.nn.graph import GraphKind
+from bpfree.graphs.graph import Graph
+from bpfree.graphs.layers import GraphKind
 from bpfree.trainers import TRAINERS, GraphTrainer
 from bpfree.trainers.physical import PhysicalTrainer
 

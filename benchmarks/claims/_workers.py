@@ -50,7 +50,7 @@ class Spec:
         seed: Of everything.
         micro: Micro-batches of a pipelined backward pass.
         checkpoint: Where the workers' checkpoints go; None for none.
-        save_every: See `bpfree.schedules.Pipeline`.
+        save_every: See `bpfree.distributed.workers.Pipeline`.
     """
 
     arm: str

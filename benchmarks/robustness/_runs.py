@@ -24,7 +24,7 @@ from torch import nn
 import bpfree
 from bpfree import BpfreeError, Checkpoint, Hooks
 from bpfree.data import GraphData, TensorData
-from bpfree.graph import Graph
+from bpfree.graphs.graph import Graph
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
 from bpfree.physics import Device, MultimodeFibre
 from bpfree.trainers import TRAINERS, get_trainer

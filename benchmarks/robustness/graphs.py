@@ -25,7 +25,7 @@ from benchmarks.robustness._case import (
 from benchmarks.robustness._compare import trainer_of
 from benchmarks.robustness._judge import Watch
 from bpfree.data import GraphData
-from bpfree.graph import Graph
+from bpfree.graphs.graph import Graph
 
 found = Cases()
 TRAINERS = ("forward_gnn", "backprop_gnn", "hop_mlp", "hop_ridge")

@@ -24,8 +24,8 @@ from benchmarks.robustness._compare import (
 from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
+from bpfree.core.readouts import make_readouts
 from bpfree.losses import LocalCrossEntropy, LocalLoss
-from bpfree.readouts import make_readouts
 
 found = Cases()
 

@@ -27,13 +27,13 @@ from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
 from bpfree.bench.results import SCHEMA, Row
 from bpfree.bench.sections import PhysicalNetConfig, net_config
-from bpfree.cascade import Cascade
+from bpfree.core.cascade import Cascade
 from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
+from bpfree.engine.weak_blocks import chance
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.inputs import find_device
-from bpfree.trainers.weak_blocks import chance
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
 Job = Callable[[Cell, Path, float, Callable[..., None]], Row]

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from bpfree._errors import BadValue
-from bpfree.graph import Graph, positive
+from bpfree.graphs.graph import Graph, positive
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +76,7 @@ class GraphData:
         if not isinstance(self.graph, Graph):
             raise BadValue(
                 f"{self.name}: graph is a {type(self.graph).__name__}; expected "
-                "bpfree.graph.Graph(edge_index, n_nodes)"
+                "bpfree.graphs.graph.Graph(edge_index, n_nodes)"
             )
         n = self.graph.n_nodes
         for what in ("features", "ids", "y"):

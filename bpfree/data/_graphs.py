@@ -14,7 +14,7 @@ from torch import Tensor
 from bpfree._errors import BadValue, DataNotFound
 from bpfree.data._graph_data import GraphData
 from bpfree.data._sources import ROOT_VARIABLE, data_root, may_download, read_digits
-from bpfree.graph import Graph
+from bpfree.graphs.graph import Graph
 
 Split = Literal["folds", "public", "links"]
 

@@ -1,7 +1,6 @@
 """`LocalLoss` and one file per objective."""
 
-from bpfree.losses._base import LocalLoss, accuracy
-from bpfree.losses._registry import loss_names, loss_options, make_loss, register_loss
+from bpfree.losses.base import LocalLoss, accuracy
 from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
@@ -13,6 +12,7 @@ from bpfree.losses.pair_cosine import PairCosine
 from bpfree.losses.pairs import PairScore, TopToInputPairs, pair_dot
 from bpfree.losses.prototypes import ClassPrototypes, PrototypeGoodness, TopToInput, TopToLoss
 from bpfree.losses.reconstruction import MapPair, Reconstruction
+from bpfree.losses.registry import loss_names, loss_options, make_loss, register_loss
 from bpfree.losses.ridge import RidgeAccumulator
 from bpfree.losses.similarity import PredSim
 from bpfree.losses.sparsemax import LocalSparsemax, sparsemax

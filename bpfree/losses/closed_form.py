@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree._memory import check_memory
-from bpfree.losses._base import LocalLoss
-from bpfree.losses._registry import register_loss
+from bpfree.losses.base import LocalLoss
 from bpfree.losses.cross_entropy import FEATURES, flat_features
 from bpfree.losses.dual_ridge import DualRidge
+from bpfree.losses.registry import register_loss
 from bpfree.losses.ridge import RidgeAccumulator
 
 LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses._base import LocalLoss
+from bpfree.losses.base import LocalLoss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
 from bpfree.nn import widened
 from bpfree.nn._closed_form import body_gradients

@@ -11,8 +11,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses._base import LocalLoss
-from bpfree.losses._registry import register_loss
+from bpfree.losses.base import LocalLoss
+from bpfree.losses.registry import register_loss
 from bpfree.nn import FeaturesFirst, MapPool, RootMeanSquarePool
 from bpfree.nn.weights import is_plain
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree import _seeds
-from bpfree.losses._base import LocalLoss
+from bpfree.losses.base import LocalLoss
 
 
 class DirectFeedback(LocalLoss):

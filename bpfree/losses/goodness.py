@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.losses._base import LocalLoss
-from bpfree.losses._registry import register_loss
+from bpfree.losses.base import LocalLoss
+from bpfree.losses.registry import register_loss
 from bpfree.nn import widened
 
 

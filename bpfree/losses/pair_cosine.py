@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.losses._base import LocalLoss
+from bpfree.losses.base import LocalLoss
 
 Reference = Literal["gaussian", "rademacher"]
 

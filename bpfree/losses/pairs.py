@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpfree.graph import Ends
-from bpfree.losses._base import LocalLoss
+from bpfree.graphs.nodes import Ends
+from bpfree.losses.base import LocalLoss
 from bpfree.losses.goodness import balanced_mean
 
 #: Pairs whose products are held at once.

@@ -10,10 +10,10 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.graph import unit_rows
-from bpfree.losses._base import LocalLoss
-from bpfree.losses._registry import register_loss
+from bpfree.graphs.graph import unit_rows
+from bpfree.losses.base import LocalLoss
 from bpfree.losses.cross_entropy import FEATURES, Pooling, flat_features
+from bpfree.losses.registry import register_loss
 from bpfree.nn import widened
 
 Similarity = Literal["dot", "cosine"]

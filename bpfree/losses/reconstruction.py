@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses._base import LocalLoss
+from bpfree.losses.base import LocalLoss
 
 
 class Reconstruction(LocalLoss):

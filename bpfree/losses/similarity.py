@@ -11,8 +11,8 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses._registry import register_loss
 from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
+from bpfree.losses.registry import register_loss
 from bpfree.nn import FeaturesFirst, widened
 
 #: By the number of axes of an output.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bpfree.losses._registry import register_loss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
+from bpfree.losses.registry import register_loss
 from bpfree.nn import widened
 
 

@@ -1,8 +1,8 @@
 """Bodies: networks and the small layers that they are made of."""
 
+from bpfree.graphs.layers import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
 from bpfree.nn.autoencoder import autoencoder
 from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
-from bpfree.nn.graph import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
 from bpfree.nn.layers import (
     FeaturesFirst,
     LengthNorm,

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree import _seeds
-from bpfree.cascade import Rows
+from bpfree._rows import Rows
+from bpfree.core.block import descend
 from bpfree.data import TensorData, as_data
-from bpfree.schedules import descend
 from bpfree.testing._common import MakeTrainer, assert_same_bits, assert_same_history
 from bpfree.trainers import Backprop, Trainer
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bpfree import _seeds
-from bpfree.cascade import Block, Cascade, JointBlock, Rows
+from bpfree._rows import Rows
+from bpfree.core.block import Block, descend
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.sharing import parts_of, shared_weights
 from bpfree.nn.weights import weight_matrices
-from bpfree.schedules import descend
-from bpfree.sharing import parts_of, shared_weights
 from bpfree.trainers import LEVELS, Trainer
 
 Names = set[str]

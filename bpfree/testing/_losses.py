@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.data import TensorData
+from bpfree.engine.feedback_check import warn_without_feedback
 from bpfree.losses import make_loss
 from bpfree.nn import mlp
 from bpfree.testing._agreement import assert_schedules_agree
@@ -21,7 +22,6 @@ from bpfree.testing._locality import assert_local, assert_locality
 from bpfree.testing._quiet import assert_nothing_fails_quietly
 from bpfree.testing._reproducible import assert_resumes, assert_same_seed_same_run
 from bpfree.trainers import Local, Trainer
-from bpfree.trainers.feedback import warn_without_feedback
 
 CLASSES, SAMPLES = 3, 40
 

@@ -1,17 +1,18 @@
 """Trainers: each family is a named point in the space of encoding, objective, locality, schedule, readout."""
 
+from bpfree.engine.history import History
+from bpfree.engine.loop import CALIBRATION_SAMPLES, Checkpoint, Hooks
+from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.trainers.autoencoder import Autoencoder
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint
 from bpfree.trainers.base import LEVELS, Trainer
 from bpfree.trainers.cascaded_forward import CascadedForward
 from bpfree.trainers.counter_current import CounterCurrentLearning
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment
-from bpfree.trainers.fitting import CALIBRATION_SAMPLES, Checkpoint, Hooks
 from bpfree.trainers.forward_forward import ForwardForward
 from bpfree.trainers.forward_gnn import ForwardGNN
 from bpfree.trainers.graph import GraphTrainer
 from bpfree.trainers.graph_controls import BackpropGNN, HopMLP, HopRidge
-from bpfree.trainers.history import History
 from bpfree.trainers.local import Local, MonoForward, RandomFeatures
 from bpfree.trainers.physical import Physical
 from bpfree.trainers.physical_baselines import (
@@ -21,7 +22,6 @@ from bpfree.trainers.physical_baselines import (
     PhysicalSPSA,
 )
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
-from bpfree.trainers.settings import FitSettings, TrainerSettings
 from bpfree.trainers.space import Choice, Dimension, Range, Space, meant
 
 for _kind in (

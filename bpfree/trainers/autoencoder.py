@@ -10,13 +10,15 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade, JointBlock, descend
-from bpfree.encodings import Reconstruct
+from bpfree.core.block import Block, descend
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.readouts import BlockReadout
+from bpfree.encodings.base import Reconstruct
+from bpfree.engine.settings import TrainerSettings, make_optimizer
 from bpfree.losses import MapPair, Reconstruction
 from bpfree.nn.autoencoder import twin
-from bpfree.readouts import BlockReadout
 from bpfree.trainers.base import Trainer, level_of
-from bpfree.trainers.settings import TrainerSettings, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

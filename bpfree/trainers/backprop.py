@@ -9,13 +9,15 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 from torch import nn
 
-from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.readouts import BlockReadout, make_readouts
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import LocalCrossEntropy
 from bpfree.losses.cross_entropy import FEATURES
-from bpfree.readouts import BlockReadout, make_readouts
 from bpfree.trainers.base import Trainer, level_of
 from bpfree.trainers.local import HeadFeatures, HeadPool, local_heads
-from bpfree.trainers.settings import TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
 

@@ -13,25 +13,29 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
+from bpfree._feature_store import Store
 from bpfree._settings import validate
-from bpfree.cascade import Cascade
+from bpfree.core.cascade import Cascade
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
-from bpfree.encodings import LabelOverlay
-from bpfree.schedules import Pipeline, Store, Workers, crew, step
-from bpfree.trainers import checkpoint as ckpt
-from bpfree.trainers import saving
+from bpfree.distributed.pipelined import Workers
+from bpfree.distributed.start import crew
+from bpfree.distributed.workers import Pipeline
+from bpfree.encodings.label_overlay import LabelOverlay
+from bpfree.engine import checkpoint as ckpt
+from bpfree.engine import saving
+from bpfree.engine.history import History
+from bpfree.engine.loop import Fit
+from bpfree.engine.optimizers import update_readout
+from bpfree.engine.run_state import Checkpoint, Hooks
+from bpfree.engine.settings import FitSettings, set_lr
+from bpfree.engine.step import step
+from bpfree.graphs.evaluation import make_evaluator
 from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
-from bpfree.trainers.fitting import Fit
-from bpfree.trainers.graph_evaluation import make_evaluator
-from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
-from bpfree.trainers.optimizers import update_readout
 from bpfree.trainers.progress import progress_bar
-from bpfree.trainers.run import Checkpoint, Hooks
 from bpfree.trainers.scaling import Scaling
-from bpfree.trainers.settings import FitSettings, set_lr
 from bpfree.trainers.small_batches import check_batches, evaluating
 from bpfree.trainers.space import STEPS, Space
 

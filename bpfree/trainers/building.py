@@ -15,16 +15,17 @@ from torch.nn.utils.parametrize import is_parametrized
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean, validate
-from bpfree.cascade import Block, Cascade
-from bpfree.cutting import check_order, split
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.localize import check_order, split
+from bpfree.core.sharing import check_weights, gradient_groups
+from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
+from bpfree.engine.settings import TrainerSettings, kept_values
 from bpfree.losses import LocalCrossEntropy
 from bpfree.nn import asking
 from bpfree.nn._closed_form import closed_layers
 from bpfree.nn.weights import detach_computed, weight_matrices
-from bpfree.sharing import check_weights, gradient_groups
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
-from bpfree.trainers.optimizers import hyperparameters, make_optimizers, replaced_optimizers
-from bpfree.trainers.settings import TrainerSettings, kept_values
 from bpfree.trainers.space import STEPS, Space
 
 #: What the locality levels mean; `bpfree.testing.assert_locality` proves the level that a trainer declares.

@@ -10,18 +10,19 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import ReadoutName, make_readouts
 from bpfree.data import TensorData
+from bpfree.engine.history import History
+from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.schedule import Schedule
+from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
 from bpfree.losses.cross_entropy import FEATURES
-from bpfree.readouts import ReadoutName, make_readouts
-from bpfree.schedules import Schedule
 from bpfree.trainers.base import Trainer, keep_maps
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
-from bpfree.trainers.fitting import Checkpoint, Hooks
-from bpfree.trainers.history import History
-from bpfree.trainers.settings import FitSettings, TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
 #: Settings that training blocks shares with training predictors.

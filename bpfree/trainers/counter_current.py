@@ -11,15 +11,17 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade, JointBlock, descend
+from bpfree.core.block import Block, descend
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.readouts import BlockReadout
+from bpfree.engine.conditioning import condition
+from bpfree.engine.settings import OptimizerName, TrainerSettings
 from bpfree.losses import CounterCurrent, PrototypeOutput
 from bpfree.losses.counter_current import Form
 from bpfree.nn import ACTIVATIONS
-from bpfree.readouts import BlockReadout
 from bpfree.trainers.alignment import between_within, linear_cka, weight_alignment
 from bpfree.trainers.base import Trainer, bodies, keep_maps, level_of
-from bpfree.trainers.gradients import condition
-from bpfree.trainers.settings import OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Choice, Range, Space
 
 

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bpfree.cascade import Block, Cascade, JointBlock
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.joint import JointBlock
+from bpfree.core.readouts import BlockReadout
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import DirectFeedback, LocalCrossEntropy
-from bpfree.readouts import BlockReadout
 from bpfree.trainers.base import Trainer, level_of
-from bpfree.trainers.settings import TrainerSettings
 
 LastBlock = Literal["exact", "feedback"]
 

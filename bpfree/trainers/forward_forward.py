@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import ClassifierReadout, GoodnessReadout, Readout
 from bpfree.data import TensorData
-from bpfree.encodings import LabelOverlay, Overlay, overlaid_bodies
+from bpfree.encodings.label_overlay import LabelOverlay, Overlay, overlaid_bodies
+from bpfree.engine.history import History
+from bpfree.engine.run_state import Checkpoint, Hooks
+from bpfree.engine.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
 from bpfree.nn.weights import is_fresh
-from bpfree.readouts import ClassifierReadout, GoodnessReadout, Readout
 from bpfree.trainers.base import Trainer, bodies, level_of
-from bpfree.trainers.history import History
-from bpfree.trainers.run import Checkpoint, Hooks
-from bpfree.trainers.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.trainers.space import STEPS, Range, Space
 
 Weighted = nn.Linear | nn.modules.conv._ConvNd
@@ -45,7 +46,7 @@ class ForwardForwardSettings(TrainerSettings):
         straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
         norm: What stands between blocks, and before the classifier: ``length`` divides each row by the root
             of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
-        negatives: How wrong labels are drawn, see `bpfree.encodings.LabelOverlay`.
+        negatives: How wrong labels are drawn, see `bpfree.encodings.base.LabelOverlay`.
         redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
         overlay: Where the label goes. ``auto``: over the first C values of images, if these values are the
             same in all training samples (the border of MNIST), and else beside the input, as C more values;

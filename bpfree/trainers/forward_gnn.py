@@ -11,10 +11,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import BlockReadout, GoodnessReadout, Readout, SumReadout
 from bpfree.data import GraphData
-from bpfree.graph import Graph, Nodes
-from bpfree.graph_encodings import (
+from bpfree.encodings.graph import (
     AppendedLabels,
     Direction,
     GraphEncoding,
@@ -23,6 +24,11 @@ from bpfree.graph_encodings import (
     VirtualFeatures,
     VirtualNodes,
 )
+from bpfree.engine.conditioning import condition
+from bpfree.engine.schedule import Schedule
+from bpfree.engine.settings import TrainerSettings
+from bpfree.graphs.graph import Graph
+from bpfree.graphs.nodes import Nodes
 from bpfree.losses import (
     ClassPrototypes,
     Goodness,
@@ -34,12 +40,8 @@ from bpfree.losses import (
 )
 from bpfree.losses.prototypes import Similarity
 from bpfree.nn import learned_part
-from bpfree.readouts import BlockReadout, GoodnessReadout, Readout, SumReadout
-from bpfree.schedules import Schedule
 from bpfree.trainers.base import bodies, level_of
-from bpfree.trainers.gradients import condition
 from bpfree.trainers.graph import GraphTrainer
-from bpfree.trainers.settings import TrainerSettings
 
 Variant = Literal[
     "single_forward",

@@ -15,17 +15,17 @@ from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
-from bpfree.graph import Graph
-from bpfree.graph_encodings import GraphEncoding, LabelledGraphs
+from bpfree.encodings.graph import GraphEncoding, LabelledGraphs
+from bpfree.engine import checkpoint as ckpt
+from bpfree.engine.history import History
+from bpfree.engine.settings import kept_values
+from bpfree.graphs.evaluation import make_evaluator
+from bpfree.graphs.graph import Graph
 from bpfree.nn import GNN
-from bpfree.trainers import checkpoint as ckpt
 from bpfree.trainers.base import Trainer
 from bpfree.trainers.building import check_several_classes
 from bpfree.trainers.graph_checks import check_classes, check_scale, check_validation, digest
-from bpfree.trainers.graph_evaluation import make_evaluator
-from bpfree.trainers.history import History
 from bpfree.trainers.inputs import check_data
-from bpfree.trainers.settings import kept_values
 
 
 class GraphTrainer(Trainer):

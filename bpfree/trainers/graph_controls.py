@@ -10,16 +10,17 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import BlockReadout, SumReadout
 from bpfree.data import GraphData
-from bpfree.graph import Nodes
-from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
+from bpfree.encodings.graph import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
+from bpfree.engine.settings import TrainerSettings
+from bpfree.graphs.nodes import Nodes
+from bpfree.graphs.sparse import SparseMatrix
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
 from bpfree.nn import Hops, WholeGNN
-from bpfree.readouts import BlockReadout, SumReadout
-from bpfree.sparse import SparseMatrix
 from bpfree.trainers.graph import GraphTrainer
-from bpfree.trainers.settings import TrainerSettings
 
 #: Penalties of ridge regression on hop features, which are many for few labels.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

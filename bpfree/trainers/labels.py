@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Cascade
+from bpfree.core.cascade import Cascade
 from bpfree.data import TensorData
 from bpfree.data._augment import CROP_PIXELS
-from bpfree.encodings import LabelColumns, LabelledLayer, LabelOverlay, put_beside
+from bpfree.encodings.label_overlay import LabelColumns, LabelledLayer, LabelOverlay, put_beside
 
 #: Training samples that scales are estimated on, and of those that are looked at together.
 SCALE_SAMPLES, SCALE_BATCH = 1000, 100

@@ -9,15 +9,16 @@ from annotated_types import Ge
 from torch import nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
-from bpfree.cutting import Output, localize
-from bpfree.encodings import Overlay
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.localize import Output, localize
+from bpfree.core.readouts import ReadoutName, make_readouts
+from bpfree.core.stacked import stacked
+from bpfree.encodings.label_overlay import Overlay
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import LocalCrossEntropy, LocalLoss
 from bpfree.losses.cross_entropy import FEATURES
-from bpfree.readouts import ReadoutName, make_readouts
-from bpfree.stacked import stacked
 from bpfree.trainers.base import Trainer, bodies, level_of
-from bpfree.trainers.settings import TrainerSettings
 
 HeadPool = Annotated[int, Ge(1)] | None
 HeadFeatures = Annotated[int, Ge(1)] | None
@@ -84,7 +85,7 @@ class MonoForwardSettings(TrainerSettings):
         head_features: Largest number of features of a local head where ``head_pool`` is None: larger maps are
             averaged until they have as many; None: any number.
         gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons);
-            ``stacked`` takes it for all equal neighbouring blocks at once, see `bpfree.stacked`.
+            ``stacked`` takes it for all equal neighbouring blocks at once, see `bpfree.core.stacked`.
     """
 
     readout: ReadoutName = "last"

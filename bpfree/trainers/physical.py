@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.data import TensorData
-from bpfree.encodings import LabelSlots
+from bpfree.encodings.label_slots import LabelSlots
+from bpfree.engine.history import History
+from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import PairCosine
 from bpfree.losses.pair_cosine import Reference
 from bpfree.nn import passes
 from bpfree.nn.physical import PhysicalFront
-from bpfree.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.trainers.base import Trainer, level_of
-from bpfree.trainers.fitting import Checkpoint, Hooks
-from bpfree.trainers.history import History
-from bpfree.trainers.settings import FitSettings, TrainerSettings
 
 #: Rows that a device is calibrated with.
 CALIBRATION_ROWS = 256

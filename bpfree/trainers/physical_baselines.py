@@ -10,15 +10,17 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Block, Cascade, Rows
+from bpfree._rows import Rows
+from bpfree.core.block import Block
+from bpfree.core.cascade import Cascade
+from bpfree.core.readouts import BlockReadout
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy
 from bpfree.losses.closed_form import LAMBDAS
 from bpfree.nn.physical import PhysicalFront
 from bpfree.nn.twins import TwinFront
-from bpfree.readouts import BlockReadout
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
 from bpfree.trainers.physical import PhysicalTrainer
-from bpfree.trainers.settings import TrainerSettings
 from bpfree.trainers.space import Space
 
 
@@ -187,7 +189,7 @@ class PerturbedBlock(Block):
         losses: list[Tensor] = []
         try:
             for _ in range(self.directions):
-                # From the stream of this step and block, see `bpfree.schedules.step`.
+                # From the stream of this step and block, see `bpfree.engine.step`.
                 signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
                 for side in (1, -1):
                     for weight, own, sign in zip(weights, home, signs, strict=True):

@@ -12,12 +12,12 @@ from torch import nn
 
 from bpfree._errors import BadValue, BpfreeError
 from bpfree.data import TensorData
+from bpfree.engine.calibration import calibrate
+from bpfree.engine.evaluation import BATCH
+from bpfree.engine.loop import CALIBRATION_SAMPLES
+from bpfree.engine.settings import FitSettings
+from bpfree.graphs.evaluation import make_evaluator
 from bpfree.nn import counted
-from bpfree.schedules import calibrate
-from bpfree.trainers.evaluation import BATCH
-from bpfree.trainers.fitting import CALIBRATION_SAMPLES
-from bpfree.trainers.graph_evaluation import make_evaluator
-from bpfree.trainers.settings import FitSettings
 
 if TYPE_CHECKING:
     from bpfree.trainers.base import Trainer

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from bpfree import BadValue, DataNotFound, ForwardGNN
 from bpfree.data import GraphData, _graphs, fold_indices, load_graph
-from bpfree.graph import Graph
+from bpfree.graphs.graph import Graph
 from tests.helpers import make_gnn, nodes
 
 

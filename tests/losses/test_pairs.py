@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bpfree.graph import Ends
+from bpfree.graphs.nodes import Ends
 from bpfree.losses import PairScore, pair_dot, pairs
 from bpfree.losses.goodness import balanced_mean
 from bpfree.meters import saved_for_backward

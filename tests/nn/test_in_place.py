@@ -64,7 +64,7 @@ def test_a_step_has_the_bits_of_one_that_overwrites_nothing(
         trainer = kind(make(), progress=False)
         trainer.build(x.shape[1:], 3)
         if plain:
-            monkeypatch.setattr("bpfree.cascade.overwriting", lambda body: [])
+            monkeypatch.setattr("bpfree.core.block.overwriting", lambda body: [])
         for module in trainer.net.modules():
             if isinstance(module, nn.ReLU):
                 module.register_forward_pre_hook(lambda m, _: overwrote.append(m.inplace))

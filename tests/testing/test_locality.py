@@ -22,9 +22,9 @@ from bpfree import (
     MFJoint,
     MonoForward,
 )
-from bpfree.cascade import JointBlock
+from bpfree.core.joint import JointBlock
+from bpfree.core.readouts import BlockReadout
 from bpfree.losses import LocalCrossEntropy
-from bpfree.readouts import BlockReadout
 from bpfree.testing import assert_local, assert_locality
 from bpfree.trainers import Trainer
 from tests.helpers import make_mlp, snapshot, vectors

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import bpfree.engine.checkpoint
+import bpfree.engine.loop
 import bpfree.trainers.base
-import bpfree.trainers.checkpoint
-import bpfree.trainers.fitting
 from bpfree import Block, ForwardForward, MonoForward
-from bpfree.cascade import Cascade
-from bpfree.encodings import LabelOverlay
+from bpfree.core.cascade import Cascade
+from bpfree.encodings.label_overlay import LabelOverlay
+from bpfree.engine.feed import Feed
+from bpfree.engine.loop import Fit
 from bpfree.losses import LocalCrossEntropy
-from bpfree.schedules import Feed
 from bpfree.testing import (
     assert_nothing_fails_quietly,
     assert_one_block_is_backprop,
@@ -27,7 +28,6 @@ from bpfree.testing import (
     assert_schedules_agree,
 )
 from bpfree.trainers import Trainer
-from bpfree.trainers.fitting import Fit
 from tests.helpers import make_mlp, vectors
 
 
@@ -158,11 +158,11 @@ def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp
             assert_resumes(make_greedy, vectors(), tmp_path / name, vectors(seed=1), stops=[2, 4, 7], **fit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bpfree.trainers.checkpoint, "load_optimizer", lambda *args: None)
+        patch.setattr(bpfree.engine.checkpoint, "load_optimizer", lambda *args: None)
         check("optimizer")
     with monkeypatch.context() as patch:
-        under = bpfree.trainers.checkpoint.under
-        patch.setattr(bpfree.trainers.checkpoint, "under", lambda p, t: {} if p == "best" else under(p, t))
+        under = bpfree.engine.checkpoint.under
+        patch.setattr(bpfree.engine.checkpoint, "under", lambda p, t: {} if p == "best" else under(p, t))
         check("best", epochs=6)
     with monkeypatch.context() as patch:
         save = Fit._save
@@ -175,7 +175,7 @@ def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         patch.setattr(Fit, "_save", forgetful)
         check("sums")
     with monkeypatch.context() as patch:
-        patch.setattr(bpfree.trainers.checkpoint, "load_module", lambda *args: None)
+        patch.setattr(bpfree.engine.checkpoint, "load_module", lambda *args: None)
         check("weights")
 
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_changes_the_run_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bpfree.trainers.saving, "resume", lambda run, checkpoint: None)
+    monkeypatch.setattr(bpfree.engine.saving, "resume", lambda run, checkpoint: None)
     with pytest.raises(AssertionError, match="stopped after write"):
         assert_resumes(make_trainer, vectors(), tmp_path, stops=[5])
 
@@ -217,8 +217,8 @@ def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_nan_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpfree.trainers.judging.math, "isfinite", lambda value: True)
-    monkeypatch.setattr(bpfree.trainers.fitting, "check_finite", lambda *args: None)
+    monkeypatch.setattr(bpfree.engine.selection.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(bpfree.engine.loop, "check_finite", lambda *args: None)
     with pytest.raises(AssertionError, match=r"a weight that is NaN gave no error, but the history \[\{"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 
@@ -233,7 +233,7 @@ def test_a_huge_rate_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch)
         return loss if poisoned else loss.nan_to_num(0.0, 0.0, 0.0)
 
     monkeypatch.setattr(LocalCrossEntropy, "forward", hiding)
-    monkeypatch.setattr(bpfree.trainers.fitting, "check_finite", lambda *args: None)
+    monkeypatch.setattr(bpfree.engine.loop, "check_finite", lambda *args: None)
     with pytest.raises(AssertionError, match=r"lr = 1e\+38 gave no error"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import bpfree
 from bpfree import Autoencoder, BadValue, testing
-from bpfree.cascade import JointBlock
+from bpfree.core.joint import JointBlock
 from bpfree.data import TensorData
 from bpfree.losses import MapPair, Reconstruction
 from bpfree.nn.autoencoder import twin

@@ -10,7 +10,7 @@ import torch
 
 from bpfree import BadValue, CascadedForward, RidgeAccumulator, nn, testing
 from bpfree.data import TensorData
-from bpfree.schedules import Feed
+from bpfree.engine.feed import Feed
 
 
 def images(n: int = 60, seed: int = 0) -> TensorData:

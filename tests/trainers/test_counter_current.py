@@ -74,7 +74,7 @@ def test_a_pair_moves_its_layer_and_the_feedback_that_answers_it() -> None:
     trainer.cascade.train()
     units = trainer.cascade.units
     rows = X
-    from bpfree.schedules import descend
+    from bpfree.core.block import descend
 
     names = {id(p): name for name, p in trainer.cascade.named_parameters()}
     for k, (block, lesson) in enumerate(zip(units, descend(units), strict=True)):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bpfree import Backprop, BadValue, CascadedForward, Checkpoint, Hooks, MonoForward, Trainer
-from bpfree.trainers import checkpoint as ckpt
+from bpfree.engine import checkpoint as ckpt
 from tests.helpers import PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, snapshot, vectors
 
 CONSTANT = {"lr_schedule": "constant", "schedule": "simultaneous"}

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bpfree import BadValue, ForwardGNN, _seeds
 from bpfree.data import GraphData
-from bpfree.graph import Graph, unit_rows
-from bpfree.graph_encodings import GraphEncoding
+from bpfree.encodings.graph import GraphEncoding
+from bpfree.graphs.evaluation import make_evaluator
+from bpfree.graphs.graph import Graph, unit_rows
+from bpfree.graphs.sparse import SparseMatrix
 from bpfree.meters import saved_for_backward
-from bpfree.sparse import SparseMatrix
 from bpfree.trainers.forward_gnn import LINKS, TOP_DOWN, Variant
-from bpfree.trainers.graph_evaluation import make_evaluator
 from tests.helpers import CLASSES, make_gnn, make_mlp, nodes, pairs, vectors
 
 

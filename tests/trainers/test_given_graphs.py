@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bpfree import BackpropGNN, BadValue, ForwardGNN, HopMLP, HopRidge
 from bpfree.data import GraphData
-from bpfree.graph import Graph, unit_rows
+from bpfree.graphs.evaluation import make_evaluator
+from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.trainers import GraphTrainer
-from bpfree.trainers.graph_evaluation import make_evaluator
 from tests.helpers import CLASSES, make_gnn, nodes, pairs, vectors
 
 TRAIN = nodes()

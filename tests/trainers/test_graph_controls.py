@@ -11,9 +11,10 @@ from sklearn.linear_model import Ridge
 
 from bpfree import BackpropGNN, HopMLP, HopRidge
 from bpfree.data import GraphData
-from bpfree.graph import Graph, Nodes, unit_rows
+from bpfree.graphs.graph import Graph, unit_rows
+from bpfree.graphs.nodes import Nodes
+from bpfree.graphs.sparse import SparseMatrix
 from bpfree.nn import Hops
-from bpfree.sparse import SparseMatrix
 from tests.helpers import CLASSES, make_gnn, nodes, pairs
 
 

@@ -22,9 +22,9 @@ from bpfree import (
     Trainer,
     localize,
 )
+from bpfree.core.readouts import make_readouts
 from bpfree.data import TensorData
 from bpfree.losses import LocalCrossEntropy
-from bpfree.readouts import make_readouts
 from bpfree.trainers import TRAINERS
 from bpfree.trainers.inputs import find_device
 from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, nodes, snapshot, vectors

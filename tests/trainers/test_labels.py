@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bpfree import BadValue, ForwardForward, Local, Trainer, _seeds, localize
 from bpfree.data import TensorData, load
-from bpfree.encodings import LabelledLayer, LabelOverlay, Overlaid, OverlaidLinear
+from bpfree.encodings.label_overlay import LabelledLayer, LabelOverlay, Overlaid, OverlaidLinear
 from bpfree.testing import assert_locality
 from bpfree.trainers.labels import first_values_vary
 from tests.helpers import CLASSES, images, make_cnn, make_mlp, snapshot, vectors

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import bpfree
 from bpfree import Autoencoder, BadValue, MonoForward
 from bpfree.data import TensorData
+from bpfree.engine.settings import make_optimizer
 from bpfree.nn.layout import is_dense, overlaps_itself
 from bpfree.trainers import TRAINERS, TrainerSettings
-from bpfree.trainers.settings import make_optimizer
 from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_gnn, make_mlp, nodes, vectors
 
 Layout = Callable[[Tensor], Tensor]

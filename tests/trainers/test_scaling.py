@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import bpfree
 from bpfree import BadValue, MonoForward, Trainer
 from bpfree.data import TensorData
+from bpfree.engine import checkpoint as ckpt
 from bpfree.testing import assert_locality
-from bpfree.trainers import checkpoint as ckpt
 from tests.helpers import CLASSES, PLAIN_TRAINERS, images, make_cnn, make_mlp, vectors
 
 MEAN, STD = (0.4,), (0.2,)

@@ -1,0 +1,263 @@
+"""Readouts: how the outputs of the blocks become class scores."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree._errors import BadValue
+from bpfree._settings import Must
+from bpfree.encodings.base import View
+from bpfree.losses import LocalLoss
+from bpfree.nn import LengthNorm, widened
+
+
+class Readout(nn.Module, ABC):
+    """Class scores ``[B, C]`` of the outputs of the first k blocks, for any k from 1.
+
+    It hears one block after another, and then judges by what it has heard: of a block that will not change
+    any more, that alone need be kept.
+
+    Attributes:
+        view: How the input must be encoded for it.
+        ear: What it hears of a block; readouts with the same ear hear the same.
+        learns: Whether it has parameters of its own, which are trained on detached outputs.
+        tells_blocks: Whether `per_block` can judge each block alone.
+    """
+
+    view: View = "plain"
+    ear: ClassVar[str] = "scores"
+    learns: bool = False
+    tells_blocks: bool = True
+
+    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+        """How many trainable values `build` will create; none here."""
+        return 0
+
+    def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        """Create what depends on the shapes of the blocks' outputs; called once."""
+
+    def hear(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
+        """What it keeps of one block's output ``[rows, ...]``: the scores, None if its loss gives none."""
+        scores = loss.scores(output)
+        return None if scores is None else widened(scores)
+
+    def concerns(self, first: int, stop: int) -> bool:
+        """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
+        return True
+
+    @abstractmethod
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        """Class scores ``[B, C]`` by what was heard of each block, bottom first."""
+
+    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.judge([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)], losses)
+
+    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Class scores ``[B, C]`` of each block alone; None where a loss gives none."""
+        return list(heard)
+
+    def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
+        """`apart`, of the blocks' outputs."""
+        return self.apart([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)])
+
+    def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
+        """The loss of a readout that learns."""
+        raise TypeError(f"{type(self).__name__} has nothing to learn")
+
+
+def _said(heard: Tensor | None, loss: LocalLoss) -> Tensor:
+    if heard is None:
+        raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
+    return heard
+
+
+class BlockReadout(Readout):
+    """The scores of one block, by default the last: early exit for free.
+
+    While there are fewer blocks, as in a greedy run, it is the highest that there is.
+
+    Args:
+        block: Its number from 0, or -1 for the last.
+
+    Raises:
+        BadValue: When it is built, if there is no such block.
+    """
+
+    def __init__(self, block: int = -1) -> None:
+        super().__init__()
+        self.block = block
+
+    def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        if self.block >= len(outputs):
+            raise BadValue(f"readout = 'block:{self.block + 1}': expected a number from 1 to {len(outputs)}")
+
+    def concerns(self, first: int, stop: int) -> bool:
+        return self.block < 0 or self.block >= first
+
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        k = min(self.block, len(heard) - 1)
+        return _said(heard[k], losses[k])
+
+    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
+        # The heads of the others are not asked.
+        k = min(self.block, len(outputs) - 1)
+        return _said(self.hear(outputs[k], losses[k]), losses[k])
+
+
+class SumReadout(Readout):
+    """The sum over blocks of their logits, or of their probabilities."""
+
+    def __init__(self, probabilities: bool = False) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        scores = [_said(h, loss) for h, loss in zip(heard, losses, strict=True)]
+        if self.probabilities:
+            scores = [loss.probabilities(s) for s, loss in zip(scores, losses, strict=True)]
+        return torch.stack(scores).sum(0)
+
+
+class GoodnessReadout(Readout):
+    """The label under which the blocks' goodness is largest: all C candidates in one batched pass.
+
+    ``argmax_c sum_l (G_l(x, c) - theta_l)``, without the first block if ``skip_first`` and there is another.
+
+    Args:
+        skip_first: Whether to leave out the first block.
+        of: Which of the blocks count; by default the sum of all.
+    """
+
+    view: View = "candidates"
+
+    def __init__(self, skip_first: bool = True, of: Readout | None = None) -> None:
+        super().__init__()
+        self.skip_first, self.of = skip_first, SumReadout() if of is None else of
+
+    def concerns(self, first: int, stop: int) -> bool:
+        return self.of.concerns(first, stop)
+
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        first = int(self.skip_first and len(heard) > 1)
+        return self._by_candidate(self.of.judge(heard[first:], losses[first:]))
+
+    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if g is None else self._by_candidate(g) for g in heard]
+
+    def _by_candidate(self, goodness: Tensor) -> Tensor:
+        """``[C * B, 1]``, the first candidate's rows first, to ``[B, C]``."""
+        return goodness.view(self.n_classes, -1).T
+
+    def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        self.of.build(outputs, n_classes)
+        self.n_classes = n_classes
+
+
+class ClassifierReadout(Readout):
+    """A linear layer on the normalised outputs under the neutral label.
+
+    No bias, zero at the start, trained by cross-entropy beside the blocks; no gradient enters a block.
+
+    Args:
+        skip_first: Whether to leave out the first block.
+        norm: The normalisation; by default that of the length.
+    """
+
+    view: View = "neutral"
+    ear = "features"
+    learns = True
+    tells_blocks = False
+
+    def __init__(self, skip_first: bool = True, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.skip_first = skip_first
+        self.norm = LengthNorm() if norm is None else norm
+
+    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+        first = int(self.skip_first and len(outputs) > 1)
+        return n_classes * sum(output[0].numel() for output in outputs[first:])
+
+    def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
+        self.linear = nn.Linear(
+            self._features(outputs).shape[1], n_classes, bias=False, device=outputs[0].device
+        )
+        nn.init.zeros_(self.linear.weight)
+
+    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The normalised features, ``[rows, n]``."""
+        found: Tensor = self.norm(output.flatten(1))
+        return found
+
+    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.linear(self._joined([h for h in heard if h is not None]))  # type: ignore[no-any-return]
+
+    def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.linear(self._features(outputs))  # type: ignore[no-any-return]
+
+    def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
+        return F.cross_entropy(self.linear(self._features(outputs)), y)
+
+    def _features(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self._joined([self.hear(output) for output in outputs])
+
+    def _joined(self, features: Sequence[Tensor]) -> Tensor:
+        first = int(self.skip_first and len(features) > 1)
+        return torch.cat(list(features[first:]), 1)
+
+
+class OnePassReadout(ClassifierReadout):
+    """A linear layer with softmax on all blocks' magnitudes ``|z|``, no label shown.
+
+    A variant of physical local learning of ours: it asks a device once for each sample where the goodness
+    readout asks once for each class, and it costs passes of its own in training.
+    """
+
+    ear = "magnitudes"
+
+    def __init__(self) -> None:
+        super().__init__(skip_first=False)
+
+    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The length-normalised magnitudes, ``[rows, n]``."""
+        return super().hear(output.abs(), loss)
+
+
+def _check_name(name: str) -> None:
+    if name not in ("last", "sum", "sum_probabilities") and not re.fullmatch(r"block:[1-9][0-9]{0,5}", name):
+        raise ValueError("expected 'last', 'sum', 'sum_probabilities' or 'block:k', k from 1")
+
+
+#: The prediction rule of blocks that each give scores: the last block's, the sum of all, of their
+#: probabilities, or those of block k, counted from 1.
+ReadoutName = Annotated[str, Must(_check_name)]
+
+
+def make_readouts(headline: str, losses: Sequence[LocalLoss]) -> dict[str, Readout]:
+    """The readouts of blocks with these losses, ``headline`` (a `ReadoutName`) first, the usual ones beside.
+
+    Raises:
+        BadValue: If not every block gives the scores that ``headline`` needs.
+    """
+    readouts: dict[str, Readout] = {"last": BlockReadout()}
+    signed = all(loss.signed for loss in losses)
+    if not any(type(loss).scores is LocalLoss.scores for loss in losses):
+        readouts["sum"] = SumReadout()
+        if not signed:
+            readouts["sum_probabilities"] = SumReadout(probabilities=True)
+    if headline.startswith("block:"):
+        readouts[headline] = BlockReadout(int(headline.removeprefix("block:")) - 1)
+    if headline not in readouts:
+        raise BadValue(
+            f"readout = {headline!r}: not every block gives class scores; possible: {', '.join(readouts)}"
+        )
+    readouts = {headline: readouts.pop(headline)} | readouts
+    if signed:
+        return {name: GoodnessReadout(name == "sum", readout) for name, readout in readouts.items()}
+    return readouts

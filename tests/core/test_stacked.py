@@ -1,0 +1,111 @@
+"""Stacked blocks against the same blocks one by one, and the stacks against what is done to their layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bpfree import BadValue, MonoForward
+from bpfree.core.stacked import StackedBlock
+from tests.helpers import CLASSES, make_cnn, make_mlp, snapshot, vectors
+
+
+def built(gradients: str, **options: Any) -> MonoForward:
+    net = make_mlp(16, 16, 16, 16, 16, **options)
+    trainer = MonoForward(net, gradients=gradients, optimizer="adam", lr=0.01, progress=False)
+    trainer.build((12,), CLASSES)
+    return trainer
+
+
+def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return vectors(24, seed=number).batch(torch.arange(24))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool) -> None:
+    together, apart = (built(g, activation=activation, bias=bias) for g in ("stacked", "analytic"))
+    assert [type(block) is StackedBlock for block in together.cascade.units] == [False, True, False]
+    assert len(together.cascade.units[1].inner) == 3  # type: ignore[attr-defined]
+    for number in range(8):
+        losses = [torch.stack(t.step(*batch(number), number)) for t in (together, apart)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(together.net.parameters(), apart.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    x = batch(9)[0]
+    torch.testing.assert_close(together.model(x), apart.model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_the_optimizer_holds_one_tensor_of_each_kind_and_the_state_the_layers_own() -> None:
+    trainer = built("stacked")
+    stack = trainer.cascade.units[1]
+    assert isinstance(stack, StackedBlock)
+    assert [tuple(p.shape) for p in stack.trainable()] == [(3, 16, 16), (3, CLASSES, 16), (3, 16)]
+    assert len(trainer.optimizers["block1"].param_groups[0]["params"]) == 3
+    assert not any("_stacks" in name for name in trainer.cascade.state_dict())
+
+
+def test_layers_that_were_copied_or_loaded_are_the_ones_that_learn_on(tmp_path: Any) -> None:
+    trainer = built("stacked")
+    for number in range(3):
+        trainer.step(*batch(number), number)
+    trainer.save(tmp_path / "weights.safetensors")
+    twin, loaded = trainer.clone(), built("stacked")
+    loaded.load(tmp_path / "weights.safetensors")
+    before = snapshot(trainer.cascade)
+    for other in (twin, loaded):
+        for name, tensor in snapshot(other.cascade).items():
+            assert torch.equal(tensor, before[name])
+    twin.step(*batch(4), 4)
+    assert all(torch.equal(t, before[name]) for name, t in snapshot(trainer.cascade).items())
+    trainer.step(*batch(4), 4)
+    for name, tensor in snapshot(twin.cascade).items():
+        assert torch.equal(tensor, snapshot(trainer.cascade)[name])
+    loaded.step(*batch(4), 4)
+    after = snapshot(loaded.cascade)
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_what_lies_above_changes_nothing_below() -> None:
+    trainers = built("stacked"), built("stacked")
+    stacks = [trainer.cascade.units[1] for trainer in trainers]
+    assert all(isinstance(stack, StackedBlock) for stack in stacks)
+    with torch.no_grad():
+        for p in stacks[1].inner[2].parameters():  # type: ignore[attr-defined]
+            p.mul_(-3.0)
+    for trainer in trainers:
+        trainer.step(*batch(0), 0)
+    for k in range(3):
+        ours, theirs = (snapshot(stack.inner[k]) for stack in stacks)  # type: ignore[attr-defined]
+        assert all(torch.equal(ours[name], theirs[name]) == (k < 2) for name in ours)
+
+
+def test_a_layer_that_was_replaced_learns_and_one_that_was_frozen_is_refused() -> None:
+    trainer = built("stacked")
+    trainer.step(*batch(0), 0)
+    upper = [m for m in trainer.net if isinstance(m, torch.nn.Linear)][2]
+    upper.weight = torch.nn.Parameter(torch.full((16, 16), 0.1))
+    trainer.step(*batch(1), 1)
+    assert not torch.equal(upper.weight, torch.full((16, 16), 0.1))
+    upper.weight.requires_grad_(False)
+    with pytest.raises(BadValue, match="is frozen"):
+        trainer.reset_optimizers()
+    fresh = MonoForward(trainer.net, gradients="stacked", progress=False)
+    with pytest.raises(BadValue, match="no two neighbouring blocks are alike"):
+        fresh.build((12,), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "says"),
+    [
+        (lambda: make_mlp(16, 16), {}, "no two neighbouring blocks are alike"),
+        (make_cnn, {"cut": 2}, "no two neighbouring blocks are alike"),
+        (lambda: make_mlp(16, 16, 16, 16), {"schedule": "greedy"}, "schedule = 'simultaneous'"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(net: Any, settings: Any, says: str) -> None:
+    trainer = MonoForward(net(), gradients="stacked", progress=False, **settings)
+    with pytest.raises(BadValue, match=says):
+        trainer.build((1, 8, 8) if net is make_cnn else (12,), CLASSES)
