@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bpfree._errors import BadValue
-
-if TYPE_CHECKING:
-    from bpfree.core.block import Block
-    from bpfree.core.cascade import Cascade
-
+from bpfree.core.block import BaseBlock, Block
 
 #: How losses are given to blocks.
 OWN_LOSSES = "make a loss for each block, for example [Loss() for _ in blocks]"
+
+
+class HasBlocks(Protocol):
+    """A cascade."""
+
+    readouts: Any
+
+    @property
+    def units(self) -> list[BaseBlock]:
+        """The blocks, bottom first."""
 
 
 class Part(NamedTuple):
@@ -45,19 +51,19 @@ class Held(NamedTuple):
     moved: bool
 
 
-def gradient_groups(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
+def gradient_groups(blocks: Sequence[BaseBlock]) -> list[tuple[str, list[Block]]]:
     """Groups of blocks between which no gradient passes, bottom first, each with its label."""
     found: list[tuple[str, list[Block]]] = []
     for k, block in enumerate(blocks, 1):
-        inner: list[Block] = getattr(block, "inner", [block])
-        if len(inner) > 1 and getattr(block, "detach_walls", False):
-            found += [(f"block {k}.{j}", [own]) for j, own in enumerate(inner, 1)]
+        parts = block.parts
+        if len(parts) > 1 and block.detach:
+            found += [(f"block {k}.{j}", [part]) for j, part in enumerate(parts, 1)]
         else:
-            found.append((f"block {k}", inner))
+            found.append((f"block {k}", parts))
     return found
 
 
-def check_objects(cascade: Cascade) -> None:
+def check_objects(cascade: HasBlocks) -> None:
     """Check that no block, loss or readout object is in two places.
 
     Raises:
@@ -85,7 +91,7 @@ def check_once(kind: str, objects: Iterable[tuple[str, nn.Module]], fix: str) ->
             raise BadValue(f"{', '.join(labels[:-1])} and {labels[-1]} are given one {kind} object: {fix}")
 
 
-def check_weights(cascade: Cascade, net: nn.Module | None = None) -> None:
+def check_weights(cascade: HasBlocks, net: nn.Module | None = None) -> None:
     """Check that what a block or readout learns is used by no other.
 
     Args:
@@ -147,7 +153,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     return bool(taken.as_strided(b.shape, b.stride(), b.storage_offset()).any())
 
 
-def parts_of(cascade: Cascade) -> list[Part]:
+def parts_of(cascade: HasBlocks) -> list[Part]:
     """What learns apart in a cascade: blocks, readouts; and the fronts of blocks, which do not learn."""
     parts: list[Part] = []
     for label, group in gradient_groups(cascade.units):
@@ -160,7 +166,7 @@ def parts_of(cascade: Cascade) -> list[Part]:
             if block.front is not None:
                 fronts[f"{prefix}front"] = block.front
         parts.append(Part(f"the fixed front of {label}", fronts, False))
-        if any(block.gradients == "analytic" for block in group):
+        if any(not block.rule.autograd for block in group):
             # The closed form sets each gradient once: it does not add up those of two uses.
             parts += [Part(label, bodies, True), Part(f"the head of {label}", losses, True)]
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
-from bpfree.core.block import send_down
+from bpfree.core.block import send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.distributed.links import Inlet, Newest, Outlet, guarded
 from bpfree.distributed.neighbors import Age, LinkedWires
@@ -121,10 +121,10 @@ class Workers(Crew):
         up, down = [], []
         for first, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True):
             if first:
-                _, sent = send_down(units[first:], message)
+                _, sent = send_feedback(units[first:], message)
                 down.append(_nbytes(sent))
             for block in units[first:stop]:
-                rows = block.onward(rows)
+                rows = block.next_input(rows)
             up.append(_nbytes(rows))
         cascade.train(training)
         return up, down

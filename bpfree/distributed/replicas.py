@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bpfree._errors import BadValue, WorkerLost
 from bpfree._rows import Rows, take_samples
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
+from bpfree.core.update_rules import Autograd, DifferentiableBlock, Objective, UpdateRule
 
 
 def check_replicas(replicas: int, workers: int) -> None:
@@ -44,7 +45,7 @@ def check_replicated(cascade: Cascade) -> None:
                     "is no mean of what it is for single rows, so parts of a batch teach something else; "
                     "leave replicas out (a loss of your own says by_row = True if it is such a mean)"
                 )
-        if block.gradients != "autograd":
+        if not isinstance(block.rule, Autograd):
             raise BadValue(
                 "pipeline.replicas: gradients are averaged while autograd makes them; use gradients = "
                 "'autograd', or leave replicas out"
@@ -60,7 +61,7 @@ def check_replicated(cascade: Cascade) -> None:
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _learned(block: Block) -> list[nn.Module]:
+def _learned(block: BaseBlock) -> list[nn.Module]:
     """The modules of a block but for those of fronts, which are fixed."""
     fronts = [b.front for b in block.modules() if isinstance(b, Block) and b.front is not None]
     fixed = {id(module) for front in fronts for module in front.modules()}
@@ -79,7 +80,7 @@ class Replicas:
     def __init__(self, group: Any, number: int, n: int) -> None:
         self.group, self.number, self.n = group, number, n
         self.weight = 1.0
-        self._wrapped: list[tuple[Block, Any]] = []
+        self._wrapped: list[tuple[BaseBlock, UpdateRule[Any]]] = []
 
     def part(self, rows: Rows, target: Tensor, views: int) -> tuple[Rows, Tensor]:
         """This replica's part of a batch: neighbouring samples, in parts as equal as can be, larger first.
@@ -101,13 +102,13 @@ class Replicas:
             start, stop = 0, 1
         return take_samples(rows, views, start, stop), take_samples(target, views, start, stop)
 
-    def average(self, blocks: Sequence[Block]) -> None:
+    def average(self, blocks: Sequence[BaseBlock]) -> None:
         """From now on, until `close`, average the gradients of these blocks over the replicas.
 
         Their parameters and buffers are made those of the first.
         """
         for block in blocks:
-            self._wrapped.append((block, block._objective))
+            self._wrapped.append((block, block.rule))
             averaged = DistributedDataParallel(
                 _Objective(block),
                 process_group=self.group,
@@ -118,13 +119,12 @@ class Replicas:
             # What a block's losses count is the same everywhere; at the start it was sent to all.
             averaged.broadcast_buffers = False
             averaged.register_comm_hook(None, self._weighed)
-            # A method, as a module that holds the block must not become one of the block's own.
-            block._objective = averaged.__call__
+            block.rule = AveragedAutograd(averaged)
 
     def close(self) -> None:
         """Leave the blocks as they were found."""
-        for block, objective in self._wrapped:
-            block._objective = objective
+        for block, rule in self._wrapped:
+            block.rule = rule
         self._wrapped = []
 
     @contextmanager
@@ -147,15 +147,32 @@ class Replicas:
 class _Objective(nn.Module):
     """A block's body and loss as one module, as DDP needs it; the output has no part in the gradient."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: BaseBlock) -> None:
         super().__init__()
-        self.block, self.objective = block, block._objective
+        self.block = block
         # DDP complains if it is told to look for unused parameters and there are none.
         self.unused = nn.Parameter(torch.zeros((), device=next(block.parameters()).device))
 
-    def forward(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        losses, output = self.objective(sensed, target, lesson)
-        return losses, output.detach()
+    def forward(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
+        losses, total, output = self.block.objective(front_output, target, feedback)
+        return Objective(losses, total, output.detach())
+
+
+class AveragedAutograd(Autograd):
+    """`Autograd` through DDP, which averages the gradients over the replicas during the backward pass.
+
+    Args:
+        averaged: The block in DDP, see `_Objective`.
+    """
+
+    def __init__(self, averaged: DistributedDataParallel) -> None:
+        self.averaged = averaged
+
+    def objective(
+        self, block: DifferentiableBlock, front_output: Rows, target: Tensor, feedback: Tensor | None
+    ) -> Objective:
+        result: Objective = self.averaged(front_output, target, feedback)
+        return result
 
 
 def _is_connection(error: RuntimeError) -> bool:

@@ -14,10 +14,10 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
 from bpfree._settings import STRICT
-from bpfree.core.block import Block, send_down
+from bpfree.core.block import BaseBlock, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.distributed.neighbors import Wires
-from bpfree.losses import LocalLoss
+from bpfree.losses import StatefulFeedbackLoss
 from bpfree.nn import counted
 
 #: Makes the input rows of the first block and their targets, for one batch of the training size.
@@ -144,19 +144,17 @@ def costs(cascade: Cascade, rows: Rows, target: Tensor, message: Tensor | None) 
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    blocks: Sequence[Block] = copy.deepcopy(cascade).eval().units
+    blocks: Sequence[BaseBlock] = copy.deepcopy(cascade).eval().units
     found = []
-    lessons, _ = send_down(blocks, message)
+    lessons, _ = send_feedback(blocks, message)
     for block, lesson in zip(blocks, lessons, strict=True):
-        block.loss.memory = None
-        rows = block.join(rows, lesson)
+        rows = block.concat_feedback(rows, lesson)
         with FlopCounterMode(display=False) as counter:
-            losses, output = block.objective(block.sense(rows), target, lesson)
-            total = block.total(losses)
+            _, total, output = block.objective(block.run_front(rows), target, lesson)
             if total.requires_grad:
                 with torch.autocast(target.device.type, enabled=False):
                     total.backward()
-        rows = block.onward(rows, output.detach())
+        rows = block.next_input(rows, output.detach())
         # What is not a product costs something, too: a block without any is not free.
         found.append(float(counter.get_total_flops() + output.numel()))
     return found
@@ -198,7 +196,7 @@ def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> N
             f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
             f"whose sum is {len(units)}, the number of blocks"
         )
-    if cascade.encoding.whole:
+    if cascade.encoding.transductive:
         raise BadValue(
             "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that "
             "stand alone go from worker to worker; use 'greedy' or 'simultaneous'"
@@ -215,7 +213,7 @@ def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> N
             "schedule = 'pipelined' with several workers: each would ask the devices behind the fronts; use "
             "'greedy' or 'simultaneous'"
         )
-    if any(type(loss).remembered is not LocalLoss.remembered for loss in cascade.losses):
+    if any(isinstance(loss, StatefulFeedbackLoss) for loss in cascade.losses):
         raise BadValue(
             "schedule = 'pipelined' with several workers: these losses send down what they remember of the "
             "last batch; use 'simultaneous'"

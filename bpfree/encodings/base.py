@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,17 +23,25 @@ class Encoding:
         views: How many rows a sample becomes in training.
         redraw: Whether a sample looks different each time; if so, features of it cannot be cached, except
             where all its `looks` can be.
-        whole: Whether a sample cannot be shown without all the others: a node of a graph.
+        transductive: Whether a sample needs all others to be encoded, as the nodes of a graph do.
         measure: What `judge` gives.
     """
 
     views: int = 1
     redraw: bool = False
-    whole: bool = False
+    transductive: bool = False
     measure: str = "accuracy"
 
     def build(self, n_classes: int) -> None:
         """Be told how many classes there are; called once."""
+
+    def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
+        """Adapt the first block to encoded samples; called once, before heads are built. Here: nothing.
+
+        Args:
+            first_block: The `bpfree.Block`.
+            sample_shape: Shape of a sample, without the batch.
+        """
 
     def looks(self, x: Tensor) -> Tensor:
         """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by

@@ -94,6 +94,11 @@ class LabelOverlay(Encoding):
         ):
             self.beside = True
 
+    def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
+        self.place(sample_shape)
+        if self.beside:
+            first_block.body = put_beside(first_block.body, self.n_classes)
+
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor:
         """A wrong label for each sample, ``[B]``; ``scores [B, C]`` are needed for hard negatives."""
         if self.negatives == "uniform":

@@ -73,7 +73,7 @@ class Evaluator:
         views = self._by_view(readouts)
         self._kept = {view: kept for view, kept in self._kept.items() if view in views}
         for view, listening in views.items():
-            ears = {readout.ear for readout in listening}
+            ears = {readout.input_kind for readout in listening}
             if ears != self._of(view).heard.keys():
                 self._kept[view] = Kept(heard={ear: [] for ear in ears})
             while self._of(view).height < height or self._unsensed(self._of(view)):
@@ -102,16 +102,16 @@ class Evaluator:
         self.cascade.eval()
         found: dict[str, list[Tensor]] = {}
         named = {name: self.cascade.readout(name) for name in readouts}
-        teller = next((readout for readout in named.values() if readout.tells_blocks), None)
+        teller = next((readout for readout in named.values() if readout.scores_blocks), None)
         losses = self.cascade.losses[: self._n_losses(n_blocks)]
         for view, listening in self._by_view(readouts).items():
             for indices in self._batches(view):
                 heard = self._heard(view, indices, listening, n_blocks)
                 for name, readout in named.items():
                     if readout.view == view:
-                        found.setdefault(name, []).append(readout.judge(heard[readout.ear], losses))
+                        found.setdefault(name, []).append(readout.predict(heard[readout.input_kind], losses))
                 if teller is not None and teller.view == view:
-                    for k, scores in enumerate(teller.apart(heard[teller.ear])):
+                    for k, scores in enumerate(teller.block_scores(heard[teller.input_kind])):
                         if scores is not None:
                             found.setdefault(f"block {k + 1}", []).append(scores)
         self.cascade.train(training)
@@ -146,7 +146,7 @@ class Evaluator:
         with asking(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
-                found += [block.body(rows)] if sensed else block.outputs(rows)
+                found += [block.body_output(rows)] if sensed else block.outputs(rows)
                 rows = found[-1]
         return found
 
@@ -165,9 +165,9 @@ class Evaluator:
     def _hear(self, listening: Sequence[Readout], outputs: Sequence[Tensor], height: int) -> Heard:
         """What readouts hear of the outputs of the blocks from ``height`` on."""
         losses = self.cascade.losses[self._n_losses(height) :][: len(outputs)]
-        ears = {readout.ear: readout for readout in listening}
+        ears = {readout.input_kind: readout for readout in listening}
         return {
-            ear: [readout.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)]
+            ear: [readout.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)]
             for ear, readout in ears.items()
         }
 
@@ -203,7 +203,7 @@ class Evaluator:
                     if own is not None and part is not None:
                         own.add(part.unflatten(0, (-1, len(indices))))
             if height < len(units):
-                answer = units[height].sense(outputs[-1] if outputs else self._shown(view, indices))
+                answer = units[height].run_front(outputs[-1] if outputs else self._shown(view, indices))
                 assert isinstance(answer, Tensor)
                 rows.add(answer.unflatten(0, (-1, len(indices))))
         kept.height, kept.rows = height, rows.whole if height < len(units) else None

@@ -13,7 +13,7 @@ from bpfree._feature_store import Growing, Store, rows_at
 from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import Encoding, View
-from bpfree.engine.step import ascend
+from bpfree.engine.step import forward
 from bpfree.nn import counted
 
 
@@ -144,9 +144,9 @@ class Feed:
             return rows_at(self.features, indices).flatten(0, 1), self._targets[:, indices].flatten()
         if self.height == 0 or not self._constant or self._asks(self.height):
             rows, target = self._encoded(indices, epoch, step, scores)
-            return ascend(self.cascade.units[: self.height], rows), target
+            return forward(self.cascade.units[: self.height], rows), target
         rows, target = self._encoded(self._filled(indices))
-        rows = ascend(self.cascade.units[: self.height], rows)
+        rows = forward(self.cascade.units[: self.height], rows)
         assert isinstance(rows, Tensor)
         return self._first(rows, len(indices)), self._first(target, len(indices))
 
@@ -190,10 +190,10 @@ class Feed:
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
             asked = indices if self._asks(self.height + 1) else self._filled(indices)
             if self.features is not None:
-                rows: Rows = below[-1].body(rows_at(self.features, asked).flatten(0, 1))
+                rows: Rows = below[-1].body_output(rows_at(self.features, asked).flatten(0, 1))
             else:
-                rows = ascend(below, self._shown(asked))
-            answer = block.sense(rows)
+                rows = forward(below, self._shown(asked))
+            answer = block.run_front(rows)
             assert isinstance(answer, Tensor)
             kept.add(answer.unflatten(0, (-1, len(asked)))[:, : len(indices)])
         self.features = kept.whole

@@ -77,9 +77,9 @@ class Fit:
         self.last: Tensors = {}
         self.sums: Tensor | None = None
         # What is seen once is not worth keeping.
-        keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
+        keep = settings.cache and not all(block.rule.one_pass for block in cascade.units)
         self.feed: Feed | GraphFeed
-        if cascade.encoding.whole:
+        if cascade.encoding.transductive:
             self.feed = GraphFeed(cascade, train, keep, store)
         else:
             self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
@@ -87,14 +87,14 @@ class Fit:
         self.measurements = Measurements(cascade, self.feed, path, self.fingerprint)
         self.evaluator = None
         if validation is not None:
-            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
+            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.transductive)
             # A resumed run would measure what is kept anew, and so be another run.
             self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements, store)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:
         """Go through all stages, from where a checkpoint of this run stands if there is one."""
-        self.cascade.remember({})
+        self.cascade.set_states({})
         if self.crew.leads:
             warn_without_feedback(self.cascade)
         batch = torch.arange(len(self.train.y), device=self.train.y.device)[: self.fit.batch_size]
@@ -176,7 +176,7 @@ class Fit:
     def gathers(self, stage: Stage, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
         """Whether all, or any, of the losses that train in a stage gather in one pass."""
         blocks = self.cascade.units[stage.first : stage.stop]
-        return quantifier(loss.one_pass for block in blocks for loss in block.losses)
+        return quantifier(block.rule.one_pass for block in blocks)
 
     def _stale(self) -> bool:
         return self.fit.patience is not None and self.at.stale >= self.fit.patience
@@ -197,7 +197,7 @@ class Fit:
         for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self.learning(stage))]:
             module.train()
         with self.hooks.window("train"):
-            if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
+            if self.measurements.too_old(self.at.epoch, self.settings.cache_lifetime()):
                 self.measurements.renew(self.at.epoch)
             device = self.train.y.device
             order = torch.randperm(
@@ -211,8 +211,7 @@ class Fit:
             begins_anew = (bool(self.measurements) or several) and self.gathers(stage, any)
             if self.at.step == 0:
                 for block in self.cascade.units[stage.first : stage.stop]:
-                    for loss in block.losses:
-                        loss.begin_pass()
+                    block.rule.begin_epoch(block)
             self.between = several and not begins_anew
             self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
             for indices in order.split(self.fit.batch_size)[self.at.step : self.n_steps]:
@@ -242,11 +241,10 @@ class Fit:
             self.crew.sync(self.cascade)
         number, (first, stop) = 0, self.crew.share(stage.first, stage.stop)
         for k, block in enumerate(self.cascade.units[:stop]):
-            for loss in block.losses:
-                if k >= first:
-                    seen = None if self.evaluator is None else self.evaluator.outputs(number, k + 1)
-                    loss.end_pass(seen)
-                number += 1
+            if k >= first and block.rule.one_pass:
+                seen = None if self.evaluator is None else self.evaluator.outputs(number, k + 1)
+                block.rule.end_epoch(block, seen)
+            number += len(block.losses)
 
     def _lr(self, stage: Stage) -> float:
         """The learning rate of the lowest block of a stage, or of the readout where that learns alone."""

@@ -117,7 +117,7 @@ def save(run: Fit, checkpoint: Checkpoint) -> None:
         return
     model = run.cascade.state_dict() if finished else _own(run, run.cascade.state_dict())
     tensors = ckpt.prefixed("model", model) | ckpt.prefixed("best", run.best)
-    tensors |= ckpt.prefixed("memory", run.cascade.memories())
+    tensors |= ckpt.prefixed("memory", run.cascade.states())
     for name, optimizer in run.optimizers.items():
         tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
     for number, own in enumerate(apart):
@@ -178,7 +178,7 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     model = ckpt.under("model", tensors)
     rest = {} if finished else {k: t for k, t in whole.items() if k not in _own(run, whole)}
     ckpt.load_module(run.cascade, rest | model, path)
-    run.cascade.remember(ckpt.under("memory", tensors))
+    run.cascade.set_states(ckpt.under("memory", tensors))
     for name, optimizer in run.optimizers.items():
         ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
     own = ckpt.under(f"replica{run.crew.replica}", tensors)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bpfree._errors import Diverged
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
-from bpfree.core.joint import JointBlock
 from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.schedule import Stage
 from bpfree.losses import LocalLoss
@@ -27,7 +26,8 @@ def judges(cascade: Cascade, stage: Stage) -> list[str]:
         return []
     # A readout of blocks that are frozen already has nothing to select by.
     names = sorted(
-        _usable(cascade, stage), key=lambda name: not cascade.readout(name).concerns(stage.first, stage.stop)
+        _usable(cascade, stage),
+        key=lambda name: not cascade.readout(name).depends_on(stage.first, stage.stop),
     )
     return [name for name in names if cascade.readout(name).view == cascade.readout(names[0]).view]
 
@@ -39,8 +39,8 @@ def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator) -> dict[str, 
     """
     judging = judges(cascade, stage)
     found = evaluator.accuracies(judging, stage.stop)
-    if not any(cascade.readout(name).tells_blocks for name in judging):
-        tellers = [name for name in _usable(cascade, stage) if cascade.readout(name).tells_blocks]
+    if not any(cascade.readout(name).scores_blocks for name in judging):
+        tellers = [name for name in _usable(cascade, stage) if cascade.readout(name).scores_blocks]
         few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
         found |= {name: value for name, value in few.items() if name not in tellers}
     return found
@@ -60,9 +60,9 @@ def check_losses(stage: str, means: Sequence[float], epoch: int, lr: float) -> N
         )
 
 
-def parts(blocks: Sequence[Block]) -> list[Block]:
+def parts(blocks: Sequence[BaseBlock]) -> list[Block]:
     """The blocks that have a loss each, those inside joint blocks by themselves."""
-    return [part for block in blocks for part in (block.inner if isinstance(block, JointBlock) else [block])]
+    return [part for block in blocks for part in block.parts]
 
 
 def is_finite(module: nn.Module) -> Tensor:

@@ -59,6 +59,22 @@ class TrainerSettings:
     compile: str | None = None
     cut: str | int | list[str] = "weight"
 
+    def feedback_rate(self) -> float:
+        """Learning rate of the parameters that make feedback."""
+        return self.lr
+
+    def readout_rate(self) -> float:
+        """Learning rate of readouts that learn."""
+        return self.lr
+
+    def readout_decay(self) -> float:
+        """Weight decay of readouts that learn."""
+        return self.weight_decay
+
+    def cache_lifetime(self) -> int | None:
+        """Epochs after which cached measurements of devices are made again; None: never."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:

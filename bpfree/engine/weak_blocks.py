@@ -43,7 +43,7 @@ def note_weak_blocks(run: Fit) -> None:
         return
     # The rest counts samples.
     answers, headline = encoding.answers(evaluator.data)[: evaluator.n_samples], run.cascade.headline
-    whole = any(run.cascade.readout(name).tells_blocks for name in judges(run.cascade, run.stages[-1]))
+    whole = any(run.cascade.readout(name).scores_blocks for name in judges(run.cascade, run.stages[-1]))
     n, hidden = len(answers) if whole else min(BLOCK_SAMPLES, len(answers)), list[str]()
     least = chance(answers[:n])
     shown = wilson(row["validation"].get(headline, 0.0), len(answers))[0]

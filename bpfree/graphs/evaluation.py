@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bpfree._feature_store import Store
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock
 from bpfree.core.cascade import Cascade
-from bpfree.core.readouts import Readout
+from bpfree.core.readouts import Readout, class_probabilities
 from bpfree.data import GraphData
 from bpfree.encodings.base import View
 from bpfree.encodings.graph import GraphEncoding
@@ -80,7 +80,7 @@ class GraphEvaluator(Evaluator):
         training = self.cascade.training
         self.cascade.eval()
         found: dict[str, Tensor] = {}
-        teller = next((name for name in readouts if self.cascade.readout(name).tells_blocks), None)
+        teller = next((name for name in readouts if self.cascade.readout(name).scores_blocks), None)
         for view in dict.fromkeys(self.cascade.readout(name).view for name in readouts):
             sweeps = self._sweeps(view, n_blocks)
             losses = self.cascade.losses[: len(sweeps[0])]
@@ -101,7 +101,7 @@ class GraphEvaluator(Evaluator):
             for k, scores in enumerate(readout.per_block(outputs, losses)):
                 if scores is None:
                     continue
-                own = losses[k].probabilities(scores) if len(sweeps) > 1 else scores
+                own = class_probabilities(scores, losses[k]) if len(sweeps) > 1 else scores
                 name = f"block {k + 1}"
                 found[name] = found[name] + own if name in found else own
         return found
@@ -132,8 +132,8 @@ class GraphEvaluator(Evaluator):
     def _asked(self, view: View) -> Nodes:
         return self.encoding.ask(self.encoding.nodes(view, keep=self.cache, store=self.store), self.ids)
 
-    def _up(self, block: Block, nodes: Nodes) -> Nodes:
-        above = block.onward(nodes)
+    def _up(self, block: BaseBlock, nodes: Nodes) -> Nodes:
+        above = block.next_input(nodes)
         assert isinstance(above, Nodes)
         return self.encoding.ask(above, self.ids)
 

@@ -77,7 +77,7 @@ class Goodness(LocalLoss):
         assert self.threshold is not None
         return (self.goodness(output) - self.threshold).unsqueeze(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         logits = self.scores(output).squeeze(1)
         if self.objective == "symmetric":
             positive, negative = logits.chunk(2)

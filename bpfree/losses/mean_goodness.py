@@ -71,5 +71,5 @@ class MeanGoodness(LocalLoss):
     def scores(self, output: Tensor) -> Tensor:
         return self.scale * self.goodness(output)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target)

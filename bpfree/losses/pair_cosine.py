@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ClosedFormLoss, ClosedFormStep
 
 Reference = Literal["gaussian", "rademacher"]
 
@@ -18,7 +18,7 @@ Reference = Literal["gaussian", "rademacher"]
 EPS = 1e-12
 
 
-class PairCosine(LocalLoss):
+class PairCosine(ClosedFormLoss):
     """Rows under their own label point along xi, rows under a wrong one away (Momeni et al., Science 382,
     1297).
 
@@ -76,22 +76,21 @@ class PairCosine(LocalLoss):
         """``g``, ``[rows, 1]``: the sum of it over blocks is the goodness readout's score."""
         return self.goodness(output).unsqueeze(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.softplus(-self.theta * self._margin(self.goodness(output))).mean()
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         z = output.flatten(1)
         norm = (z.square().sum(1, keepdim=True) + EPS).sqrt()
         direction = z.abs() / norm
         g = direction @ self.xi
         slope = z.sign() * (self.xi - g.unsqueeze(1) * direction) / norm
         margin = self._margin(g)
-        # What a pair still asks for, spread over its two rows: the positive up, the negative down.
-        pull = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
-        weight = torch.cat([-pull.sum(0), pull.flatten()])
-        return F.softplus(-self.theta * margin).mean(), (weight.unsqueeze(1) * slope).view_as(output)
+        # The gradient of a pair's loss by its margin, for its two rows: the positive up, the negative down.
+        strength = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
+        weight = torch.cat([-strength.sum(0), strength.flatten()])
+        error = (weight.unsqueeze(1) * slope).view_as(output)
+        return ClosedFormStep(F.softplus(-self.theta * margin).mean(), error, {})
 
     def _margin(self, g: Tensor) -> Tensor:
         """``g_pos - g_neg`` of each pair, ``[negatives, positives]``."""

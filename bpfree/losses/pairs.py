@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree.graphs.nodes import Ends
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ScoringLoss, StatefulFeedbackLoss
 from bpfree.losses.goodness import balanced_mean
 
 #: Pairs whose products are held at once.
@@ -47,7 +47,7 @@ def pair_dot(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return _PairDot.apply(z, first, second)  # type: ignore[no-any-return]
 
 
-class PairScore(LocalLoss):
+class PairScore(ScoringLoss):
     """A pair of nodes is an edge, or none; the block's outputs say which (Park et al., arXiv 2403.11004).
 
     With z the block's output and i, j the ends of a pair::
@@ -74,7 +74,7 @@ class PairScore(LocalLoss):
             return pair_dot(output.square(), first, second) - self.threshold
         return pair_dot(output, first, second)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         first, second, truth = target.unbind(1)
         found = F.binary_cross_entropy_with_logits(
             self.logits(output, first, second), truth.to(output.dtype), reduction="none"
@@ -92,11 +92,11 @@ class PairScore(LocalLoss):
         return scores.sigmoid()
 
 
-class TopToInputPairs(PairScore):
+class TopToInputPairs(PairScore, StatefulFeedbackLoss):
     """`PairScore` of a block whose input is joined by the state of the one above; the top gets nothing."""
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return message, self.memory
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return message, self.state
 
-    def remembered(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         return output

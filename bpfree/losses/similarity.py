@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.losses.base import ClosedFormStep
 from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
 from bpfree.losses.registry import register_loss
 from bpfree.nn import FeaturesFirst, widened
@@ -107,10 +108,10 @@ class PredSim(LocalCrossEntropy):
             self.projection = nn.Linear(width, width, bias=False) if conv is None else conv
             self.projection.to(output.device)
 
-    def planned(self, output: Tensor, n_classes: int) -> int:
+    def planned_parameters(self, output: Tensor, n_classes: int) -> int:
         width, kernel = output.shape[self.feature_axis], 3 ** (output.ndim - 2)
         projects = self.project and self.sim_weight > 0
-        return super().planned(output, n_classes) + (width**2 * kernel if projects else 0)
+        return super().planned_parameters(output, n_classes) + (width**2 * kernel if projects else 0)
 
     def _features(self, output: Tensor) -> nn.Sequential:
         if output.ndim > 2 and output.ndim not in CONVOLUTIONS:
@@ -134,7 +135,7 @@ class PredSim(LocalCrossEntropy):
         seen = self.projection(output.movedim(self.feature_axis, 1))
         return similarity_loss(spread(seen) if seen.ndim > 2 else seen, target, self.n_classes)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         w = self.sim_weight
         if w == 0:
             return super().forward(output, target)
@@ -143,10 +144,11 @@ class PredSim(LocalCrossEntropy):
             return sim + super().forward(output.detach(), target)
         return (1 - w) * super().forward(output, target) + w * sim
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        raise TypeError("PredSim has no closed-form gradient: use gradients='autograd'")
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        raise TypeError("PredSim has no closed-form gradient")
+
+    def check_closed_form(self) -> None:
+        raise TypeError("PredSim has no closed-form gradient")
 
 
 def square_for(maps: Tensor, features: int) -> int:

@@ -27,30 +27,30 @@ FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) -> None:
-    """Set ``.grad`` of a body ``[Flatten] Linear [activation]``, given the loss's gradient by its output.
-
-    A body without layers has nothing to set.
+def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
+    """Gradients of the parameters of a body ``[Flatten] Linear [activation]``, without autograd.
 
     Args:
-        body: The body.
+        body: The body. Without layers it has no gradients.
         x: Its input, ``[B, ...]``.
         output: Its output, ``[B, ...]``.
-        error: Gradient of the loss by the flattened output, ``[B, n]``; it is overwritten.
+        error: Gradient of the loss with respect to the flattened output, ``[B, n]``. It is overwritten.
 
     Raises:
         TypeError: If the body is made of anything else.
     """
     layers = closed_layers(body)
     if layers is None:
-        return
+        return {}
     linear, activation = layers
     if activation is not None:
         error = BACKWARD[type(activation)](activation, error, output.flatten(1))
+    gradients = {}
     if linear.weight.requires_grad:
-        linear.weight.grad = error.T @ x.flatten(1)
+        gradients[linear.weight] = error.T @ x.flatten(1)
     if linear.bias is not None and linear.bias.requires_grad:
-        linear.bias.grad = error.sum(0)
+        gradients[linear.bias] = error.sum(0)
+    return gradients
 
 
 def closed_layers(body: nn.Module) -> tuple[nn.Linear, nn.Module | None] | None:

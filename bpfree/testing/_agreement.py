@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._rows import Rows
-from bpfree.core.block import descend
+from bpfree.core.block import send_feedback
 from bpfree.data import TensorData, as_data
+from bpfree.losses import StatefulFeedbackLoss
 from bpfree.testing._common import MakeTrainer, assert_same_bits, assert_same_history
 from bpfree.trainers import Backprop, Trainer
 
@@ -60,7 +61,7 @@ def _assert_sum_agrees(
 ) -> None:
     for trainer in (apart, summed):
         trainer.build_for(data)
-    if any(block.gradients == "analytic" for block in apart.cascade.units):
+    if any(not block.rule.autograd for block in apart.cascade.units):
         return
     what = f"{apart.id} with {apart.settings.optimizer}: updates by block, and one through the sum"
     assert_same_bits(apart.cascade, summed.cascade, f"{apart.id}: two new trainers")
@@ -94,15 +95,19 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
     totals = list(extra)
-    lessons = descend(cascade.units, cascade.encoding.message())
-    for k, (block, lesson) in enumerate(zip(cascade.units, lessons, strict=True)):
+    feedback, _ = send_feedback(cascade.units, cascade.encoding.message())
+    for k, (block, own) in enumerate(zip(cascade.units, feedback, strict=True)):
         _seeds.seed_global(y.device, seed, k)
-        rows = block.join(rows, lesson)
-        found, output = block.objective(block.sense(rows), target, lesson)
-        losses, rows = losses + found, block.onward(rows, block.loss.upward(output.detach()))
-        totals.append(block.total(found))
-        for loss in block.losses:
-            loss.memory = loss.remembered(output.detach())
+        rows = block.concat_feedback(rows, own)
+        values, total, output = block.objective(block.run_front(rows), target, own)
+        output = output.detach()
+        if isinstance(block.loss, StatefulFeedbackLoss):
+            rows = block.next_input(rows, block.loss.passed_up(output))
+            block.loss.state = block.loss.next_state(output)
+        else:
+            rows = block.next_input(rows, output)
+        losses += values
+        totals.append(total)
     with torch.autocast(y.device.type, enabled=False):
         torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():

@@ -13,9 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bpfree import _seeds
 from bpfree._rows import Rows
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
-from bpfree.core.joint import JointBlock
 from bpfree.core.sharing import parts_of, shared_weights
 from bpfree.nn.weights import weight_matrices
 from bpfree.trainers import LEVELS, Trainer
@@ -96,7 +95,7 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
         assert_locality(tutor, x, y)
     blocks = _blocks(probe.cascade)
     learning = [(name, block) for name, block in blocks if _learned(block.body)]
-    if learning and learning == blocks[-1:] and blocks[-1][1].backward:
+    if learning and learning == blocks[-1:] and blocks[-1][1].rule.through_body:
         raise AssertionError(
             f"{probe.id} declares {level}, but one block holds all weights that bodies learn, "
             f"{', '.join(_learned(blocks[-1][1].body))}: that is a global backward pass, L0"
@@ -164,7 +163,7 @@ def _check_reached(cascade: Cascade, reached: Mapping[str, Names], where: str) -
     for key, (name, owner) in owners.items():
         if key not in reached:
             raise AssertionError(f"{name} took no step {where}: its optimizer was not called")
-        if isinstance(owner, Block) and all(loss.one_pass for loss in owner.losses) and not reached[key]:
+        if isinstance(owner, BaseBlock) and owner.rule.one_pass and not reached[key]:
             continue  # it solves at the end of a pass, without gradients
         _check_one(name, reached[key], owner, cascade, where)
     fronts = [block.front for _, block in _blocks(cascade) if block.front is not None]
@@ -189,10 +188,10 @@ def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, 
     cascade = trainer.cascade
     parameters = dict(cascade.named_parameters())
     for k, (block, sensed, target, lesson) in enumerate(_inputs(trainer, x, y)):
-        if not isinstance(block, JointBlock):
+        if block.parts == [block]:
             continue
-        for j, inner in enumerate(block.inner):
-            losses, _ = block.objective(sensed, target, lesson)
+        for j, inner in enumerate(block.parts):
+            losses, _, _ = block.objective(sensed, target, lesson)
             if losses[j].requires_grad:
                 torch.autograd.backward(losses[j])
             found = {name for name, p in parameters.items() if p.grad is not None}
@@ -200,7 +199,7 @@ def _inner_reach(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, 
             yield f"block {k + 1}.{j + 1}", found, inner
 
 
-def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any, Tensor, Tensor | None]]:
+def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[BaseBlock, Any, Tensor, Tensor | None]]:
     """Each block, what its front answers to the rows below, the target and the lesson of one step."""
     cascade = trainer.cascade
     cascade.train()
@@ -209,12 +208,12 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any
     drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
     rows: Rows
     rows, target = cascade.encoding.encode(x, y, drawn)
-    lessons = descend(cascade.units, cascade.encoding.message())
-    for block, lesson in zip(cascade.units, lessons, strict=True):
-        rows = block.join(rows, lesson)
-        yield block, block.sense(rows), target, lesson
+    feedback, _ = send_feedback(cascade.units, cascade.encoding.message())
+    for block, own in zip(cascade.units, feedback, strict=True):
+        rows = block.concat_feedback(rows, own)
+        yield block, block.run_front(rows), target, own
         with torch.no_grad():
-            rows = block.onward(rows)
+            rows = block.next_input(rows)
 
 
 # ---- the levels ------------------------------------------------------------------------------------------
@@ -261,8 +260,7 @@ def _assert_updates_stay_inside(probe: Trainer, x: Tensor, y: Tensor) -> None:
     for k, (block, sensed, target, lesson) in enumerate(_inputs(probe, x, y)):
         before = {name: p.detach().clone() for name, p in cascade.named_parameters()}
         block.update(sensed, target, lesson)
-        for loss in block.losses:
-            loss.end_pass(None)
+        block.rule.end_epoch(block, None)
         changed = {name for name, p in cascade.named_parameters() if not torch.equal(p, before[name])}
         own = _names(cascade, block)
         if changed - own:
@@ -290,10 +288,10 @@ def _blocks(cascade: Cascade) -> list[tuple[str, Block]]:
     """The blocks by name, those inside other blocks in their place."""
     found: list[tuple[str, Block]] = []
     for k, block in enumerate(cascade.units):
-        if isinstance(block, JointBlock):
-            found += [(f"block {k + 1}.{j + 1}", inner) for j, inner in enumerate(block.inner)]
+        if len(block.parts) == 1 and block.parts[0] is block:
+            found.append((f"block {k + 1}", block.parts[0]))
         else:
-            found.append((f"block {k + 1}", block))
+            found += [(f"block {k + 1}.{j + 1}", part) for j, part in enumerate(block.parts)]
     return found
 
 

@@ -110,14 +110,14 @@ def _audit(trainer: Physical, data: TensorData) -> None:
     encoding = trainer.cascade.encoding
     rows, target = encoding.encode(x, y, encoding.draw(y, torch.Generator().manual_seed(0)))
     for k, block in enumerate(trainer.cascade.units):
-        features = block.sense(rows)
+        features = block.run_front(rows)
         assert isinstance(features, Tensor)
         if features.requires_grad:
             raise AssertionError(f"the features of layer {k + 1} require a gradient")
-        losses, rows = block.objective(features, target, None)
-        rows = rows.detach()
-        reached = _leaves(losses[0])
-        own = {id(p) for p in block.body.parameters()}
+        objective = block.objective(features, target, None)
+        rows = objective.output.detach()
+        reached = _leaves(objective.total)
+        own = {id(p) for p in block.parts[0].body.parameters()}
         if reached != own:
             raise AssertionError(
                 f"the loss of layer {k + 1} reaches {len(reached - own)} tensors beside its matrix and bias, "

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.core.joint import JointBlock
 from bpfree.core.readouts import BlockReadout
@@ -46,15 +46,15 @@ class AutoencoderSettings(TrainerSettings):
 
 
 class AutoencoderBlock(JointBlock):
-    """Blocks with closed walls, of which the top one hears the images that are to be reconstructed."""
+    """Blocks without gradients between them. The message for the top one is the images to reconstruct."""
 
-    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
-        return descend(self.inner, target)
+    def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+        return send_feedback(self.parts, target)[0]
 
     def encoders(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """The stages of both networks that give the code, and those before them."""
-        middle = len(self.inner) // 2
-        *below, code = [block.body for block in self.inner[:middle]]
+        middle = len(self.parts) // 2
+        *below, code = [block.body for block in self.parts[:middle]]
         # The pair of the code, and all above it, are answered on the way from the image to the other code.
         pairs = [loss for loss in self.losses[middle - 1 :] if isinstance(loss, MapPair)]
         other, *after = [pair.feedback for pair in pairs]
@@ -75,7 +75,7 @@ class Autoencoder(Trainer):
 
     def make_cascade(self, n_classes: int) -> Cascade:
         if self.settings.rule == "backprop":
-            blocks: list[Block] = [Block(self.net, Reconstruction())]
+            blocks: list[BaseBlock] = [Block(self.net, Reconstruction())]
         else:
             if self.settings.schedule == "greedy":
                 raise BadValue("schedule = 'greedy': messages need 'simultaneous' or 'pipelined'")

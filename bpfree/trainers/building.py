@@ -15,15 +15,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean, validate
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.localize import check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.engine.settings import TrainerSettings, kept_values
-from bpfree.losses import LocalCrossEntropy
 from bpfree.nn import asking
-from bpfree.nn._closed_form import closed_layers
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.space import STEPS, Space
@@ -168,7 +166,7 @@ class Builder(ABC):
                 place(cascade)
             check_weights(cascade, self.net)
             for block in cascade.units:
-                block.hold()
+                block.hold_frozen()
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
             cascade.eval().build(x, n_classes, kept_values(self.settings))
@@ -195,17 +193,14 @@ class Builder(ABC):
     def _check_gradients(self, cascade: Cascade) -> None:
         s = self.settings
         plain = s.precision == "float32" and s.compile is None
-        closed = (b for b in cascade.units if b.gradients == "analytic")
-        if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
+        if not plain and not all(block.rule.autograd or block.rule.one_pass for block in cascade.units):
             raise BadValue(
-                f"gradients = {getattr(s, 'gradients', 'analytic')!r} with precision = {s.precision!r} and "
-                f"compile = {s.compile!r}: the closed form is computed in float32 and not compiled; leave "
-                "precision and compile"
+                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
+                "closed form is computed in float32 and not compiled; leave precision and compile"
             )
         for label, group in gradient_groups(cascade.units):
             for block in group:
-                if block.gradients == "analytic" and block.backward and not block.loss.one_pass:
-                    _check_closed(label, block)
+                block.rule.check(block, label)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """New optimizers, ``block0`` and so on, and ``readout.name`` for readouts that learn."""
@@ -288,7 +283,7 @@ class Builder(ABC):
     def _check_learns(self) -> None:
         parts = [*self.cascade.units, *map(self.cascade.readout, self.cascade.readouts)]
         learns = any(p.requires_grad for part in parts for p in part.parameters())
-        if not learns and not any(loss.one_pass for loss in self.cascade.losses):
+        if not learns and not any(block.rule.one_pass for block in self.cascade.units):
             raise BadValue(
                 "nothing to train: every parameter of the network is frozen; set requires_grad = True for "
                 "those that are to learn"
@@ -382,15 +377,6 @@ def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.S
     return found, nn.Sequential(*carried, output) if carried else output
 
 
-def _check_closed(label: str, block: Block) -> None:
-    try:
-        closed_layers(block.body)
-        if isinstance(block.loss, LocalCrossEntropy):
-            _ = block.loss.linear
-    except TypeError as error:
-        raise BadValue(f"gradients = 'analytic': {label}: {error}; use 'autograd'") from None
-
-
 def _layers(block: Block) -> str:
     """The layers of a block, from its front to its loss, by kind."""
     inner = [m for part in (block.front, block.body) if part is not None for m in leaves(part)]
@@ -406,7 +392,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def bodies(blocks: Sequence[Block]) -> list[nn.Module]:
+def bodies(blocks: Sequence[BaseBlock]) -> list[nn.Module]:
     """The bodies between which no gradient passes, bottom first."""
     return [nn.ModuleList(block.body for block in group) for _, group in gradient_groups(blocks)]
 

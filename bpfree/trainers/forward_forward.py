@@ -86,6 +86,12 @@ class ForwardForwardSettings(TrainerSettings):
     readout_weight_decay: Annotated[float, Ge(0)] = 3e-3
     init: Literal["unit", "torch"] = "unit"
 
+    def readout_rate(self) -> float:
+        return self.readout_lr
+
+    def readout_decay(self) -> float:
+        return self.readout_weight_decay
+
 
 class ForwardForward(Trainer):
     """Each block learns to answer strongly to images under their own label and weakly under a wrong one.

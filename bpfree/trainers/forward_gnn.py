@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import BlockReadout, GoodnessReadout, Readout, SumReadout
 from bpfree.data import GraphData
@@ -27,6 +26,7 @@ from bpfree.encodings.graph import (
 from bpfree.engine.conditioning import condition
 from bpfree.engine.schedule import Schedule
 from bpfree.engine.settings import TrainerSettings
+from bpfree.graphs.blocks import GraphBlock
 from bpfree.graphs.graph import Graph
 from bpfree.graphs.nodes import Nodes
 from bpfree.losses import (
@@ -136,7 +136,7 @@ class ForwardGNN(GraphTrainer):
         blocks = []
         for conv, above in zip(convs, upper, strict=True):
             front, body = learned_part(self.net, conv)
-            blocks.append(Block(body, self._loss(n_classes), front, upper=above))
+            blocks.append(GraphBlock(body, self._loss(n_classes), front, upper=above))
         readouts: dict[str, Readout]
         if s.variant in ("label_appending", "virtual_nodes"):
             readouts = {"goodness": GoodnessReadout(skip_first=False)}

@@ -94,7 +94,7 @@ class GraphTrainer(Trainer):
             )
         if self._cascade is not None:
             self._cascade.encoding = self.make_encoding(graph)
-            self._cascade.remember({})
+            self._cascade.set_states({})
             self._bound = graph
             return
         if torch.get_default_dtype() != torch.float32:

@@ -73,12 +73,12 @@ def test_what_lies_above_changes_nothing_below() -> None:
     stacks = [trainer.cascade.units[1] for trainer in trainers]
     assert all(isinstance(stack, StackedBlock) for stack in stacks)
     with torch.no_grad():
-        for p in stacks[1].inner[2].parameters():  # type: ignore[attr-defined]
+        for p in stacks[1].parts[2].parameters():  # type: ignore[attr-defined]
             p.mul_(-3.0)
     for trainer in trainers:
         trainer.step(*batch(0), 0)
     for k in range(3):
-        ours, theirs = (snapshot(stack.inner[k]) for stack in stacks)  # type: ignore[attr-defined]
+        ours, theirs = (snapshot(stack.parts[k]) for stack in stacks)  # type: ignore[attr-defined]
         assert all(torch.equal(ours[name], theirs[name]) == (k < 2) for name in ours)
 
 

@@ -35,8 +35,8 @@ def test_scores_are_the_readouts_of_all_samples_in_order(
             rows = cascade.encoding.view(data.x, readout.view)
             expected = readout(cascade.outputs(rows), cascade.losses)
             torch.testing.assert_close(found[name], expected)
-            if readout.tells_blocks and name == next(
-                n for n in cascade.readouts if cascade.readout(n).tells_blocks
+            if readout.scores_blocks and name == next(
+                n for n in cascade.readouts if cascade.readout(n).scores_blocks
             ):
                 alone = readout.per_block(cascade.outputs(rows), cascade.losses)
                 for k, scores in enumerate(alone):
@@ -50,7 +50,7 @@ def test_kept_outputs_change_nothing_and_spare_the_frozen_blocks(
     monkeypatch.setattr(evaluation, "BATCH", 16)
     trainer = built(kind)
     cascade, data = trainer.cascade.eval(), vectors()
-    names = [n for n in cascade.readouts if cascade.readout(n).tells_blocks]
+    names = [n for n in cascade.readouts if cascade.readout(n).scores_blocks]
     kept, fresh = Evaluator(cascade, data, cache=True), Evaluator(cascade, data)
     calls = [0, 0, 0]
     for k, block in enumerate(cascade.units):

@@ -74,7 +74,7 @@ def test_states_above_join_the_loss_and_every_block_adds_its_own() -> None:
     mean = (output + upper.memory) / 2
     expected = F.cross_entropy((mean[:4] @ mean[4:].T)[[0, 1, 3]], target[[0, 1, 3]])
     torch.testing.assert_close(lower(output, target, lesson), expected)
-    torch.testing.assert_close(upper.remembered(output).norm(dim=1), torch.ones(6, dtype=torch.double))
+    torch.testing.assert_close(upper.next_state(output).norm(dim=1), torch.ones(6, dtype=torch.double))
 
 
 def test_the_state_below_is_sent_down_as_it_is() -> None:

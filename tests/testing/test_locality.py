@@ -163,7 +163,7 @@ def test_closed_walls_inside_a_block_are_local() -> None:
         def make_cascade(self, n_classes: int) -> Cascade:
             cascade = super().make_cascade(n_classes)
             assert isinstance(cascade.units[0], JointBlock)
-            cascade.units[0].detach_walls = True
+            cascade.units[0].detach = True
             return cascade
 
     assert_locality(Closed(make_mlp(), progress=False), X, Y)

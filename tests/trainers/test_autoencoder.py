@@ -71,7 +71,7 @@ def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
         maps = loss.feedback(maps)
         expected.insert(0, maps)
     a = X
-    for index, (block, b, found) in enumerate(zip(joint.inner, expected, losses, strict=False)):
+    for index, (block, b, found) in enumerate(zip(joint.parts, expected, losses, strict=False)):
         a = block.body(a)
         parts = []
         for one, other in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True):
@@ -83,7 +83,7 @@ def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
                 correlations = torch.corrcoef(m.transpose(0, 1).flatten(1))
                 total = total + 2 * (correlations - torch.eye(6)).square().mean()
         torch.testing.assert_close(found, a.shape[2] * total)
-    torch.testing.assert_close(losses[-1], 9 * F.mse_loss(joint.inner[-1].body(a), X))
+    torch.testing.assert_close(losses[-1], 9 * F.mse_loss(joint.parts[-1].body(a), X))
 
 
 def test_no_gradient_crosses_a_wall() -> None:
