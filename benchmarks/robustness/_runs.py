@@ -24,7 +24,11 @@ from torch import nn
 import bpfree
 from bpfree import BpfreeError, Checkpoint, Hooks
 from bpfree.data import GraphData, TensorData
-from bpfree.graphs.graph import Graph
+
+try:
+    from bpfree.graphs.graph import Graph
+except ModuleNotFoundError:  # 0.1
+    from bpfree.graph import Graph  # type: ignore[no-redef, import-not-found]
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
 from bpfree.physics import Device, MultimodeFibre
 from bpfree.trainers import TRAINERS, get_trainer

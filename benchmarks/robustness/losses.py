@@ -25,7 +25,7 @@ from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
 from bpfree.core.readouts import make_readouts
-from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 
 found = Cases()
 
@@ -58,15 +58,15 @@ class Number(LocalCrossEntropy):
         return nn.functional.cross_entropy(scores, target).item()
 
 
-class Asks(LocalCrossEntropy):
+class Asks(LocalCrossEntropy, FeedbackLoss):
     """Waits for a message from above, which the output layer does not send."""
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, torch.eye(3)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         own = super().forward(output, target)
-        return own if lesson is None else own + lesson.sum() * 0
+        return own if feedback is None else own + feedback.sum() * 0
 
 
 def _with_loss(watch: Watch, loss: Any, **settings: Any) -> str | None:

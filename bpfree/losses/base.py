@@ -24,6 +24,17 @@ REPLACED = {
     "planned": "planned_parameters(output, n_classes) of a bpfree.losses.ScoringLoss",
 }
 
+#: The class whose subclasses a method is called of.
+BASES = {
+    "make_feedback": "FeedbackLoss",
+    "next_state": "StatefulFeedbackLoss",
+    "closed_form": "ClosedFormLoss",
+    "accumulate": "OnePassLoss",
+    "block_loss": "BlockLoss",
+    "planned_parameters": "ScoringLoss",
+    "probabilities": "ScoringLoss",
+}
+
 
 class LocalLoss(nn.Module, ABC):
     """The objective of one block, with the head that belongs to it.
@@ -50,11 +61,18 @@ class LocalLoss(nn.Module, ABC):
         """Refuse what the first release called, and nothing calls any more.
 
         Raises:
-            BadValue: If the class defines one, with what takes its place.
+            BadValue: If the class defines one, or a method that is called of another base class alone.
         """
         super().__init_subclass__(**options)
         for name in REPLACED.keys() & cls.__dict__.keys():
             raise BadValue(f"{cls.__name__}.{name} has no effect any more: use {REPLACED[name]}")
+        ancestors = {ancestor.__name__ for ancestor in cls.__mro__}
+        for name, base in BASES.items():
+            if name in cls.__dict__ and base not in ancestors:
+                raise BadValue(
+                    f"{cls.__name__}.{name} is called of a bpfree.losses.{base} alone: add that to the bases "
+                    f"of {cls.__name__}"
+                )
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree import Backprop, Block, Cascade, DeepSupervision, JointBlock, MFJoint, MonoForward, _seeds
 from bpfree.core.readouts import BlockReadout
 from bpfree.engine.step import step
-from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 from bpfree.trainers import Trainer
 from tests.helpers import CLASSES, make_mlp, snapshot, vectors
 
@@ -188,7 +188,7 @@ def test_dropout_depends_on_seed_block_and_step_alone() -> None:
     class Keeping(LocalLoss):
         seen: Tensor
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             self.seen = output.detach()
             return (output * torch.ones((), requires_grad=True)).sum()
 
@@ -203,20 +203,20 @@ def test_dropout_depends_on_seed_block_and_step_alone() -> None:
 
 
 def test_messages_go_down_detached_and_lessons_keep_their_graph() -> None:
-    class Teaching(LocalLoss):
+    class Teaching(FeedbackLoss):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.full((), 2.0))
             self.heard: Tensor | None = None
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-            assert lesson is not None
-            return (output.mean() - lesson).square()
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+            assert feedback is not None
+            return (output.mean() - feedback).square()
 
-        def teach(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
+        def make_feedback(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
             self.heard = message
-            lesson = self.scale * (torch.ones(()) if message is None else message)
-            return lesson, lesson
+            feedback = self.scale * (torch.ones(()) if message is None else message)
+            return feedback, feedback
 
     losses = [Teaching() for _ in range(3)]
     blocks = [Block(nn.Linear(12, 12), loss) for loss in losses]

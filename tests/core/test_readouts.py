@@ -18,7 +18,7 @@ B = 6
 
 
 class Silent(LocalLoss):
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.sum()
 
 

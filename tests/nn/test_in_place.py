@@ -81,4 +81,4 @@ def test_a_step_has_the_bits_of_one_that_overwrites_nothing(
 def test_validation_overwrites_nothing() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.fit(vectors(), vectors(), epochs=1)
-    assert all(not block.relus for block in trainer.cascade.units)
+    assert all(not block.overwriting for block in trainer.cascade.units)

@@ -85,7 +85,7 @@ def test_a_leak_is_laid_at_the_door_of_the_block_that_made_it() -> None:
 
         victim: tuple[nn.Module, ...] = ()
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             own = super().forward(output, target)
             return own + sum(p.square().sum() for m in self.victim for p in m.parameters())
 
@@ -116,7 +116,7 @@ def test_a_readout_that_reaches_a_block_is_found(monkeypatch: pytest.MonkeyPatch
 
 def test_a_block_that_learns_nothing_is_found() -> None:
     class Silent(LocalCrossEntropy):
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             return torch.zeros((), requires_grad=True) * 1.0
 
     class Idle(MonoForward):

@@ -25,7 +25,7 @@ class Prototypes(LocalLoss):
     def scores(self, output: Tensor) -> Tensor:
         return -torch.cdist(output.flatten(1), self.points)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target)
 
 
@@ -33,7 +33,7 @@ class Prototypes(LocalLoss):
 class Spread(LocalLoss):
     """Has no scores, no parameters, and no use for labels."""
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.square().mean() - output.var()
 
 
@@ -53,7 +53,7 @@ class Broken(LocalCrossEntropy):
 
 @register_loss("tests.vector")
 class Vector(Broken):
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target, reduction="none")
 
 
@@ -62,7 +62,7 @@ class WideScores(Broken):
     def scores(self, output: Tensor) -> Tensor:
         return super().scores(output)[:, :2]
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(super().scores(output), target)
 
 
@@ -74,7 +74,7 @@ class Counting(Broken):
         super().build(output, n_classes)
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         self.calls += 1
         return super().forward(output, target)
 
@@ -83,7 +83,7 @@ class Counting(Broken):
 class Drawing(Broken):
     stream = torch.Generator().manual_seed(0)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return super().forward(output, target) * (1 + torch.rand((), generator=self.stream))
 
 
@@ -95,7 +95,7 @@ class Forgetful(Broken):
         super().__init__()
         self.steps = itertools.count(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return super().forward(output, target) / next(self.steps)
 
 
@@ -107,7 +107,7 @@ class Detached(LocalLoss):
     def build(self, output: Tensor, n_classes: int) -> None:
         self.scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.detach().mean() + 0.0 * _SHARED
 
 

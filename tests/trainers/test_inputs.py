@@ -303,7 +303,7 @@ class Returning(LocalCrossEntropy):
         super().__init__()
         self.change = change
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Any:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Any:
         return self.change(super().forward(output, target))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bpfree
 from bpfree import BadValue, Physical
+from bpfree.core.update_rules import ClosedFormGradient
 from bpfree.data import TensorData
 from bpfree.losses import PairCosine
 from bpfree.nn import physical_net
@@ -147,10 +148,10 @@ def test_the_closed_form_is_the_local_gradient_in_every_layer(negatives: Any, sk
     rows, target = encoding.encode(data.x.double(), y, encoding.draw(y, torch.Generator().manual_seed(1)))
     for block in trainer.cascade.units:
         features = block.run_front(rows)
-        (loss,), output = block.objective(features, target, None)
+        (loss,), _, output = block.objective(features, target, None)
         expected = torch.autograd.grad(loss, list(block.body.parameters()))
         block.optimizer = Kept(block.body.parameters())  # type: ignore[assignment]
-        block.gradients, block.inner_steps = "analytic", 1
+        block.rule, block.steps = ClosedFormGradient(), 1
         block.update(features, target)
         found = block.optimizer.gradients  # type: ignore[attr-defined]
         for ours, theirs in zip(found, expected, strict=True):
