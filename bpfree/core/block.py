@@ -46,7 +46,7 @@ class BaseBlock(nn.Module, ABC):
     loss: LocalLoss
     detach: bool = False
     optimizer: torch.optim.Optimizer | None = None
-    front: nn.Module | None = None
+    front: nn.Module | None
     overwriting: Sequence[nn.ReLU] = ()
 
     # ---- the blocks inside -----------------------------------------------------------------------------
@@ -155,6 +155,13 @@ class BaseBlock(nn.Module, ABC):
     @abstractmethod
     def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
         """Each loss with the output for ``inputs`` that it will be built for, bottom first."""
+
+    def build(self, inputs: Rows, n_classes: int) -> Tensor:
+        """Let the losses create what depends on shapes; returns the output for ``inputs``."""
+        probes = self.probe(inputs)
+        for loss, output in probes:
+            loss.build(output, n_classes)
+        return probes[-1][1]
 
     # ---- parameters and modes --------------------------------------------------------------------------
 

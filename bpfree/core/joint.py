@@ -37,6 +37,7 @@ class JointBlock(BaseBlock):
         rule: UpdateRule[Any] | None = None,
     ) -> None:
         super().__init__()
+        self.front = None
         self.blocks = nn.ModuleList(blocks)
         self.weights, self.detach = list(weights), detach
         self.rule = Autograd() if rule is None else rule

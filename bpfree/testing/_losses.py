@@ -58,7 +58,7 @@ def check_local_loss(name: str, net: nn.Module | None = None, sample_shape: tupl
     trainer.build_for(data)
     warn_without_feedback(trainer.cascade)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"block \d+ \(.*\) is sent no message")  # it was said
+        warnings.filterwarnings("ignore", message=r"block \d+ \(.*\) gets no message")  # it was said
         warnings.filterwarnings("ignore", message=".* no better than")  # on random labels
         _check_laws(name, make_trainer, data)
 

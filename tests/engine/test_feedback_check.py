@@ -58,10 +58,10 @@ def fit(loss: str, **settings: str) -> list[str]:
 
 def test_a_run_says_once_which_block_is_sent_nothing() -> None:
     (text,) = fit("tests.feedback")
-    assert text.startswith("block 2 (Feedback) gets no message by block 3 (LocalCrossEntropy) above it: let ")
+    assert text.startswith("block 2 (Feedback) gets no message from block 3 (LocalCrossEntropy) above it: let ")
     (text,) = fit("tests.feedback_silent", output="none")
-    assert "block 1 (Silent) gets no message by block 2 (Silent)" in text
-    assert "block 2 (Silent) gets no message by block 3 (Silent)" in text
+    assert "block 1 (Silent) gets no message from block 2 (Silent)" in text
+    assert "block 2 (Silent) gets no message from block 3 (Silent)" in text
 
 
 def test_where_all_are_sent_some_nothing_is_said() -> None:
@@ -73,7 +73,7 @@ def test_where_all_are_sent_some_nothing_is_said() -> None:
 
 
 def test_a_loss_that_fails_without_a_message_is_refused() -> None:
-    with pytest.raises(BadValue, match=r"block 2 \(Needed\) gets no message by .* \(no message\): let the"):
+    with pytest.raises(BadValue, match=r"block 2 \(Needed\) gets no message from .* \(no message\): let the"):
         Local(make_mlp(16, 16, 16), loss="tests.feedback_needed", progress=False).fit(vectors(), epochs=1)
 
 

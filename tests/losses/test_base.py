@@ -54,7 +54,8 @@ def test_methods_of_the_first_release_are_refused_with_what_takes_their_place(na
     ("name", "base"),
     [
         ("make_feedback", FeedbackLoss), ("next_state", StatefulFeedbackLoss),
-        ("closed_form", ClosedFormLoss), ("accumulate", OnePassLoss), ("block_loss", BlockLoss), ("probabilities", ScoringLoss),
+        ("closed_form", ClosedFormLoss), ("accumulate", OnePassLoss), ("block_loss", BlockLoss),
+        ("probabilities", ScoringLoss),
     ],
 )  # fmt: skip
 def test_a_method_without_its_base_class_is_refused(name: str, base: type[LocalLoss]) -> None:
