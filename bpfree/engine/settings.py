@@ -59,6 +59,10 @@ class TrainerSettings:
     compile: str | None = None
     cut: str | int | list[str] = "weight"
 
+    def cache_lifetime(self) -> int | None:
+        """Epochs after which cached outputs of devices are measured again; None: never."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:

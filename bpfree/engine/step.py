@@ -10,7 +10,7 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._rows import Rows
 from bpfree.core.block import Block, send_down
-from bpfree.distributed.neighbors import Wires
+from bpfree.distributed.neighbors import Neighbors
 from bpfree.graphs.nodes import Nodes
 
 
@@ -20,9 +20,9 @@ def step(
     target: Tensor,
     seed: int,
     first: int = 0,
-    sensed: bool = False,
+    front_output: bool = False,
     message: Tensor | None = None,
-    wires: Wires | None = None,
+    neighbors: Neighbors | None = None,
     finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Update every block on one batch, bottom first, and free its activations before the next.
@@ -33,27 +33,27 @@ def step(
         target: ``[rows]``.
         seed: Seed of this step; block k draws its noise (dropout) from (seed, k), whatever the schedule.
         first: Number of the lowest block.
-        sensed: Whether the lowest block's front has answered to ``rows`` already.
+        front_output: Whether ``rows`` are outputs of the lowest block's front.
         message: What comes to the highest block as its message.
-        wires: To the blocks of other workers, above and below; by default there are none.
+        neighbors: Connections to the blocks of other workers; by default there are none.
         finite: A list to which is added, for each block, whether its output is finite everywhere.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
     """
-    wires = Wires() if wires is None else wires
+    neighbors = Neighbors() if neighbors is None else neighbors
     losses: list[Tensor] = []
-    lessons, below = send_down(blocks, wires.from_above(message))
-    wires.to_below(below)
-    rows = wires.from_below(rows)
+    lessons, below = send_down(blocks, neighbors.receive_feedback(message))
+    neighbors.send_feedback(below)
+    rows = neighbors.receive_inputs(rows)
     for k, (block, lesson) in enumerate(zip(blocks, lessons, strict=True)):
         _seeds.seed_global(target.device, seed, first + k)
         rows = block.join(rows, lesson)
         # The step asks about some nodes, the blocks above about all: those must be told before it is taken.
-        heard = wires.above or k + 1 < len(blocks)
+        heard = neighbors.above or k + 1 < len(blocks)
         some = heard and isinstance(rows, Nodes) and rows.wanted is not None
         above = block.onward(rows) if some else None
-        found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        found, output = block.update(rows if front_output and k == 0 else block.sense(rows), target, lesson)
         if finite is not None:
             finite.append(output.isfinite().all())
         shown = block.loss.upward(output)
@@ -62,7 +62,7 @@ def step(
         if heard:
             rows = above if above is not None else block.onward(rows, shown)
         losses += found
-    wires.to_above(rows)
+    neighbors.send_outputs(rows)
     return losses
 
 

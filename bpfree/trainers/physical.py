@@ -17,7 +17,7 @@ from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
-from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import PairCosine
 from bpfree.losses.pair_cosine import Reference
@@ -125,6 +125,9 @@ class PhysicalSettings(TrainerSettings):
     readout: Literal["goodness", "one_pass"] = "goodness"
     readout_lr: Annotated[float, Gt(0)] = 1e-2
     readout_weight_decay: Annotated[float, Ge(0)] = 0.0
+
+    def cache_lifetime(self) -> int | None:
+        return self.cache_age
 
 
 class Physical(PhysicalTrainer):
