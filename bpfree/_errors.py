@@ -42,9 +42,9 @@ class NotMeasurable(BpfreeError):
     """This machine, or this user, cannot measure what was asked; the message says what to do."""
 
 
-class WireError(BpfreeError, RuntimeError):
-    """A message between two workers is not the one that was due: a gap, a repeat, or another shape."""
+class LinkError(BpfreeError, RuntimeError):
+    """A message between two workers is not the expected one: a gap, a repeat, or another shape."""
 
 
 class WorkerLost(BpfreeError, RuntimeError):
-    """A worker of a pipelined run is gone, or this one was told to stop; a run started again goes on."""
+    """A worker of a pipelined run is gone, or this one was stopped; a run that is started again resumes."""

@@ -142,7 +142,7 @@ class Autograd(UpdateRule[DifferentiableBlock]):
         for relu in relus:
             relu.inplace = True
         try:
-            losses, total, output = self.objective(block, front_output, target, feedback)
+            losses, total, output = block.objective(front_output, target, feedback)
         finally:
             for relu in relus:
                 relu.inplace = False
@@ -155,12 +155,6 @@ class Autograd(UpdateRule[DifferentiableBlock]):
             else:
                 total.backward()
         return Gradients([loss.detach() for loss in losses], output.detach(), {})
-
-    def objective(
-        self, block: DifferentiableBlock, front_output: Rows, target: Tensor, feedback: Tensor | None
-    ) -> Objective:
-        """What is differentiated."""
-        return block.objective(front_output, target, feedback)
 
     def check(self, block: DifferentiableBlock, label: str) -> None:
         for loss in block.losses:

@@ -46,7 +46,7 @@ class Evaluator:
     Args:
         cascade: The blocks and readouts.
         data: The samples; never augmented here.
-        cache: Whether `climb` keeps what the frozen blocks answered.
+        cache: Whether `freeze_below` keeps what the frozen blocks answered.
         store: Where it is kept; by default in memory.
     """
 
@@ -62,7 +62,7 @@ class Evaluator:
         return few
 
     @torch.no_grad()
-    def climb(self, height: int, readouts: Sequence[str]) -> None:
+    def freeze_below(self, height: int, readouts: Sequence[str]) -> None:
         """Freeze the blocks below ``height``, for the views of ``readouts``; other views are forgotten.
 
         Of a frozen block that is kept which readouts hear of it; of the highest, its output as well, or what

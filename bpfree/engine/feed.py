@@ -13,6 +13,7 @@ from bpfree._feature_store import Growing, Store, rows_at
 from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import Encoding, View
+from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.step import forward
 from bpfree.nn import counted
 
@@ -32,7 +33,7 @@ class Data(Protocol):
         """The samples ``[B, ...]`` and labels ``[B]`` at ``indices``, augmented if a generator is given."""
 
 
-class Feed:
+class Feed(BaseFeed):
     """Feeds the block at ``height``, whose predecessors are frozen.
 
     While neither the data nor the encoding changes from one epoch to the next, what the frozen blocks (and
@@ -75,16 +76,16 @@ class Feed:
             self._fixed = cascade.encoding.draw(data.y, self._generator("negatives"))
 
     @property
-    def sensed(self) -> bool:
+    def front_output(self) -> bool:
         """Whether `rows` are what the fed block's front has answered already."""
         return self.features is not None
 
     @property
     def measured(self) -> bool:
         """Whether what is kept here was asked of a front that counts, so that asking again is another run."""
-        return self.sensed and self._asks(self.height + 1)
+        return self.front_output and self._asks(self.height + 1)
 
-    def climb(self, height: int) -> None:
+    def freeze_below(self, height: int) -> None:
         """Freeze the blocks below ``height``; their features are computed here if they can be kept."""
         # Not before training begins: a run that is taken up has its weights only then.
         if self.caches and self.features is None and self.cascade.units[0].front is not None:

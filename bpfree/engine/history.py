@@ -1,4 +1,4 @@
-"""What happened in a run, one row per epoch."""
+"""The history of a run: one row for each epoch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ class History:
     """The rows of a run, in order.
 
     Attributes:
-        rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
-            ``lr`` (learning rate: of the lowest block that trained, or of the readout where that trained
-            alone), ``loss`` (mean training loss per block that trained, bottom first) and, where the
-            epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
-            ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
-            between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
-        stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
-            ``best_epoch`` and ``best``.
-        warnings: With validation: a sentence for each block that is, in the end, more than 2 points worse
-            than the block below it, or whose 95 % interval over validation samples reaches down to chance.
-        resumed: How many times the run was taken up from a checkpoint.
-        replayed: How many batches a worker sent again to the one above it, which had been stopped.
+        rows: One dict for each epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
+            ``lr`` (learning rate of the lowest block that was trained, or of the readout if it was trained
+            alone), ``loss`` (mean training loss of each block that was trained, bottom first) and, for an
+            epoch with an evaluation, ``validation`` (accuracy by readout, and of each block alone) and
+            ``diagnosis`` (the result of `Trainer.diagnose`). With devices, ``passes``: the rows that they
+            have processed so far, by purpose. Where feedback crosses from one worker to another, ``age``: the
+            age of the messages in steps, ``mean`` and ``largest`` by worker.
+        stages: One dict for each finished stage: ``name``, ``epochs``, ``stopped_early`` and, with
+            validation, ``best_epoch`` and ``best``.
+        warnings: With validation, a sentence for each block that is, at the end, more than 2 points worse
+            than the block below it, or whose 95 % interval over validation samples includes chance.
+        resumed: How often the run was resumed from a checkpoint.
+        replayed: Number of batches that a worker sent again to the worker above it after a restart.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -10,7 +10,7 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._rows import Rows
 from bpfree.core.block import BaseBlock, send_feedback
-from bpfree.distributed.neighbors import Wires
+from bpfree.distributed.neighbors import Neighbors
 
 
 def step(
@@ -21,7 +21,6 @@ def step(
     first: int = 0,
     front_done: bool = False,
     message: Tensor | None = None,
-    wires: Wires | None = None,
     finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Update every block on one batch, and free its activations before the next.
@@ -34,53 +33,62 @@ def step(
         first: Number of the lowest block.
         front_done: Whether ``inputs`` are the output of the lowest block's front.
         message: The message for the highest block.
-        wires: To the blocks of other workers, above and below; by default there are none.
         finite: A list to which is added, for each block, whether its output is finite everywhere.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
     """
-    if wires is None:
-        feedback, _ = send_feedback(blocks, message)
-        return update_blocks(blocks, inputs, target, seed, feedback, first, front_done, False, finite)[0]
-    feedback, below = send_feedback(blocks, wires.from_above(message))
-    wires.to_below(below)
-    inputs = wires.from_below(inputs)
-    losses, above = update_blocks(
-        blocks, inputs, target, seed, feedback, first, front_done, wires.above, finite
+    feedback, _ = send_feedback(blocks, message)
+    return _update(blocks, inputs, target, seed, feedback, first, front_done, False, finite)[0]
+
+
+def linked_step(
+    neighbors: Neighbors,
+    blocks: Sequence[BaseBlock],
+    inputs: Rows,
+    target: Tensor,
+    seed: int,
+    first: int = 0,
+    front_done: bool = False,
+    message: Tensor | None = None,
+    finite: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """`step` of a worker whose blocks are between those of others.
+
+    Args:
+        neighbors: The connections to the workers above and below.
+        blocks: As for `step`.
+        inputs: As for `step`; used by the lowest worker.
+        target: As for `step`.
+        seed: As for `step`.
+        first: As for `step`.
+        front_done: As for `step`.
+        message: As for `step`; used by the highest worker.
+        finite: As for `step`.
+    """
+    feedback, below = send_feedback(blocks, neighbors.receive_feedback(message))
+    neighbors.send_feedback(below)
+    inputs = neighbors.receive_inputs(inputs)
+    losses, above = _update(
+        blocks, inputs, target, seed, feedback, first, front_done, neighbors.above, finite
     )
     if above is not None:
-        wires.to_above(above)
+        neighbors.send_outputs(above)
     return losses
 
 
-def update_blocks(
+def _update(
     blocks: Sequence[BaseBlock],
     inputs: Rows,
     target: Tensor,
     seed: int,
     feedback: Sequence[Tensor | None],
-    first: int = 0,
-    front_done: bool = False,
-    send_up: bool = False,
-    finite: list[Tensor] | None = None,
+    first: int,
+    front_done: bool,
+    send_up: bool,
+    finite: list[Tensor] | None,
 ) -> tuple[list[Tensor], Rows | None]:
-    """Update blocks that have received their feedback, bottom first.
-
-    Args:
-        blocks: As for `step`.
-        inputs: As for `step`.
-        target: As for `step`.
-        seed: As for `step`.
-        feedback: Each block's own feedback.
-        first: As for `step`.
-        front_done: As for `step`.
-        send_up: Whether a block of another worker is above them.
-        finite: As for `step`.
-
-    Returns:
-        The losses, and the input of the block above the highest, if ``send_up``.
-    """
+    """Update blocks that have their feedback; returns the losses and the input of the block above."""
     losses: list[Tensor] = []
     highest = len(blocks) - 1
     above: Rows | None = inputs

@@ -29,7 +29,7 @@ class GraphEvaluator(Evaluator):
     Args:
         cascade: The blocks and readouts.
         data: The samples. Of their graph nothing but the features and edges is seen.
-        cache: Whether `climb` keeps the states above frozen blocks.
+        cache: Whether `freeze_below` keeps the states above frozen blocks.
         store: Where they are kept; by default in memory.
         encoding: How they are shown; by default as those of the training graph.
     """
@@ -56,7 +56,7 @@ class GraphEvaluator(Evaluator):
         return GraphEvaluator(self.cascade, few, encoding=self.encoding)
 
     @torch.no_grad()
-    def climb(self, height: int, readouts: Sequence[str]) -> None:
+    def freeze_below(self, height: int, readouts: Sequence[str]) -> None:
         if not self.cache:
             return
         for view in {self.cascade.readout(name).view for name in readouts}:
@@ -164,9 +164,9 @@ class PartedEvaluator(Evaluator):
         parts = [(part.first(int((where < few).sum())), where[where < few]) for part, where in self.parts]
         return PartedEvaluator(self.cascade, self.data.take(at), [part for part in parts if len(part[1])])
 
-    def climb(self, height: int, readouts: Sequence[str]) -> None:
+    def freeze_below(self, height: int, readouts: Sequence[str]) -> None:
         for part, _ in self.parts:
-            part.climb(height, readouts)
+            part.freeze_below(height, readouts)
 
     def outputs(self, number: int, n_blocks: int) -> Iterator[tuple[Tensor, Tensor]]:
         for part, _ in self.parts:

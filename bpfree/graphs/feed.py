@@ -13,11 +13,12 @@ from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import View
 from bpfree.encodings.graph import GraphEncoding
+from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.feed import Data
 from bpfree.graphs.nodes import Nodes
 
 
-class GraphFeed:
+class GraphFeed(BaseFeed):
     """Feeds the block at ``height`` with nodes; those of a graph answer together or not at all.
 
     The states of all nodes below the fed block are made once and go with what its front made of them, so
@@ -34,13 +35,11 @@ class GraphFeed:
         BadValue: If they are to be in files, but are on a GPU.
     """
 
-    sensed = False
-
     def __init__(self, cascade: Cascade, data: Data, cache: bool, store: Store | None = None) -> None:
         assert isinstance(cascade.encoding, GraphEncoding)
         self.cascade, self.encoding, self.data, self.caches = cascade, cascade.encoding, data, cache
         self.store, self.height = store or Store(), 0
-        device = data.y.device
+        self.device = device = data.y.device
         if self.store.folder is not None and device.type != "cpu":
             raise BadValue(
                 f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {device} stay there; "
@@ -48,7 +47,7 @@ class GraphFeed:
             )
         self._kept: Nodes | None = None
 
-    def climb(self, height: int) -> None:
+    def freeze_below(self, height: int) -> None:
         """Freeze the blocks below ``height``; the states above them are made here if they can be kept."""
         if self.caches:
             self._kept = self.states() if height == self.height else self._raised(self.states(), height)

@@ -29,7 +29,8 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     an optimizer is about to step, the whole cascade is searched for gradients: those of block k must be None
     outside block k, front, body and loss of the others included, and not all None inside; those of a readout
     that learns must be None in every block. Where a block holds others, each inner loss is held to it alone.
-    Where fronts are trained before, by a `Trainer.tutor`, it is held to the same, and steps fronts alone.
+    A `Trainer.front_trainer`, which trains the fronts before, is checked in the same way, and steps fronts
+    alone.
 
     Args:
         trainer: Any trainer, built or not; it is not changed.
@@ -52,9 +53,9 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     _check_reached(probe.cascade, reached, "in step")
     for name, found, inner in _inner_reach(probe, x, y):
         _check_one(name, found, inner, probe.cascade, "in one backward pass")
-    tutor = probe.tutor()
-    if tutor is not None:
-        assert_local(tutor, x, y)
+    front_trainer = probe.front_trainer()
+    if front_trainer is not None:
+        assert_local(front_trainer, x, y)
 
 
 def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
@@ -79,20 +80,21 @@ def assert_locality(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     if level not in LEVELS:
         raise AssertionError(f"{probe.id} declares locality {level!r}; expected one of {', '.join(LEVELS)}")
     if level == "L0":
-        tutor = probe.tutor()
-        if tutor is not None and not any(_learned(block.body) for _, block in _blocks(probe.cascade)):
-            probe = _probe(tutor, x, y)
+        front_trainer = probe.front_trainer()
+        if front_trainer is not None and not any(_learned(block.body) for _, block in _blocks(probe.cascade)):
+            probe = _probe(front_trainer, x, y)
         _assert_global(probe, x, y)
         return
     assert_local(trainer, x, y)
-    tutor = probe.tutor()
-    if tutor is not None:
-        own = _probe(tutor, x, y).locality
+    front_trainer = probe.front_trainer()
+    if front_trainer is not None:
+        own = _probe(front_trainer, x, y).locality
         if own < level:
             raise AssertionError(
-                f"{probe.id} declares {level}, but its fronts are trained by {tutor.id}, which is {own}"
+                f"{probe.id} declares {level}, but its fronts are trained by {front_trainer.id}, which is "
+                f"{own}"
             )
-        assert_locality(tutor, x, y)
+        assert_locality(front_trainer, x, y)
     blocks = _blocks(probe.cascade)
     learning = [(name, block) for name, block in blocks if _learned(block.body)]
     if learning and learning == blocks[-1:] and blocks[-1][1].rule.through_body:

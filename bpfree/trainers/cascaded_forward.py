@@ -17,7 +17,7 @@ from bpfree.core.rule_names import make_rule
 from bpfree.core.update_rules import OnePassSolve, UpdateRule
 from bpfree.data import TensorData
 from bpfree.engine.history import History
-from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.schedule import Schedule
 from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
@@ -145,7 +145,7 @@ class CascadedForward(Trainer):
             _beside(path).unlink(missing_ok=True)
         return history
 
-    def tutor(self) -> Trainer | None:
+    def front_trainer(self) -> Trainer | None:
         s = self.settings
         return None if s.blocks == "random" else self._dfa()
 
@@ -170,7 +170,7 @@ class CascadedForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Train the blocks by direct feedback alignment, through a trainer of their own."""
-        trainer = self.tutor()
+        trainer = self.front_trainer()
         if trainer is None:
             return History()
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))

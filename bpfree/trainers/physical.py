@@ -20,7 +20,7 @@ from bpfree.core.update_rules import UpdateRule
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
-from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import LocalLoss, PairCosine
 from bpfree.losses.pair_cosine import Reference

@@ -23,8 +23,8 @@ from bpfree import (
     Trainer,
 )
 from bpfree.distributed import start as starting
-from bpfree.distributed.pipelined import Workers, check_pipelined
-from bpfree.distributed.workers import balanced, costs
+from bpfree.distributed.partition import balanced_groups, block_costs, check_pipelined
+from bpfree.distributed.pipelined import PipelinedWorkers
 from tests.helpers import CLASSES, easy, make_gnn, make_mlp, nodes, snapshot
 from tests.workers import run
 
@@ -142,7 +142,7 @@ def test_groups_are_cut_where_the_largest_is_smallest() -> None:
     for n_blocks in (1, 2, 5, 7):
         for n in range(1, n_blocks + 1):
             costs = [draw.uniform(0.1, 5) for _ in range(n_blocks)]
-            groups = balanced(costs, n)
+            groups = balanced_groups(costs, n)
             assert len(groups) == n
             assert min(groups) >= 1
             assert sum(groups) == n_blocks
@@ -155,7 +155,7 @@ def test_costs_are_the_products_of_a_step_and_counting_changes_nothing() -> None
     trainer.build((12,), CLASSES)
     before = snapshot(trainer.cascade)
     x, y = easy(8).batch(torch.arange(8))
-    found = costs(trainer.cascade, x, y, None)
+    found = block_costs(trainer.cascade, x, y, None)
     # Body: forward, and the gradient by its weights; head: both gradients. Two operations a product.
     body = [2 * 2 * 8 * width * 16 for width in (12, 16, 16, 16)]
     head = 3 * 2 * 8 * 16 * CLASSES
@@ -187,14 +187,14 @@ def test_what_workers_cannot_train_is_refused(tmp_path: Path) -> None:
             [
                 "pipeline.groups = [3, 2]: expected 2 numbers, one for each worker, whose sum is 4",
                 "pipeline.groups = [4]: expected 2 numbers",
-                "the readout 'classifier' learns from the outputs of all blocks at every step",
+                "the readout 'classifier' is trained on the outputs of all blocks at every step",
                 "with 2 workers: expected at most 1, the number of blocks",
-                "cafo trains its fronts first, by one worker",
+                "cafo trains its fronts before its blocks, which several workers cannot do",
             ],
             strict=True,
         ):
             assert part in message
-    with pytest.raises(BadValue, match="graph is shown whole"):
+    with pytest.raises(BadValue, match="nodes of a graph cannot be split"):
         cascade = ForwardGNN(make_gnn(), progress=False)
         cascade.build_for(nodes())
         check_pipelined(cascade.cascade, 2, None)
@@ -208,17 +208,16 @@ def test_what_workers_cannot_train_is_refused(tmp_path: Path) -> None:
 def many_steps() -> tuple[list[int], int]:
     """Sends and receives that are open after each epoch, and the file handles that came."""
     trainer, held = make("counter_current", "pipelined"), []
-    report = Workers.report
+    report = PipelinedWorkers.report_age
 
-    def counting(self: Workers) -> dict[str, Any]:
-        wires = self.wires
-        held.append(
-            sum(len(end) for end in (wires.below, wires.up, wires.down, wires.top) if end is not None)
-        )
-        held.append(0 if wires.up is None else len(wires.up.kept))
+    def counting(self: PipelinedWorkers) -> dict[str, Any]:
+        n = self.neighbors
+        ends = (n.inputs, n.outputs, n.feedback_below, n.feedback_above)
+        held.append(sum(len(end) for end in ends if end is not None))
+        held.append(0 if n.outputs is None else len(n.outputs.stored))
         return report(self)
 
-    Workers.report = counting  # type: ignore[method-assign]
+    PipelinedWorkers.report_age = counting  # type: ignore[method-assign]
     before = len(list(Path("/proc/self/fd").iterdir()))
     trainer.fit(easy(150), epochs=2, batch_size=1)
     return held, len(list(Path("/proc/self/fd").iterdir())) - before

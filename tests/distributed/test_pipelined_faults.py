@@ -1,4 +1,4 @@
-"""Workers that die, are told to stop, or are slow; and messages that are not what was due."""
+"""Workers that die, are stopped, or are slow; and messages that are not the expected ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bpfree import BadValue, MonoForward, _errors
-from bpfree.distributed.links import pack, unpack
-from bpfree.distributed.neighbors import LinkedWires
-from bpfree.distributed.pipelined import Workers
+from bpfree.distributed.links import Sender, pack, unpack
+from bpfree.distributed.neighbors import LinkedNeighbors
+from bpfree.distributed.pipelined import PipelinedWorkers
 from bpfree.distributed.replicas import Replicas
 from bpfree.engine import loop as fitting
 from bpfree.engine import saving
@@ -56,27 +56,27 @@ def mortal(rank: int, event: str, number: int) -> None:
         return counted
 
     if event == "step":
-        LinkedWires.begin = counting(LinkedWires.begin)  # type: ignore[method-assign]
+        LinkedNeighbors.begin_step = counting(LinkedNeighbors.begin_step)  # type: ignore[method-assign]
     elif event == "validate":
         fitting.validate = counting(fitting.validate)  # type: ignore[attr-defined]
     elif event == "take":
-        LinkedWires.from_below = counting(LinkedWires.from_below)  # type: ignore[method-assign]
+        LinkedNeighbors.receive_inputs = counting(LinkedNeighbors.receive_inputs)  # type: ignore[method-assign]
     elif event == "average":
-        Replicas._weighed = counting(Replicas._weighed)  # type: ignore[method-assign]
+        Replicas._weighted_sum = counting(Replicas._weighted_sum)  # type: ignore[method-assign]
     else:
-        setattr(Workers, event, counting(getattr(Workers, event)))
+        setattr(PipelinedWorkers, event, counting(getattr(PipelinedWorkers, event)))
 
 
 def noting(path: Path) -> dict[str, Any]:
     """`trained`; which steps were taken is appended to a file of the worker."""
-    me, take = int(torch.distributed.get_rank()), LinkedWires.to_above
+    me, take = int(torch.distributed.get_rank()), LinkedNeighbors.send_outputs
 
-    def noted(self: LinkedWires, rows: Any) -> None:
+    def noted(self: LinkedNeighbors, rows: Any) -> None:
         with open(path.with_name(f"steps{me}"), "a") as file:
             file.write(f"{self.index}\n")
         take(self, rows)
 
-    LinkedWires.to_above = noted  # type: ignore[method-assign]
+    LinkedNeighbors.send_outputs = noted  # type: ignore[method-assign]
     return trained(path)
 
 
@@ -88,7 +88,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "event", "number"),
-    [(0, "step", 14), (1, "take", 11), (2, "cut", 3), (1, "total", 2), (2, "validate", 1)],
+    [(0, "step", 14), (1, "take", 11), (2, "synchronize", 3), (1, "reduce_losses", 2), (2, "validate", 1)],
 )
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_the_others_from_where_they_stood(
     rank: int, event: str, number: int, tmp_path: Path
@@ -121,19 +121,19 @@ def test_a_finished_run_is_taken_up_as_it_ended(tmp_path: Path) -> None:
 def told(path: Path, **pipeline: Any) -> dict[str, Any]:
     """`trained`, at twenty steps a second at most; the process's number is in a file."""
     (path.with_name(f"pid{torch.distributed.get_rank()}")).write_text(str(os.getpid()))
-    begin = LinkedWires.begin
+    begin = LinkedNeighbors.begin_step
 
-    def slowly(self: LinkedWires, index: int) -> None:
+    def slowly(self: LinkedNeighbors, index: int) -> None:
         time.sleep(0.05)
         begin(self, index)
 
-    LinkedWires.begin = slowly  # type: ignore[method-assign]
+    LinkedNeighbors.begin_step = slowly  # type: ignore[method-assign]
     return trained(path, **pipeline)
 
 
 def begun(group: Group, path: Path) -> Group:
     """Wait until the workers of a `told` group are well under way."""
-    while not saving.own_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
+    while not saving.worker_path(path, _Rank(1, 2)).exists():  # type: ignore[arg-type]
         time.sleep(0.01)
     time.sleep(0.3)
     return group
@@ -193,14 +193,14 @@ class _Rank:
 
 
 def slow(rank: int) -> dict[str, Any]:
-    begin = LinkedWires.begin
+    begin = LinkedNeighbors.begin_step
 
-    def slowly(self: LinkedWires, index: int) -> None:
+    def slowly(self: LinkedNeighbors, index: int) -> None:
         if torch.distributed.get_rank() == rank:
             time.sleep(0.02)
         begin(self, index)
 
-    LinkedWires.begin = slowly  # type: ignore[method-assign]
+    LinkedNeighbors.begin_step = slowly  # type: ignore[method-assign]
     return trained(None)
 
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_other_workers_is_refused(tmp_path: Path) -> None:
     assert all("begun by 2 workers, not 3" in error for error in raised.values())
     with pytest.raises(BadValue, match="begun by 2 workers, not 1"):
         trained(path)
-    saving.own_path(path, _Rank(1, 2)).unlink()  # type: ignore[arg-type]
+    saving.worker_path(path, _Rank(1, 2)).unlink()  # type: ignore[arg-type]
     _, raised = Group(tmp_path, 2, trained, path).results()
     assert all("worker 1 has no checkpoint while others" in error for error in raised.values())
 
@@ -237,30 +237,28 @@ def test_messages_come_back_as_they_were() -> None:
 
 def test_a_message_that_is_not_due_is_an_error() -> None:
     message = pack(3, torch.rand(4), 16)
-    with pytest.raises(_errors.WireError, match="worker 1 sent step 3 where step 4 was expected: a repeat"):
+    with pytest.raises(_errors.LinkError, match="worker 1 sent step 3 where step 4 was expected: a repeat"):
         unpack(message, 4, 1)
-    with pytest.raises(_errors.WireError, match="worker 1 sent step 3 where step 2 was expected: a gap"):
+    with pytest.raises(_errors.LinkError, match="worker 1 sent step 3 where step 2 was expected: a gap"):
         unpack(message, 2, 1)
     message[:128].view(torch.int64)[1] = 99
-    with pytest.raises(_errors.WireError, match="a header that cannot be"):
+    with pytest.raises(_errors.LinkError, match="an invalid header"):
         unpack(message, 3, 1)
     message[:128].view(torch.int64)[1:4] = torch.tensor([0, 1, 5])
-    with pytest.raises(_errors.WireError, match=r"shape \[5\], more than the wire holds"):
+    with pytest.raises(_errors.LinkError, match=r"shape \[5\], larger than the link"):
         unpack(message, 3, 1)
-    with pytest.raises(_errors.WireError, match=r"shape \[5\] \(20 bytes\) does not fit"):
+    with pytest.raises(_errors.LinkError, match=r"shape \[5\] \(20 bytes\) does not fit"):
         pack(3, torch.rand(5), 16)
 
 
 def skipping() -> Any:
     if torch.distributed.get_rank() == 0:
-        from bpfree.distributed.links import Outlet
-
-        send = Outlet.send
-        Outlet.send = lambda self, index, rows: send(self, index + (index == 5), rows)  # type: ignore
+        send = Sender.send
+        Sender.send = lambda self, index, rows: send(self, index + (index == 5), rows)  # type: ignore
     return trained(None)
 
 
 def test_a_gap_on_the_wire_stops_the_run(tmp_path: Path) -> None:
     _, raised = Group(tmp_path, 2, skipping).results()
-    assert "WireError: worker 0 sent step 6 where step 5 was expected: a gap" in raised[1]
+    assert "LinkError: worker 0 sent step 6 where step 5 was expected: a gap" in raised[1]
     assert "WorkerLost" in raised[0]

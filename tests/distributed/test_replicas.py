@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Backprop, BadValue, CascadedForward, ForwardForward, Local, MonoForward, Trainer
-from bpfree.distributed.neighbors import LinkedWires
+from bpfree.distributed.neighbors import LinkedNeighbors
 from bpfree.distributed.replicas import Replicas
 from bpfree.encodings.label_overlay import LabelOverlay, Overlaid
 from bpfree.encodings.label_slots import LabelSlots
@@ -47,7 +47,7 @@ def test_parts_are_the_batch_once_view_by_view(n: int, samples: int) -> None:
         seen, told, sizes = [], [], []
         for number in range(n):
             replica = Replicas(None, number, n)
-            rows, own = replica.part(whole, target, encoding.views)
+            rows, own = replica.batch_part(whole, target, encoding.views)
             assert isinstance(rows, Tensor | Overlaid)
             dense = rows if isinstance(rows, Tensor) else rows.dense()
             assert len(dense) == len(own) == encoding.views * max(1, round(replica.weight * samples))
@@ -110,8 +110,8 @@ def test_a_loss_by_row_is_the_mean_of_parts_and_so_is_its_gradient(loss: LocalLo
     parts = torch.zeros((), dtype=torch.float64)
     for number in range(3):
         replica = Replicas(None, number, 3)
-        rows, own = replica.part(output, target, views)
-        error = None if errors is None else replica.part(errors, target, 1)[0]
+        rows, own = replica.batch_part(output, target, views)
+        error = None if errors is None else replica.batch_part(errors, target, 1)[0]
         assert isinstance(rows, Tensor)
         assert error is None or isinstance(error, Tensor)
         parts = parts + replica.weight * value(rows, own, error)
@@ -151,19 +151,19 @@ def hashing(kind: str, pipeline: dict[str, Any]) -> dict[str, Any]:
     """`trained`, and a hash of this worker's own blocks after every step, and of the whole net at the end."""
     own: list[Any] = []
     hashes: list[str] = []
-    average, to_above = Replicas.average, LinkedWires.to_above
+    average, to_above = Replicas.average_gradients, LinkedNeighbors.send_outputs
 
     def noting(self: Replicas, blocks: Any) -> None:
         own.extend(blocks)
         average(self, blocks)
 
-    def hashed(self: LinkedWires, rows: Any) -> None:
+    def hashed(self: LinkedNeighbors, rows: Any) -> None:
         # The highest block of the group has taken its step.
         hashes.append(digest([t for block in own for t in block.state_dict().values()]))
         to_above(self, rows)
 
-    Replicas.average = noting  # type: ignore[method-assign]
-    LinkedWires.to_above = hashed  # type: ignore[method-assign]
+    Replicas.average_gradients = noting  # type: ignore[method-assign]
+    LinkedNeighbors.send_outputs = hashed  # type: ignore[method-assign]
     found = trained(kind, "pipelined", **pipeline)
     return found | {"hashes": hashes, "whole": digest(found["weights"].values())}
 
@@ -242,7 +242,7 @@ def killed(path: Path, groups: list[int], replicas: int, rank: int, *event: Any)
 
 @pytest.mark.parametrize(
     ("groups", "replicas", "rank", "event", "number"),
-    [([2, 1], 2, 3, "take", 12), ([2, 1], 2, 0, "average", 13), ([3], 3, 2, "cut", 2)],
+    [([2, 1], 2, 3, "take", 12), ([2, 1], 2, 0, "average", 13), ([3], 3, 2, "synchronize", 2)],
 )
 def test_after_a_kill_all_replicas_go_on_to_the_bits_of_an_undisturbed_run(
     groups: list[int],
@@ -300,7 +300,7 @@ def refusals() -> list[str]:
 
 def test_what_replicas_cannot_share_is_refused(tmp_path: Path) -> None:
     parts = [
-        "the value of PredSim, with these options, for a batch is no mean",
+        "the value of PredSim, with these options, for a batch is not the mean",
         "use gradients = 'autograd'",
         "BatchNorm1d takes its statistics from all rows of a batch",
         "the value of ClosedForm",

@@ -155,7 +155,7 @@ def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
     [
         (torch.eye(3).to_sparse(), "sparse_coo"),
         (torch.eye(3, device="meta"), "meta"),
-        ("text", "a str, no tensor"),
+        ("text", "a str, not a tensor"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused_by_name(value: Any, kind: str, tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def fit(loss: str, **settings: str) -> list[str]:
 
 def test_a_run_says_once_which_block_is_sent_nothing() -> None:
     (text,) = fit("tests.feedback")
-    assert text.startswith("block 2 (Feedback) gets no message from block 3 (LocalCrossEntropy) above it: let ")
+    assert text.startswith(
+        "block 2 (Feedback) gets no message from block 3 (LocalCrossEntropy) above it: let "
+    )
     (text,) = fit("tests.feedback_silent", output="none")
     assert "block 1 (Silent) gets no message from block 2 (Silent)" in text
     assert "block 2 (Silent) gets no message from block 3 (Silent)" in text

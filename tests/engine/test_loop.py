@@ -239,7 +239,7 @@ def test_validation_keeps_no_graph_of_the_frozen_blocks() -> None:
     packed: list[torch.Tensor] = []
     evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
-        evaluator.climb(2, ["last"])
+        evaluator.freeze_below(2, ["last"])
     assert packed == []
 
 

@@ -22,7 +22,7 @@ def test_the_states_are_those_of_the_blocks_below(cache: bool, variant: Any) -> 
     feed = GraphFeed(trainer.cascade, data, cache)
     expected: Any = trainer.cascade.encoding.nodes(None)  # type: ignore[attr-defined]
     for height, block in enumerate([*trainer.cascade.units, None]):
-        feed.climb(height)
+        feed.freeze_below(height)
         rows, target = feed.rows(torch.arange(5), 0, 0)
         assert isinstance(rows, Nodes) and rows.wanted is not None
         for found, states in zip(rows.states, expected.states, strict=True):

@@ -183,7 +183,7 @@ def test_the_trainer_is_left_as_it_was() -> None:
 class Tutored(CascadedForward):
     """Trains its fronts by backpropagation before, and declares L1 all the same."""
 
-    def tutor(self) -> Trainer | None:
+    def front_trainer(self) -> Trainer | None:
         return Backprop(self.net, progress=False)
 
 

@@ -17,7 +17,7 @@ from bpfree import Block, ForwardForward, MonoForward
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.label_overlay import LabelOverlay
 from bpfree.engine.feed import Feed
-from bpfree.engine.loop import Fit
+from bpfree.engine.loop import TrainingLoop
 from bpfree.losses import LocalCrossEntropy
 from bpfree.testing import (
     assert_nothing_fails_quietly,
@@ -90,30 +90,28 @@ def test_stale_features_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stage_that_goes_on_training_the_block_below_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    enter = Fit._enter
+    enter = TrainingLoop._enter
 
-    def loose(self: Fit, stage: Any) -> None:
+    def loose(self: TrainingLoop, stage: Any) -> None:
         enter(self, stage)
         if stage.first > 0:
             with torch.no_grad():
                 self.cascade.units[0].body[1].weight.mul_(1.01)
 
-    monkeypatch.setattr(Fit, "_enter", loose)
+    monkeypatch.setattr(TrainingLoop, "_enter", loose)
     with pytest.raises(AssertionError, match="greedy with and without kept features"):
         assert_schedules_agree(make_trainer, vectors())
 
 
 @pytest.mark.parametrize("change", ["loss", "order", "batches", "noise"])
 def test_anything_but_plain_backpropagation_is_found(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, take_step = LocalCrossEntropy.forward, Fit._step
+    forward, step = LocalCrossEntropy.forward, TrainingLoop._step
     if change == "loss":
         monkeypatch.setattr(LocalCrossEntropy, "forward", lambda *args: forward(*args) * (1 + 1e-5))
     elif change == "order":
-        monkeypatch.setattr(
-            Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i.flip(0), last)
-        )
+        monkeypatch.setattr(TrainingLoop, "_step", lambda self, c, i, last: step(self, c, i.flip(0), last))
     elif change == "batches":
-        monkeypatch.setattr(Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i[:15], last))
+        monkeypatch.setattr(TrainingLoop, "_step", lambda self, c, i, last: step(self, c, i[:15], last))
     else:
         update = Block.update
 
@@ -165,14 +163,14 @@ def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         patch.setattr(bpfree.engine.checkpoint, "under", lambda p, t: {} if p == "best" else under(p, t))
         check("best", epochs=6)
     with monkeypatch.context() as patch:
-        save = Fit._save
+        save = TrainingLoop._save
 
-        def forgetful(self: Fit) -> None:
-            sums, self.sums = self.sums, None
+        def forgetful(self: TrainingLoop) -> None:
+            sums, self.state.sums = self.state.sums, None
             save(self)
-            self.sums = sums
+            self.state.sums = sums
 
-        patch.setattr(Fit, "_save", forgetful)
+        patch.setattr(TrainingLoop, "_save", forgetful)
         check("sums")
     with monkeypatch.context() as patch:
         patch.setattr(bpfree.engine.checkpoint, "load_module", lambda *args: None)

@@ -274,9 +274,9 @@ def test_samples_of_another_kind_are_refused(x: Tensor, message: str) -> None:
 def test_a_graph_is_refused_by_trainers_of_ordinary_networks() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     for use in (trainer.fit, trainer.build_for):
-        with pytest.raises(BadValue, match="mono_forward trains on samples that are no nodes of a graph"):
+        with pytest.raises(BadValue, match="mono_forward trains on samples, not on nodes of a graph"):
             use(nodes())
-    with pytest.raises(BadValue, match="no nodes of a graph"):
+    with pytest.raises(BadValue, match="not on nodes of a graph"):
         built().evaluate(nodes())
 
 
