@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bpfree._rows import Rows
-from bpfree.graphs.nodes import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
 from bpfree.nn.in_place import in_place, overwriting
@@ -32,14 +30,11 @@ class Block(nn.Module):
         gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
         inner_steps: Steps to take on each answer of the front. With a number given, what goes up the wire is
             the output after them; by default one step is taken, and the output before it goes up.
-        upper: Width of the lesson that joins the states of nodes coming up, for a block that reads it in its
-            body; None: the lesson is for the loss alone.
     """
 
     #: Whether a step takes a gradient back through the body.
     backward: ClassVar[bool] = True
     optimizer: torch.optim.Optimizer | None = None
-    upper: int | None = None
     inner_steps: int | None = None
     #: Set while the block trains.
     relus: Sequence[nn.ReLU] = ()
@@ -52,12 +47,11 @@ class Block(nn.Module):
         loss: LocalLoss,
         front: nn.Module | None = None,
         gradients: str = "autograd",
-        upper: int | None = None,
         inner_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.front, self.body, self.loss = front, body, loss
-        self.gradients, self.upper, self.inner_steps = gradients, upper, inner_steps
+        self.gradients, self.inner_steps = gradients, inner_steps
         self._objective: Any = self.objective
 
     @property
@@ -74,44 +68,20 @@ class Block(nn.Module):
 
     def seen(self, rows: Rows) -> list[tuple[LocalLoss, Tensor]]:
         """Each loss inside with the output for ``rows`` that it is to be built for, bottom first."""
-        output = self(self.join(rows, None))
+        output = self(self.concat_feedback(rows, None))
         parts = nn.ModuleList([m for m in (self.front, self.body) if m is not None])
         self.loss.feature_axis = feature_axis(parts, output)
         return [(self.loss, output)]
 
-    def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
-        """What came up with what came down beside it, for a block that reads both."""
-        if not self.upper:
-            return rows
-        assert isinstance(rows, Nodes)
-        states = rows.states[0]
-        above = states.new_zeros(len(states), self.upper) if lesson is None else lesson.detach()
-        return replace(rows, beside=above)
+    def concat_feedback(self, inputs: Rows, feedback: Tensor | None) -> Rows:
+        """The block's input with the feedback from the block above, for a body that reads both: here the input."""
+        return inputs
 
-    def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
-        """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.
+    def next_input(self, inputs: Rows, output: Tensor | None = None) -> Rows:
+        """The input of the block above: the output for ``inputs``, computed unless it is given as ``output``."""
+        return self(inputs) if output is None else output
 
-        Args:
-            rows: What the block is fed.
-            output: Its output, where that is of all of them; made here if it is not given.
-        """
-        if not isinstance(rows, Nodes):
-            return self(rows) if output is None else output
-        if output is None or rows.wanted is not None:
-            output = self._of_all(rows.whole())
-        return rows.up(output)
-
-    @torch.no_grad()
-    def _of_all(self, rows: Nodes) -> Tensor:
-        """The output for all nodes; behind a front the learned part sees each row by itself."""
-        sensed = self.sense(rows)
-        if isinstance(sensed, Tensor):
-            rows_of = sensed
-            return rows.store.filled(len(rows_of), lambda at: self.body(rows_of[at]).unsqueeze(0))[0]
-        output = self.body(sensed)
-        return rows.store.filled(len(output), lambda at: output[None, at])[0]
-
-    def sense(self, rows: Rows) -> Rows:
+    def run_front(self, rows: Rows) -> Rows:
         """What the front answers: the input of the learned part, a constant of the input."""
         if self.front is None:
             return rows
@@ -121,12 +91,11 @@ class Block(nn.Module):
         return answer.detach() if isinstance(answer, Tensor) else answer
 
     def forward(self, rows: Rows) -> Tensor:
-        return self.body(self.sense(rows))  # type: ignore[no-any-return]
+        return self.body(self.run_front(rows))  # type: ignore[no-any-return]
 
     def outputs(self, rows: Rows) -> list[Tensor]:
-        """The outputs that readouts may look at, in order; the last goes up, but for that of single nodes."""
-        output = self(rows)
-        return [Ends(output, rows.pairs)] if isinstance(rows, Nodes) and rows.pairs is not None else [output]  # type: ignore[list-item]
+        """The outputs for readouts, in order; the last goes to the block above."""
+        return [self(rows)]
 
     def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """The loss of every `LocalLoss` inside, and the output, for an input that the front has seen."""
@@ -136,6 +105,27 @@ class Block(nn.Module):
     def total(self, losses: Sequence[Tensor]) -> Tensor:
         """What is differentiated, of the losses that `objective` gave."""
         return losses[0]
+
+    def train_step(
+        self, inputs: Rows, target: Tensor, feedback: Tensor | None, *, front_done: bool, send_up: bool
+    ) -> tuple[list[Tensor], Tensor, Rows | None]:
+        """Take one training step.
+
+        Args:
+            inputs: The block's input, ``[rows, ...]``.
+            target: ``[rows]``.
+            feedback: The feedback from the block above.
+            front_done: Whether ``inputs`` is the front's output.
+            send_up: Whether the block above needs an input.
+
+        Returns:
+            The losses and the output, detached, and the input of the block above, or None.
+        """
+        losses, output = self.update(inputs if front_done else self.run_front(inputs), target, feedback)
+        above = self.loss.upward(output)
+        for loss in self.losses:
+            loss.memory = loss.remembered(output)
+        return losses, output, self.next_input(inputs, above) if send_up else None
 
     def update(
         self, sensed: Rows, target: Tensor, lesson: Tensor | None = None

@@ -18,7 +18,6 @@ from bpfree.core.readouts import Readout, make_readouts
 from bpfree.core.sharing import check_objects
 from bpfree.encodings.base import Encoding
 from bpfree.encodings.label_overlay import LabelOverlay, put_beside
-from bpfree.graphs.nodes import Nodes
 from bpfree.losses import LocalLoss
 
 
@@ -135,14 +134,13 @@ class Cascade(nn.Module):
             seen: list[tuple[LocalLoss, Tensor]] = []
             for block in self.units:
                 seen += block.seen(rows)
-                output = None if isinstance(rows, Nodes) else seen[-1][1]
-                rows = block.onward(block.join(rows, None), output)
+                rows = block.next_input(block.concat_feedback(rows, None), seen[-1][1])
             self._check_memory(seen, n_classes, states)
             for loss, output in seen:
                 loss.build(output, n_classes)
             for readout in map(self.readout, self.readouts):
                 readout.build(self.outputs(self.encoding.view(x, readout.view)), n_classes)
-            if not self.encoding.whole:
+            if not self.encoding.transductive:
                 self._check_losses([output for _, output in seen], target)
 
     def _check_losses(self, outputs: Sequence[Tensor], target: Tensor) -> None:
@@ -192,9 +190,9 @@ class Cascade(nn.Module):
         """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""
         outputs: list[Tensor] = []
         for block in self.units[:n_blocks]:
-            rows = block.join(rows, None)
+            rows = block.concat_feedback(rows, None)
             outputs += block.outputs(rows)
-            rows = block.onward(rows, None if isinstance(rows, Nodes) else outputs[-1])
+            rows = block.next_input(rows, outputs[-1])
         return outputs
 
     def forward(self, x: Tensor) -> Tensor:

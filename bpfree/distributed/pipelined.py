@@ -124,7 +124,7 @@ class Workers(Crew):
                 _, sent = send_down(units[first:], message)
                 down.append(_nbytes(sent))
             for block in units[first:stop]:
-                rows = block.onward(rows)
+                rows = block.next_input(rows)
             up.append(_nbytes(rows))
         cascade.train(training)
         return up, down

@@ -149,14 +149,14 @@ def costs(cascade: Cascade, rows: Rows, target: Tensor, message: Tensor | None) 
     lessons, _ = send_down(blocks, message)
     for block, lesson in zip(blocks, lessons, strict=True):
         block.loss.memory = None
-        rows = block.join(rows, lesson)
+        rows = block.concat_feedback(rows, lesson)
         with FlopCounterMode(display=False) as counter:
-            losses, output = block.objective(block.sense(rows), target, lesson)
+            losses, output = block.objective(block.run_front(rows), target, lesson)
             total = block.total(losses)
             if total.requires_grad:
                 with torch.autocast(target.device.type, enabled=False):
                     total.backward()
-        rows = block.onward(rows, output.detach())
+        rows = block.next_input(rows, output.detach())
         # What is not a product costs something, too: a block without any is not free.
         found.append(float(counter.get_total_flops() + output.numel()))
     return found
@@ -198,7 +198,7 @@ def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> N
             f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
             f"whose sum is {len(units)}, the number of blocks"
         )
-    if cascade.encoding.whole:
+    if cascade.encoding.transductive:
         raise BadValue(
             "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that "
             "stand alone go from worker to worker; use 'greedy' or 'simultaneous'"

@@ -22,13 +22,13 @@ class Encoding:
         views: How many rows a sample becomes in training.
         redraw: Whether a sample looks different each time; if so, features of it cannot be cached, except
             where all its `looks` can be.
-        whole: Whether a sample cannot be shown without all the others: a node of a graph.
+        transductive: Whether samples cannot be computed without all others: the nodes of one graph.
         measure: What `judge` gives.
     """
 
     views: int = 1
     redraw: bool = False
-    whole: bool = False
+    transductive: bool = False
     measure: str = "accuracy"
 
     def build(self, n_classes: int) -> None:

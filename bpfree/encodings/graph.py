@@ -41,7 +41,7 @@ class GraphEncoding(Encoding):
         virtual: Features of virtual nodes, ``[C, F]``; None: there are none.
     """
 
-    whole = True
+    transductive = True
     knows_labels = False
     tells_labels = False
     virtual: Tensor | None = None

@@ -203,7 +203,7 @@ class Evaluator:
                     if own is not None and part is not None:
                         own.add(part.unflatten(0, (-1, len(indices))))
             if height < len(units):
-                answer = units[height].sense(outputs[-1] if outputs else self._shown(view, indices))
+                answer = units[height].run_front(outputs[-1] if outputs else self._shown(view, indices))
                 assert isinstance(answer, Tensor)
                 rows.add(answer.unflatten(0, (-1, len(indices))))
         kept.height, kept.rows = height, rows.whole if height < len(units) else None

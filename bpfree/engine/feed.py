@@ -193,7 +193,7 @@ class Feed:
                 rows: Rows = below[-1].body(rows_at(self.features, asked).flatten(0, 1))
             else:
                 rows = ascend(below, self._shown(asked))
-            answer = block.sense(rows)
+            answer = block.run_front(rows)
             assert isinstance(answer, Tensor)
             kept.add(answer.unflatten(0, (-1, len(asked)))[:, : len(indices)])
         self.features = kept.whole

@@ -79,7 +79,7 @@ class Fit:
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
         self.feed: Feed | GraphFeed
-        if cascade.encoding.whole:
+        if cascade.encoding.transductive:
             self.feed = GraphFeed(cascade, train, keep, store)
         else:
             self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
@@ -87,7 +87,7 @@ class Fit:
         self.measurements = Measurements(cascade, self.feed, path, self.fingerprint)
         self.evaluator = None
         if validation is not None:
-            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
+            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.transductive)
             # A resumed run would measure what is kept anew, and so be another run.
             self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements, store)
         self.saved_at = time.monotonic()

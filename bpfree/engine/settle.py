@@ -38,11 +38,11 @@ def settle(
             for k, (block, lesson) in enumerate(
                 zip(blocks, descend(blocks, message if sweep else None), strict=True)
             ):
-                joined = block.join(at, lesson)
+                joined = block.concat_feedback(at, lesson)
                 # A block that hears what it has heard before would answer the same again.
                 if len(heard) <= k or heard[k][0] is not joined:
                     output = block(joined)
-                    heard[k : k + 1] = [(joined, output, block.onward(joined, output))]
+                    heard[k : k + 1] = [(joined, output, block.next_input(joined, output))]
                 _, output, at = heard[k]
                 outputs.append(block.loss.blend(output, lesson))
                 block.loss.memory = block.loss.remembered(output)

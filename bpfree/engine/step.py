@@ -11,7 +11,6 @@ from bpfree import _seeds
 from bpfree._rows import Rows
 from bpfree.core.block import Block, send_down
 from bpfree.distributed.neighbors import Wires
-from bpfree.graphs.nodes import Nodes
 
 
 def step(
@@ -48,19 +47,14 @@ def step(
     rows = wires.from_below(rows)
     for k, (block, lesson) in enumerate(zip(blocks, lessons, strict=True)):
         _seeds.seed_global(target.device, seed, first + k)
-        rows = block.join(rows, lesson)
-        # The step asks about some nodes, the blocks above about all: those must be told before it is taken.
-        heard = wires.above or k + 1 < len(blocks)
-        some = heard and isinstance(rows, Nodes) and rows.wanted is not None
-        above = block.onward(rows) if some else None
-        found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
+        rows = block.concat_feedback(rows, lesson)
+        found, output, above = block.train_step(
+            rows, target, lesson, front_done=sensed and k == 0, send_up=wires.above or k + 1 < len(blocks)
+        )
         if finite is not None:
             finite.append(output.isfinite().all())
-        shown = block.loss.upward(output)
-        for loss in block.losses:
-            loss.memory = loss.remembered(output)
-        if heard:
-            rows = above if above is not None else block.onward(rows, shown)
+        if above is not None:
+            rows = above
         losses += found
     wires.to_above(rows)
     return losses
@@ -70,5 +64,5 @@ def step(
 def ascend(blocks: Sequence[Block], rows: Rows) -> Rows:
     """The output of the highest of ``blocks``, without a step."""
     for block in blocks:
-        rows = block.onward(rows)
+        rows = block.next_input(rows)
     return rows

@@ -133,7 +133,7 @@ class GraphEvaluator(Evaluator):
         return self.encoding.ask(self.encoding.nodes(view, keep=self.cache, store=self.store), self.ids)
 
     def _up(self, block: Block, nodes: Nodes) -> Nodes:
-        above = block.onward(nodes)
+        above = block.next_input(nodes)
         assert isinstance(above, Nodes)
         return self.encoding.ask(above, self.ids)
 

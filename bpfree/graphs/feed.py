@@ -62,7 +62,7 @@ class GraphFeed:
 
     def _raised(self, nodes: Nodes, height: int, below: int | None = None) -> Nodes:
         for block in self.cascade.units[self.height if below is None else below : height]:
-            raised = block.onward(nodes)
+            raised = block.next_input(nodes)
             assert isinstance(raised, Nodes)
             nodes = raised
         return nodes

@@ -97,9 +97,9 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     lessons = descend(cascade.units, cascade.encoding.message())
     for k, (block, lesson) in enumerate(zip(cascade.units, lessons, strict=True)):
         _seeds.seed_global(y.device, seed, k)
-        rows = block.join(rows, lesson)
-        found, output = block.objective(block.sense(rows), target, lesson)
-        losses, rows = losses + found, block.onward(rows, block.loss.upward(output.detach()))
+        rows = block.concat_feedback(rows, lesson)
+        found, output = block.objective(block.run_front(rows), target, lesson)
+        losses, rows = losses + found, block.next_input(rows, block.loss.upward(output.detach()))
         totals.append(block.total(found))
         for loss in block.losses:
             loss.memory = loss.remembered(output.detach())

@@ -211,10 +211,10 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Any
     rows, target = cascade.encoding.encode(x, y, drawn)
     lessons = descend(cascade.units, cascade.encoding.message())
     for block, lesson in zip(cascade.units, lessons, strict=True):
-        rows = block.join(rows, lesson)
-        yield block, block.sense(rows), target, lesson
+        rows = block.concat_feedback(rows, lesson)
+        yield block, block.run_front(rows), target, lesson
         with torch.no_grad():
-            rows = block.onward(rows)
+            rows = block.next_input(rows)
 
 
 # ---- the levels ------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def _audit(trainer: Physical, data: TensorData) -> None:
     encoding = trainer.cascade.encoding
     rows, target = encoding.encode(x, y, encoding.draw(y, torch.Generator().manual_seed(0)))
     for k, block in enumerate(trainer.cascade.units):
-        features = block.sense(rows)
+        features = block.run_front(rows)
         assert isinstance(features, Tensor)
         if features.requires_grad:
             raise AssertionError(f"the features of layer {k + 1} require a gradient")

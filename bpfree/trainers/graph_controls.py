@@ -10,12 +10,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import BlockReadout, SumReadout
 from bpfree.data import GraphData
 from bpfree.encodings.graph import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
 from bpfree.engine.settings import TrainerSettings
+from bpfree.graphs.blocks import GraphBlock
 from bpfree.graphs.nodes import Nodes
 from bpfree.graphs.sparse import SparseMatrix
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
@@ -73,7 +73,7 @@ class BackpropGNN(GraphTrainer):
         outputs = hidden if pairs else [*hidden[:-1], n_classes]
         self.net.grow([self.bound.sample_shape[0], *hidden[:-1]], outputs)
         loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
-        block = Block(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
+        block = GraphBlock(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
         return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
 
     @property
@@ -155,7 +155,7 @@ class HopMLP(HopModel):
             layers += [nn.ReLU()] if number else []
             layers += [nn.Dropout(self.settings.dropout)] if number and self.settings.dropout else []
             layers.append(RowsLinear(a, b))
-        block = Block(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
+        block = GraphBlock(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
         return Cascade([block], {"last": BlockReadout()})
 
     @property
@@ -184,7 +184,7 @@ class HopRidge(HopModel):
     def make_cascade(self, n_classes: int) -> Cascade:
         features = self.bound.sample_shape[0] * (self.hops + 1)
         loss = ClosedForm(self.settings.lam, dual=len(self.bound) < features)
-        block = Block(Dense(), loss, self.front(), gradients="analytic")
+        block = GraphBlock(Dense(), loss, self.front(), gradients="analytic")
         return Cascade([block], {"last": BlockReadout()})
 
     @property

@@ -81,7 +81,7 @@ def _try_step(twin: Trainer, few: TensorData, remedy: str) -> None:
     before = all(p.isfinite().all() for p in twin.cascade.parameters())
     try:
         with twin.running():
-            if not twin.cascade.encoding.whole:
+            if not twin.cascade.encoding.transductive:
                 drawn = twin.cascade.encoding.draw(
                     y, torch.Generator(y.device), torch.zeros(n, few.n_classes, device=y.device)
                 )

@@ -49,7 +49,7 @@ def test_each_block_hears_what_the_one_below_said_before_its_step(monkeypatch: p
 def test_the_lowest_front_is_asked_unless_it_has_answered_already() -> None:
     plain, told = make_blocks(front=True), make_blocks(front=True)
     losses = step(plain, X, Y, seed=0)
-    again = step(told, told[0].sense(X), Y, seed=0, sensed=True)
+    again = step(told, told[0].run_front(X), Y, seed=0, sensed=True)
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
 
 

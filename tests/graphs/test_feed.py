@@ -35,4 +35,4 @@ def test_the_states_are_those_of_the_blocks_below(cache: bool, variant: Any) -> 
             cache or (height == 0 and variant != "label_appending")
         )
         if block is not None:
-            expected = block.onward(expected)
+            expected = block.next_input(expected)

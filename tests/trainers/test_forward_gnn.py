@@ -304,7 +304,7 @@ def test_the_wrong_views_go_on_from_the_true_one_with_edges_and_from_their_own_w
         encoding = built(variant=variant).cascade.encoding
         assert isinstance(encoding, GraphEncoding)
         trainer = built(variant=variant)
-        above = trainer.cascade.units[0].onward(encoding.nodes(None))
+        above = trainer.cascade.units[0].next_input(encoding.nodes(None))
         assert len(above.states) == states and above.views == CLASSES  # type: ignore[union-attr]
 
 

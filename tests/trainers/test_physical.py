@@ -146,7 +146,7 @@ def test_the_closed_form_is_the_local_gradient_in_every_layer(negatives: Any, sk
     encoding = trainer.cascade.encoding
     rows, target = encoding.encode(data.x.double(), y, encoding.draw(y, torch.Generator().manual_seed(1)))
     for block in trainer.cascade.units:
-        features = block.sense(rows)
+        features = block.run_front(rows)
         (loss,), output = block.objective(features, target, None)
         expected = torch.autograd.grad(loss, list(block.body.parameters()))
         block.optimizer = Kept(block.body.parameters())  # type: ignore[assignment]
@@ -191,7 +191,7 @@ def test_inner_steps_are_steps_on_the_recorded_answer_by_hand() -> None:
     generator = bpfree._seeds.generator(y.device, 0, "negatives", 0, 0)  # type: ignore[attr-defined]
     encoding = trainer.cascade.encoding
     rows, target = encoding.encode(data.x, y, encoding.draw(y, generator))
-    features = block.sense(rows)
+    features = block.run_front(rows)
     for _ in range(3):
         value = loss(features @ weight.T + bias, target)
         gradients = torch.autograd.grad(value, (weight, bias))
