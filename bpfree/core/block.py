@@ -74,11 +74,11 @@ class Block(nn.Module):
         return [(self.loss, output)]
 
     def concat_feedback(self, inputs: Rows, feedback: Tensor | None) -> Rows:
-        """The block's input with the feedback from the block above, for a body that reads both: here the input."""
+        """The input of a body that reads feedback from the block above too; here ``inputs``."""
         return inputs
 
     def next_input(self, inputs: Rows, output: Tensor | None = None) -> Rows:
-        """The input of the block above: the output for ``inputs``, computed unless it is given as ``output``."""
+        """The input of the block above: ``output``, or the output for ``inputs`` if it is not given."""
         return self(inputs) if output is None else output
 
     def run_front(self, rows: Rows) -> Rows:

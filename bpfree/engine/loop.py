@@ -21,6 +21,7 @@ from bpfree.distributed.workers import Crew
 from bpfree.engine import saving
 from bpfree.engine.calibration import calibrate
 from bpfree.engine.checkpoint import Tensors
+from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.feed import Data, Feed
 from bpfree.engine.feedback_check import warn_without_feedback
 from bpfree.engine.history import History
@@ -32,8 +33,6 @@ from bpfree.engine.selection import check_finite, check_losses, is_finite, judge
 from bpfree.engine.settings import FitSettings, TrainerSettings, lr_factor, set_lr
 from bpfree.engine.step import step
 from bpfree.engine.weak_blocks import note_weak_blocks
-from bpfree.graphs.evaluation import make_evaluator
-from bpfree.graphs.feed import GraphFeed
 
 __all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
 
@@ -60,6 +59,8 @@ class Fit:
         diagnose: Callable[[], dict[str, Any]],
         crew: Crew,
         store: Store,
+        make_feed: Callable[[Data, int, bool, Store], Feed],
+        make_evaluator: Callable[[Data, bool, Store], Evaluator],
     ) -> None:
         self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
         self.train, self.seed, self.identity = train, seed, identity
@@ -78,18 +79,13 @@ class Fit:
         self.sums: Tensor | None = None
         # What is seen once is not worth keeping.
         keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
-        self.feed: Feed | GraphFeed
-        if cascade.encoding.transductive:
-            self.feed = GraphFeed(cascade, train, keep, store)
-        else:
-            self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
+        self.feed = make_feed(train, fit.batch_size, keep, store)
         path = None if checkpoint is None else checkpoint.path
         self.measurements = Measurements(cascade, self.feed, path, self.fingerprint)
         self.evaluator = None
         if validation is not None:
-            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.transductive)
             # A resumed run would measure what is kept anew, and so be another run.
-            self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements, store)
+            self.evaluator = make_evaluator(validation, settings.cache and not self.measurements, store)
         self.saved_at = time.monotonic()
 
     def run(self) -> History:

@@ -10,7 +10,6 @@ import torch
 from bpfree.core.cascade import Cascade
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.feed import Feed
-from bpfree.graphs.feed import GraphFeed
 from bpfree.nn import apparatus, passes
 
 
@@ -28,15 +27,9 @@ class Measurements:
         fingerprint: Of the run.
     """
 
-    def __init__(self, cascade: Cascade, feed: Feed | GraphFeed, path: Path | None, fingerprint: str) -> None:
+    def __init__(self, cascade: Cascade, feed: Feed, path: Path | None, fingerprint: str) -> None:
         self.cascade, self.feed, self.path, self.fingerprint = cascade, feed, path, fingerprint
         self.apparatus = apparatus(cascade)
-
-    @property
-    def kept(self) -> Feed:
-        """The feed that keeps answers: no device stands behind a graph."""
-        assert isinstance(self.feed, Feed)
-        return self.feed
 
     def __bool__(self) -> bool:
         return bool(self.apparatus)
@@ -77,9 +70,9 @@ class Measurements:
         """
         path = self._file(height)
         if path is not None and path.exists():
-            tensors, state = ckpt.read(path, self.kept.device)
+            tensors, state = ckpt.read(path, self.feed.device)
             if state["fingerprint"] == self.fingerprint:
-                self.kept.restore(height, tensors["features"], state["made_in"])
+                self.feed.restore(height, tensors["features"], state["made_in"])
                 if (epoch, step) == (state["made_in"], 0):
                     # They were measured after the checkpoint had been written.
                     self.load(state["apparatus"], tensors)
@@ -89,11 +82,11 @@ class Measurements:
 
     def too_old(self, epoch: int, limit: int | None) -> bool:
         """Whether what is kept was measured ``limit`` epochs ago or more."""
-        return limit is not None and self.kept.measured and epoch - self.kept.made_in >= limit
+        return limit is not None and self.feed.measured and epoch - self.feed.made_in >= limit
 
     def renew(self, epoch: int) -> None:
         """Measure what is kept once more."""
-        self.kept.renew(epoch)
+        self.feed.renew(epoch)
         self._save()
 
     def forget(self) -> None:
@@ -110,8 +103,8 @@ class Measurements:
 
     def _save(self) -> None:
         path = self._file(self.feed.height)
-        if path is None or not self.kept.measured or self.kept.features is None:
+        if path is None or not self.feed.measured or self.feed.features is None:
             return
-        tensors: dict[str, torch.Tensor] = {"features": self.kept.features}
-        state = {"fingerprint": self.fingerprint, "made_in": self.kept.made_in}
+        tensors: dict[str, torch.Tensor] = {"features": self.feed.features}
+        state = {"fingerprint": self.fingerprint, "made_in": self.feed.made_in}
         ckpt.write(path, tensors, state | {"apparatus": self.state(tensors)})

@@ -67,7 +67,9 @@ class FeedbackGraphBlock(GraphBlock):
         feedback_width: Width of the feedback, ``[n, feedback_width]``.
     """
 
-    def __init__(self, body: nn.Module, loss: LocalLoss, front: nn.Module | None, feedback_width: int) -> None:
+    def __init__(
+        self, body: nn.Module, loss: LocalLoss, front: nn.Module | None, feedback_width: int
+    ) -> None:
         super().__init__(body, loss, front)
         self.feedback_width = feedback_width
 

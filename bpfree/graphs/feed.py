@@ -13,11 +13,11 @@ from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import View
 from bpfree.encodings.graph import GraphEncoding
-from bpfree.engine.feed import Data
+from bpfree.engine.feed import Data, Feed
 from bpfree.graphs.nodes import Nodes
 
 
-class GraphFeed:
+class GraphFeed(Feed):
     """Feeds the block at ``height`` with nodes; those of a graph answer together or not at all.
 
     The states of all nodes below the fed block are made once and go with what its front made of them, so
@@ -27,6 +27,7 @@ class GraphFeed:
     Args:
         cascade: The blocks and the encoding.
         data: The training samples.
+        batch_size: Samples per training step.
         cache: Whether to keep states where they are constant.
         store: Where they are kept; by default in memory.
 
@@ -34,16 +35,16 @@ class GraphFeed:
         BadValue: If they are to be in files, but are on a GPU.
     """
 
-    sensed = False
-
-    def __init__(self, cascade: Cascade, data: Data, cache: bool, store: Store | None = None) -> None:
+    def __init__(
+        self, cascade: Cascade, data: Data, batch_size: int, cache: bool, store: Store | None = None
+    ) -> None:
         assert isinstance(cascade.encoding, GraphEncoding)
-        self.cascade, self.encoding, self.data, self.caches = cascade, cascade.encoding, data, cache
-        self.store, self.height = store or Store(), 0
-        device = data.y.device
-        if self.store.folder is not None and device.type != "cpu":
+        # Nothing in a batch of a graph is random: the seed has no effect.
+        super().__init__(cascade, data, 0, batch_size, cache, store)
+        self.encoding: GraphEncoding = cascade.encoding
+        if self.store.folder is not None and self.device.type != "cpu":
             raise BadValue(
-                f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {device} stay there; "
+                f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {self.device} stay there; "
                 "leave cache_dir out, or train on the CPU"
             )
         self._kept: Nodes | None = None

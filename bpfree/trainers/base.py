@@ -24,13 +24,14 @@ from bpfree.distributed.workers import Pipeline
 from bpfree.encodings.label_overlay import LabelOverlay
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine import saving
+from bpfree.engine.evaluation import Evaluator
+from bpfree.engine.feed import Data, Feed
 from bpfree.engine.history import History
 from bpfree.engine.loop import Fit
 from bpfree.engine.optimizers import update_readout
 from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, set_lr
 from bpfree.engine.step import step
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
@@ -198,12 +199,35 @@ class Trainer(Builder):
                 diagnose=lambda: self._diagnose(judge),
                 crew=workers,
                 store=store,
+                make_feed=self.make_feed,
+                make_evaluator=self.make_evaluator,
             )
             try:
                 return loop.run()
             finally:
                 # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
                 set_lr(self.optimizers.values(), 1.0)
+
+    def make_feed(self, train: Data, batch_size: int, cache: bool, store: Store) -> Feed:
+        """The source of training batches for `fit`.
+
+        Args:
+            train: Training data.
+            batch_size: Samples per step.
+            cache: Whether features that do not change are cached.
+            store: Where they are cached.
+        """
+        return Feed(self.cascade, train, self.seed, batch_size, cache, store)
+
+    def make_evaluator(self, data: Data, cache: bool = False, store: Store | None = None) -> Evaluator:
+        """The evaluator of all samples of ``data``.
+
+        Args:
+            data: The samples.
+            cache: Whether features of frozen blocks may be cached.
+            store: Where they are cached; by default in memory.
+        """
+        return Evaluator(self.cascade, data, cache and self.settings.schedule == "greedy", store)
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
         """Update every block (and readout that learns) once on one batch, outside any loop.
@@ -266,7 +290,7 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with evaluating(), self.running():
-            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            found = self.make_evaluator(samples).accuracies(list(self.cascade.readouts))
         return {
             "accuracy": found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
@@ -286,7 +310,7 @@ class Trainer(Builder):
         data = self._data(x) if isinstance(x, TensorData | GraphData) else self._unlabelled(x)
         headline = self.cascade.headline
         with evaluating(), self.running():
-            return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+            return self.make_evaluator(data).scores([headline])[headline].argmax(1)
 
     def _unlabelled(self, x: Any) -> TensorData:
         if not is_array(x):

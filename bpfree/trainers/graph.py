@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
+from bpfree._feature_store import Store
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
 from bpfree.encodings.graph import GraphEncoding, LabelledGraphs
 from bpfree.engine import checkpoint as ckpt
+from bpfree.engine.evaluation import Evaluator
+from bpfree.engine.feed import Data
 from bpfree.engine.history import History
 from bpfree.engine.settings import kept_values
 from bpfree.graphs.evaluation import make_evaluator
+from bpfree.graphs.feed import GraphFeed
 from bpfree.graphs.graph import Graph
 from bpfree.nn import GNN
 from bpfree.trainers.base import Trainer
@@ -179,6 +183,12 @@ class GraphTrainer(Trainer):
         check_classes(train)
         return super().fit(train, validation, **options)
 
+    def make_feed(self, train: Data, batch_size: int, cache: bool, store: Store) -> GraphFeed:
+        return GraphFeed(self.cascade, train, batch_size, cache, store)
+
+    def make_evaluator(self, data: Data, cache: bool = False, store: Store | None = None) -> Evaluator:
+        return make_evaluator(self.cascade, cast(GraphData, data), cache, store)
+
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any) -> dict[str, Any]:
@@ -215,7 +225,7 @@ class GraphTrainer(Trainer):
             raise BadValue(f"x is {x!r}: expected a tensor or array [B] of numbers of nodes, or GraphData")
         headline = self.cascade.headline
         with self.running():
-            scores = make_evaluator(self.cascade, data).scores([headline])[headline]
+            scores = self.make_evaluator(data).scores([headline])[headline]
         if self.bound.ids.ndim == 1:
             return scores.argmax(1)
         first, last = self.cascade.sweeps

@@ -16,7 +16,6 @@ from bpfree.engine.calibration import calibrate
 from bpfree.engine.evaluation import BATCH
 from bpfree.engine.loop import CALIBRATION_SAMPLES
 from bpfree.engine.settings import FitSettings
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.nn import counted
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
         _try_step(twin, few, "give more samples" if n == 1 else remedy)
     if judge is not None and alone:
         with evaluating(), twin.running():
-            make_evaluator(twin.cascade, judge.take(torch.arange(1))).scores([twin.cascade.headline])
+            twin.make_evaluator(judge.take(torch.arange(1))).scores([twin.cascade.headline])
 
 
 def _built_copy(trainer: Trainer, train: TensorData) -> Trainer | None:

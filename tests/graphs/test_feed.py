@@ -19,7 +19,7 @@ def test_the_states_are_those_of_the_blocks_below(cache: bool, variant: Any) -> 
     data = nodes()
     trainer = ForwardGNN(make_gnn(hidden=(16, 8, 16)), progress=False, variant=variant)
     trainer.build_for(data)  # type: ignore[arg-type]
-    feed = GraphFeed(trainer.cascade, data, cache)
+    feed = GraphFeed(trainer.cascade, data, 5, cache)
     expected: Any = trainer.cascade.encoding.nodes(None)  # type: ignore[attr-defined]
     for height, block in enumerate([*trainer.cascade.units, None]):
         feed.climb(height)
