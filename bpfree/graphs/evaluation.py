@@ -15,7 +15,6 @@ from bpfree.data import GraphData
 from bpfree.encodings.base import View
 from bpfree.encodings.graph import GraphEncoding
 from bpfree.engine.evaluation import Evaluator
-from bpfree.engine.feed import Data
 from bpfree.engine.settle import settle
 from bpfree.graphs.nodes import Ends, Nodes
 from bpfree.losses import LocalLoss
@@ -179,22 +178,15 @@ class PartedEvaluator(Evaluator):
 
 
 def make_evaluator(
-    cascade: Cascade, data: Data, cache: bool = False, store: Store | None = None
+    cascade: Cascade, data: GraphData, cache: bool = False, store: Store | None = None
 ) -> Evaluator:
-    """The evaluator for the kind of samples that the cascade is shown."""
-    if isinstance(cascade.encoding, GraphEncoding):
-        assert isinstance(data, GraphData)
-        return _graph_evaluator(cascade, cascade.encoding, data, cache, store)
-    return Evaluator(cascade, data, cache, store)
+    """The evaluator of nodes, or pairs of nodes, of the training graph or of another.
 
-
-def _graph_evaluator(
-    cascade: Cascade, encoding: GraphEncoding, data: GraphData, cache: bool, store: Store | None
-) -> Evaluator:
-    """The evaluator of nodes, or pairs, of the training graph or of another.
-
-    A training node is judged as one of another graph, where its own label would be shown to it otherwise.
+    A training node whose own label would otherwise reach its prediction is evaluated as a node of another
+    graph, where no label is known.
     """
+    encoding = cascade.encoding
+    assert isinstance(encoding, GraphEncoding)
 
     def other() -> GraphEncoding:
         return encoding.beside(data.features, data.graph)

@@ -42,7 +42,7 @@ class GraphFeed(BaseFeed):
         self.device = device = data.y.device
         if self.store.folder is not None and device.type != "cpu":
             raise BadValue(
-                f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {device} stay there; "
+                f"cache_dir = {str(self.store.folder)!r}: the states of a graph on {self.device} stay there; "
                 "leave cache_dir out, or train on the CPU"
             )
         self._kept: Nodes | None = None

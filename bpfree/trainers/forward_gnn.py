@@ -26,7 +26,7 @@ from bpfree.encodings.graph import (
 from bpfree.engine.conditioning import condition
 from bpfree.engine.schedule import Schedule
 from bpfree.engine.settings import TrainerSettings
-from bpfree.graphs.blocks import GraphBlock
+from bpfree.graphs.blocks import FeedbackGraphBlock, GraphBlock
 from bpfree.graphs.graph import Graph
 from bpfree.graphs.nodes import Nodes
 from bpfree.losses import (
@@ -133,10 +133,13 @@ class ForwardGNN(GraphTrainer):
         self._check()
         inputs, upper = self._widths(n_classes)
         convs = self.net.grow(inputs, self.net.hidden)
-        blocks = []
+        blocks: list[GraphBlock] = []
         for conv, above in zip(convs, upper, strict=True):
             front, body = learned_part(self.net, conv)
-            blocks.append(GraphBlock(body, self._loss(n_classes), front, upper=above))
+            loss = self._loss(n_classes)
+            blocks.append(
+                FeedbackGraphBlock(body, loss, front, above) if above else GraphBlock(body, loss, front)
+            )
         readouts: dict[str, Readout]
         if s.variant in ("label_appending", "virtual_nodes"):
             readouts = {"goodness": GoodnessReadout(skip_first=False)}

@@ -187,7 +187,7 @@ class GraphTrainer(Trainer):
         return GraphFeed(self.cascade, train, self._caches_features(), store)
 
     def make_evaluator(self, data: TensorData, cache: bool = False, store: Store | None = None) -> Evaluator:
-        return make_evaluator(self.cascade, data, cache, store)
+        return make_evaluator(self.cascade, cast(GraphData, data), cache, store)
 
     def _caches_validation(self) -> bool:
         """Whether validation caches the states above frozen blocks in a run: under every schedule."""

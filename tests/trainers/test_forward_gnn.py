@@ -13,7 +13,6 @@ from torch import Tensor
 from bpfree import BadValue, ForwardGNN, _seeds
 from bpfree.data import GraphData
 from bpfree.encodings.graph import GraphEncoding
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.graphs.sparse import SparseMatrix
 from bpfree.meters import saved_for_backward
@@ -191,7 +190,7 @@ def test_top_to_input_settles_as_written_by_hand() -> None:
     data = nodes()
     trainer = built(variant="top_to_input", schedule="simultaneous", sweeps=4)
     rest = others(data)
-    found = make_evaluator(trainer.cascade, rest).scores(["sum_probabilities"])
+    found = trainer.make_evaluator(rest).scores(["sum_probabilities"])
     x, a = augmented(data)
     labels = torch.full((63, CLASSES), 1 / CLASSES)
     labels[data.ids] = F.one_hot(data.y, CLASSES).float()
@@ -210,7 +209,7 @@ def test_top_to_input_settles_as_written_by_hand() -> None:
 def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
     data = nodes()
     trainer = built(variant="top_to_loss", schedule="simultaneous", hidden=(16, 16, 16))
-    found = make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    found = trainer.make_evaluator(data).scores(["sum_probabilities"])
     h, a = augmented(data)
     outputs = []
     for conv in trainer.net.convs:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bpfree import BackpropGNN, BadValue, ForwardGNN, HopMLP, HopRidge
 from bpfree.data import GraphData
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.trainers import GraphTrainer
 from tests.helpers import CLASSES, make_gnn, nodes, pairs, vectors
@@ -48,7 +47,7 @@ def built(arm: str, data: GraphData = TRAIN) -> GraphTrainer:
 
 
 def scores(trainer: GraphTrainer, data: GraphData) -> Tensor:
-    return make_evaluator(trainer.cascade, data).scores([trainer.cascade.headline])[trainer.cascade.headline]
+    return trainer.make_evaluator(data).scores([trainer.cascade.headline])[trainer.cascade.headline]
 
 
 def other() -> GraphData:
