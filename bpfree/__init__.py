@@ -6,11 +6,12 @@ from bpfree._errors import (
     BpfreeError,
     DataNotFound,
     Diverged,
+    LinkError,
     MeterError,
     NotMeasurable,
-    WireError,
     WorkerLost,
 )
+from bpfree._renamed import module_getattr
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.cutting import localize, split
 from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
@@ -68,6 +69,7 @@ __all__ = [
     "HopMLP",
     "HopRidge",
     "JointBlock",
+    "LinkError",
     "Local",
     "LocalLoss",
     "MFJoint",
@@ -83,7 +85,6 @@ __all__ = [
     "RidgeAccumulator",
     "Trainer",
     "TrainerSettings",
-    "WireError",
     "WorkerLost",
     "data",
     "get_trainer",
@@ -95,3 +96,5 @@ __all__ = [
     "register_trainer",
     "split",
 ]
+
+__getattr__ = module_getattr(__name__, {"WireError": "LinkError"})

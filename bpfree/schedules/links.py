@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bpfree._errors import BpfreeError, WireError, WorkerLost
+from bpfree._errors import BpfreeError, LinkError, WorkerLost
 
 #: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so what
 #: follows is aligned as torch aligns its own memory: elsewhere products may add up in another order.
@@ -30,11 +30,11 @@ def pack(index: int, rows: Tensor, capacity: int) -> Tensor:
         capacity: Bytes of the largest tensor that the link takes.
 
     Raises:
-        WireError: If the tensor is larger, or of a type or shape that no header can tell.
+        LinkError: If the tensor is larger, or of a type or shape that no header can tell.
     """
     size = rows.numel() * rows.element_size()
     if size > capacity or rows.dtype not in _TYPES or rows.ndim > HEADER - 3:
-        raise WireError(
+        raise LinkError(
             f"step {index}: a {rows.dtype} tensor of shape {list(rows.shape)} ({size} bytes) does not fit on "
             f"a wire that was laid for {capacity} bytes: a block's output must not grow while it trains"
         )
@@ -49,19 +49,19 @@ def unpack(message: Tensor, index: int, peer: int) -> Tensor:
     """The tensor in a message from worker ``peer``, which shares its memory.
 
     Raises:
-        WireError: If it is not of step ``index``, or its header cannot be true.
+        LinkError: If it is not of step ``index``, or its header cannot be true.
     """
     header = message[:_BYTES].view(torch.int64).tolist()
     found, kind, ndim, shape = header[0], header[1], header[2], header[3:]
     if found != index:
         what = "a repeat" if found < index else "a gap"
-        raise WireError(f"worker {peer} sent step {found} where step {index} was expected: {what}")
+        raise LinkError(f"worker {peer} sent step {found} where step {index} was expected: {what}")
     if not (0 <= kind < len(_TYPES) and 0 <= ndim <= len(shape) and all(n >= 0 for n in shape[:ndim])):
-        raise WireError(f"worker {peer} sent step {index} with a header that cannot be: {header}")
+        raise LinkError(f"worker {peer} sent step {index} with a header that cannot be: {header}")
     rows = torch.Size(shape[:ndim])
     size = rows.numel() * _TYPES[kind].itemsize
     if size > len(message) - _BYTES:
-        raise WireError(f"worker {peer} sent step {index} of shape {list(rows)}, more than the wire holds")
+        raise LinkError(f"worker {peer} sent step {index} of shape {list(rows)}, more than the wire holds")
     return message[_BYTES : _BYTES + size].view(_TYPES[kind]).view(rows)
 
 
@@ -118,11 +118,11 @@ class Outlet:
         """Send the kept messages of steps ``first`` to ``stop - 1`` once more.
 
         Raises:
-            WireError: If one is not kept.
+            LinkError: If one is not kept.
         """
         missing = [index for index in range(first, stop) if index not in self.kept]
         if missing:
-            raise WireError(
+            raise LinkError(
                 f"worker {self.peer} asks for steps {first} to {stop - 1} again, of which {missing[0]} is "
                 "not kept: the workers' checkpoints are not of one run"
             )
@@ -179,7 +179,7 @@ class Inlet:
         """The next tensor, waited for.
 
         Raises:
-            WireError: If it is not of the step that is due.
+            LinkError: If it is not of the step that is due.
             WorkerLost: If the sender is gone.
         """
         message, work = self._asked[0]

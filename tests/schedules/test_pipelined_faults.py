@@ -236,17 +236,17 @@ def test_messages_come_back_as_they_were() -> None:
 
 def test_a_message_that_is_not_due_is_an_error() -> None:
     message = pack(3, torch.rand(4), 16)
-    with pytest.raises(_errors.WireError, match="worker 1 sent step 3 where step 4 was expected: a repeat"):
+    with pytest.raises(_errors.LinkError, match="worker 1 sent step 3 where step 4 was expected: a repeat"):
         unpack(message, 4, 1)
-    with pytest.raises(_errors.WireError, match="worker 1 sent step 3 where step 2 was expected: a gap"):
+    with pytest.raises(_errors.LinkError, match="worker 1 sent step 3 where step 2 was expected: a gap"):
         unpack(message, 2, 1)
     message[:128].view(torch.int64)[1] = 99
-    with pytest.raises(_errors.WireError, match="a header that cannot be"):
+    with pytest.raises(_errors.LinkError, match="a header that cannot be"):
         unpack(message, 3, 1)
     message[:128].view(torch.int64)[1:4] = torch.tensor([0, 1, 5])
-    with pytest.raises(_errors.WireError, match=r"shape \[5\], more than the wire holds"):
+    with pytest.raises(_errors.LinkError, match=r"shape \[5\], more than the wire holds"):
         unpack(message, 3, 1)
-    with pytest.raises(_errors.WireError, match=r"shape \[5\] \(20 bytes\) does not fit"):
+    with pytest.raises(_errors.LinkError, match=r"shape \[5\] \(20 bytes\) does not fit"):
         pack(3, torch.rand(5), 16)
 
 
@@ -261,5 +261,5 @@ def skipping() -> Any:
 
 def test_a_gap_on_the_wire_stops_the_run(tmp_path: Path) -> None:
     _, raised = Group(tmp_path, 2, skipping).results()
-    assert "WireError: worker 0 sent step 6 where step 5 was expected: a gap" in raised[1]
+    assert "LinkError: worker 0 sent step 6 where step 5 was expected: a gap" in raised[1]
     assert "WorkerLost" in raised[0]
