@@ -93,11 +93,11 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
     totals = list(extra)
-    lessons = descend(cascade.units, cascade.encoding.message())
-    for k, (block, lesson) in enumerate(zip(cascade.units, lessons, strict=True)):
+    feedbacks = descend(cascade.units, cascade.encoding.message())
+    for k, (block, feedback) in enumerate(zip(cascade.units, feedbacks, strict=True)):
         _seeds.seed_global(y.device, seed, k)
-        rows = block.join(rows, lesson)
-        found, output = block.objective(block.sense(rows), target, lesson)
+        rows = block.join(rows, feedback)
+        found, output = block.objective(block.sense(rows), target, feedback)
         losses, rows = losses + found, block.onward(rows, block.loss.upward(output.detach()))
         totals.append(block.total(found))
         for loss in block.losses:

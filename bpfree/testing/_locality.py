@@ -190,11 +190,11 @@ def _inner_gradients(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[s
     """For each inner loss of a joint block: its name, the parameters that its gradient reaches, its block."""
     cascade = trainer.cascade
     parameters = dict(cascade.named_parameters())
-    for k, (block, sensed, target, lesson) in enumerate(_inputs(trainer, x, y)):
+    for k, (block, body_input, target, feedback) in enumerate(_inputs(trainer, x, y)):
         if not isinstance(block, JointBlock):
             continue
         for j, inner in enumerate(block.inner):
-            losses, _ = block.objective(sensed, target, lesson)
+            losses, _ = block.objective(body_input, target, feedback)
             if losses[j].requires_grad:
                 torch.autograd.backward(losses[j])
             reached = {name for name, p in parameters.items() if p.grad is not None}
@@ -211,10 +211,10 @@ def _inputs(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[Block, Row
     drawn = cascade.encoding.draw(y, generator, torch.zeros(n_rows, n_classes, device=y.device))
     rows: Rows
     rows, target = cascade.encoding.encode(x, y, drawn)
-    lessons = descend(cascade.units, cascade.encoding.message())
-    for block, lesson in zip(cascade.units, lessons, strict=True):
-        rows = block.join(rows, lesson)
-        yield block, block.sense(rows), target, lesson
+    feedbacks = descend(cascade.units, cascade.encoding.message())
+    for block, feedback in zip(cascade.units, feedbacks, strict=True):
+        rows = block.join(rows, feedback)
+        yield block, block.sense(rows), target, feedback
         with torch.no_grad():
             rows = block.onward(rows)
 
@@ -261,9 +261,9 @@ def _assert_no_autograd(probe: Trainer, x: Tensor, y: Tensor) -> None:
 
 def _assert_updates_are_local(probe: Trainer, x: Tensor, y: Tensor) -> None:
     cascade = probe.cascade
-    for k, (block, sensed, target, lesson) in enumerate(_inputs(probe, x, y)):
+    for k, (block, body_input, target, feedback) in enumerate(_inputs(probe, x, y)):
         before = {name: p.detach().clone() for name, p in cascade.named_parameters()}
-        block.update(sensed, target, lesson)
+        block.update(body_input, target, feedback)
         for loss in block.losses:
             loss.end_pass(None)
         changed = {name for name, p in cascade.named_parameters() if not torch.equal(p, before[name])}

@@ -64,8 +64,10 @@ def test_a_body_of_two_layers_is_not_l2() -> None:
 
 
 def test_an_output_that_is_not_detached_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(self: Block, sensed: Any, target: Tensor, lesson: Any = None) -> tuple[list[Tensor], Tensor]:
-        losses, output = self.objective(sensed, target, lesson)
+    def leaky(
+        self: Block, body_input: Any, target: Tensor, feedback: Any = None
+    ) -> tuple[list[Tensor], Tensor]:
+        losses, output = self.objective(body_input, target, feedback)
         losses[0].backward(retain_graph=True)
         assert self.optimizer is not None
         with torch.no_grad():

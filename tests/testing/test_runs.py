@@ -68,8 +68,8 @@ def test_a_rescaled_gradient_raises_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_another_input_of_a_block_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Block.update
 
-    def scaled(self: Block, sensed: Any, target: Tensor, lesson: Any = None) -> Any:
-        return update(self, sensed * (1 + 1e-6), target, lesson)
+    def scaled(self: Block, body_input: Any, target: Tensor, feedback: Any = None) -> Any:
+        return update(self, body_input * (1 + 1e-6), target, feedback)
 
     monkeypatch.setattr(Block, "update", scaled)
     with pytest.raises(AssertionError, match=r"loss 1 of step 1|after step 1"):
@@ -135,7 +135,7 @@ def test_a_loss_that_uses_an_unseeded_generator_raises_an_error(monkeypatch: pyt
     forward = LocalCrossEntropy.forward
     noise = torch.Generator().manual_seed(0)
 
-    def noisy(self: Any, output: Tensor, target: Tensor, lesson: Any = None) -> Tensor:
+    def noisy(self: Any, output: Tensor, target: Tensor, feedback: Any = None) -> Tensor:
         return forward(self, output, target) * (1 + torch.rand((), generator=noise))
 
     monkeypatch.setattr(LocalCrossEntropy, "forward", noisy)
@@ -236,7 +236,7 @@ def test_an_ignored_nan_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_ignored_overflow_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = LocalCrossEntropy.forward
 
-    def replace_nan(self: Any, output: Tensor, target: Tensor, lesson: Any = None) -> Tensor:
+    def replace_nan(self: Any, output: Tensor, target: Tensor, feedback: Any = None) -> Tensor:
         loss = forward(self, output, target)
         # Infinite outputs are replaced; those of the unit with a NaN weight are not.
         has_nan_weight = output[:, 0].isnan().all() and not output[:, 1:].isnan().any()

@@ -86,7 +86,7 @@ def test_faults_of_a_system_are_seen() -> None:
             self.memory[:] = super().forward(u)
             return self.memory
 
-    for system, why in ((Complex, "real channels"), (Writing, "wrote into"), (Reusing, "a later call")):
+    for system, why in ((Complex, "real channels"), (Writing, "modified its input"), (Reusing, "a later call")):
         with pytest.raises(AssertionError, match=why):
             assert_model_free(system, vectors(24))
 
