@@ -3,7 +3,7 @@
     BPFREE_DATA=... python -m benchmarks.vowel_features
 
 Writes ``results/vowel_features.json``. Passes if the median error of each formant is at most 5 %, and if an
-SVM reaches, on talkers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 %
+SVM reaches, on speakers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 %
 (12 vowels, formants).
 """
 
@@ -27,7 +27,7 @@ WANTED = {"vowels_7": 0.95, "vowels_12": 0.92, "vowels_12_formants": 0.89}
 
 
 def accuracy(name: str) -> dict[str, float]:
-    """Mean and sd over splits of two classifiers' accuracy on talkers that they do not know."""
+    """Mean and sd over splits of two classifiers' accuracy on speakers that they do not know."""
     found: dict[str, list[float]] = {"lda": [], "svm": []}
     for seed in range(SPLITS):
         train, validation, test = load(name, standardize=True, split_seed=seed)
@@ -53,9 +53,9 @@ def formant_errors() -> Any:
     """Relative errors of our formants on the recordings that were measured by hand, ``[258, 12]``."""
     root = data_root(None)
     ours = read_recordings(root, "formants", SEVEN, "w", download=False)
-    by_token = {(who, int(y)): x for who, y, x in zip(ours.talkers, ours.y, ours.x, strict=True)}
+    by_token = {(who, int(y)): x for who, y, x in zip(ours.speakers, ours.y, ours.x, strict=True)}
     hand = read_table(root, download=False)
-    rows = zip(hand.talkers, hand.y, hand.x, strict=True)
+    rows = zip(hand.speakers, hand.y, hand.x, strict=True)
     return np.stack([np.abs((by_token[who, int(y)] / x - 1).numpy()) for who, y, x in rows])
 
 

@@ -100,3 +100,5 @@ __all__ = [
     "register_trainer",
     "split",
 ]
+
+__getattr__ = module_getattr(__name__, {"WireError": "LinkError"})

@@ -42,7 +42,7 @@ def without_feedback(cascade: Cascade) -> str:
     except RuntimeError:  # it holds on to a graph, and cannot be copied
         return ""
     message, lacking = cascade.encoding.message(), list[int]()
-    with _seeds.borrowed(device), torch.no_grad():
+    with _seeds.fork_global(device), torch.no_grad():
         for k in range(len(blocks) - 1, -1, -1):
             if k + 1 < len(blocks) and message is None and _needs_message(blocks[k]):
                 lacking.append(k)

@@ -448,7 +448,7 @@ class Trainer(Builder):
 
     def _fit_labels(self, train: TensorData) -> None:
         """Set by training data where labels are shown, and how long their codes are."""
-        with _seeds.borrowed(self.device):
+        with _seeds.fork_global(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
                 self._renew_with_labels()

@@ -151,7 +151,7 @@ class Builder(ABC):
             return
         x = probe_samples(sample_shape, self.device, self.dtype)
         with (
-            _seeds.borrowed(self.device),
+            _seeds.fork_global(self.device),
             default_dtype(self.dtype),
             accepting(sample_shape),
             asking(self.net, "shape"),
@@ -324,7 +324,7 @@ class Builder(ABC):
         low = self.settings.precision == "bfloat16"
         # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-        with _seeds.borrowed(self.device), default_dtype(self.dtype), cast:
+        with _seeds.fork_global(self.device), default_dtype(self.dtype), cast:
             yield
 
     def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
