@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.cascade import Rows
+from bpfree._rows import Rows
 from bpfree.data import TensorData
 from bpfree.engine.feedback_check import warn_without_feedback
 from bpfree.losses import OnePassLoss, make_loss

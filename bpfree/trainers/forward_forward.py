@@ -46,7 +46,7 @@ class ForwardForwardSettings(TrainerSettings):
         straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
         norm: What stands between blocks, and before the classifier: ``length`` divides each row by the root
             of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
-        negatives: How wrong labels are drawn, see `bpfree.encodings.base.LabelOverlay`.
+        negatives: How wrong labels are drawn, see `bpfree.encodings.label_overlay.LabelOverlay`.
         redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
         overlay: Where the label goes. ``auto``: over the first C values of images, if these values are the
             same in all training samples (the border of MNIST), and else beside the input, as C more values;
