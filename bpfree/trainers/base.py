@@ -125,7 +125,7 @@ class Trainer(Builder):
 
     def _caches_features(self) -> bool:
         """Whether training caches features: not if every loss needs a single pass over the data."""
-        return self.settings.cache and not all(loss.one_pass for loss in self.cascade.losses)
+        return self.settings.cache and not all(block.rule.one_pass for block in self.cascade.units)
 
     def _caches_validation(self) -> bool:
         """Whether the validation of a run caches features of frozen blocks.
