@@ -60,10 +60,10 @@ def fitted(kind: str, schedule: str, pipeline: dict[str, Any] | None = None) -> 
     }
 
 
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def same(result: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, tensor in expected["weights"].items():
-        assert torch.equal(found["weights"][name], tensor), name
-    assert {k: v for k, v in found.items() if k != "weights"} == {
+        assert torch.equal(result["weights"][name], tensor), name
+    assert {k: v for k, v in result.items() if k != "weights"} == {
         k: v for k, v in expected.items() if k != "weights"
     }
 
@@ -75,8 +75,8 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_workers_give_the_bits_of_the_simultaneous_schedule(kind: str, n: int, tmp_path: Path) -> None:
     expected = fitted(kind, "simultaneous")
-    for found in run(tmp_path, n, fitted, kind, "pipelined"):
-        same(found, expected)
+    for result in run(tmp_path, n, fitted, kind, "pipelined"):
+        same(result, expected)
 
 
 def twice() -> list[dict[str, Any]]:
@@ -84,25 +84,25 @@ def twice() -> list[dict[str, Any]]:
 
 
 def test_workers_that_torchrun_starts_make_and_end_a_process_group_for_each_run() -> None:
-    for found in run(None, 2, twice):
-        for each in found:
+    for results in run(None, 2, twice):
+        for each in results:
             same(each, fitted("mono_forward", "simultaneous"))
 
 
 def restarted() -> list[dict[str, Any]]:
-    found = []
+    results = []
     for start in ("0", "1"):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = start
         starting._RUNS = itertools.count()  # as in a process that has just begun
         if start == "1" and os.environ["RANK"] == "0":
-            time.sleep(1)  # the other one asks for its address before it has a new one
-        found.append(fitted("mono_forward", "pipelined"))
-    return found
+            time.sleep(1)  # the other one reads its address before there is a new one
+        results.append(fitted("mono_forward", "pipelined"))
+    return results
 
 
-def test_workers_that_torchrun_starts_again_do_not_meet_the_addresses_of_those_that_are_gone() -> None:
-    for found in run(None, 2, restarted):
-        for each in found:
+def test_workers_that_torchrun_starts_again_do_not_use_the_addresses_of_those_that_are_gone() -> None:
+    for results in run(None, 2, restarted):
+        for each in results:
             same(each, fitted("mono_forward", "simultaneous"))
 
 
@@ -112,22 +112,22 @@ def test_workers_that_torchrun_starts_again_do_not_meet_the_addresses_of_those_t
 def test_waiting_for_the_newest_message_is_the_simultaneous_schedule(tmp_path: Path) -> None:
     expected = fitted("counter_current", "simultaneous")
     same(fitted("counter_current", "pipelined"), expected)
-    found = run(tmp_path, 3, fitted, "counter_current", "pipelined", {"staleness": 0})
-    for worker in found:
+    results = run(tmp_path, 3, fitted, "counter_current", "pipelined", {"staleness": 0})
+    for worker in results:
         for row in worker["rows"]:
             assert row.pop("age") == {"mean": [0.0, 0.0], "largest": [0, 0]}
         same(worker, expected)
 
 
 @pytest.mark.parametrize("staleness", [None, 1])
-def test_messages_from_above_have_an_age_that_is_told_and_may_be_bounded(
+def test_messages_from_above_have_an_age_that_is_reported_and_may_be_bounded(
     staleness: int | None, tmp_path: Path
 ) -> None:
-    found = run(tmp_path, 2, fitted, "counter_current", "pipelined", {"staleness": staleness, "queue": 2})
-    assert found[0]["rows"] == found[1]["rows"]
-    ages = [row["age"] for row in found[0]["rows"]]
+    results = run(tmp_path, 2, fitted, "counter_current", "pipelined", {"staleness": staleness, "queue": 2})
+    assert results[0]["rows"] == results[1]["rows"]
+    ages = [row["age"] for row in results[0]["rows"]]
     assert all(0 <= age["mean"][0] <= age["largest"][0] <= (11 if staleness is None else 1) for age in ages)
-    same(found[1], found[0])
+    same(results[1], results[0])
 
 
 # ---- how blocks are given out ----------------------------------------------------------------------------
@@ -155,11 +155,11 @@ def test_costs_are_the_products_of_a_step_and_counting_changes_nothing() -> None
     trainer.build((12,), CLASSES)
     before = snapshot(trainer.cascade)
     x, y = easy(8).batch(torch.arange(8))
-    found = block_costs(trainer.cascade, x, y, None)
+    costs = block_costs(trainer.cascade, x, y, None)
     # Body: forward, and the gradient by its weights; head: both gradients. Two operations a product.
     body = [2 * 2 * 8 * width * 16 for width in (12, 16, 16, 16)]
     head = 3 * 2 * 8 * 16 * CLASSES
-    assert found == [b + head + 8 * 16 for b in body]
+    assert costs == [b + head + 8 * 16 for b in body]
     assert all(torch.equal(t, before[name]) for name, t in trainer.cascade.state_dict().items())
     assert all(p.grad is None for p in trainer.cascade.parameters())
 
@@ -181,9 +181,9 @@ def all_refusals() -> list[str]:
 
 
 def test_what_workers_cannot_train_is_refused(tmp_path: Path) -> None:
-    for found in run(tmp_path, 2, all_refusals):
+    for messages in run(tmp_path, 2, all_refusals):
         for message, part in zip(
-            found,
+            messages,
             [
                 "pipeline.groups = [3, 2]: expected 2 numbers, one for each worker, whose sum is 4",
                 "pipeline.groups = [4]: expected 2 numbers",
@@ -223,9 +223,9 @@ def many_steps() -> tuple[list[int], int]:
     return held, len(list(Path("/proc/self/fd").iterdir())) - before
 
 
-def test_nothing_piles_up_over_many_steps(tmp_path: Path) -> None:
+def test_resources_do_not_grow_with_the_number_of_steps(tmp_path: Path) -> None:
     for held, handles in run(tmp_path, 2, many_steps):
-        # At the ends of epochs nothing is asked for; sends that have ended are let go of later.
+        # At the end of an epoch no receive is posted; completed sends are discarded later.
         assert len(held) == 4
         assert all(n <= 8 for n in held), held
         assert handles <= 8
