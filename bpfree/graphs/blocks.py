@@ -47,8 +47,7 @@ class GraphBlock(Block):
     def train_step(
         self, inputs: Rows, target: Tensor, feedback: Tensor | None, *, front_done: bool, send_up: bool
     ) -> tuple[list[Tensor], Tensor, Rows | None]:
-        assert isinstance(inputs, Nodes)
-        if not send_up or inputs.query.target_nodes is None:
+        if not send_up or not isinstance(inputs, Nodes) or inputs.query.target_nodes is None:
             return super().train_step(inputs, target, feedback, front_done=front_done, send_up=send_up)
         # The step computes the outputs of the target nodes alone, and then changes the weights. So the
         # outputs of all nodes are computed before it.

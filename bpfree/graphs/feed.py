@@ -30,13 +30,21 @@ class GraphFeed(Feed):
         batch_size: Samples per training step.
         cache: Whether constant states are cached.
         store: Where they are stored; by default in memory.
+        single_block: Whether each stage trains one block, so that no block above needs the states of all
+            nodes. Then a full batch is the front's output.
 
     Raises:
         BadValue: If the store writes files, and the data are on a GPU.
     """
 
     def __init__(
-        self, cascade: Cascade, data: Data, batch_size: int, cache: bool, store: Store | None = None
+        self,
+        cascade: Cascade,
+        data: Data,
+        batch_size: int,
+        cache: bool,
+        store: Store | None = None,
+        single_block: bool = False,
     ) -> None:
         assert isinstance(cascade.encoding, GraphEncoding)
         # No batch of a graph is random: the seed has no effect.
@@ -48,7 +56,13 @@ class GraphFeed(Feed):
                 "leave cache_dir out, or train on the CPU"
             )
         self._cached: Nodes | None = None
-        self._full_batch: tuple[Nodes, Tensor] | None = None
+        self.single_block = single_block
+        self._full_batch: tuple[Rows, Tensor] | None = None
+
+    @property
+    def sensed(self) -> bool:
+        """Whether `rows` returns the output of the fed block's front."""
+        return self.single_block and self._full_batch is not None
 
     def climb(self, height: int) -> None:
         """Freeze the blocks below ``height``, and cache what is constant above them."""
@@ -63,8 +77,9 @@ class GraphFeed(Feed):
             with torch.no_grad():
                 query, target = self.encoding.training_query(self.encoding.ids, self.encoding.y)
                 nodes = self._cached.with_query(query)
-                units[height].run_front(nodes)
-            self._full_batch = (nodes, target)
+                # It is cached with the states, where the step needs these too.
+                front_output = units[height].run_front(nodes)
+            self._full_batch = (front_output if self.single_block else nodes, target)
 
     def states(self) -> Nodes:
         """The states of all nodes below the fed block."""
@@ -86,7 +101,7 @@ class GraphFeed(Feed):
     def rows(
         self, indices: Tensor, epoch: int, step: int, scores: Tensor | None = None
     ) -> tuple[Rows, Tensor]:
-        """The states below the fed block with the query of a step, and the targets.
+        """The states below the fed block with the query of a step, or the front's output, and the targets.
 
         A step on all samples has them in the same order every time.
         """

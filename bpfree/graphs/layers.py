@@ -163,6 +163,8 @@ class GCNPart(nn.Module):
         self.lin, self.bias = conv.lin, conv.bias
 
     def forward(self, rows: Matrix) -> Tensor:
+        if isinstance(rows, Tensor):
+            return F.linear(rows, self.lin.weight, self.bias).relu_()
         return affine(self, rows).relu_()
 
 

@@ -94,10 +94,10 @@ class GraphTrainer(Trainer):
         Raises:
             BadValue: If the data are no graph, do not fit existing layers, or contain a node twice.
         """
-        data = self._graph_data(data)
+        given = self._graph_data(data)
         if self._cascade is not None:
-            self._check_kind(data, "train on")
-        graph = cast(GraphData, check_data(data, self.n_classes, self.device))
+            self._check_kind(given, "train on")
+        graph = cast(GraphData, check_data(given, self.n_classes, self.device))
         check_scale(graph)
         ids = graph.ids
         if ids.ndim == 1 and len(ids.unique()) < len(ids):
@@ -192,7 +192,8 @@ class GraphTrainer(Trainer):
         return super().fit(train, validation, **options)
 
     def make_feed(self, train: Data, batch_size: int, cache: bool, store: Store) -> GraphFeed:
-        return GraphFeed(self.cascade, train, batch_size, cache, store)
+        single_block = self.settings.schedule == "greedy"
+        return GraphFeed(self.cascade, train, batch_size, cache, store, single_block)
 
     def make_evaluator(self, data: Data, cache: bool = False, store: Store | None = None) -> Evaluator:
         return make_evaluator(self.cascade, cast(GraphData, data), cache, store)

@@ -41,9 +41,10 @@ def test_the_states_are_those_of_the_blocks_below(cache: bool, variant: Any) -> 
             expected = block.next_input(expected)
 
 
+@pytest.mark.parametrize("single_block", [True, False])
 @pytest.mark.parametrize("variant", ["single_forward", "virtual_nodes"])
 def test_full_batches_are_one_object_whose_front_output_is_computed_when_the_stage_begins(
-    variant: Any, monkeypatch: pytest.MonkeyPatch
+    variant: Any, single_block: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = nodes()
     trainer = ForwardGNN(make_gnn(), progress=False, variant=variant)
@@ -55,7 +56,8 @@ def test_full_batches_are_one_object_whose_front_output_is_computed_when_the_sta
         return multiply(self, x)
 
     monkeypatch.setattr(SparseMatrix, "__matmul__", count)
-    feed = trainer.make_feed(data, len(data), True, Store())
+    feed = GraphFeed(trainer.cascade, data, len(data), True, Store(), single_block)
+    assert trainer.make_feed(data, len(data), True, Store()).single_block
     order = torch.randperm(len(data))
     for height, block in enumerate(trainer.cascade.units):
         feed.climb(height)
@@ -63,10 +65,11 @@ def test_full_batches_are_one_object_whose_front_output_is_computed_when_the_sta
         first, target = feed.rows(order, 0, 0)
         again, again_target = feed.rows(order.flip(0), 1, 0)
         assert (first is again, target is again_target) == (True, True)
-        block.run_front(first)
+        assert feed.sensed == single_block
+        output = block.body(first) if feed.sensed else block(first)
         assert len(products) == computed
         query, expected_target = feed.encoding.training_query(data.ids, data.y)
         assert torch.equal(target, expected_target)
         expected = block(feed.states().with_query(NodeQuery(query.target_nodes)))
-        torch.testing.assert_close(block(first), expected)
+        torch.testing.assert_close(output, expected)
     feed.climb(len(trainer.cascade.units))
