@@ -9,40 +9,40 @@ from torch import Tensor, nn
 
 from bpfree._rows import Rows
 from bpfree.core.block import Block
-from bpfree.graphs.nodes import Ends, Nodes
+from bpfree.graphs.nodes import Nodes, PairOutputs
 from bpfree.losses import LocalLoss
 
 
 class GraphBlock(Block):
-    """A block that computes outputs of some nodes, and passes the states of all nodes to the block above."""
+    """A block that computes outputs of the target nodes, and sends the states of all nodes up."""
 
     def next_input(self, inputs: Rows, output: Tensor | None = None) -> Nodes:
-        """The states of all nodes for the block above.
+        """The states of all nodes for the block above, with the same query.
 
         Args:
             inputs: The states of all nodes below.
-            output: The block's output ``[n, d']`` for them; computed here if it is not given, or is that of
-                the target nodes alone.
+            output: The block's output ``[variants * n, d']`` for all nodes. It is computed here if it is not
+                given, or if ``inputs`` has target nodes, to which ``output`` then belongs.
         """
         assert isinstance(inputs, Nodes)
-        if not isinstance(output, Tensor) or inputs.wanted is not None:
-            output = self._all_outputs(inputs.whole())
-        return inputs.up(output)
+        if not isinstance(output, Tensor) or inputs.query.target_nodes is not None:
+            output = self._all_outputs(inputs.for_next_layer())
+        return inputs.next_layer(output)
 
     @torch.no_grad()
     def _all_outputs(self, nodes: Nodes) -> Tensor:
-        """The output for all nodes, ``[n, d']``. Behind a front, the body maps each row by itself."""
-        front_output = self.run_front(nodes)
+        """The output for all nodes. Behind a front, the body computes each row by itself."""
+        store, front_output = nodes.cache.store, self.run_front(nodes)
         if isinstance(front_output, Tensor):
             rows = front_output
-            return nodes.store.filled(len(rows), lambda part: self.body(rows[part]).unsqueeze(0))[0]
+            return store.filled(len(rows), lambda part: self.body(rows[part]).unsqueeze(0))[0]
         output = self.body(front_output)
-        return nodes.store.filled(len(output), lambda part: output[None, part])[0]
+        return store.filled(len(output), lambda part: output[None, part])[0]
 
     def outputs(self, inputs: Rows) -> list[Tensor]:
         assert isinstance(inputs, Nodes)
-        output = self(inputs)
-        return [output] if inputs.pairs is None else [Ends(output, inputs.pairs)]  # type: ignore[list-item]
+        output, pairs = self(inputs), inputs.query.pairs
+        return [output] if pairs is None else [PairOutputs(output, pairs)]  # type: ignore[list-item]
 
     def train_step(
         self,
@@ -54,10 +54,11 @@ class GraphBlock(Block):
         send_up: bool = True,
     ) -> tuple[list[Tensor], Tensor, Rows | None]:
         inputs = self.concat_feedback(inputs, feedback)
-        assert isinstance(inputs, Nodes)
-        # A step on some nodes changes the weights: the states of all nodes are computed before it.
-        above = self.next_input(inputs) if send_up and inputs.wanted is not None else None
-        losses, output = self.update(self.run_front(inputs), target, feedback)
+        # The step computes the outputs of the target nodes alone, and then changes the weights. So the
+        # outputs of all nodes are computed before it.
+        some = send_up and isinstance(inputs, Nodes) and inputs.query.target_nodes is not None
+        above = self.next_input(inputs) if some else None
+        losses, output = self.update(inputs if front_done else self.run_front(inputs), target, feedback)
         passed_up = self.advance_state(output) if self._stateful else output
         if send_up and above is None:
             above = self.next_input(inputs, passed_up)
@@ -65,7 +66,7 @@ class GraphBlock(Block):
 
 
 class FeedbackGraphBlock(GraphBlock):
-    """A `GraphBlock` whose front and body read the feedback from the block above beside the states below.
+    """A `GraphBlock` whose front and body take the feedback from the block above as further columns.
 
     Args:
         body: The learned part.
@@ -83,7 +84,7 @@ class FeedbackGraphBlock(GraphBlock):
     def concat_feedback(self, inputs: Rows, feedback: Tensor | None) -> Nodes:
         """The states with the feedback as further columns; zeros if there is none."""
         assert isinstance(inputs, Nodes)
-        states = inputs.states[0]
+        states = inputs.states
         if feedback is None:
-            feedback = states.new_zeros(len(states), self.feedback_width)
-        return replace(inputs, beside=feedback.detach())
+            feedback = states.states[0].new_zeros(states.n_nodes, self.feedback_width)
+        return replace(inputs, states=replace(states, feedback=feedback.detach()))

@@ -67,7 +67,7 @@ def test_an_output_that_is_not_detached_raises_an_error(monkeypatch: pytest.Monk
     def leaky(
         self: Block, body_input: Any, target: Tensor, feedback: Any = None
     ) -> tuple[list[Tensor], Tensor]:
-        losses, output = self.objective(body_input, target, feedback)
+        losses, _, output = self.objective(body_input, target, feedback)
         losses[0].backward(retain_graph=True)
         assert self.optimizer is not None
         with torch.no_grad():
