@@ -17,8 +17,8 @@ from bpfree.encodings import Encoding, LabelOverlay, Overlaid, put_beside
 from bpfree.graph import Ends, Nodes
 from bpfree.losses import LocalLoss
 from bpfree.nn._closed_form import body_gradients
-from bpfree.nn.in_place import in_place, overwriting
-from bpfree.nn.layout import lay_out_gradients
+from bpfree.nn.inplace import overwritable_relus, overwrite_inputs
+from bpfree.nn.layout import match_gradient_strides
 from bpfree.nn.weights import feature_axis
 from bpfree.readouts import Readout, make_readouts
 from bpfree.sharing import check_objects
@@ -170,16 +170,16 @@ class Block(nn.Module):
         assert self.optimizer is not None
         if self.gradients == "analytic":
             with torch.no_grad():
-                with in_place(self.relus):
+                with overwrite_inputs(self.relus):
                     output = self.body(sensed)
                 loss, error = self.loss.output_gradient(output, target, lesson)
                 if error is not None:
                     assert isinstance(sensed, Tensor)
                     body_gradients(self.body, sensed, output, error)
-                lay_out_gradients(self.optimizer)
+                match_gradient_strides(self.optimizer)
             losses = [loss]
         else:
-            with in_place(self.relus):
+            with overwrite_inputs(self.relus):
                 losses, output = self._objective(sensed, target, lesson)
             total = self.total(losses)
             # A block may be frozen, and have no head that learns.
@@ -228,7 +228,7 @@ class Block(nn.Module):
         self.held = [m for part in parts if part is not None for m in _still(part)]
 
     def _overwriting(self) -> list[nn.ReLU]:
-        return overwriting(self.body)
+        return overwritable_relus(self.body)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the block's optimizer moves: not the front's, which are left as they came."""

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import Must
 from bpfree.encodings import View
 from bpfree.losses import LocalLoss
-from bpfree.nn import LengthNorm, widened
+from bpfree.nn import LengthNorm, at_least_float32
 
 
 class Readout(nn.Module, ABC):
@@ -46,7 +46,7 @@ class Readout(nn.Module, ABC):
     def hear(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
         """What it keeps of one block's output ``[rows, ...]``: the scores, None if its loss gives none."""
         scores = loss.scores(output)
-        return None if scores is None else widened(scores)
+        return None if scores is None else at_least_float32(scores)
 
     def concerns(self, first: int, stop: int) -> bool:
         """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""

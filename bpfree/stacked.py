@@ -13,7 +13,7 @@ from bpfree._errors import BadValue
 from bpfree.cascade import Block, JointBlock, Rows
 from bpfree.losses import LocalCrossEntropy
 from bpfree.nn._closed_form import BACKWARD, FORWARD
-from bpfree.nn.layout import lay_out_gradients
+from bpfree.nn.layout import match_gradient_strides
 from bpfree.nn.weights import is_plain
 
 
@@ -90,7 +90,7 @@ class StackedBlock(JointBlock):
         weight.grad = error.mT @ inputs
         if bias:
             bias[0].grad = error.sum(1)
-        lay_out_gradients(self.optimizer)
+        match_gradient_strides(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return list(loss.unbind(0)), outputs[-1]

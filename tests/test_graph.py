@@ -22,7 +22,7 @@ def dense(graph: Graph) -> Tensor:
 
 
 def test_the_gcn_operator_is_torch_geometrics() -> None:
-    make_gnn().grow([1], [1])  # imports torch-geometric without its warning
+    make_gnn().make_layers([1], [1])  # imports torch-geometric without its warning
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
     directed = Graph(torch.tensor([[0, 1, 2, 3, 3], [1, 2, 0, 0, 3]]), 5)

@@ -127,7 +127,7 @@ class CellEnergy:
         if not self.meter.sources:
             return
         begin = perf_counter()
-        while self.meter.lacking_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
+        while self.meter.missing_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
             again(lambda name: self.meter(f"{name}_again"))
             self._repeats += 1
         self.meter.idle("after", self.settings.idle_s)

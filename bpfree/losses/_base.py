@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 
 class LocalLoss(nn.Module, ABC):
@@ -77,7 +77,7 @@ class LocalLoss(nn.Module, ABC):
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """What class scores ``[rows, C]`` mean as probabilities, ``[rows, C]``; by default their softmax."""
-        return widened(scores).softmax(1)
+        return at_least_float32(scores).softmax(1)
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Receive the message from above, once per step and before the block is updated.

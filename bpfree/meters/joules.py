@@ -136,7 +136,7 @@ class EnergyMeter:
         """Take up a :meth:`state`."""
         self._windows.replace(state)
 
-    def lacking_s(self, *names: str) -> float:
+    def missing_s(self, *names: str) -> float:
         """Seconds by which the windows are too short for the slowest of the sources; 0 if they are not."""
         total = self._sum(names)
         return max([0.0, *(self._needed_s(s, total) - total.get("seconds", 0.0) for s in self.sources)])

@@ -149,7 +149,7 @@ def energy_per_call(
     repeats = 0
     with energy(device, **options) as found:
         # Looking whether it is enough synchronises, so the rounds grow.
-        while repeats == 0 or found.lacking_s("work") > 0:
+        while repeats == 0 or found.missing_s("work") > 0:
             for _ in range(max(1, repeats)):
                 work()
                 repeats += 1

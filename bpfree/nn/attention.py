@@ -1,35 +1,48 @@
-"""Attention over the edges of a graph, as products with sparse matrices: no edge carries a row."""
+"""Graph attention by products with sparse matrices: no row of features is gathered for each edge."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from bpfree.sparse import Columns, Edges, multiply, times
 
 
-def attend(conv: Any, x: Columns, edges: Edges) -> Tensor:
-    """What a `GATConv` answers, ``[r, H]``, for the edges given alone (Velickovic et al., arXiv 1710.10903).
+class GATLayer(Protocol):
+    """Attributes of torch-geometric's ``GATConv`` that are used here."""
 
-    Heads are nodes of their own, K for each, that never meet. What the edges compare of a node is asked of
-    ``x``, of which it is linear too: of the K D values of h it would have to be read anew.
+    lin: nn.Linear
+    att_src: Tensor
+    att_dst: Tensor
+    bias: Tensor
+    heads: int
+    out_channels: int
+    negative_slope: float
+
+
+def attend(conv: GATLayer, x: Columns, edges: Edges) -> Tensor:
+    """Compute the output of a ``GATConv``, ``[r, H]`` (Velickovic et al., arXiv 1710.10903).
+
+    Each head is computed on a separate copy of the nodes, so K heads are one attention over K n nodes. The
+    attention scores are linear in ``x`` and computed from it, which is cheaper than from the K D values of h.
 
     Args:
-        conv: torch-geometric's layer, of K heads with D values each.
-        x: Of all sources, ``[n, d]``.
-        edges: From n sources to r rows, the own loops among them.
+        conv: torch-geometric's layer, with K heads of D values each.
+        x: Features of all source nodes, ``[n, d]``.
+        edges: Edges from n sources to r rows, including self-loops.
     """
     weight, heads = conv.lin.weight, conv.heads
     both = torch.block_diag(*torch.cat([conv.att_src, conv.att_dst]).unbind(1))
     h = times(x, weight).reshape(-1, conv.out_channels)
-    # Weights are turned, as they lie, so that the two gradients of theirs lie alike.
+    # By the transposed weight, so that both gradients of the weight have the same strides.
     sent, received = times(x, (weight.T @ both.T).T).view(-1, heads, 2).unbind(2)
     wide = torch.promote_types(h.dtype, torch.float32)
     parted = edges.parted(heads)
-    # There are no products of sparse matrices in half precision everywhere.
+    # Products of sparse matrices in half precision are not available on all devices.
     with torch.autocast(h.device.type, enabled=False):
         mixed: Tensor = _Attention.apply(
             parted,
@@ -38,37 +51,48 @@ def attend(conv: Any, x: Columns, edges: Edges) -> Tensor:
             received.flatten().to(wide)[parted.own],
             conv.negative_slope,
         )
-    return mixed.to(h.dtype).view(-1, len(weight)) + conv.bias  # type: ignore[no-any-return]
+    output: Tensor = mixed.to(h.dtype).view(-1, len(weight)) + conv.bias
+    return output
+
+
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    edges: Edges
+    slope: float
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax over the edges into a row, and the mean of the sources under it: ``[r, D]``.
+    """Softmax over the edges of each row, and the mean of the sources weighted by it: ``[r, D]``.
 
-    With e = leaky(sent_source + received_target) and a = softmax(e) within a row, the answer is ``A h`` where
-    A has the values a. Backward::
+    With e = leaky_relu(sent_source + received_target) and a = softmax(e) within a row, the output is ``A h``
+    where A is the sparse matrix of the values a. Backward::
 
         dh = A^T g ;   da = <g_target, h_source> ;   de = a (da - sum_row a da)
 
-    Kept for it are h and a number for each edge, where operations on gathered rows keep D of them.
+    The backward pass needs h and one number for each edge; operations on gathered rows would save D of them.
     """
 
     @staticmethod
-    def forward(ctx: Any, edges: Edges, h: Tensor, sent: Tensor, received: Tensor, slope: float) -> Tensor:
+    def forward(
+        ctx: _Context, edges: Edges, h: Tensor, sent: Tensor, received: Tensor, slope: float
+    ) -> Tensor:
         energy = sent.index_select(0, edges.source).add_(received.index_select(0, edges.target))
-        steep = energy > 0
+        positive = energy > 0
         energy = F.leaky_relu(energy, slope, inplace=True)
         weight = energy.sub_(edges.largest(energy).index_select(0, edges.target)).exp_()
         share = weight.div_(edges.into_rows(weight).index_select(0, edges.target))
         ctx.edges, ctx.slope = edges, slope
-        ctx.save_for_backward(h, share, steep)
+        ctx.save_for_backward(h, share, positive)
         return multiply(edges.matrix(share), h)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
-        h, share, steep = ctx.saved_tensors
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
+        h, share, positive = ctx.saved_tensors
         edges, grad = ctx.edges, grads[0].contiguous()
-        moved = multiply(edges.turned_matrix(share), grad)
-        pull = edges.inner(grad, h)
-        pull = share * (pull - edges.into_rows(share * pull).index_select(0, edges.target))
-        pull = torch.where(steep, pull, ctx.slope * pull)
-        return None, moved, edges.into_sources(pull), edges.into_rows(pull), None
+        grad_h = multiply(edges.turned_matrix(share), grad)
+        grad_energy = edges.inner(grad, h)
+        grad_energy = share * (
+            grad_energy - edges.into_rows(share * grad_energy).index_select(0, edges.target)
+        )
+        grad_energy = torch.where(positive, grad_energy, ctx.slope * grad_energy)
+        return None, grad_h, edges.into_sources(grad_energy), edges.into_rows(grad_energy), None

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT
 from bpfree.cascade import Block, Cascade, Rows, send_down
 from bpfree.losses import LocalLoss
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 from bpfree.schedules.wires import Wires
 
 #: Makes the input rows of the first block and their targets, for one batch of the training size.
@@ -208,7 +208,7 @@ def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> N
             "outputs of all blocks at every step, which no worker has; leave it out (for forward_forward: "
             "readout = 'goodness', classifier = false)"
         )
-    if any(counted(block) for block in units):
+    if any(counted_modules(block) for block in units):
         raise BadValue(
             "schedule = 'pipelined' with several workers: each would ask the devices behind the fronts; use "
             "'greedy' or 'simultaneous'"

@@ -12,7 +12,7 @@ from bpfree import _seeds
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import Encoding, View
 from bpfree.kept import Growing, Store, rows_at
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 from bpfree.schedules.step import ascend
 
 
@@ -212,7 +212,7 @@ class Feed:
 
     def _asks(self, height: int) -> bool:
         """Whether a front of the first ``height`` blocks counts its calls."""
-        return any(counted(block) for block in self.cascade.units[:height])
+        return any(counted_modules(block) for block in self.cascade.units[:height])
 
     def _filled(self, indices: Tensor) -> Tensor:
         """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue, DeviceError
 from bpfree.data import TensorData, as_data
 from bpfree.nn import physical_net
 from bpfree.physics import Device, PhysicalSystem, Recorder, Replay
-from bpfree.physics.answers import checked_answer
+from bpfree.physics.outputs import checked_output
 from bpfree.physics.system import Array
 from bpfree.testing._common import assert_same_bits
 from bpfree.trainers import Physical
@@ -95,7 +95,7 @@ def _check_answers(device: Device, middle: Array) -> None:
     drive = middle.copy()
     answer = device.system.forward(drive)
     try:
-        first = checked_answer(answer, len(middle), device.n_out)
+        first = checked_output(answer, len(middle), device.n_out)
     except DeviceError as error:
         raise AssertionError(str(error)) from error
     if not np.array_equal(drive, middle):
@@ -164,7 +164,7 @@ class _NoTwin:
         self.n_in, self.n_out, self.input_range = system.n_in, system.n_out, system.input_range
         self.forward = system.forward
 
-    def differentiable_twin(self, *_: Any, **__: Any) -> Any:
+    def digital_model(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("a model of the device was asked for")
 
 

@@ -18,8 +18,8 @@ from bpfree._settings import did_you_mean, validate
 from bpfree.cascade import Block, Cascade
 from bpfree.cutting import check_order, split
 from bpfree.losses import LocalCrossEntropy
-from bpfree.nn import asking
-from bpfree.nn._closed_form import closed_layers
+from bpfree.nn import inferring_shapes
+from bpfree.nn._closed_form import closed_form_layers
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.sharing import check_weights, gradient_groups
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
@@ -155,7 +155,7 @@ class Builder(ABC):
             _seeds.borrowed(self.device),
             default_dtype(self.dtype),
             accepting(sample_shape),
-            asking(self.net, "shape"),
+            inferring_shapes(self.net),
         ):
             _seeds.seed_global(self.device, self.seed, "heads")
             if not isinstance(self.net, Cascade):
@@ -187,7 +187,7 @@ class Builder(ABC):
         if tuple(sample_shape) == self._shape:
             return
         training = self.cascade.training
-        with accepting(sample_shape), default_dtype(self.dtype), asking(self.cascade, "shape"):
+        with accepting(sample_shape), default_dtype(self.dtype), inferring_shapes(self.cascade):
             self.cascade.eval()(probe_samples(sample_shape, self.device, self.dtype))
         self.cascade.train(training)
 
@@ -383,7 +383,7 @@ def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.S
 
 def _check_closed(label: str, block: Block) -> None:
     try:
-        closed_layers(block.body)
+        closed_form_layers(block.body)
         if isinstance(block.loss, LocalCrossEntropy):
             _ = block.loss.linear
     except TypeError as error:

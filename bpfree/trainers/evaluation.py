@@ -11,7 +11,7 @@ from torch import Tensor
 from bpfree._errors import Diverged
 from bpfree.cascade import Cascade, Rows
 from bpfree.encodings import View
-from bpfree.nn import asking
+from bpfree.nn import counting_passes
 from bpfree.readouts import Readout
 from bpfree.schedules import Data, Growing, Store, rows_at
 
@@ -141,7 +141,7 @@ class Evaluator:
         kept, found = self._of(view), list[Tensor]()
         rows: Rows
         rows = self._shown(view, indices) if kept.rows is None else rows_at(kept.rows, indices).flatten(0, 1)
-        with asking(self.cascade, "eval"):
+        with counting_passes(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
                 found += [block.body(rows)] if sensed else block.outputs(rows)

@@ -130,7 +130,7 @@ class ForwardGNN(GraphTrainer):
         s = self.settings
         self._check()
         inputs, upper = self._widths(n_classes)
-        convs = self.net.grow(inputs, self.net.hidden)
+        convs = self.net.make_layers(inputs, self.net.hidden)
         blocks = []
         for conv, above in zip(convs, upper, strict=True):
             front, body = learned_part(self.net, conv)

@@ -15,7 +15,7 @@ from bpfree.data import GraphData
 from bpfree.graph import Nodes
 from bpfree.graph_encodings import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
-from bpfree.nn import Hops, WholeGNN
+from bpfree.nn import EndToEndGNN, Hops
 from bpfree.readouts import BlockReadout, SumReadout
 from bpfree.sparse import SparseMatrix
 from bpfree.trainers.graph import GraphTrainer
@@ -70,9 +70,9 @@ class BackpropGNN(GraphTrainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         pairs, hidden = self.bound.ids.ndim == 2, self.net.hidden
         outputs = hidden if pairs else [*hidden[:-1], n_classes]
-        self.net.grow([self.bound.sample_shape[0], *hidden[:-1]], outputs)
+        self.net.make_layers([self.bound.sample_shape[0], *hidden[:-1]], outputs)
         loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
-        block = Block(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
+        block = Block(EndToEndGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
         return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bpfree.cascade import Cascade
-from bpfree.nn import apparatus, passes
+from bpfree.nn import passes, physical_devices
 from bpfree.schedules import Feed, GraphFeed
 from bpfree.trainers import checkpoint as ckpt
 
@@ -29,7 +29,7 @@ class Measurements:
 
     def __init__(self, cascade: Cascade, feed: Feed | GraphFeed, path: Path | None, fingerprint: str) -> None:
         self.cascade, self.feed, self.path, self.fingerprint = cascade, feed, path, fingerprint
-        self.apparatus = apparatus(cascade)
+        self.physical_devices = physical_devices(cascade)
 
     @property
     def kept(self) -> Feed:
@@ -38,7 +38,7 @@ class Measurements:
         return self.feed
 
     def __bool__(self) -> bool:
-        return bool(self.apparatus)
+        return bool(self.physical_devices)
 
     def passes(self) -> dict[str, int]:
         """Rows sent so far, by purpose."""
@@ -46,11 +46,11 @@ class Measurements:
 
     def state(self, tensors: ckpt.Tensors) -> Any:
         """The devices' states, as JSON; arrays go to ``tensors``."""
-        if not self.apparatus:
+        if not self.physical_devices:
             return []
         from bpfree.physics import split_state
 
-        arrays, rest = split_state([one.state_dict() for one in self.apparatus])
+        arrays, rest = split_state([one.state_dict() for one in self.physical_devices])
         tensors |= ckpt.prefixed(
             "apparatus", {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
         )
@@ -58,12 +58,12 @@ class Measurements:
 
     def load(self, state: Any, tensors: ckpt.Tensors) -> None:
         """Put back what `state` took."""
-        if not self.apparatus:
+        if not self.physical_devices:
             return
         from bpfree.physics import join_state
 
         arrays = {name: t.cpu().numpy() for name, t in ckpt.under("apparatus", tensors).items()}
-        for one, own in zip(self.apparatus, join_state(arrays, state), strict=True):
+        for one, own in zip(self.physical_devices, join_state(arrays, state), strict=True):
             one.load_state_dict(own)
 
     def climb(self, height: int, epoch: int, step: int) -> None:
@@ -103,7 +103,7 @@ class Measurements:
                 path.unlink(missing_ok=True)
 
     def _file(self, height: int) -> Path | None:
-        if self.path is None or not self.apparatus:
+        if self.path is None or not self.physical_devices:
             return None
         return self.path.with_name(f"{self.path.name}.measured{height}")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from bpfree._errors import BadValue, BpfreeError
 from bpfree.data import TensorData
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 from bpfree.schedules import calibrate
 from bpfree.trainers.evaluation import BATCH
 from bpfree.trainers.fitting import CALIBRATION_SAMPLES
@@ -44,7 +44,7 @@ def check_batches(trainer: Trainer, train: TensorData, judge: TensorData | None,
         raise BadValue(
             f"drop_last = True with batch_size = {size}: {n} samples make no batch; lower batch_size"
         )
-    if counted(trainer.net):
+    if counted_modules(trainer.net):
         return
     smallest = size if fit.drop_last else min(size, n % size or size)
     seen = min(n, CALIBRATION_SAMPLES)

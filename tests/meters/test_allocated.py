@@ -7,7 +7,7 @@ from bpfree.meters import allocated_on_cpu
 MIB = 2**20
 
 
-def test_the_peak_is_the_most_that_lives_at_once() -> None:
+def test_peak_is_the_largest_sum_of_live_bytes() -> None:
     there = torch.ones(MIB // 4)
     with allocated_on_cpu() as found:
         one = torch.ones(MIB // 4)
@@ -21,7 +21,7 @@ def test_the_peak_is_the_most_that_lives_at_once() -> None:
     assert four.sum() == MIB // 4
 
 
-def test_nothing_allocated_is_nothing() -> None:
+def test_peak_is_0_without_allocations() -> None:
     with allocated_on_cpu() as found:
         pass
     assert found.peak_bytes == 0

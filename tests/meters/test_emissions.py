@@ -1,4 +1,4 @@
-"""Carbon is kWh times a factor times the PUE; CodeCarbon's model is labelled, what it swallows is told."""
+"""Carbon is kWh times a factor times the PUE; CodeCarbon's model is labeled, what it swallows is told."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_the_factor_of_a_country_comes_with_its_year_and_source() -> None:
     assert factor("FRA").g_per_kwh < factor("DEU").g_per_kwh < factor("POL").g_per_kwh
 
 
-def test_a_country_that_is_not_known_is_refused_and_not_replaced_by_the_world() -> None:
+def test_unknown_countries_are_refused_and_not_replaced_by_the_world_mean() -> None:
     with pytest.raises(BadValue, match="did you mean 'POL'"):
         factor("PLO")
 
 
-def test_the_model_is_labelled_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_labeled_and_restores_global_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("it wants to reach the network")
 
@@ -122,7 +122,7 @@ def test_kilowatt_hours_become_joules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls.count("booked") == 1
 
 
-def test_each_interval_is_booked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_interval_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory's model is a constant number of watts, so its joules are those times the seconds."""
     monkeypatch.setattr("bpfree.meters.emissions.TICK_S", 0.1)
     for seconds in (0.02, 0.08, 0.1, 0.11, 0.3):
@@ -172,7 +172,7 @@ def log_swallowed() -> None:
         ({"cpu_energy": None}, "cpu_energy"),
     ],
 )
-def test_what_codecarbon_swallows_is_an_error(
+def test_errors_that_codecarbon_only_logs_raise(
     monkeypatch: pytest.MonkeyPatch, methods: dict[str, Any], message: str
 ) -> None:
     replace_tracker(monkeypatch, **methods)
@@ -180,14 +180,14 @@ def test_what_codecarbon_swallows_is_an_error(
         pass
 
 
-def test_handlers_that_it_installs_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_handlers_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     replace_tracker(monkeypatch, start=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     with modelled():
         assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_an_error_of_the_work_is_the_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_the_block_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = replace_tracker(monkeypatch)
     with pytest.raises(KeyError), modelled():
         raise KeyError

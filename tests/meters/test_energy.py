@@ -24,7 +24,7 @@ def within_a_tick(value: float | None, expected: float, watts: float = 400.0) ->
     return abs(value - expected) <= watts * TICK
 
 
-def test_joules_are_the_integral_of_the_power_over_the_window_and_no_more(world: World) -> None:
+def test_joules_are_the_integral_of_the_power_over_the_window(world: World) -> None:
     world.launch(5, 300)  # before the window
     with world.energy(idle_s=30) as e:
         world.launch(10, 300)
@@ -62,7 +62,7 @@ def test_without_idling_there_is_no_net_figure(world: World) -> None:
     assert not {"net_j", "idle_before_w", "idle_after_w"} & row.keys()
 
 
-def test_work_that_is_still_queued_is_waited_for_at_both_ends(world: World) -> None:
+def test_the_device_is_synchronized_at_both_ends(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(30, 300)  # returns at once
     assert within_a_tick(e.reading("gpu", "work").gross_j, 30 * (IDLE + 300))
@@ -77,7 +77,7 @@ def test_the_device_is_found_by_its_identity_and_not_by_its_index(world: World) 
     assert within_a_tick(e.reading("gpu", "work").gross_j, 20 * (IDLE + 300))
 
 
-def test_a_device_that_nvml_does_not_know_is_absent_with_a_reason(world: World) -> None:
+def test_a_device_unknown_to_nvml_is_absent_with_a_reason(world: World) -> None:
     world.gpu.uuid = "MIG-1"
     with world.energy(idle_s=0) as e:
         world.sleep(20)
@@ -87,7 +87,7 @@ def test_a_device_that_nvml_does_not_know_is_absent_with_a_reason(world: World) 
     assert e.readings("work") == {}
 
 
-def test_windows_inside_are_not_counted_in_the_outer_one(world: World) -> None:
+def test_inner_windows_are_not_counted_in_the_outer_one(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
         with e("eval"):
@@ -100,7 +100,7 @@ def test_windows_inside_are_not_counted_in_the_outer_one(world: World) -> None:
     assert both.pieces == 3
 
 
-def test_a_window_too_short_gives_no_figure_but_the_reason(world: World) -> None:
+def test_a_short_window_has_a_reason_and_no_figure(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(5, 300)
     row = e.reading("gpu", "work").row()
@@ -133,7 +133,7 @@ def test_the_tick_is_measured(world: World, tick: float) -> None:
     assert reading.ticks == pytest.approx(20 / tick, rel=0.03)
 
 
-def test_a_counter_that_stands_still_is_an_error(world: World) -> None:
+def test_a_counter_that_does_not_change_raises(world: World) -> None:
     world.gpu.stands_from = 0.0
     with pytest.raises(MeterError, match="dead"), world.energy(idle_s=0):
         pass
@@ -166,7 +166,7 @@ def test_without_a_driver_the_figure_is_absent(world: World) -> None:
     assert "install the NVIDIA driver" in e.absent["gpu"]
 
 
-def test_a_counter_that_goes_back_is_an_error_at_the_end_and_the_work_is_done(world: World) -> None:
+def test_a_decreasing_counter_raises_after_the_block(world: World) -> None:
     done = []
     with pytest.raises(MeterError, match="went back"), world.energy(idle_s=0) as e:
         world.launch(10, 300)
@@ -178,7 +178,7 @@ def test_a_counter_that_goes_back_is_an_error_at_the_end_and_the_work_is_done(wo
         e.reading("gpu", "work")
 
 
-def test_a_lost_gpu_is_an_error_and_not_a_figure(world: World) -> None:
+def test_a_lost_gpu_raises(world: World) -> None:
     with pytest.raises(MeterError, match="GPU is lost"), world.energy(idle_s=0):
         world.launch(10, 300)
         world.synchronize()
@@ -188,7 +188,7 @@ def test_a_lost_gpu_is_an_error_and_not_a_figure(world: World) -> None:
 @pytest.mark.parametrize(
     ("factor", "tainted", "warned"), [(1.02, 0, 0), (1.04, 0, 1), (1.06, 1, 0), (0.94, 1, 0)]
 )
-def test_readings_that_disagree_are_warned_of_and_tainted(
+def test_a_difference_of_counter_and_integral_warns_and_taints(
     world: World, factor: float, tainted: int, warned: int
 ) -> None:
     world.gpu.counter_factor = factor
@@ -225,7 +225,7 @@ def test_a_ramp_is_integrated_by_trapezoids() -> None:
     assert samples == 4
 
 
-def test_a_sensor_that_stands_still_taints(world: World) -> None:
+def test_a_sensor_that_does_not_change_taints(world: World) -> None:
     world.gpu.held_power_mw = 380_000  # and happens to be right on average
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
@@ -239,7 +239,7 @@ def test_too_few_samples_taint(world: World, monkeypatch: pytest.MonkeyPatch) ->
     assert any("sampled at 5" in reason for reason in e.reading("gpu", "work").tainted)
 
 
-def test_without_the_instantaneous_field_the_usual_reading_is_taken_and_named(world: World) -> None:
+def test_without_the_instantaneous_field_the_average_power_is_used(world: World) -> None:
     world.gpu.instant = False
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
@@ -287,7 +287,7 @@ def test_the_state_of_the_device_is_recorded(world: World) -> None:
     assert any("hw_thermal_slowdown" in w for w in e.reading("gpu", "work").warnings)
 
 
-def test_a_net_below_zero_is_kept_with_a_warning(world: World) -> None:
+def test_a_negative_net_is_returned_with_a_warning(world: World) -> None:
     """To leave the low ones of noisy figures out would bias the mean of the others."""
     world.gpu.loads.append(type("", (), {"watts": lambda s, t: 0.0, "joules": lambda s, t: 0.0})())
     with world.energy(idle_s=30) as e:
@@ -299,7 +299,7 @@ def test_a_net_below_zero_is_kept_with_a_warning(world: World) -> None:
     assert any("less energy than idling" in reason for reason in reading.warnings)
 
 
-def test_a_counter_without_a_sensor_of_power_gives_its_figure(world: World) -> None:
+def test_a_counter_works_without_a_power_sensor(world: World) -> None:
     world.gpu.sensor = False
     with world.energy(idle_s=30) as e:
         world.launch(20, 300)
@@ -326,7 +326,7 @@ class Old:
         return getattr(self._nvml, name)
 
 
-def test_an_old_module_measures_what_it_can(world: World) -> None:
+def test_an_old_pynvml_measures_what_it_can(world: World) -> None:
     later = (
         "NVMLLibraryMismatchError", "NVML_FI_DEV_POWER_INSTANT", "NVML_POWER_SCOPE_GPU",
         "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetFieldValues", "NVML_DEVICE_MIG_ENABLE",
@@ -339,7 +339,7 @@ def test_an_old_module_measures_what_it_can(world: World) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
-def test_a_module_that_cannot_measure_is_named_and_the_work_goes_on(world: World, lacking: str) -> None:
+def test_an_unsuitable_pynvml_is_reported_and_the_block_runs(world: World, lacking: str) -> None:
     before = world.now
     with world.energy(nvml=Old(world.nvml, lacking)) as e:
         world.sleep(3)
@@ -347,7 +347,7 @@ def test_a_module_that_cannot_measure_is_named_and_the_work_goes_on(world: World
     assert f"/somewhere/pynvml.py) has no {lacking}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
 
 
-def test_what_a_meter_dies_of_does_not_end_the_work(world: World) -> None:
+def test_an_exception_in_a_meter_does_not_end_the_block(world: World) -> None:
     class Broken(Old):
         def nvmlDeviceGetTotalEnergyConsumption(self, gpu: object) -> int:
             if world.now > 1010:
@@ -378,7 +378,7 @@ def test_short_work_is_repeated_in_one_window_and_divided(world: World) -> None:
     assert found.integral_j == pytest.approx(0.25 * 380, rel=0.01)
 
 
-def test_one_meter_at_a_time_holds_a_device(world: World) -> None:
+def test_a_device_is_locked_by_one_meter_at_a_time(world: World) -> None:
     with world.energy(idle_s=0):
         with world.energy(idle_s=0) as inner:
             world.launch(20, 300)
@@ -388,7 +388,7 @@ def test_one_meter_at_a_time_holds_a_device(world: World) -> None:
     assert after.reading("gpu", "work").gross_j is not None
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_joules(world: World) -> None:
+def test_a_resumed_run_continues_its_joules(world: World) -> None:
     with world.meter() as first, first("train"):
         world.launch(20, 300)
     world.sleep(1000)  # the gap between the two runs
@@ -401,7 +401,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_joules(world: World) -> None:
     assert (reading.window_s, reading.pieces) == (pytest.approx(30), 2)
 
 
-def test_joules_of_a_part_of_a_window_are_not_taken_for_those_of_the_whole(world: World) -> None:
+def test_partly_metered_windows_have_no_figure(world: World) -> None:
     blind = EnergyMeter("cpu", [], {})
     with blind("train"):
         world.sleep(20)
@@ -412,7 +412,7 @@ def test_joules_of_a_part_of_a_window_are_not_taken_for_those_of_the_whole(world
     assert "interrupted" in seeing.reading("gpu", "train").absent
 
 
-def test_the_real_thread_samples_at_ten_hertz_and_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_samples_at_least_at_ten_hertz(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     from bpfree.meters.sampling import Repeating
@@ -427,7 +427,7 @@ def test_the_real_thread_samples_at_ten_hertz_and_more(monkeypatch: pytest.Monke
     assert joules == pytest.approx(100 * (time.perf_counter() - begin), rel=0.05)
 
 
-def test_what_the_thread_dies_of_is_told() -> None:
+def test_exceptions_in_the_thread_are_raised_by_check() -> None:
     import time
 
     from bpfree.meters.sampling import Repeating
@@ -442,14 +442,14 @@ def test_what_the_thread_dies_of_is_told() -> None:
     thread.stop()
 
 
-def test_the_tick_of_a_real_clock_is_found() -> None:
+def test_the_tick_of_a_real_clock_is_measured() -> None:
     import time
 
     tick = measure_tick(lambda: float(int(time.perf_counter() / 0.02)), changes=8)
     assert tick == pytest.approx(0.02, rel=0.2)
 
 
-def test_where_nothing_can_be_measured_it_is_said(tmp_path: object) -> None:
+def test_reasons_are_given_if_nothing_can_be_measured(tmp_path: object) -> None:
     with energy("cpu", idle_s=0, rapl_root=tmp_path / "none") as e:
         torch.ones(3).sum()
     assert "does not exist" in e.absent["cpu"]

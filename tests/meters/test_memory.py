@@ -70,7 +70,7 @@ def test_excluded_storage_is_not_counted() -> None:
     assert loss.requires_grad
 
 
-def test_exclusion_does_not_pass_on_to_a_storage_at_the_same_address() -> None:
+def test_exclusion_does_not_apply_to_a_new_storage_at_the_same_address() -> None:
     """The excluded tensors live nowhere else: without the meter's hold their addresses are free."""
     with saved_for_backward(exclude=(torch.ones(ROWS) for _ in range(50))) as saved:
         x = torch.ones(ROWS, requires_grad=True)
@@ -199,7 +199,7 @@ def test_sparse_tensors_count_indices_and_values() -> None:
     assert tensor_bytes([graph.coalesce()]) == 32 + 8
 
 
-def test_one_meter_inside_another_is_refused() -> None:
+def test_nested_meters_are_refused() -> None:
     with saved_for_backward(), pytest.raises(BadValue, match="already on"), saved_for_backward():
         pass
     with saved_for_backward() as saved:  # the refusal and the end of the first left nothing behind
@@ -255,7 +255,7 @@ print(process_peak_rss())
 """
 
 
-def test_peak_rss_is_the_highest_mark_of_this_process_alone() -> None:
+def test_peak_rss_is_that_of_this_process() -> None:
     """A child starts from its own size, though its parent has been larger by 256 MiB."""
     mib = 2**20
     parent_block = torch.ones(256 * mib // 4)
@@ -278,7 +278,7 @@ def test_device_peak_is_absent_before_cuda_is_used(monkeypatch: pytest.MonkeyPat
     reset_device_peak("cuda:0")
 
 
-def test_device_peak_asks_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_peak_uses_the_given_device(monkeypatch: pytest.MonkeyPatch) -> None:
     reset: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + device.index)

@@ -40,27 +40,27 @@ class Mutation:
     checks: tuple[Check, ...]
 
 
-JOULES = test_energy.test_joules_are_the_integral_of_the_power_over_the_window_and_no_more
+JOULES = test_energy.test_joules_are_the_integral_of_the_power_over_the_window
 NET = test_energy.test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter
-QUEUED = test_energy.test_work_that_is_still_queued_is_waited_for_at_both_ends
+QUEUED = test_energy.test_the_device_is_synchronized_at_both_ends
 IDENTITY = test_energy.test_the_device_is_found_by_its_identity_and_not_by_its_index
 SAMPLED = test_energy.test_power_is_sampled_while_it_changes
 TRAPEZOIDS = test_energy.test_a_ramp_is_integrated_by_trapezoids
-STUCK = test_energy.test_a_sensor_that_stands_still_taints
-SHORT = test_energy.test_a_window_too_short_gives_no_figure_but_the_reason
+STUCK = test_energy.test_a_sensor_that_does_not_change_taints
+SHORT = test_energy.test_a_short_window_has_a_reason_and_no_figure
 PIECES = test_energy.test_a_window_in_pieces_needs_more_ticks
-WENT_BACK = test_energy.test_a_counter_that_goes_back_is_an_error_at_the_end_and_the_work_is_done
+WENT_BACK = test_energy.test_a_decreasing_counter_raises_after_the_block
 REPEATED = test_energy.test_short_work_is_repeated_in_one_window_and_divided
-NESTED = test_energy.test_windows_inside_are_not_counted_in_the_outer_one
+NESTED = test_energy.test_inner_windows_are_not_counted_in_the_outer_one
 DISAGREE = partial(
-    test_energy.test_readings_that_disagree_are_warned_of_and_tainted, factor=1.06, tainted=1, warned=0
+    test_energy.test_a_difference_of_counter_and_integral_warns_and_taints, factor=1.06, tainted=1, warned=0
 )
 TICK = partial(test_energy.test_the_tick_is_measured, tick=0.02)
-DEAD = test_energy.test_a_counter_that_stands_still_is_an_error
-PACKAGES = test_rapl.test_packages_and_memory_are_counted_and_what_overlaps_them_is_not
-WRAP = test_rapl.test_a_counter_that_comes_round_in_the_window_is_followed
-CPU_NET = test_rapl.test_net_is_less_idling
-SET_BACK = test_rapl.test_a_counter_that_was_set_back_is_an_error
+DEAD = test_energy.test_a_counter_that_does_not_change_raises
+PACKAGES = test_rapl.test_packages_and_memory_are_counted_but_not_overlapping_domains
+WRAP = test_rapl.test_a_counter_may_wrap_around_in_a_window
+CPU_NET = test_rapl.test_net_subtracts_the_idle_energy
+SET_BACK = test_rapl.test_a_counter_that_was_reset_raises
 PUE = test_emissions.test_a_kilowatt_hour_costs_its_factor_times_the_pue_once
 KWH = test_emissions.test_kilowatt_hours_become_joules
 
@@ -205,7 +205,7 @@ def run(check: Check, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_the_fault_is_seen(mutation: Mutation, tmp_path: Path) -> None:
+def test_the_mutation_is_detected(mutation: Mutation, tmp_path: Path) -> None:
     for number, check in enumerate(mutation.checks):
         run(check, tmp_path / f"sound {number}")
         with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Attention along edges against differences of its own values; against torch-geometric in `test_graph`."""
+"""Gradient of graph attention against finite differences; `test_graph` compares it with torch-geometric."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def test_the_gradient_is_that_of_finite_differences(slope: float) -> None:
     source = torch.tensor([0, 1, 2, 3, 0, 2, 4])
     edges = Edges(source, torch.tensor([0, 0, 1, 1, 1, 2, 2]), torch.tensor([0, 2, 4]), 5)
 
-    def drawn(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.double).requires_grad_()
 
-    h, sent, received = drawn(5, 3), drawn(5), drawn(3)
+    h, sent, received = random(5, 3), random(5), random(3)
     assert torch.autograd.gradcheck(
-        lambda *given: _Attention.apply(edges, *given, slope), (h, sent, received)
+        lambda *inputs: _Attention.apply(edges, *inputs, slope), (h, sent, received)
     )
 
 
-def test_shares_are_right_where_energies_are_far_from_zero() -> None:
+def test_softmax_is_stable_for_large_scores() -> None:
     edges = Edges(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 1]), 2)
     sent, received = torch.tensor([1000.0, 1000.0]), torch.tensor([0.0, -3000.0])
-    found = _Attention.apply(edges, torch.tensor([[1.0], [3.0]]), sent, received, 0.2)
-    assert torch.equal(found, torch.tensor([[2.0], [3.0]]))
+    result = _Attention.apply(edges, torch.tensor([[1.0], [3.0]]), sent, received, 0.2)
+    assert torch.equal(result, torch.tensor([[2.0], [3.0]]))

@@ -25,7 +25,7 @@ def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
     start = {name: p.clone() for name, p in trainer.net.state_dict().items()}
     history = trainer.fit(data, epochs=3, batch_size=100)
     twin = make_gnn(kind)
-    twin.grow([12, 16], [16, CLASSES])
+    twin.make_layers([12, 16], [16, CLASSES])
     twin.load_state_dict(start)
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3, weight_decay=5e-4)
     losses = []
