@@ -1,4 +1,4 @@
-"""The allocator's peak against sums that can be done by hand."""
+"""The peak of the allocator against sums calculated by hand."""
 
 import torch
 
@@ -8,20 +8,20 @@ MIB = 2**20
 
 
 def test_peak_is_the_largest_sum_of_live_bytes() -> None:
-    there = torch.ones(MIB // 4)
-    with allocated_on_cpu() as found:
+    before = torch.ones(MIB // 4)
+    with allocated_on_cpu() as allocated:
         one = torch.ones(MIB // 4)
-        two = one + there
+        two = one + before
         del one
         three = torch.ones(MIB // 2)
         del two, three
-        del there
+        del before
         four = torch.ones(MIB // 4)
-    assert found.peak_bytes == 3 * MIB
+    assert allocated.peak_bytes == 3 * MIB
     assert four.sum() == MIB // 4
 
 
 def test_peak_is_0_without_allocations() -> None:
-    with allocated_on_cpu() as found:
+    with allocated_on_cpu() as allocated:
         pass
-    assert found.peak_bytes == 0
+    assert allocated.peak_bytes == 0

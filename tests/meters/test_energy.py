@@ -1,4 +1,4 @@
-"""Joules of a GPU against the closed form of the power that it was made to draw, and all that spoils them."""
+"""Energy of a simulated GPU against the closed form of its power, and all reasons against a reading."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bpfree.meters.sampling import PowerIntegral, measure_tick
 from bpfree.meters.sources import GPU
 from tests.meters.world import World
 
-#: What the world's GPU draws when idle, and how long a tick of its counter is.
+#: Idle power of the simulated GPU, and the time between two updates of its counter.
 IDLE, TICK = 80.0, 0.1
 
 
 def within_a_tick(value: float | None, expected: float, watts: float = 400.0) -> bool:
-    """A counter read at both ends of a window is off by at most what a tick holds."""
+    """Return whether the error is at most the energy of one tick."""
     assert value is not None, "there is no figure"
     return abs(value - expected) <= watts * TICK
 
@@ -46,12 +46,12 @@ def test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter(wo
         world.synchronize()
         world.gpu.loads.append(
             type(world.gpu.loads[0])(world.now, 1000, 10, 10)
-        )  # hotter: 90 W when idle now
+        )  # the idle power increases to 90 W
     reading = e.reading("gpu", "work")
     assert reading.idle_before_w == pytest.approx(80, rel=0.01)
     assert reading.idle_after_w == pytest.approx(90, rel=0.01)
     assert reading.net_j == pytest.approx(reading.gross_j - 85 * 20, rel=0.01)
-    assert reading.warnings == ["idling went from 80.0 to 90.0 W"]
+    assert reading.warnings == ["the idle power changed from 80.0 to 90.0 W"]
 
 
 def test_without_idling_there_is_no_net_figure(world: World) -> None:
@@ -81,8 +81,8 @@ def test_a_device_unknown_to_nvml_is_absent_with_a_reason(world: World) -> None:
     world.gpu.uuid = "MIG-1"
     with world.energy(idle_s=0) as e:
         world.sleep(20)
-    assert "NVML does not know" in e.absent["gpu"]
-    with pytest.raises(NotMeasurable, match="whole"):
+    assert "NVML does not find" in e.absent["gpu"]
+    with pytest.raises(NotMeasurable, match="entire"):
         e.reading("gpu", "work")
     assert e.readings("work") == {}
 
@@ -109,7 +109,7 @@ def test_a_short_window_has_a_reason_and_no_figure(world: World) -> None:
     world.gpu.tick_s = 0.5
     with world.energy(idle_s=0) as e:
         world.launch(40, 300)
-    assert "too short" in e.reading("gpu", "work").absent  # 80 ticks of the 100 that it takes
+    assert "too short" in e.reading("gpu", "work").absent  # 80 of 100 ticks
     with world.energy(idle_s=0) as e:
         world.launch(51, 300)
     assert e.reading("gpu", "work").absent is None
@@ -120,7 +120,7 @@ def test_a_window_in_pieces_needs_more_ticks(world: World) -> None:
         for _ in range(16):
             with e("train"):
                 world.launch(1, 300)
-    assert "it takes 40 s" in (e.reading("gpu", "train").absent or "")  # sqrt(16) times 100 ticks of 0.1 s
+    assert "expected 40 s" in (e.reading("gpu", "train").absent or "")  # sqrt(16) times 100 ticks of 0.1 s
 
 
 @pytest.mark.parametrize("tick", [0.01, 0.02, 0.1])
@@ -134,18 +134,18 @@ def test_the_tick_is_measured(world: World, tick: float) -> None:
 
 
 def test_a_counter_that_does_not_change_raises(world: World) -> None:
-    world.gpu.stands_from = 0.0
-    with pytest.raises(MeterError, match="dead"), world.energy(idle_s=0):
+    world.gpu.stops_at = 0.0
+    with pytest.raises(MeterError, match="does not work"), world.energy(idle_s=0):
         pass
 
 
 def test_a_counter_that_stops_gives_no_figure_or_a_tainted_one(world: World) -> None:
     with world.energy(idle_s=0) as e:
-        world.gpu.stands_from = world.now
+        world.gpu.stops_at = world.now
         world.launch(20, 300)
     reading = e.reading("gpu", "work")
-    assert reading.gross_j is None and "stood still" in (reading.absent or "")
-    world.gpu.stands_from = world.now + 15
+    assert reading.gross_j is None and "did not change" in (reading.absent or "")
+    world.gpu.stops_at = world.now + 15
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
     assert any("apart" in reason for reason in e.reading("gpu", "work").tainted)
@@ -168,13 +168,13 @@ def test_without_a_driver_the_figure_is_absent(world: World) -> None:
 
 def test_a_decreasing_counter_raises_after_the_block(world: World) -> None:
     done = []
-    with pytest.raises(MeterError, match="went back"), world.energy(idle_s=0) as e:
+    with pytest.raises(MeterError, match="decreased"), world.energy(idle_s=0) as e:
         world.launch(10, 300)
         world.synchronize()
-        world.gpu.counter_offset_mj = -1_000_000_000  # the driver was loaded anew
+        world.gpu.counter_offset_mj = -1_000_000_000  # the driver was reloaded
         done.append(1)
     assert done == [1]
-    with pytest.raises(MeterError, match="went back"):
+    with pytest.raises(MeterError, match="decreased"):
         e.reading("gpu", "work")
 
 
@@ -226,10 +226,10 @@ def test_a_ramp_is_integrated_by_trapezoids() -> None:
 
 
 def test_a_sensor_that_does_not_change_taints(world: World) -> None:
-    world.gpu.held_power_mw = 380_000  # and happens to be right on average
+    world.gpu.held_power_mw = 380_000  # the correct average
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
-    assert any("stood at 380.0 W" in reason for reason in e.reading("gpu", "work").tainted)
+    assert any("always showed 380.0 W" in reason for reason in e.reading("gpu", "work").tainted)
 
 
 def test_too_few_samples_taint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_without_the_instantaneous_field_the_average_power_is_used(world: World)
     ("change", "reason"),
     [
         ({"pids": [os.getpid(), 99999999]}, "other processes"),
-        ({"pids": [11111111, 99999999]}, "other processes"),  # in a container: one of them is this one
+        ({"pids": [11111111, 99999999]}, "other processes"),  # in a container, one of them is this process
         ({"mig": pynvml.NVML_DEVICE_MIG_ENABLE}, "MIG"),
         ({"virtual": pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU}, "vGPU"),
     ],
@@ -260,7 +260,7 @@ def test_a_shared_device_taints(world: World, change: dict[str, object], reason:
     with world.energy(idle_s=0) as e:
         world.launch(10, 300)
         world.synchronize()
-        for name, value in change.items():  # what comes in the middle of the window counts too
+        for name, value in change.items():  # changes during the window count as well
             setattr(world.gpu, name, value)
         world.launch(10, 300)
     assert [r for r in e.reading("gpu", "work").tainted if reason in r]
@@ -283,12 +283,12 @@ def test_the_state_of_the_device_is_recorded(world: World) -> None:
     assert facts["driver"] == "999.1" and facts["power_limit_w"] == 700
     assert (facts["temp_before"], facts["util_max"], facts["clock_mean_mhz"]) == (40, 1.0, 1980)
     assert 0.4 < facts["util_mean"] < 0.8  # 30 of 50 seconds
-    assert "persistence_mode" not in facts  # the driver did not tell
+    assert "persistence_mode" not in facts  # not provided by the driver
     assert any("hw_thermal_slowdown" in w for w in e.reading("gpu", "work").warnings)
 
 
 def test_a_negative_net_is_returned_with_a_warning(world: World) -> None:
-    """To leave the low ones of noisy figures out would bias the mean of the others."""
+    """Omitting negative values would bias the mean of the others."""
     world.gpu.loads.append(type("", (), {"watts": lambda s, t: 0.0, "joules": lambda s, t: 0.0})())
     with world.energy(idle_s=30) as e:
         world.launch(20, -30)
@@ -296,7 +296,7 @@ def test_a_negative_net_is_returned_with_a_warning(world: World) -> None:
     assert reading.tainted == [] and reading.gross_j is not None and reading.net_j is not None
     assert within_a_tick(reading.gross_j, 20 * (IDLE - 30))
     assert reading.net_j == pytest.approx(-20 * 30, rel=0.02)
-    assert any("less energy than idling" in reason for reason in reading.warnings)
+    assert any("the net energy is negative" in reason for reason in reading.warnings)
 
 
 def test_a_counter_works_without_a_power_sensor(world: World) -> None:
@@ -308,20 +308,20 @@ def test_a_counter_works_without_a_power_sensor(world: World) -> None:
         6000, rel=0.01
     )
     assert reading.integral_j is reading.ratio is None and reading.tainted == []
-    assert any("no sensor of power" in reason for reason in reading.warnings)
-    assert "no sensor" in e.facts()["gpu"]["power_scope"]
+    assert any("no power sensor" in reason for reason in reading.warnings)
+    assert "no power sensor" in e.facts()["gpu"]["power_scope"]
 
 
 class Old:
-    """A module of the same name that lacks what came later."""
+    """A module of the same name without some members."""
 
     __file__ = "/somewhere/pynvml.py"
 
-    def __init__(self, nvml: object, *lacking: str) -> None:
-        self._nvml, self._lacking = nvml, lacking
+    def __init__(self, nvml: object, *missing: str) -> None:
+        self._nvml, self._missing = nvml, missing
 
     def __getattr__(self, name: str) -> object:
-        if name in self._lacking:
+        if name in self._missing:
             raise AttributeError(f"module 'pynvml' has no attribute {name!r}")
         return getattr(self._nvml, name)
 
@@ -338,13 +338,13 @@ def test_an_old_pynvml_measures_what_it_can(world: World) -> None:
     assert e.reading("gpu", "work").tainted == []
 
 
-@pytest.mark.parametrize("lacking", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
-def test_an_unsuitable_pynvml_is_reported_and_the_block_runs(world: World, lacking: str) -> None:
+@pytest.mark.parametrize("missing", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
+def test_an_unsuitable_pynvml_is_reported_and_the_block_runs(world: World, missing: str) -> None:
     before = world.now
-    with world.energy(nvml=Old(world.nvml, lacking)) as e:
+    with world.energy(nvml=Old(world.nvml, missing)) as e:
         world.sleep(3)
-    assert e.sources == [] and world.now - before == pytest.approx(3)  # and nobody idles for nothing
-    assert f"/somewhere/pynvml.py) has no {lacking}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
+    assert e.sources == [] and world.now - before == pytest.approx(3)  # no idle periods
+    assert f"/somewhere/pynvml.py) has no {missing}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
 
 
 def test_an_exception_in_a_meter_does_not_end_the_block(world: World) -> None:
@@ -370,19 +370,19 @@ def test_short_work_is_repeated_in_one_window_and_divided(world: World) -> None:
         calls.append(world.now)
         world.launch(0.25, 300)
 
-    found = energy_per_call(work, "cuda:0", idle_s=30, nvml=world.nvml, rapl_root=world.no_rapl)["gpu"]
-    assert found.window_s >= 10
-    assert len(calls) == found.repeats + 1  # one before the window
-    assert found.gross_j == pytest.approx(0.25 * 380, rel=0.01)
-    assert found.net_j == pytest.approx(0.25 * 300, rel=0.01)
-    assert found.integral_j == pytest.approx(0.25 * 380, rel=0.01)
+    reading = energy_per_call(work, "cuda:0", idle_s=30, nvml=world.nvml, rapl_root=world.no_rapl)["gpu"]
+    assert reading.window_s >= 10
+    assert len(calls) == reading.repeats + 1  # one before the window
+    assert reading.gross_j == pytest.approx(0.25 * 380, rel=0.01)
+    assert reading.net_j == pytest.approx(0.25 * 300, rel=0.01)
+    assert reading.integral_j == pytest.approx(0.25 * 380, rel=0.01)
 
 
 def test_a_device_is_locked_by_one_meter_at_a_time(world: World) -> None:
     with world.energy(idle_s=0):
         with world.energy(idle_s=0) as inner:
             world.launch(20, 300)
-        assert "another measured run" in inner.absent["gpu"]
+        assert "another run measures" in inner.absent["gpu"]
     with world.energy(idle_s=0) as after:
         world.launch(20, 300)
     assert after.reading("gpu", "work").gross_j is not None
@@ -402,14 +402,14 @@ def test_a_resumed_run_continues_its_joules(world: World) -> None:
 
 
 def test_partly_metered_windows_have_no_figure(world: World) -> None:
-    blind = EnergyMeter("cpu", [], {})
-    with blind("train"):
+    without_source = EnergyMeter("cpu", [], {})
+    with without_source("train"):
         world.sleep(20)
-    with world.meter() as seeing:
-        seeing.load(blind.state())
-        with seeing("train"):
+    with world.meter() as with_source:
+        with_source.load(without_source.state())
+        with with_source("train"):
             world.launch(20, 300)
-    assert "interrupted" in seeing.reading("gpu", "train").absent
+    assert "interrupted" in with_source.reading("gpu", "train").absent
 
 
 def test_the_thread_samples_at_least_at_ten_hertz(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Stopwatch arithmetic on a clock that the test moves by hand."""
+"""Stopwatch arithmetic on a simulated clock."""
 
 import pytest
 import torch
@@ -143,7 +143,7 @@ def test_work_still_queued_at_the_end_is_charged_to_its_window(
 
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     watch = Stopwatch("cuda")
-    queued[0] = 5.0  # queued before the window: not its work
+    queued[0] = 5.0  # queued before the window, so not counted
     with watch("train"):
         queued[0] = 3.0
     assert watch.state() == {"train": 3.0}

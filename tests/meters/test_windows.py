@@ -1,4 +1,4 @@
-"""Several quantities in one set of windows; what a stopwatch shares with them is tested in test_time.py."""
+"""Windows of several quantities; common behavior of windows and stopwatches is tested in test_time.py."""
 
 from __future__ import annotations
 

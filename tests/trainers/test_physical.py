@@ -97,7 +97,7 @@ def test_a_device_that_is_switched_off_ends_the_run(normalize: str) -> None:
         def forward(self, u: Any) -> Any:
             return np.zeros((len(u), self.n_out))
 
-    with pytest.raises(DeviceError, match=r"one answer to \d+ rows \(all 0\)"):
+    with pytest.raises(DeviceError, match=r"same output for \d+ rows \(all 0\)"):
         trainer_on(Device(Off()), normalize=normalize).fit(easy(160), epochs=1, batch_size=32)
 
 

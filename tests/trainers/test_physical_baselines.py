@@ -133,7 +133,7 @@ class NoTwin:
 
 
 def test_a_device_that_has_no_twin_cannot_be_backpropagated_through() -> None:
-    with pytest.raises(BadValue, match="twin"):
+    with pytest.raises(BadValue, match="digital model"):
         made(PhysicalBackprop, system=NoTwin()).build((12,), CLASSES)
     with pytest.raises(BadValue, match="mismatch"):
         made(PhysicalBackprop, mismatch=0.5).build((12,), CLASSES)
