@@ -61,16 +61,17 @@ def factor(country: str) -> Factor:
     """
     from codecarbon.input import DataSource
 
-    table: dict[str, dict[str, Any]] = DataSource().get_global_energy_mix_data()
-    if country not in table or table[country].get("carbon_intensity") is None:
+    table: dict[str, dict[str, float | None]] = DataSource().get_global_energy_mix_data()
+    entry = table.get(country, {})
+    value, year = entry.get("carbon_intensity"), entry.get("year")
+    if value is None or year is None:
         raise BadValue(
-            f"country = {country!r}: it has no emission factor; {did_you_mean(country, list(table))}"
+            f"country = {country!r}: no emission factor is known; {did_you_mean(country, list(table))}"
         )
-    entry = table[country]
     return Factor(
-        g_per_kwh=float(entry["carbon_intensity"]),
+        g_per_kwh=float(value),
         region=country,
-        year=int(entry["year"]),
+        year=int(year),
         source=f"CodeCarbon {version('codecarbon')}, global_energy_mix.json",
     )
 
@@ -167,8 +168,9 @@ def _without_settings() -> Iterator[None]:
 
     They could set a power that replaces the model.
     """
-    from codecarbon import emissions_tracker as module
+    from codecarbon import emissions_tracker
 
+    module: Any = emissions_tracker  # the function that is replaced is not part of its interface
     read = module.get_hierarchical_config
     module.get_hierarchical_config = dict
     try:

@@ -129,13 +129,13 @@ def count_flops(fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -
 class _RefuseUnknown(TorchDispatchMode):
     """Raises if an operation has no rule and is not known to be free."""
 
-    def __init__(self, rules: Container[Any]) -> None:
+    def __init__(self, rules: Container[object]) -> None:
         super().__init__()
         self._rules = rules
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         if not isinstance(func, HigherOrderOperator) and func._overloadpacket not in self._rules:
             with self:
                 result = func.decompose(*args, **kwargs or {})
@@ -161,7 +161,7 @@ def _refuse_unknown(func: Any) -> None:
         )
 
 
-def _rules() -> dict[Any, _Rule]:
+def _rules() -> dict[object, _Rule]:
     """Return all rules by operation: those of torch, and `_own_rules`."""
     from torch.utils.flop_counter import flop_registry, shape_wrapper
 
@@ -174,7 +174,7 @@ def _rules() -> dict[Any, _Rule]:
 def _complex(rule: _Rule) -> _Rule:
     """Multiply the count by 4 for complex numbers."""
 
-    def counted(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    def counted(*args: object, out_val: object = None, **kwargs: object) -> int:
         count = rule(*args, out_val=out_val, **kwargs)
         is_complex = any(
             isinstance(x, Tensor) and x.is_complex() for x in tree_leaves((args, kwargs, out_val))
@@ -184,13 +184,13 @@ def _complex(rule: _Rule) -> _Rule:
     return counted
 
 
-def _own_rules() -> dict[Any, _Rule]:
+def _own_rules() -> dict[object, _Rule]:
     """Return rules for operations that the registry of torch does not contain or counts wrongly."""
     aten = torch.ops.aten
     addmm = _raw(lambda _c, a, b, **_: _product(a, b, b.shape[1]))
     addmv = _raw(lambda _c, a, x, **_: _product(a, x, 1))
     spmm = _raw(lambda a, b, *_, **__: _product(a, b, b.shape[1]))
-    rules: dict[Any, _Rule] = {
+    rules: dict[object, _Rule] = {
         aten.convolution_backward: _convolution_backward,
         aten.dot: lambda a, b, **_: 2 * prod(a),
         aten.mv: _raw(lambda a, x, **_: _product(a, x, 1)),
@@ -232,7 +232,7 @@ def _own_rules() -> dict[Any, _Rule]:
 
 def _raw(rule: _Rule) -> _Rule:
     """Mark ``rule`` so that torch passes tensors and not shapes, which is needed to count nonzeros."""
-    rule._get_raw = True  # type: ignore[attr-defined]
+    setattr(rule, "_get_raw", True)  # noqa: B010 (a function has no such attribute for a type checker)
     return rule
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter, process_time, sleep
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from bpfree._errors import MeterError, NotMeasurable
+from bpfree.meters.nvml import Facts
 from bpfree.meters.sources import LEAST_HZ
 from bpfree.meters.windows import PIECES, Totals, Windows
 
@@ -36,7 +37,7 @@ class Source(Protocol):
     def close(self) -> None:
         """Stop reading."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Return facts about the device, for a row."""
 
     def taints(self) -> list[str]:
@@ -84,7 +85,7 @@ class Reading:
     tainted: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """Return all values that are not empty, as a dict of JSON values."""
         return {key: value for key, value in asdict(self).items() if value not in (None, [], {})}
 
@@ -155,32 +156,30 @@ class EnergyMeter:
             raise (MeterError if source in self.failed else NotMeasurable)(reason)
         total = self._sum(names)
         seconds = total.get("seconds", 0.0)
-        common: dict[str, Any] = {
-            "scope": reader.scope,
-            "window_s": seconds,
-            "pieces": int(total.get(PIECES, 0)),
-            "ticks": seconds / reader.tick_s,
-            "tick_s": reader.tick_s,
-            "repeats": repeats,
-        }
+        reading = Reading(
+            scope=reader.scope,
+            window_s=seconds,
+            pieces=int(total.get(PIECES, 0)),
+            ticks=seconds / reader.tick_s,
+            tick_s=reader.tick_s,
+            repeats=repeats,
+        )
         needed = self._needed_s(reader, total)
         if seconds < needed:
-            window = (
-                f"{seconds:.3g} s in {common['pieces']} pieces, {common['ticks']:.0f} ticks of the counter"
-            )
-            return Reading(
-                **common,
+            window = f"{seconds:.3g} s in {reading.pieces} pieces, {reading.ticks:.0f} ticks of the counter"
+            return replace(
+                reading,
                 absent=f"the window is too short ({window}): expected {needed:.3g} s; repeat the work",
             )
-        return self._reading(reader, total, common)
+        return self._reading(reader, total, reading)
 
-    def _reading(self, source: Source, total: dict[str, float], common: dict[str, Any]) -> Reading:
+    def _reading(self, source: Source, total: dict[str, float], reading: Reading) -> Reading:
         values = {key.partition(".")[2]: v for key, v in total.items() if key.startswith(f"{source.name}.")}
-        if not math.isclose(values.pop("seconds"), common["window_s"], rel_tol=1e-6):
-            return Reading(**common, absent="a part of the windows was not measured: the run was interrupted")
-        gross, seconds, repeats = values.pop("joules"), common["window_s"], common["repeats"]
+        if not math.isclose(values.pop("seconds"), reading.window_s, rel_tol=1e-6):
+            return replace(reading, absent="a part of the windows was not measured: the run was interrupted")
+        gross, seconds, repeats = values.pop("joules"), reading.window_s, reading.repeats
         if gross <= 0:
-            return Reading(**common, absent=f"the counter did not change in {seconds:.3g} s")
+            return replace(reading, absent=f"the counter did not change in {seconds:.3g} s")
         tainted, warnings = source.taints(), source.warnings()
         idle = self._idle(source.name)
         net = None
@@ -193,11 +192,11 @@ class EnergyMeter:
                 )
             if abs(idle["after"] - idle["before"]) > IDLE_DRIFT * idle["before"]:
                 warnings.append(f"the idle power changed from {idle['before']:.1f} to {idle['after']:.1f} W")
-        figures: dict[str, Any] = {f"idle_{when}_w": watts for when, watts in idle.items()}
+        reading = replace(reading, idle_before_w=idle.get("before"), idle_after_w=idle.get("after"))
         if "integral" in values:
             integral, hertz = values.pop("integral"), values.pop("samples") / seconds
             ratio = integral / gross
-            figures |= {"integral_j": integral / repeats, "ratio": ratio, "samples_hz": hertz}
+            reading = replace(reading, integral_j=integral / repeats, ratio=ratio, samples_hz=hertz)
             text = f"sampled power gives {ratio:.3f} of the counter's joules"
             if abs(ratio - 1) > TAINT:
                 tainted.append(f"{text}; more than {TAINT:.0%} apart")
@@ -205,11 +204,10 @@ class EnergyMeter:
                 warnings.append(f"{text}; more than {WARN:.0%} apart")
             if hertz < LEAST_HZ:
                 tainted.append(f"power was sampled at {hertz:.1f} Hz; expected at least {LEAST_HZ:.0f} Hz")
-        return Reading(
-            **common,
+        return replace(
+            reading,
             gross_j=gross / repeats,
             net_j=None if net is None else net / repeats,
-            **figures,
             parts={name: joules / repeats for name, joules in values.items()},
             tainted=tainted,
             warnings=warnings,
@@ -225,7 +223,7 @@ class EnergyMeter:
                 self.fail(source.name, error)
         return readings
 
-    def facts(self) -> dict[str, dict[str, Any]]:
+    def facts(self) -> dict[str, Facts]:
         """Return the facts of each source."""
         return {source.name: source.facts() for source in self.sources}
 

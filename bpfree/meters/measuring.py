@@ -13,6 +13,7 @@ import torch
 from bpfree._errors import BadValue, MeterError, NotMeasurable
 from bpfree.meters import rapl
 from bpfree.meters.joules import EnergyMeter, Reading, Source
+from bpfree.meters.nvml import Nvml
 from bpfree.meters.sources import CPU, GPU
 
 
@@ -22,7 +23,7 @@ def meter(
     *,
     min_s: float = 10.0,
     min_ticks: float = 100.0,
-    nvml: Any = None,
+    nvml: Nvml = None,
     rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
     """Context manager: an `EnergyMeter` of the GPU ``device``, if it is one, and of the CPU packages.
@@ -60,7 +61,7 @@ def energy(
     idle_s: float = 30.0,
     min_s: float = 10.0,
     min_ticks: float = 100.0,
-    nvml: Any = None,
+    nvml: Nvml = None,
     rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
     """Measure the energy of a ``with`` block::

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from bpfree._errors import BadValue, MeterError, NotMeasurable
+
+#: The module ``pynvml``, or an object with its functions.
+Nvml: TypeAlias = Any
+#: Facts about a device by name.
+Facts: TypeAlias = dict[str, object]
+#: State of a GPU, see `NvmlDevice.state`.
+GPUState: TypeAlias = dict[str, Any]
 
 #: NVML returns energy in millijoules and power in milliwatts.
 MILLI = 1e-3
@@ -54,7 +61,7 @@ class NvmlDevice:
     Source: NVML API reference, NVIDIA.
     """
 
-    def __init__(self, device: torch.device | str, nvml: Any = None) -> None:
+    def __init__(self, device: torch.device | str, nvml: Nvml = None) -> None:
         device = torch.device(device)
         if device.type != "cuda":
             raise BadValue(
@@ -136,7 +143,7 @@ class NvmlDevice:
     # ---- facts that are recorded with the energy; values that the driver does not provide are absent
     # --------
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Facts:
         """Return properties that are constant during a run."""
         h, n = self.handle, self.nvml
         limit = self._try(lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))
@@ -150,7 +157,7 @@ class NvmlDevice:
         }
         return {key: value for key, value in values.items() if value is not None}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GPUState:
         """Return temperature (Celsius), SM clock (MHz), utilization (0 to 1), throttling, other processes."""
         h, n = self.handle, self.nvml
         used = self._try(lambda: n.nvmlDeviceGetUtilizationRates(h).gpu)
@@ -212,7 +219,7 @@ class NvmlDevice:
             return None
 
 
-def _load() -> Any:
+def _load() -> Nvml:
     try:
         import pynvml
     except ImportError as error:

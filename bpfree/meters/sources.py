@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from bpfree._errors import MeterError
 from bpfree.meters import rapl
-from bpfree.meters.nvml import SLOWED, NvmlDevice
+from bpfree.meters.nvml import SLOWED, Facts, GPUState, Nvml, NvmlDevice
 from bpfree.meters.sampling import PowerIntegral, Repeating, measure_tick
 
 #: Lowest sampling rate in hertz at which the integral of power is compared with the counter.
@@ -33,7 +32,7 @@ class GPU:
     scope = "measured:nvml_counter"
     period_s = 0.05
 
-    def __init__(self, device: torch.device | str, nvml: Any = None) -> None:
+    def __init__(self, device: torch.device | str, nvml: Nvml = None) -> None:
         self.device = NvmlDevice(device, nvml)
         self.tick_s = measure_tick(self.device.energy_j)
         self.identity, self._constant = self.device.uuid, self.device.identity()
@@ -78,7 +77,7 @@ class GPU:
             self._state_time = perf_counter()
             self._add_state(self.device.state())
 
-    def _add_state(self, state: dict[str, Any]) -> None:
+    def _add_state(self, state: GPUState) -> None:
         self._after = state
         for key, values in self._sums.items():
             if key in state:
@@ -90,7 +89,7 @@ class GPU:
         """Stop sampling."""
         self._thread.stop()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Return the properties of the GPU, and its states during the measurement."""
         values = dict(self._constant)
         used, clock = self._sums["utilization"], self._sums["clock_mhz"]
@@ -169,7 +168,7 @@ class CPU:
         """Stop reading."""
         self._thread.stop()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Return the names of the domains."""
         return {"domains": [domain.name for domain in self.domains]}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from bpfree.nn.weights import is_plain
 
 _aten = torch.ops.aten
+#: An activation module. Each function is called with the type of its key only.
+Activation: TypeAlias = Any
 #: Computes the gradient with respect to the input of an activation from ``(activation, gradient with respect
 #: to its output, output)``. These are the kernels that autograd calls; they overwrite the gradient.
-BACKWARD: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+BACKWARD: dict[type[nn.Module], Callable[[Activation, Tensor, Tensor], Tensor]] = {
     nn.ReLU: lambda _, error, out: _aten.threshold_backward(error, out, 0, grad_input=error),
     nn.ELU: lambda elu, error, out: _aten.elu_backward(error, elu.alpha, 1, 1, True, out, grad_input=error),
     nn.Tanh: lambda _, error, out: _aten.tanh_backward(error, out, grad_input=error),
 }
 #: Computes ``(activation, input)`` in place.
-FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+FORWARD: dict[type[nn.Module], Callable[[Activation, Tensor], Tensor]] = {
     nn.ReLU: lambda _, x: x.relu_(),
     nn.ELU: lambda elu, x: F.elu_(x, elu.alpha),
     nn.Tanh: lambda _, x: x.tanh_(),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from bpfree._errors import BadValue
 from bpfree._renamed import warn_renamed
 from bpfree._seeds import derive
 from bpfree.physics.diagnostics import nonlinearity_index
+from bpfree.physics.state import StateDict
 from bpfree.physics.system import Array
 
 #: Distance between the 5th and the 95th percentile of a normal distribution, in standard deviations.
@@ -62,12 +62,12 @@ class CalibrationReport:
         warn_renamed("CalibrationReport.standardise", "CalibrationReport.standardize")
         return self.standardize(y)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the fields as a dict of arrays and numbers."""
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
+    def from_state(cls, state: StateDict) -> Self:
         """Return the report of a `state_dict`, also of version 0.1."""
         return cls(**{_OLD_FIELDS.get(name, name): value for name, value in state.items()})
 

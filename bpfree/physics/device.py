@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -16,6 +16,7 @@ from bpfree._errors import BadValue, DeviceError, Diverged
 from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarize
 from bpfree.physics.inspection import Inspection
 from bpfree.physics.outputs import checked_forward
+from bpfree.physics.state import Report, StateDict
 from bpfree.physics.system import Array, PhysicalSystem
 
 #: What rows are sent for.
@@ -290,9 +291,9 @@ class Device:
             )
         return method
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return all counts and the report of the system, as JSON values."""
-        values: dict[str, Any] = {
+        values: Report = {
             "kind": self.kind,
             "passes": dict(self.passes),
             "calls": self.calls,
@@ -308,7 +309,7 @@ class Device:
         system_report = getattr(self.system, "report", None)
         return values | (system_report() if system_report is not None else {})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return counts, calibration and the state of the system, as arrays and JSON values."""
         system_state = getattr(self.system, "state_dict", None)
         return {
@@ -317,7 +318,7 @@ class Device:
             "system": system_state() if system_state is not None else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`.
 
         Raises:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from bpfree.physics.device import Device
 from bpfree.physics.outputs import checked_forward
 from bpfree.physics.quantize import check_bits, quantize
 from bpfree.physics.simulated import load_rng, random, rng_state
+from bpfree.physics.state import Report, StateDict
 from bpfree.physics.system import Array, PhysicalSystem, find_digital_model
 
 
@@ -205,12 +205,12 @@ class NonIdeal:
         warn_renamed("NonIdeal.differentiable_twin", "digital_model")
         return self.digital_model(mismatch, seed)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return the report of the system."""
         system_report = getattr(self.system, "report", None)
         return system_report() if system_report is not None else {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the states of the generators, of the drifts, and of the system, if it has ``state_dict``."""
         system_state = getattr(self.system, "state_dict", None)
         return {
@@ -222,7 +222,7 @@ class NonIdeal:
             "system": system_state() if system_state is not None else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`."""
         self.time_s, self.scale = state["time_s"], state["scale"]
         self._gain, self._offset = np.array(state["gain"]), np.array(state["offset"])

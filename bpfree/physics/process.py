@@ -9,18 +9,22 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeAlias
 
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
 from bpfree.physics.outputs import checked_forward
-from bpfree.physics.state import State, join_state, split_state
+from bpfree.physics.state import State, StateDict, join_state, split_state
 from bpfree.physics.system import Array, PhysicalSystem
 
 _FLOAT64 = np.dtype("<f8")
+
+
+#: A request or a reply, without the binary values.
+Header: TypeAlias = dict[str, Any]
 
 
 class ProcessSystem:
@@ -65,7 +69,7 @@ class ProcessSystem:
         self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: _StandardError | None = None
-        self._description: dict[str, Any] = {}
+        self._description: Header = {}
         self._start()
 
     def forward(self, u: Array) -> Array:
@@ -82,11 +86,11 @@ class ProcessSystem:
         """
         self._request({"do": "advance", "seconds": seconds})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state of the system; its value is None if the system has no method ``state_dict``."""
         return {"device": _decode(self._request({"do": "state"})[0]["state"])}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`."""
         if state["device"] is not None:
             self._request({"do": "load_state", "state": _encode(state["device"])})
@@ -147,14 +151,12 @@ class ProcessSystem:
         self.kind = str(description.get("kind", "device"))
         self._description = description
 
-    def _request(
-        self, header: Mapping[str, Any], data: bytes = b"", reply_bytes: int = 0
-    ) -> tuple[dict[str, Any], bytes]:
+    def _request(self, header: Header, data: bytes = b"", reply_bytes: int = 0) -> tuple[Header, bytes]:
         if self._process is None:
             self._start()
         return self._exchange(json.dumps(header).encode() + b"\n" + data, reply_bytes, self.timeout_s)
 
-    def _exchange(self, message: bytes, reply_bytes: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, message: bytes, reply_bytes: int, timeout_s: float) -> tuple[Header, bytes]:
         """Send a message, and return the line and the bytes of the reply; stop the process on failure."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -168,7 +170,7 @@ class ProcessSystem:
         watchdog = threading.Timer(timeout_s, give_up)
         watchdog.start()
         line = data = b""
-        reply: Any = None
+        reply: object = None
         try:
             process.stdin.write(message)
             process.stdin.flush()
@@ -259,7 +261,7 @@ def serve(
         answers = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
     low, high = system.input_range
-    description: dict[str, Any] = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
+    description: Header = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
     description |= {"input_range": [float(low), float(high)], "kind": getattr(system, "kind", "device")}
     _write(answers, description)
     try:
@@ -279,7 +281,7 @@ def serve(
             system.close()
 
 
-def _reply(system: Any, header: Mapping[str, Any], drive: bytes) -> tuple[dict[str, Any], bytes]:
+def _reply(system: Any, header: Header, drive: bytes) -> tuple[Header, bytes]:
     match header["do"]:
         case "forward":
             u = np.frombuffer(drive, _FLOAT64).reshape(header["rows"], int(system.n_in))
@@ -297,12 +299,12 @@ def _reply(system: Any, header: Mapping[str, Any], drive: bytes) -> tuple[dict[s
             raise DeviceError(f"{type(system).__name__} does not support {request!r}", retryable=False)
 
 
-def _write(stream: IO[bytes], header: Mapping[str, Any], data: bytes = b"") -> None:
+def _write(stream: IO[bytes], header: Header, data: bytes = b"") -> None:
     stream.write(json.dumps(header).encode() + b"\n" + data)
     stream.flush()
 
 
-def _encode(state: State) -> dict[str, Any]:
+def _encode(state: State) -> Header:
     arrays, values = split_state(state)
     encoded = {
         path: {"dtype": a.dtype.str, "shape": a.shape, "base64": base64.b64encode(a.tobytes()).decode()}
@@ -311,7 +313,7 @@ def _encode(state: State) -> dict[str, Any]:
     return {"arrays": encoded, "rest": values}
 
 
-def _decode(encoded: dict[str, Any] | None) -> Any:
+def _decode(encoded: Header | None) -> Any:
     if encoded is None:
         return None
     arrays = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
 from bpfree.physics.outputs import checked_forward, finite_array
+from bpfree.physics.state import StateDict
 from bpfree.physics.system import Array, PhysicalSystem
 
 
@@ -104,11 +104,11 @@ class Replay:
         self._next = end
         return output
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the index of the next call."""
         return {"next": self._next}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`."""
         self._next = state["next"]
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from bpfree._errors import BadValue
 from bpfree._renamed import warn_renamed
 from bpfree._seeds import derive
 from bpfree.physics.calibration import probes
+from bpfree.physics.state import StateDict
 from bpfree.physics.system import Array
 
 #: Independent standard normal numbers, by name. The physics of a device is a deterministic function of them.
@@ -220,7 +221,7 @@ class Simulated(ABC):
         finally:
             self._frozen = before
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the states of the generators, the simulated time, and the changed parts of the disorder."""
         return {
             "time_s": self.time_s,
@@ -228,7 +229,7 @@ class Simulated(ABC):
             "disorder": {name: self._disorder[name].numpy() for name in sorted(self._changed)},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`."""
         self.time_s = state["time_s"]
         for name, rng in self._rng.items():
@@ -262,14 +263,14 @@ def _mix(old: Disorder, new: Disorder, eps: float) -> Disorder:
     return {name: factor * part + eps * new[name] if name in new else part for name, part in old.items()}
 
 
-def rng_state(rng: np.random.Generator) -> dict[str, Any]:
+def rng_state(rng: np.random.Generator) -> StateDict:
     """Return the state of a generator that `random` returned, as JSON values."""
     state = rng.bit_generator.state
     inner = {name: values.tolist() for name, values in state["state"].items()}
     return {**state, "state": inner, "buffer": state["buffer"].tolist()}
 
 
-def load_rng(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
+def load_rng(rng: np.random.Generator, state: StateDict) -> None:
     """Restore an `rng_state`."""
     inner = {name: np.array(values, np.uint64) for name, values in state["state"].items()}
     rng.bit_generator.state = {**state, "state": inner, "buffer": np.array(state["buffer"], np.uint64)}

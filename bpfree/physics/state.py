@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ARRAY_KEY = "__array__"
 
-State = object
-"""A nested dict or list of arrays and JSON values."""
+#: A nested dict or list of arrays and JSON values.
+State: TypeAlias = object
+#: Arrays and JSON values by name, for `state_dict`.
+StateDict: TypeAlias = dict[str, Any]
+#: JSON values by name, for `report`.
+Report: TypeAlias = dict[str, object]
 
 
 def split_state(state: State) -> tuple[dict[str, NDArray[np.generic]], State]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from bpfree._errors import BadValue
 from bpfree.physics.inspection import name_outputs
 from bpfree.physics.outputs import finite_array
 from bpfree.physics.simulated import Disorder, Simulated, SimulationOptions, random
+from bpfree.physics.state import Report, StateDict
 from bpfree.physics.system import Array
 
 Complex = NDArray[np.complexfloating]
@@ -150,7 +151,7 @@ class CavitySurrogate(Simulated):
         self.out_of_range_rows += int(((norms < low) | (norms > high)).sum())
         return super().forward(u)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return the R^2 of the surrogate, and how many drives were outside the range of the measurements."""
         return {
             "surrogate": True,
@@ -159,11 +160,11 @@ class CavitySurrogate(Simulated):
             "out_of_range_share": self.out_of_range_rows / self.rows if self.rows else None,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the `Simulated.state_dict` and the counts."""
         return super().state_dict() | {"rows": self.rows, "out_of_range_rows": self.out_of_range_rows}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore a `state_dict`."""
         super().load_state_dict(state)
         self.rows, self.out_of_range_rows = state["rows"], state["out_of_range_rows"]

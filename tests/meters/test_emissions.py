@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import bpfree
 from bpfree import BadValue, MeterError
 from bpfree.meters import Factor, carbon, factor, modeled_energy
 
@@ -190,3 +191,9 @@ def test_an_exception_in_the_block_is_raised(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyError), modeled_energy():
         raise KeyError
     assert calls.count("stopped") == 2
+
+
+def test_old_names_are_accepted_with_a_warning() -> None:
+    for old, new in (("Modelled", "ModeledEnergy"), ("modelled", "modeled_energy")):
+        with pytest.warns(FutureWarning, match=new):
+            assert getattr(bpfree.meters, old) is getattr(bpfree.meters, new)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import bpfree
 from bpfree._errors import BadValue, DeviceError, Diverged
 from bpfree.physics import (
     AcousticCavity,
@@ -23,6 +24,7 @@ from bpfree.physics import (
     nonlinearity_index,
     split_state,
 )
+from bpfree.physics.system import find_digital_model
 from tests.physics.systems import FAULTS, Doubler, drives
 
 
@@ -616,3 +618,38 @@ def test_standardize_returns_floats_for_integer_outputs() -> None:
     np.testing.assert_allclose(
         report.standardize(np.full((1, 6), 7)), report.standardize(np.full((1, 6), 7.0)), rtol=1e-6
     )
+
+
+def test_states_of_version_0_1_are_read() -> None:
+    device = Device(AcousticCavity())
+    device.calibrate(64)
+    state = device.state_dict()
+    calibration = state["calibration"]
+    calibration["reference_answer"] = calibration.pop("reference_output")
+    calibration["at"] = calibration.pop("time")
+    resumed = Device(AcousticCavity())
+    resumed.load_state_dict(state)
+    assert resumed.calibration is not None and device.calibration is not None
+    assert resumed.calibration.time == device.calibration.time
+    np.testing.assert_array_equal(resumed.calibration.reference_output, device.calibration.reference_output)
+
+
+def test_old_names_are_accepted_with_a_warning() -> None:
+    class Old(Doubler):
+        def differentiable_twin(self, mismatch: float = 0.0, seed: int = 0) -> Any:
+            return torch.nn.Identity()
+
+    with pytest.warns(FutureWarning, match=r"Old\.differentiable_twin is now digital_model"):
+        assert find_digital_model(Old()) is not None
+    assert find_digital_model(Doubler()) is None
+    cavity = AcousticCavity(noise=0.0)
+    u = torch.from_numpy(drives(cavity))
+    for system in (cavity, NonIdeal(cavity)):
+        with pytest.warns(FutureWarning, match="digital_model"):
+            old = system.differentiable_twin(0.1, 3)
+        assert torch.equal(old(u), system.digital_model(0.1, 3)(u))
+    report = Device(cavity).calibrate(64)
+    with pytest.warns(FutureWarning, match="standardize"):
+        np.testing.assert_array_equal(report.standardise(u.numpy()), report.standardize(u.numpy()))
+    with pytest.warns(FutureWarning, match="MultimodeFiber"):
+        assert bpfree.physics.MultimodeFibre is bpfree.physics.MultimodeFiber
