@@ -64,7 +64,7 @@ def made(name: str, data: TensorData, seed: int, noise: float = 0.05, **settings
     device = Device(AcousticCavity(seed_device=seed, seed_noise=seed, noise=noise))
     torch.manual_seed(seed)
     net = physical_net(
-        [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalise="calibrated"
+        [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalize="calibrated"
     )
     trainer = get_trainer(arms()[name].trainer["id"])(net, seed=seed, progress=False, **{**own, **settings})
     assert isinstance(trainer, PhysicalTrainer)

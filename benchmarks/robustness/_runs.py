@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError:  # 0.1
     from bpfree.graph import Graph  # type: ignore[no-redef, import-not-found]
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
-from bpfree.physics import Device, MultimodeFibre
+from bpfree.physics import Device, MultimodeFiber
 from bpfree.trainers import TRAINERS, get_trainer
 
 EPOCHS = 2
@@ -146,7 +146,7 @@ def _mlp(*hidden: int, **options: Any) -> Callable[[Any], nn.Module]:
 def _optical(_: Any) -> nn.Module:
 
     options: dict[str, Any] = {"grid": 20, "mask_radius": 8.0, "pool": 1, "input_range": (-1.0, 1.0)}
-    device = Device(MultimodeFibre(**options, dtype=torch.float32))
+    device = Device(MultimodeFiber(**options, dtype=torch.float32))
     return physical_net([device, device], (1, 8, 8), 10, [30], "picture", False, "l2")
 
 

@@ -31,7 +31,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.data import GRAPH_NAMES, Splits, TensorData, load, load_graph
 from bpfree.engine.weak_blocks import chance
 from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
-from bpfree.nn import PhysicalFront, counted, passes
+from bpfree.nn import PhysicalFront, counted_modules, passes
 from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.inputs import find_device
 
@@ -253,14 +253,14 @@ def _of_devices(cell: Cell, devices: list[Any], sent: dict[str, int], flops: flo
 
 def _undriven(trainer: Trainer) -> Trainer:
     """The trainer with its devices out of the way: they are no digital cost, and are asked nothing for it."""
-    for module in counted(trainer.net):
-        module.purpose = "shape"
+    for module in counted_modules(trainer.net):
+        module.infer_shapes = True
     return trainer
 
 
 def devices_of(net: torch.nn.Module) -> list[Any]:
     """The devices inside a network, layer by layer, None where there is none."""
-    return [m.device for m in net.modules() if isinstance(m, PhysicalFront)]
+    return [m.physical_device for m in net.modules() if isinstance(m, PhysicalFront)]
 
 
 def _device(name: str) -> torch.device:

@@ -32,7 +32,7 @@ SYSTEMS: dict[str, Any] = {
     "none": None,
     "acoustic": physics.AcousticCavity,
     "microwave": physics.MicrowaveCavity,
-    "optical": physics.MultimodeFibre,
+    "optical": physics.MultimodeFiber,
     "measured_acoustic": MeasuredCavity,
 }
 

@@ -159,7 +159,7 @@ class PhysicalNetConfig:
     hidden: list[Positive] = field(default_factory=list)
     drive: str | list[str] = "direct"
     skip: bool = True
-    normalise: nn.Normalise = "none"
+    normalise: nn.Normalization | Literal["standardise"] = "none"
 
     def build(
         self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Any] = ()

@@ -22,7 +22,7 @@ from bpfree.core.update_rules import (
     apply_gradients,
 )
 from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, StatefulFeedbackLoss
-from bpfree.nn.in_place import overwriting
+from bpfree.nn.inplace import overwritable_relus
 from bpfree.nn.weights import feature_axis
 
 #: A loss with the output that it is built for, or computed of, and its feedback.
@@ -288,7 +288,7 @@ class Block(BaseBlock):
         for module in self.held:
             if not learns(module):
                 module.eval()
-        self.overwriting = overwriting(self.body) if mode else ()
+        self.overwriting = overwritable_relus(self.body) if mode else ()
         return self
 
     def hold_frozen(self) -> None:

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import Must
 from bpfree.encodings.base import View
 from bpfree.losses import LocalLoss, ScoringLoss
-from bpfree.nn import LengthNorm, widened
+from bpfree.nn import LengthNorm, at_least_float32
 
 
 class Readout(nn.Module, ABC):
@@ -46,7 +46,7 @@ class Readout(nn.Module, ABC):
     def collect(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
         """What it needs of one block's output ``[rows, ...]``: the scores, or None if the loss has none."""
         scores = loss.scores(output)
-        return None if scores is None else widened(scores)
+        return None if scores is None else at_least_float32(scores)
 
     def depends_on(self, first: int, stop: int) -> bool:
         """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
@@ -76,7 +76,7 @@ def class_probabilities(scores: Tensor, loss: LocalLoss) -> Tensor:
     """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; the softmax, unless the loss has its own."""
     if isinstance(loss, ScoringLoss):
         return loss.probabilities(scores)
-    return widened(scores).softmax(1)
+    return at_least_float32(scores).softmax(1)
 
 
 def _checked(collected: Tensor | None, loss: LocalLoss) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
 from bpfree.losses import ClosedFormLoss, LocalLoss, OnePassLoss
-from bpfree.nn._closed_form import body_gradients, closed_layers
+from bpfree.nn._closed_form import body_gradients, closed_form_layers
 
 
 class Objective(NamedTuple):
@@ -186,7 +186,7 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
     def check(self, block: SimpleBlock, label: str) -> None:
         loss = block.loss
         try:
-            closed_layers(block.body)
+            closed_form_layers(block.body)
             if not isinstance(loss, ClosedFormLoss):
                 raise TypeError(f"{type(loss).__name__} has no closed-form gradient")
             loss.check_closed_form()

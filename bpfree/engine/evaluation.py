@@ -15,7 +15,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.encodings.base import View
 from bpfree.engine.feed import Data
-from bpfree.nn import asking
+from bpfree.nn import counting_passes
 
 #: Rows that are computed at once: samples, times the labels that each is shown under.
 BATCH = 1024
@@ -143,7 +143,7 @@ class Evaluator:
         kept, found = self._of(view), list[Tensor]()
         rows: Rows
         rows = self._shown(view, indices) if kept.rows is None else rows_at(kept.rows, indices).flatten(0, 1)
-        with asking(self.cascade, "eval"):
+        with counting_passes(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
                 found += [block.body_output(rows)] if sensed else block.outputs(rows)

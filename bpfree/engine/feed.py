@@ -15,7 +15,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import Encoding, View
 from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.step import forward
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 
 
 class Data(Protocol):
@@ -214,7 +214,7 @@ class Feed(BaseFeed):
 
     def _asks(self, height: int) -> bool:
         """Whether a front of the first ``height`` blocks counts its calls."""
-        return any(counted(block) for block in self.cascade.units[:height])
+        return any(counted_modules(block) for block in self.cascade.units[:height])
 
     def _filled(self, indices: Tensor) -> Tensor:
         """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 #: Methods of the first release, and what takes their place.
 REPLACED = {
@@ -117,7 +117,7 @@ class ScoringLoss(LocalLoss):
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; by default their softmax."""
-        return widened(scores).softmax(1)
+        return at_least_float32(scores).softmax(1)
 
 
 class FeedbackLoss(LocalLoss):

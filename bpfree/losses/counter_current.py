@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses.base import ClosedFormLoss, ClosedFormStep, FeedbackLoss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 from bpfree.nn._closed_form import body_gradients
 
 Form = Literal["dot", "cosine", "decorrelated"]
@@ -118,7 +118,7 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
         a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         if self.form == "dot":
             return self.ramp(self._scale(a) * _distance(a, b, same))  # type: ignore[no-any-return]
-        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (widened(a), widened(b)))
+        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (at_least_float32(a), at_least_float32(b)))
         loss = self.weight * _distance(a, b, same)
         if self.form == "decorrelated":
             loss = loss + self.decorrelation * sum(
@@ -150,7 +150,7 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
 
 def _distance(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
     """``mean((a b^T - same)^2)``."""
-    return (widened(a @ b.T) - same).square().mean()
+    return (at_least_float32(a @ b.T) - same).square().mean()
 
 
 class PrototypeOutput(LocalCrossEntropy, FeedbackLoss):

@@ -17,7 +17,7 @@ from bpfree.core.readouts import BlockReadout
 from bpfree.encodings.base import Reconstruct
 from bpfree.engine.settings import TrainerSettings, make_optimizer
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.nn.autoencoder import copy_with_new_weights
 from bpfree.trainers.base import Trainer, level_of
 
 
@@ -85,7 +85,7 @@ class Autoencoder(Trainer):
                     "an autoencoder to be cut must be an nn.Sequential of as many encoder as decoder stages"
                 )
             # The other network has the same stages, and meets this one's in the opposite order.
-            pairs = [MapPair(twin(stage), self.settings.shapes) for stage in stages[-2::-1]]
+            pairs = [MapPair(copy_with_new_weights(stage), self.settings.shapes) for stage in stages[-2::-1]]
             pairs[len(stages) // 2 - 1].decorrelation = self.settings.decorrelation
             losses = [*pairs, Reconstruction(weight=None)]
             inner = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]

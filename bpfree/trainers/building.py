@@ -21,7 +21,7 @@ from bpfree.core.localize import check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.engine.settings import TrainerSettings, kept_values
-from bpfree.nn import asking
+from bpfree.nn import inferring_shapes
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.space import STEPS, Space
@@ -154,7 +154,7 @@ class Builder(ABC):
             _seeds.fork_global(self.device),
             default_dtype(self.dtype),
             accepting(sample_shape),
-            asking(self.net, "shape"),
+            inferring_shapes(self.net),
         ):
             _seeds.seed_global(self.device, self.seed, "heads")
             if not isinstance(self.net, Cascade):
@@ -186,7 +186,7 @@ class Builder(ABC):
         if tuple(sample_shape) == self._shape:
             return
         training = self.cascade.training
-        with accepting(sample_shape), default_dtype(self.dtype), asking(self.cascade, "shape"):
+        with accepting(sample_shape), default_dtype(self.dtype), inferring_shapes(self.cascade):
             self.cascade.eval()(probe_samples(sample_shape, self.device, self.dtype))
         self.cascade.train(training)
 

@@ -25,7 +25,7 @@ from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
-from bpfree.nn.weights import is_fresh
+from bpfree.nn.weights import has_default_init
 from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.space import STEPS, Range, Space
 
@@ -166,7 +166,7 @@ class ForwardForward(Trainer):
         drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
         notes = []
-        if not all(map(is_fresh, drawn)):
+        if not all(map(has_default_init, drawn)):
             layers_drawn = ", ".join(names[m] for m in drawn)
             notes.append(
                 f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "

@@ -82,8 +82,8 @@ class PhysicalTrainer(Trainer):
         generator = _seeds.generator(self.device, self.seed, "calibration")
         with hooks.window("calibrate"):
             for k, front in enumerate(self.fronts):
-                if front.device is not None and front.normalise == "calibrated":
-                    shape = (CALIBRATION_ROWS, front.n_rows)
+                if front.physical_device is not None and front.normalize == "calibrated":
+                    shape = (CALIBRATION_ROWS, front.in_features)
                     rows = torch.randn(shape, generator=generator, device=self.device)
                     front.calibrate(self.first_rows(train, CALIBRATION_ROWS) if k == 0 else rows)
         return History()
@@ -190,7 +190,7 @@ class Physical(PhysicalTrainer):
         _, layers = physical_layers(self.net)
         front = layers[-1][0]
         top = s.top_width or (layers[-2][1].out_features if len(layers) > 1 else front.drive.n_in)
-        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.n_features, top)]
+        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.out_features, top)]
         blocks = [
             RepeatedBlock(linear, self._loss(k), front, make_rule(s.gradients), s.inner_steps)
             for k, ((front, _), linear) in enumerate(zip(layers, linears, strict=True))

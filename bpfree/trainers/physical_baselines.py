@@ -16,8 +16,9 @@ from bpfree.core.update_rules import Perturbation
 from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.nn.digital_model import DigitalModelFront
 from bpfree.nn.physical import PhysicalFront
-from bpfree.nn.twins import TwinFront
+from bpfree.physics.system import find_digital_model
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
 from bpfree.trainers.physical import PhysicalTrainer
 from bpfree.trainers.space import Space
@@ -31,7 +32,7 @@ class PhysicalBackpropSettings(TrainerSettings):
         model: ``ideal``: the device answers, and gradients are those of its exact twin, which nobody has of a
             real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``:
             the twin answers in training, and the weights are then used on the device.
-        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.differentiable_twin`.
+        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.digital_model`.
         twin_seed: Which error the twin makes.
     """
 
@@ -55,24 +56,22 @@ class PhysicalBackprop(PhysicalTrainer):
             )
         stages, output = self.stages(s.cut)
         layers = [
-            self._with_twin(layer) if isinstance(layer, PhysicalFront) else layer
+            self._with_digital_model(layer) if isinstance(layer, PhysicalFront) else layer
             for stage in stages
             for layer in stage
         ]
         block = Block(nn.Sequential(*layers), LocalCrossEntropy(output))
         return Cascade([block], {"last": BlockReadout()}, source=self.net)
 
-    def _with_twin(self, front: PhysicalFront) -> TwinFront:
+    def _with_digital_model(self, front: PhysicalFront) -> DigitalModelFront:
         s = self.settings
-        twin = None
-        if front.device is not None:
-            make = getattr(getattr(front.device, "system", None), "differentiable_twin", None)
+        model = None
+        if front.physical_device is not None:
+            make = find_digital_model(front.physical_device.system)
             if make is None:
-                raise BadValue(
-                    f"{self.id}: the device has no differentiable twin; only simulated systems have one"
-                )
-            twin = make(s.mismatch, s.twin_seed)
-        return TwinFront(front, twin, "twin" if s.model == "in_silico" else "device")
+                raise BadValue(f"{self.id}: the device has no digital model; only simulated systems have one")
+            model = make(s.mismatch, s.twin_seed)
+        return DigitalModelFront(front, model, "digital_model" if s.model == "in_silico" else "device")
 
     @property
     def locality(self) -> str:

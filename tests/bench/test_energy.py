@@ -23,7 +23,7 @@ from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
-from bpfree.meters import EnergyMeter, Modelled, rapl
+from bpfree.meters import EnergyMeter, ModeledEnergy, rapl
 from tests.meters.world import World
 
 CONFIG: dict[str, Any] = {
@@ -256,10 +256,10 @@ def test_a_model_that_fails_costs_no_row(when: str, monkeypatch: pytest.MonkeyPa
     def failing() -> Iterator[Any]:
         if when == "start":
             raise MeterError("CodeCarbon failed: no sensor")
-        yield Modelled()
+        yield ModeledEnergy()
         raise MeterError("CodeCarbon failed: no sensor")
 
-    monkeypatch.setattr(energy_module, "modelled", failing)
+    monkeypatch.setattr(energy_module, "modeled_energy", failing)
     energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modelled": True}), torch.device("cpu"))
     with energy.measured(lambda: None, lambda window: None):
         pass

@@ -13,7 +13,7 @@ from bpfree import Autoencoder, BadValue, testing
 from bpfree.core.joint import JointBlock
 from bpfree.data import TensorData
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.nn.autoencoder import copy_with_new_weights
 
 G = torch.Generator().manual_seed(0)
 DATA = TensorData(torch.rand(40, 1, 9, 7, generator=G), torch.zeros(40, dtype=torch.long), 1)
@@ -53,7 +53,7 @@ def test_a_decoder_stage_says_four_things_of_each_position() -> None:
 
 def test_a_twin_has_weights_of_its_own() -> None:
     stage = bpfree.nn.autoencoder((1, 9, 7), (4, 6))[1]
-    other = twin(stage)
+    other = copy_with_new_weights(stage)
     weight = other[0].weight.flatten(1)
     assert str(other) == str(stage)
     assert not torch.isclose(weight, stage[0].weight.flatten(1)).any()
