@@ -423,28 +423,10 @@ class LinkedLabels(LabelledGraphs):
 
 
 class Pairs(GraphEncoding):
-    """Shows the nodes as they are and asks about pairs of them, judged by the area under the ROC."""
-
-    measure = "roc_auc"
+    """Shows the nodes as they are and asks about pairs of them."""
 
     def select(self, nodes: Nodes, x: Tensor, y: Tensor) -> tuple[Nodes, Tensor]:
         return nodes.wanting(None, keeps=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def ask(self, nodes: Nodes, x: Tensor) -> Nodes:
         return nodes.wanting(None, keeps=True, pairs=x)
-
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``.
-
-        Raises:
-            BadValue: If there is none, as all answers are alike.
-        """
-        from sklearn.metrics import roc_auc_score
-
-        if answers.min() == answers.max():
-            raise BadValue(
-                f"all {len(answers)} pairs have the label {int(answers[0])}: the area under the ROC needs "
-                "edges (1) and pairs that are none (0)"
-            )
-
-        return float(roc_auc_score(answers.cpu().numpy(), scores.squeeze(1).cpu().numpy()))

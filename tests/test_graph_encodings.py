@@ -9,6 +9,7 @@ import torch
 
 from bpfree import BadValue
 from bpfree.graph_encodings import AppendedLabels, GraphEncoding, LinkedLabels, Pairs, VirtualNodes
+from bpfree.metrics import ROC_AUC
 from tests.helpers import CLASSES, nodes, pairs
 
 DATA = nodes()
@@ -117,7 +118,7 @@ def test_pairs_are_judged_by_the_area_under_the_roc() -> None:
     data = pairs()
     encoding = Pairs(data.features, data.graph, data.ids, data.y, 2)
     scores = torch.tensor([[0.1], [0.4], [0.35], [0.8]])
-    assert encoding.judge(scores, torch.tensor([0, 0, 1, 1])) == 0.75
+    assert ROC_AUC(scores, torch.tensor([0, 0, 1, 1])) == 0.75
     found, target = encoding.encode(data.ids[:4], data.y[:4], None)
     assert found.wanted is None
     assert torch.equal(target[:, :2], data.ids[:4]) and torch.equal(target[:, 2], data.y[:4])

@@ -1,6 +1,7 @@
 """`LocalLoss` and one file per objective."""
 
-from bpfree.losses._base import LocalLoss, accuracy
+from bpfree._renamed import module_getattr
+from bpfree.losses._base import LocalLoss
 from bpfree.losses._registry import loss_names, loss_options, make_loss, register_loss
 from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
@@ -39,7 +40,6 @@ __all__ = [
     "TopToInput",
     "TopToInputPairs",
     "TopToLoss",
-    "accuracy",
     "loss_names",
     "loss_options",
     "make_loss",
@@ -47,3 +47,5 @@ __all__ = [
     "register_loss",
     "sparsemax",
 ]
+
+__getattr__ = module_getattr(__name__, {"accuracy": "bpfree.metrics:accuracy"})

@@ -130,8 +130,3 @@ class LocalLoss(nn.Module, ABC):
             validation: Outputs of the block and targets ``[rows]`` on validation data, in batches, made when
                 they are asked for; None if there are no such data.
         """
-
-
-def accuracy(scores: Tensor, y: Tensor) -> float:
-    """Share of rows whose largest score stands at ``y``; ``scores [rows, C]``, ``y [rows]``."""
-    return int((scores.argmax(1) == y).sum()) / len(y)

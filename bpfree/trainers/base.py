@@ -194,6 +194,7 @@ class Trainer(Builder):
                 diagnose=lambda: self._diagnose(judge),
                 crew=workers,
                 store=store,
+                metric=self.metric,
             )
             try:
                 return loop.run()
@@ -248,13 +249,14 @@ class Trainer(Builder):
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any) -> dict[str, Any]:
-        """Accuracy of the prediction rule, of the other readouts, and of each block alone.
+        """The metric of the prediction rule, of the other readouts, and of each block alone.
 
         Args:
             data: As for `fit`. Samples without statistics are standardized as the training data were.
 
         Returns:
-            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``; for another ``metric``
+            than the accuracy its name takes the place of ``"accuracy"``.
 
         Raises:
             BadValue: If the data do not fit what the trainer was built for.
@@ -262,9 +264,9 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with evaluating(), self.running():
-            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            found = make_evaluator(self.cascade, samples).evaluate(self.metric, list(self.cascade.readouts))
         return {
-            "accuracy": found[self.cascade.headline],
+            self.metric.name: found[self.cascade.headline],
             "readouts": {name: found[name] for name in self.cascade.readouts},
             "blocks": [value for name, value in found.items() if name.startswith("block ")],
         }

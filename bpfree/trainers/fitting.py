@@ -14,6 +14,7 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import WorkerLost
 from bpfree.cascade import Cascade
+from bpfree.metrics import Metric
 from bpfree.readouts import Readout
 from bpfree.schedules import Crew, Data, Feed, GraphFeed, Stage, Store, Workers, calibrate, plan, step
 from bpfree.trainers import saving
@@ -53,9 +54,10 @@ class Fit:
         diagnose: Callable[[], dict[str, Any]],
         crew: Crew,
         store: Store,
+        metric: Metric,
     ) -> None:
         self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
-        self.train, self.seed, self.identity = train, seed, identity
+        self.train, self.seed, self.identity, self.metric = train, seed, identity, metric
         self.fingerprint = saving.fingerprint(identity)
         self.checkpoint, self.hooks, self.crew = checkpoint, hooks, crew
         self.n_steps = fit.steps(len(train.y))
@@ -148,7 +150,7 @@ class Fit:
             for k in range(stage.first, stage.stop):
                 # Without its moments an optimizer is as good as new, and holds no memory.
                 self.optimizers[f"block{k}"].state.clear()
-        epochs, best = self.at.epoch, self.at.best
+        epochs, best = self.at.epoch, self.metric.signed(self.at.best)
         self.history.stages.append(
             {"name": stage.name, "epochs": epochs, "stopped_early": stopped}
             | ({"best_epoch": self.at.best_epoch, "best": best} if self.at.best_epoch >= 0 else {})
@@ -298,7 +300,8 @@ class Fit:
         if self.evaluator is not None and due and judges(self.cascade, stage):
             with self.hooks.window("eval"):
                 self.crew.sync(self.cascade)
-                row["validation"] = validate(self.cascade, stage, self.evaluator)
+                row["metric"] = self.metric.name
+                row["validation"] = validate(self.cascade, stage, self.evaluator, self.metric)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
             self._select(stage, row["validation"][judges(self.cascade, stage)[0]])
@@ -310,9 +313,10 @@ class Fit:
         # What a device has answered cannot be had again for nothing: no epoch of it is left unsaved.
         self._save_if_due(now=bool(self.measurements))
 
-    def _select(self, stage: Stage, accuracy: float) -> None:
-        if accuracy > self.at.best + self.fit.min_delta:
-            self.at.best, self.at.best_epoch, self.at.stale = accuracy, self.at.epoch, 0
+    def _select(self, stage: Stage, value: float) -> None:
+        signed = self.metric.signed(value)
+        if signed > self.at.best + self.fit.min_delta:
+            self.at.best, self.at.best_epoch, self.at.stale = signed, self.at.epoch, 0
             if self.fit.restore_best:
                 self.best = {name: tensor.clone() for name, tensor in saving.changing(self, stage)}
         else:

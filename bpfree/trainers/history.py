@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bpfree.metrics import Metric
+
 
 @dataclass
 class History:
@@ -14,9 +16,10 @@ class History:
         rows: One dict per epoch: ``stage``, ``epoch``, ``step`` (optimizer steps so far, all stages),
             ``lr`` (learning rate: of the lowest block that trained, or of the readout where that trained
             alone), ``loss`` (mean training loss per block that trained, bottom first) and, where the
-            epoch was evaluated, ``validation`` (accuracy by readout, and of each block alone) and
-            ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages come down a wire
-            between workers, ``age``: how many steps old they were, ``mean`` and ``largest`` by worker.
+            epoch was evaluated, ``metric`` (its name), ``validation`` (the metric by readout, and of each
+            block alone) and ``diagnosis`` (what `Trainer.diagnose` of the family found). Where messages
+            come down a wire between workers, ``age``: how many steps old they were, ``mean`` and ``largest``
+            by worker.
         stages: One dict per finished stage: ``name``, ``epochs``, ``stopped_early`` and, with validation,
             ``best_epoch`` and ``best``.
         warnings: With validation: a sentence for each block that is, in the end, more than 2 points worse
@@ -31,6 +34,20 @@ class History:
     resumed: int = 0
     replayed: int = 0
 
+    def name_metric(self, metric: Metric) -> None:
+        """Add what rows and stages of a checkpoint of bpfree 0.1 lack: the name of the metric, and its sign.
+
+        They store the negated value of a metric of which smaller is better.
+        """
+        rows = [row for row in self.rows if "validation" in row and "metric" not in row]
+        for row in rows:
+            row["metric"] = metric.name
+            row["validation"] = {name: metric.signed(value) for name, value in row["validation"].items()}
+        if rows:
+            for stage in self.stages:
+                if "best" in stage:
+                    stage["best"] = metric.signed(stage["best"])
+
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """``(step, validation accuracy)`` of the readout or block called ``name``."""
+        """``(step, validation metric)`` of the readout or block called ``name``."""
         return [(r["step"], r["validation"][name]) for r in self.rows if name in r.get("validation", {})]

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from bpfree._errors import Diverged
 from bpfree.cascade import Block, Cascade, JointBlock
 from bpfree.losses import LocalLoss
+from bpfree.metrics import Metric
 from bpfree.schedules import Stage
 from bpfree.trainers.evaluation import Evaluator
 
@@ -30,16 +31,16 @@ def judges(cascade: Cascade, stage: Stage) -> list[str]:
     return [name for name in names if cascade.readout(name).view == cascade.readout(names[0]).view]
 
 
-def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
-    """Accuracy by readout and of each block alone.
+def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator, metric: Metric) -> dict[str, float]:
+    """The metric by readout and of each block alone.
 
     Where only a readout with another, dearer view can tell blocks apart, a few samples must do.
     """
     judging = judges(cascade, stage)
-    found = evaluator.accuracies(judging, stage.stop)
+    found = evaluator.evaluate(metric, judging, stage.stop)
     if not any(cascade.readout(name).tells_blocks for name in judging):
         tellers = [name for name in _usable(cascade, stage) if cascade.readout(name).tells_blocks]
-        few = evaluator.first(BLOCK_SAMPLES).accuracies(tellers[:1], stage.stop)
+        few = evaluator.first(BLOCK_SAMPLES).evaluate(metric, tellers[:1], stage.stop)
         found |= {name: value for name, value in few.items() if name not in tellers}
     return found
 

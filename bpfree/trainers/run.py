@@ -47,7 +47,10 @@ class Hooks:
 
 @dataclass
 class Position:
-    """Where a run stands: enough, with the tensors, to go on as if it had never stopped."""
+    """Where a run stands: enough, with the tensors, to go on as if it had never stopped.
+
+    ``best`` is the best validation value of the stage, negated where smaller is better.
+    """
 
     stage: int = 0
     epoch: int = 0

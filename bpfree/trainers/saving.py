@@ -182,6 +182,7 @@ def resume(run: Fit, checkpoint: Checkpoint) -> None:
     own = ckpt.under(f"replica{run.crew.replica}", tensors)
     run.best, run.sums = ckpt.under("best", tensors), own.get("sums")
     run.at, run.history = Position(**state["position"]), History(**state["history"])
+    run.history.name_metric(run.metric)
     if run.at.stage < len(run.stages) and run.gathers(run.stages[run.at.stage], any):
         # What was gathered in the pass is not in the file: the pass begins anew, and gathers the same.
         run.at.step, run.sums = 0, None

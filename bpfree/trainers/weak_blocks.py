@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from bpfree._drops import drops
+from bpfree.metrics import ACCURACY, largest_class
 from bpfree.trainers.history import History
 from bpfree.trainers.judging import BLOCK_SAMPLES, judges
 
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
 
 #: Half the width of a 95 % interval, in standard deviations.
 Z = 1.96
-
-
-def chance(answers: Tensor) -> float:
-    """Accuracy of the best constant answer to labels ``answers [N]``: the share of the largest class."""
-    return int(answers.bincount().max()) / len(answers)
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
@@ -35,17 +29,17 @@ def note_weak_blocks(run: Fit) -> None:
     run.history.warnings = []
     row = _of_the_model(run.history, run.fit.restore_best)
     encoding, evaluator = run.cascade.encoding, run.evaluator
-    if row is None or evaluator is None or encoding.measure not in ("accuracy", "roc_auc"):
+    if row is None or evaluator is None or not (run.metric.share and run.metric.greater_is_better):
         return
     blocks = {name: value for name, value in row["validation"].items() if name.startswith("block ")}
     run.history.warnings = drops(blocks)
-    if encoding.measure != "accuracy":
+    if run.metric.name != ACCURACY.name:
         return
     # The rest counts samples.
     answers, headline = encoding.answers(evaluator.data)[: evaluator.n_samples], run.cascade.headline
     whole = any(run.cascade.readout(name).tells_blocks for name in judges(run.cascade, run.stages[-1]))
     n, hidden = len(answers) if whole else min(BLOCK_SAMPLES, len(answers)), list[str]()
-    least = chance(answers[:n])
+    least = largest_class(answers[:n])
     shown = wilson(row["validation"].get(headline, 0.0), len(answers))[0]
     for name, value in blocks.items():
         low, high = wilson(value, n)
@@ -56,7 +50,7 @@ def note_weak_blocks(run: Fit) -> None:
             )
             run.history.warnings.append(text)
             hidden += [text] if shown > max(high, least) else []
-    accuracy, largest = row["validation"].get(headline), chance(answers)
+    accuracy, largest = row["validation"].get(headline), largest_class(answers)
     if accuracy is not None and accuracy <= largest:
         text = (
             f"the prediction by {headline!r} has {100 * accuracy:.1f} % of {len(answers)} validation "
