@@ -25,6 +25,7 @@ from bpfree.bench.cost import measure
 from bpfree.bench.devices import make_devices, report
 from bpfree.bench.energy import TRAIN, CellEnergy, Window, metering
 from bpfree.bench.environment import environment, git
+from bpfree.bench.metric import describe
 from bpfree.bench.results import SCHEMA, Row
 from bpfree.bench.sections import PhysicalNetConfig, net_config
 from bpfree.cascade import Cascade
@@ -33,7 +34,6 @@ from bpfree.meters import device_peak, process_peak_rss, reset_device_peak
 from bpfree.nn import PhysicalFront, counted, passes
 from bpfree.trainers import Checkpoint, FitSettings, History, Hooks, Trainer, get_trainer
 from bpfree.trainers.inputs import find_device
-from bpfree.trainers.weak_blocks import chance
 
 #: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
 Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
@@ -162,20 +162,22 @@ def _measured(
     trainer.save(folder / "model.safetensors")
     checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
-    flops = cost.flops(history, len(data.train))
+    flops, metric = cost.flops(history, len(data.train)), trainer.metric
+    targets = trainer.cascade.encoding.answers(data.test)
+    chance = None if metric.chance is None else metric.chance(targets)
     return {
         **_heading(cell),
         "status": "ok",
         "locality": trainer.locality,
         "method": _method(cell, trainer.cascade),
         "metrics": {
-            "measure": trainer.cascade.encoding.measure,
-            "test_accuracy": test["accuracy"],
-            "val_accuracy": validation["accuracy"],
+            **describe(metric),
+            f"test_{metric.name}": test[metric.name],
+            f"val_{metric.name}": validation[metric.name],
             "loss": history.rows[-1]["loss"],
             "readouts": test["readouts"],
             "blocks": test["blocks"],
-            **_chance(trainer, data.test),
+            **({} if chance is None else {"chance": chance}),
         },
         "time": energy.seconds(),
         "memory": {**cost.memory, **peak, "rss": process_peak_rss()},
@@ -236,14 +238,6 @@ def _method(cell: Cell, cascade: Cascade) -> Row:
         "schedule": cell.trainer["schedule"],
         "readout": cascade.headline,
     } | ({"bn_mode": "calibrated"} if normalised else {})
-
-
-def _chance(trainer: Trainer, test: TensorData) -> dict[str, float]:
-    """The figure of an answer that does not look at the samples, where the measure has one."""
-    encoding = trainer.cascade.encoding
-    if encoding.measure == "roc_auc":
-        return {"chance": 0.5}
-    return {"chance": chance(encoding.answers(test))} if encoding.measure == "accuracy" else {}
 
 
 def _of_devices(cell: Cell, devices: list[Any], sent: dict[str, int], flops: float) -> Row:
@@ -314,7 +308,7 @@ def _budget(cell: Cell, train: TensorData, history: History) -> Row:
 
 
 def _curve(history: History, headline: str, joules: bool) -> list[list[float]]:
-    """``[step, validation accuracy, training seconds, training joules if metered]`` of each evaluation."""
+    """``[step, validation metric, training seconds, training joules if metered]`` of each evaluation."""
     rows = [row for row in history.rows if headline in row.get("validation", {})]
     return [
         [row["step"], row["validation"][headline], round(row["train_s"], 4)]

@@ -13,6 +13,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.protocol import arm_id
+from bpfree.metrics import Metric
 from bpfree.trainers import Choice, Dimension, Space, get_trainer, meant
 
 Mapped = dict[str, Any]
@@ -92,6 +93,16 @@ class Arm:
         return [replace(cell, trainer={"id": kind.id, **asdict(settings)}) for cell in self.cells]
 
     @property
+    def metric(self) -> Metric:
+        """The trainer's default metric; the data may decide for another of the same direction."""
+        return get_trainer(self.cells[0].trainer["id"]).metric
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """The direction of a study, as Optuna names it."""
+        return "maximize" if self.metric.greater_is_better else "minimize"
+
+    @property
     def points(self) -> int:
         """How many points its grid has."""
         count = 1
@@ -142,6 +153,8 @@ class Plan:
             "space": {name: asdict(dimension) for name, dimension in arm.space.items()},
             "sampler": {"name": self.tune.sampler, "seed": self.tune.seed},
             "pruner": pruner,
+            # Studies of a time when there was no other direction have none.
+            **({} if arm.metric.greater_is_better else {"direction": arm.direction}),
             **({"grid": {k: list(v) for k, v in arm.grid.items()}} if self.tune.sampler == "grid" else {}),
         }
 
