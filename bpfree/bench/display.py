@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
 from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Watcher

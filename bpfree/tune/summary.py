@@ -42,7 +42,7 @@ def summarize(plan: Plan, studies: Sequence[ArmStudy]) -> Mapped:
         "sampler": {"name": tune.sampler, "seed": tune.seed},
         "pruner": tune.pruner,
         "seeds": tune.seeds,
-        "fit": {study.arm.label: study.arm.cells[0].fit for study in studies},
+        "fit": {study.arm.label: study.arm.cells[0].record()["fit"] for study in studies},
         "env": environment(torch.device(plan.arms[0].cells[0].device), plan.arms[0].cells[0].threads),
         "git": git(),
         "arms": [_arm(study) for study in studies],
@@ -57,7 +57,7 @@ def _arm(study: ArmStudy) -> Mapped:
     complete = [t for t in counted if t.state == TrialState.COMPLETE]
     found: Mapped = {
         "label": study.arm.label,
-        "trainer": study.arm.cells[0].trainer["id"],
+        "trainer": study.arm.cells[0].trainer.id,
         **describe(study.metric()),
         "space": {name: str(dimension) for name, dimension in study.arm.space.items()},
         "trials": len(counted),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.cell import load_data, make_trainer, open_device
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
 from bpfree.bench.metric import describe
 from bpfree.bench.results import Row
 from bpfree.meters import Stopwatch
-from bpfree.trainers import Checkpoint, FitSettings, Hooks
+from bpfree.trainers import Checkpoint, Hooks
 
 
 def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
@@ -34,7 +35,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., N
     data = load_data(cell, device)
     train, validation = data.train, data.validation
     trainer = make_trainer(cell, data, device)
-    steps = FitSettings(**cell.fit).steps(len(train))
+    steps = cell.fit.steps(len(train))
 
     def show(_done: int, _of: int, row: dict[str, Any]) -> None:
         value = row.get("validation", {}).get(trainer.cascade.headline)
@@ -47,7 +48,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., N
         validation,
         checkpoint=Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, watch),
         hooks=Hooks(watch, show),
-        **cell.fit,
+        **asdict(cell.fit),
     )
     metric, of_class = trainer.metric, type(trainer).metric
     if metric.greater_is_better != of_class.greater_is_better:

@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from bpfree._errors import BpfreeError
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
 from bpfree.bench.metric import metric_in
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Running, close, receive, start, start_server
@@ -169,7 +169,7 @@ class Worker:
 
     def _report(self, job: Job, passes: int, value: float) -> None:
         """Note the mean over this seed's newest value and the finished seeds, and prune what is behind."""
-        step = int(job.arm.arm.cells[0].fit["epochs"]) * len(job.scores) + passes
+        step = job.arm.arm.cells[0].fit.epochs * len(job.scores) + passes
         mean = (sum(job.scores) + value) / (len(job.scores) + 1)
         self.watcher.progress(job.arm, job.trial, step)
         try:
