@@ -224,14 +224,13 @@ def _usable(reading: Reading, resumed: bool) -> bool:
 
 
 @contextmanager
-def metering(settings: Mapping[str, Any] | None, device: torch.device) -> Iterator[CellEnergy]:
-    """The meter of a cell with these settings, the checked content of its section ``energy``, or none."""
+def metering(settings: EnergyConfig | None, device: torch.device) -> Iterator[CellEnergy]:
+    """The meter of a cell with these settings, or with none."""
     if settings is None:
         yield CellEnergy(EnergyMeter(device, [], {}), None, device)
         return
-    checked = EnergyConfig(**settings)
-    with meter(device, min_s=checked.min_s) as found:
-        yield CellEnergy(found, checked, device)
+    with meter(device, min_s=settings.min_s) as found:
+        yield CellEnergy(found, settings, device)
 
 
 def summary(rows: Iterable[Row]) -> list[str]:

@@ -15,6 +15,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.encodings.base import View
 from bpfree.engine.feed import Data
+from bpfree.metrics import Metric
 from bpfree.nn import counting_passes
 
 #: Rows that are computed at once: samples, times the labels that each is shown under.
@@ -117,17 +118,18 @@ class Evaluator:
         self.cascade.train(training)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
-        """Share of samples that each readout, and each block alone, classifies rightly."""
+    def evaluate(
+        self, metric: Metric, readouts: Sequence[str], n_blocks: int | None = None
+    ) -> dict[str, float]:
+        """The metric of each readout, and of each block alone."""
         scores = self.scores(readouts, n_blocks)
         for name, found in scores.items():
             if not found.isfinite().all():
                 raise Diverged(
                     f"the scores of {name} are not finite: nor are the samples, or the weights by now"
                 )
-        encoding = self.cascade.encoding
-        answers = encoding.answers(self.data)[: self.n_samples]
-        return {name: encoding.judge(s, answers) for name, s in scores.items()}
+        targets = self.cascade.encoding.answers(self.data)[: self.n_samples]
+        return {name: metric(s, targets) for name, s in scores.items()}
 
     # ---- one batch -------------------------------------------------------------------------------------
 

@@ -164,7 +164,11 @@ class TrainingLoop:
                 # Without its moments an optimizer is as good as new, and needs no memory.
                 state.optimizers[f"block{k}"].state.clear()
         epochs, best_epoch = state.position.epoch, state.position.best_epoch
-        best = {"best_epoch": best_epoch, "best": state.position.best} if best_epoch >= 0 else {}
+        best = (
+            {"best_epoch": best_epoch, "best": state.metric.signed(state.position.best)}
+            if best_epoch >= 0
+            else {}
+        )
         state.history.stages.append({"name": stage.name, "epochs": epochs, "stopped_early": stopped} | best)
 
     def _enter(self, stage: Stage) -> None:
@@ -354,7 +358,8 @@ class TrainingLoop:
         if self.evaluator is not None and readouts:
             with self.hooks.window("eval"):
                 self.workers.broadcast_weights(self.cascade)
-                row["validation"] = validate(self.cascade, stage, self.evaluator)
+                row["metric"] = state.metric.name
+                row["validation"] = validate(self.cascade, stage, self.evaluator, state.metric)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
             self._select(stage, row["validation"][readouts[0]])
@@ -367,10 +372,11 @@ class TrainingLoop:
         # Measuring again costs passes of the devices, so every epoch with devices is saved.
         self._save_if_due(now=has_devices)
 
-    def _select(self, stage: Stage, accuracy: float) -> None:
+    def _select(self, stage: Stage, value: float) -> None:
         state, position = self.state, self.state.position
-        if accuracy > position.best + state.fit.min_delta:
-            position.best, position.best_epoch, position.stale = accuracy, position.epoch, 0
+        signed = state.metric.signed(value)
+        if signed > position.best + state.fit.min_delta:
+            position.best, position.best_epoch, position.stale = signed, position.epoch, 0
             if state.fit.restore_best:
                 state.best = {name: tensor.clone() for name, tensor in state.trained_tensors(stage)}
         else:

@@ -253,8 +253,3 @@ class BlockLoss(LocalLoss):
             TypeError: Always: the input is needed.
         """
         raise TypeError(f"{type(self).__name__} needs the block's input: call block_loss")
-
-
-def accuracy(scores: Tensor, y: Tensor) -> float:
-    """Share of rows whose largest score is at ``y``; ``scores [rows, C]``, ``y [rows]``."""
-    return int((scores.argmax(1) == y).sum()) / len(y)

@@ -17,6 +17,7 @@ from bpfree.core.readouts import BlockReadout
 from bpfree.encodings.base import Reconstruct
 from bpfree.engine.settings import TrainerSettings, make_optimizer
 from bpfree.losses import MapPair, Reconstruction
+from bpfree.metrics import MSE
 from bpfree.nn.autoencoder import copy_with_new_weights
 from bpfree.trainers.base import Trainer, level_of
 
@@ -65,13 +66,14 @@ class Autoencoder(Trainer):
     """Reconstructs images; the net is an `nn.Sequential` of stages, as `bpfree.nn.autoencoder` makes it.
 
     Counter-current: a second autoencoder is run from the clean image back to the code and beyond, and each
-    stage of one learns to agree with the same stage of the other. Labels take no part; accuracy in a history
-    is the negative mean squared error, so that higher is better.
+    stage of one learns to agree with the same stage of the other. Labels take no part; the metric is
+    the mean squared error.
     """
 
     id = "autoencoder"
     Settings = AutoencoderSettings
     settings: AutoencoderSettings
+    metric = MSE
 
     def make_cascade(self, n_classes: int) -> Cascade:
         if self.settings.rule == "backprop":
@@ -116,4 +118,4 @@ class Autoencoder(Trainer):
 
     def evaluate(self, data: Any) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""
-        return {"mse": -super().evaluate(data)["accuracy"]}
+        return {"mse": super().evaluate(data)["mse"]}

@@ -281,6 +281,7 @@ class Trainer(Builder):
             identity=run,
             workers=workers,
             measurements=Measurements(self.cascade, feed, path, fingerprint(run)),
+            metric=self.metric,
             validated=validation is not None,
             history=history,
         )
@@ -333,13 +334,14 @@ class Trainer(Builder):
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any) -> dict[str, Any]:
-        """The accuracy of the prediction, of the other readouts, and of each block alone.
+        """The metric of the prediction rule, of the other readouts, and of each block alone.
 
         Args:
             data: As for `fit`. Samples without statistics are standardized as the training data were.
 
         Returns:
-            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``; for another ``metric``
+            than the accuracy its name takes the place of ``"accuracy"``.
 
         Raises:
             BadValue: If the data do not fit what the trainer was built for.
@@ -347,11 +349,11 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with evaluating(), self.running():
-            accuracies = self.make_evaluator(samples).accuracies(list(self.cascade.readouts))
+            values = self.make_evaluator(samples).evaluate(self.metric, list(self.cascade.readouts))
         return {
-            "accuracy": accuracies[self.cascade.headline],
-            "readouts": {name: accuracies[name] for name in self.cascade.readouts},
-            "blocks": [value for name, value in accuracies.items() if name.startswith("block ")],
+            self.metric.name: values[self.cascade.headline],
+            "readouts": {name: values[name] for name in self.cascade.readouts},
+            "blocks": [value for name, value in values.items() if name.startswith("block ")],
         }
 
     def predict(self, x: Any) -> Tensor:

@@ -21,6 +21,7 @@ from bpfree.core.localize import check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.engine.settings import TrainerSettings, kept_values
+from bpfree.metrics import ACCURACY, Metric
 from bpfree.nn import inferring_shapes
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
@@ -42,6 +43,8 @@ class Builder(ABC):
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
     #: What `python -m bpfree.tune` may search; a config may narrow it.
     space: ClassVar[Space] = STEPS
+    #: How predictions are scored. Where it depends on the data, `build_for` sets it.
+    metric: Metric = ACCURACY
     #: Settings that say how a network is cut: they do nothing to one that has been cut already.
     cutting: ClassVar[tuple[str, ...]] = (
         "cut", "loss", "loss_options", "output", "head_pool", "head_features", "overlay",
@@ -161,7 +164,7 @@ class Builder(ABC):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
-            check_several_classes(cascade, n_classes)
+            check_several_classes(self.metric, n_classes)
             if place is not None:
                 place(cascade)
             check_weights(cascade, self.net)
@@ -334,13 +337,13 @@ class Builder(ABC):
         return split(self.net, cut)
 
 
-def check_several_classes(cascade: Cascade, n_classes: int) -> None:
+def check_several_classes(metric: Metric, n_classes: int) -> None:
     """Check that there is something to tell apart.
 
     Raises:
-        BadValue: If there are fewer than two classes, where accuracy is what counts.
+        BadValue: If there are fewer than two classes, and the metric is the accuracy.
     """
-    if n_classes < 2 and cascade.encoding.measure == "accuracy":
+    if n_classes < 2 and metric.name == ACCURACY.name:
         raise BadValue(
             f"the data have {n_classes} class: expected at least 2; give TensorData(x, y, n_classes=...) if "
             "other classes have no sample yet"

@@ -32,7 +32,7 @@ def draw(study: ArmStudy, folder: Path) -> list[Path]:
     from optuna.visualization import matplotlib as pictures
 
     complete = [trial for trial in study.all() if trial.state == TrialState.COMPLETE]
-    label = "validation accuracy"
+    label = f"validation {study.metric().label}"
     makers: dict[str, Callable[..., Any]] = {}
     if complete:
         makers = {"history": pictures.plot_optimization_history, "slice": pictures.plot_slice}

@@ -100,7 +100,9 @@ def test_the_error_is_that_of_the_reconstructions() -> None:
         with torch.no_grad():
             expected = F.mse_loss(trainer.model(DATA.x), DATA.x).item()
         assert trainer.evaluate(DATA) == {"mse": pytest.approx(expected)}
-        errors = [-row["validation"]["last"] for row in history.rows]
+        errors = [row["validation"]["last"] for row in history.rows]
+        assert {row["metric"] for row in history.rows} == {"mse"}
+        assert history.stages[0]["best"] == min(errors)
         assert expected == pytest.approx(min(errors))
         assert errors[-1] < DATA.x.square().mean()
 
