@@ -17,8 +17,8 @@ class History:
             ``lr`` (learning rate of the lowest block that was trained, or of the readout if it was trained
             alone), ``loss`` (mean training loss of each block that was trained, bottom first) and, for an
             epoch with an evaluation, ``metric`` (its name), ``validation`` (the metric by readout, and of
-            each block alone) and ``diagnosis`` (the result of `Trainer.diagnose`). With devices, ``passes``: the rows that they
-            have processed so far, by purpose. Where feedback crosses from one worker to another, ``age``: the
+            each block alone) and ``diagnosis`` (the result of `Trainer.diagnose`). With devices, ``passes``:
+            the rows that they have processed so far, by purpose. Where feedback crosses from one worker to another, ``age``: the
             age of the messages in steps, ``mean`` and ``largest`` by worker.
         stages: One dict for each finished stage: ``name``, ``epochs``, ``stopped_early`` and, with
             validation, ``best_epoch`` and ``best``.
