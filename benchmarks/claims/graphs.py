@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from benchmarks import claims, graph_scale
+from benchmarks import claims
+from benchmarks.profiles import graph_scale
 
 TITLE = (
     "On a large graph with few labels, ForwardGNN trains in a fraction of backpropagation's time and memory"
@@ -22,7 +23,7 @@ HOLDS_IF = (
 
 
 def measure(nodes: int = 100_000, epochs: int = graph_scale.EPOCHS) -> dict[str, Any]:
-    """Train all once, in one process; see `benchmarks.graph_scale`."""
+    """Train all once, in one process; see `benchmarks.profiles.graph_scale`."""
     found = graph_scale.claim(nodes, epochs)
     for kind in graph_scale.ARMS:
         print(f"{kind}: {found[kind]}", flush=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import graph_scale
+from benchmarks.profiles import graph_scale
 from benchmarks.claims import graphs
 
 

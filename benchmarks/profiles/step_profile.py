@@ -1,6 +1,6 @@
 """Where the time of a training step goes, by operation, for each trainer.
 
-    python -m benchmarks.step_profile [--label NAME] [--batch 512] [--threads 2] [--compile BACKEND]
+    python -m benchmarks.profiles.step_profile [--label NAME] [--batch 512] [--threads 2] [--compile BACKEND]
 
 Writes ``results/step_profile_<label>.json``: of each arm the median of its plain steps in seconds, and, from
 other steps under `torch.profiler`, the seconds that a step spends in each kind of work: products, the

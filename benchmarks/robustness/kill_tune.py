@@ -1,6 +1,6 @@
 """Two commands with two workers each on one study, one of them killed by SIGKILL again and again.
 
-    python -m benchmarks.kill_tune [--kills 10] [--seed 0]
+    python -m benchmarks.robustness.kill_tune [--kills 10] [--seed 0]
 
 At the end each arm must have exactly its trials, no two with the same settings, and every attempt that was
 killed must have been tried again with the same settings.

@@ -1,6 +1,6 @@
 """Time of a Forward-Forward epoch against the recipe that public PyTorch code commonly follows.
 
-    python -m benchmarks.forward_forward_epoch [--repeats 3]
+    python -m benchmarks.profiles.forward_forward_epoch [--repeats 3]
 
 The recipe, as a plain loop: torchvision's data set, one image at a time through ToTensor, of which a Python
 data set makes the positive, negative and neutral copy; a loader with four worker processes; one forward pass

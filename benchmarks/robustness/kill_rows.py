@@ -1,10 +1,10 @@
 """Many short cells, killed by SIGKILL at random moments: no row is lost, none comes twice, none is torn.
 
-    python -m benchmarks.kill_rows [--kills 20] [--seed 0]
+    python -m benchmarks.robustness.kill_rows [--kills 20] [--seed 0]
 
 Every second kill takes the cells and the fork server along. After each, the rows of before must stand where
 they stood, byte by byte, and no cell may have two; a half-written line, if there is one, must be gone after
-the next start. At the end every cell has its row. `benchmarks.kill_resume` does the same to long cells, and
+the next start. At the end every cell has its row. `benchmarks.robustness.kill_resume` does the same to long cells, and
 compares their weights.
 """
 

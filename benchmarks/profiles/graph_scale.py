@@ -1,6 +1,6 @@
 """ForwardGNN and backpropagation on a graph of 100 000 nodes: time, saved bytes, and where the gain ends.
 
-    python -m benchmarks.graph_scale            # the curves
+    python -m benchmarks.profiles.graph_scale            # the curves
     python -m benchmarks.claims graphs          # one point of them, in full
 
 The graph is random, undirected, with 2 000 000 directed edges; ten classes, 128 features that have to do with

@@ -1,6 +1,6 @@
 """The profile of a step at a small size."""
 
-from benchmarks import step_profile
+from benchmarks.profiles import step_profile
 
 
 def test_the_kinds_of_work_add_up_to_the_profiled_step() -> None:

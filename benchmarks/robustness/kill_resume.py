@@ -1,6 +1,6 @@
 """A bench killed by SIGKILL at random moments and started again ends as one that was never stopped.
 
-    python -m benchmarks.kill_resume [--kills 10] [--seed 0]
+    python -m benchmarks.robustness.kill_resume [--kills 10] [--seed 0]
 
 Compares every row (but for times, memory of the process and the count of segments) and every byte of the
 weights with those of an undisturbed run of the same config.

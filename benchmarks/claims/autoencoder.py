@@ -1,6 +1,6 @@
 """Autoencoders on MNIST by counter-current learning and by backpropagation, and a picture of what they give.
 
-    python -m benchmarks.autoencoder [--seeds 3] [--epochs 8] [--train-size 8192]
+    python -m benchmarks.claims.autoencoder [--seeds 3] [--epochs 8] [--train-size 8192]
 
 Both train the same network, as many epochs, at the best of as many settings, chosen by the validation error
 of seed 0, and are judged by the mean squared error of the test images, in [0, 1]. Passed: the mean over seeds
@@ -36,7 +36,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "no decorrelation": {"decorrelation": 0.0},
     "all encoder stages learn": {"encoder_lr": 3e-3},
 }
-PICTURE = Path(__file__).parents[1] / "docs" / "autoencoder.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "autoencoder.png"
 CHANNELS, BATCH = (64, 8), 64
 LIMIT, SHOWN = 2.0, 12
 

@@ -1,6 +1,6 @@
 """The acoustic simulator beside a measured cavity: answers, nonlinearity, drift.
 
-    BPFREE_DATA=... python -m benchmarks.acoustic_cavity
+    BPFREE_DATA=... python -m benchmarks.claims.acoustic_cavity
 
 Writes ``results/acoustic_cavity.json`` and ``docs/acoustic_cavity.png``. Passes if the measured cavity
 follows the simulator's form, coherent mixing and magnitudes: held-out R^2 of at least 0.95 on every strong
@@ -22,7 +22,7 @@ from bpfree.physics import AcousticCavity, CavitySurrogate, r_squared
 
 DEVICE_SEEDS = 10
 BLOCK = 500
-PICTURE = Path(__file__).parents[1] / "docs" / "acoustic_cavity.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "acoustic_cavity.png"
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """What moves physical local learning and its rivals: wrong twins, noise, drift and passes, drawn as curves.
 
-python -m benchmarks.physical_curves
+python -m benchmarks.claims.physical_curves
 
 Seven vowels by formants through the acoustic cavity, two layers, no skip; three seeds of model and device,
 settings of configs/physical_vowels7_acoustic.yaml; a twin's trainers have the rate of ideal backpropagation.
@@ -33,7 +33,7 @@ NOISES = (0.0, 0.05, 0.1, 0.2)
 DRIFTS = (0.0, 0.1, 0.3, 0.6)
 
 #: The experiment whose arms these are, learning rates and epochs included, and its labels of them.
-CONFIG = Path(__file__).parent.parent / "configs" / "physical_vowels7_acoustic.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "physical_vowels7_acoustic.yaml"
 LABELS = {
     "physical": "physical, no skip",
     "ideal backprop": "ideal backprop",
@@ -226,7 +226,7 @@ def main() -> int:
         "passes": against_passes(data),
         "recovery": recovery(data),
     }
-    draw(figures, Path(__file__).parent.parent / "docs" / "physical_curves.png")
+    draw(figures, Path(__file__).parents[2] / "docs" / "physical_curves.png")
     end = {name: mean([mean(run[-LAST:]) for run in figures["recovery"][name]]) for name in RECOVERY}
     before = mean([run[0] for run in figures["recovery"]["never moved"]])
     figures["summary"] = {"before, one reading": before} | {

@@ -1,7 +1,7 @@
 """What the energy meter says of a real GPU: does its counter agree with its power sensor, and with itself?
 
-    python -m benchmarks.gpu_energy                         # some 20 minutes; a GPU that nobody else uses
-    python -m benchmarks.gpu_energy --window 15 --idle 10   # a quick look; not for a claim
+    python -m benchmarks.profiles.gpu_energy                         # some 20 minutes; a GPU that nobody else uses
+    python -m benchmarks.profiles.gpu_energy --window 15 --idle 10   # a quick look; not for a claim
 
 Three loads (products of matrices, copies, and the training of a perceptron by backpropagation and by
 Mono-Forward) are metered twice each, in turn and back again, with idling before and after every one. What is

@@ -1,6 +1,6 @@
 """FLOPs and saved bytes of a training step, local against backpropagation, counted and not timed.
 
-    python -m benchmarks.step_cost
+    python -m benchmarks.profiles.step_cost
 
 * FLOPs of a step, Mono-Forward / backpropagation, 16 equal blocks of width 1024: at most 0.72 (the limit for
   many blocks and small heads is 2/3, since no gradient passes from block to block).

@@ -1,6 +1,6 @@
 """Vowel features: against formants that were measured by hand, and by what simple classifiers make of them.
 
-    BPFREE_DATA=... python -m benchmarks.vowel_features
+    BPFREE_DATA=... python -m benchmarks.claims.vowel_features
 
 Writes ``results/vowel_features.json``. Passes if the median error of each formant is at most 5 %, and if an
 SVM reaches, on talkers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 %
