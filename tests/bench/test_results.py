@@ -147,7 +147,7 @@ def test_new_rows_follow_the_compressed_ones(tmp_path: Path) -> None:
 def test_a_row_in_both_files_is_refused(tmp_path: Path) -> None:
     compressed(tmp_path, ROW, OTHER)
     (tmp_path / "results.jsonl").write_text(json.dumps(ROW) + "\n")
-    with pytest.raises(BadValue, match="1 rows are in both .*: delete one of the two files"):
+    with pytest.raises(BadValue, match=r"1 rows are in both .*: delete one of the two files"):
         Results(tmp_path).read()
 
 
