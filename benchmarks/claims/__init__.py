@@ -1,10 +1,10 @@
 """The claims of bpfree: each module measures one claim together with the controls that would refute it.
 
-A module defines ``TITLE``, the claim; ``HOLDS_IF``, its threshold in words; and ``measure``, which takes the sizes
-as keyword arguments, prints each control when it is measured, and returns ``{"holds": bool, "figure": the ratios
-as a short text, ...}`` with all measured values. It may define ``possible``, which returns the reason why this
-machine cannot measure the claim, or None. ``python -m benchmarks.claims`` runs all modules of this package but
-those in `SCRIPTS`.
+A module defines ``TITLE``, the claim; ``HOLDS_IF``, its threshold in words; and ``measure``, which takes the
+sizes as keyword arguments, prints each control when it is measured, and returns ``{"holds": bool, "figure":
+the ratios as a short text, ...}`` with all measured values. It may define ``possible``, which returns the
+reason why this machine cannot measure the claim, or None. ``python -m benchmarks.claims`` runs all modules of
+this package but those in `SCRIPTS`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the energy meter says of a real GPU: does its counter agree with its power sensor, and with itself?
 
-    python -m benchmarks.profiles.gpu_energy                         # some 20 minutes; a GPU that nobody else uses
+    python -m benchmarks.profiles.gpu_energy                         # about 20 minutes; needs an idle GPU
     python -m benchmarks.profiles.gpu_energy --window 15 --idle 10   # a quick look; not for a claim
 
 Three loads (products of matrices, copies, and the training of a perceptron by backpropagation and by

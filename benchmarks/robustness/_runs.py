@@ -1,7 +1,7 @@
 """Short trainings of every trainer under every schedule, for `same_bits`; run as a script at one revision.
 
-The script uses the public interface alone, so that the same file runs at an older and at a newer revision. Public
-names that differ between revisions are listed in `NAMES`, `SETTINGS` and `METRICS`.
+The script uses the public interface alone, so that the same file runs at an older and at a newer revision.
+Public names that differ between revisions are listed in `NAMES`, `SETTINGS` and `METRICS`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Every second kill takes the cells and the fork server along. After each, the rows of before must stand where
 they stood, byte by byte, and no cell may have two; a half-written line, if there is one, must be gone after
-the next start. At the end every cell has its row. `benchmarks.robustness.kill_resume` does the same to long cells, and
-compares their weights.
+the next start. At the end every cell has its row. `benchmarks.robustness.kill_resume` does the same to long
+cells, and compares their weights.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _git(*words: str) -> None:
 
 
 def collect(tree: Path, pattern: str = "", workers: int = 2) -> dict[str, Outcome]:
-    """Train the runs whose names contain ``pattern`` with the source in ``tree``; returns the outcomes by name.
+    """Train the runs whose names contain ``pattern`` with the source in ``tree``; returns outcomes by name.
 
     With ``workers`` = 1 the runs that need several workers are skipped.
     """

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.profiles import graph_scale
 from benchmarks.claims import graphs
+from benchmarks.profiles import graph_scale
 
 
 def test_the_claim_is_measured_with_its_control() -> None:
