@@ -42,21 +42,21 @@ class Rows:
     """The file of rows, as it was last seen."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.seen = path, b""
+        self.path, self.content_seen = path, b""
         self.lost = self.twice = self.torn = 0
 
     def grew(self) -> bool:
         """Whether there is more than was last seen."""
-        return self.path.exists() and self.path.stat().st_size > len(self.seen)
+        return self.path.exists() and self.path.stat().st_size > len(self.content_seen)
 
     def look(self) -> None:
         """Compare the file with what it was."""
         content = self.path.read_bytes() if self.path.exists() else b""
-        whole, end, rest = content.rpartition(b"\n")
-        self.torn += bool(rest)
-        self.lost += not (whole + end).startswith(self.seen)
-        self.seen = whole + end
-        cells = [json.loads(line)["cell_id"] for line in self.seen.splitlines()]
+        complete, end, torn_line = content.rpartition(b"\n")
+        self.torn += bool(torn_line)
+        self.lost += not (complete + end).startswith(self.content_seen)
+        self.content_seen = complete + end
+        cells = [json.loads(line)["cell_id"] for line in self.content_seen.splitlines()]
         self.twice += len(cells) != len(set(cells))
 
 
@@ -92,10 +92,10 @@ def main() -> int:
             process.wait()
             moments.append(round(moment, 2))
             rows.look()
-            counts.append(rows.seen.count(b"\n"))
+            counts.append(rows.content_seen.count(b"\n"))
         final = start(config, out).wait()
         rows.look()
-        statuses = [json.loads(line)["status"] for line in rows.seen.splitlines()]
+        statuses = [json.loads(line)["status"] for line in rows.content_seen.splitlines()]
         cells = 2 * len(CONFIG["seeds"])
         figures = {
             "kills": len(moments),

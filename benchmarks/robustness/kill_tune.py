@@ -92,8 +92,8 @@ def main() -> int:
             "attempts_killed": [len(trials) for trials in attempts],
             "killed_and_not_tried_again": sum(
                 all(t.params != lost.params for t in trials)
-                for trials, gone in zip(finished, attempts, strict=True)
-                for lost in gone
+                for trials, failed in zip(finished, attempts, strict=True)
+                for lost in failed
                 if lost.params
             ),
         }

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.robustness._case import REFUSED, RIGHT, RIGHT_OR_REFUSED, Case, Cases, Outcome
-from benchmarks.robustness._judge import Watch
+from benchmarks.robustness._verdict import Watch
 from bpfree.physics import Device, DeviceError, ProcessSystem
 
-found = Cases()
+registry = Cases()
 
 #: A device that answers as one of its arguments says; which one, its first drive tells.
 SCRIPT = """
@@ -85,17 +85,17 @@ def _process() -> ProcessSystem:
 
 
 def _served(number: int) -> None:
-    text, expression, expected, says = ANSWERS[number]
+    text, expression, expected, mentions = ANSWERS[number]
 
-    @found.add("ProcessSystem", "forward", f"answers: {text}", expected, says)
+    @registry.add("ProcessSystem", "forward", f"answers: {text}", expected, mentions)
     def attempt(watch: Watch) -> str | None:
         drive = np.random.default_rng(0).random((5, 4))
         drive[0, 0] = number / 100
         y = Device(_process(), retries=0).forward(drive)
-        own = _accepted(lambda: Device(_in_process(expression), retries=0), drive)
-        if own is None:
+        in_process = _accepted(lambda: Device(_in_process(expression), retries=0), drive)
+        if in_process is None:
             return "accepted from a process of its own, refused in the same process"
-        return None if np.allclose(y, own) else "another answer than in the same process"
+        return None if np.allclose(y, in_process) else "another answer than in the same process"
 
 
 for _number in range(len(ANSWERS)):
@@ -104,4 +104,4 @@ for _number in range(len(ANSWERS)):
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

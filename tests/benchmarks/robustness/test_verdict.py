@@ -15,15 +15,15 @@ from benchmarks.robustness import _by_hand as hand
 from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import REFUSED, RIGHT, Case, Outcome
 from benchmarks.robustness._compare import as_by_hand, losses_differ, row, solves, uses_differ
-from benchmarks.robustness._judge import Verdict, Watch, judge, unclear
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Verdict, Watch, run_case, unclear_part
 from bpfree.trainers import TRAINERS
 
 PLAIN = "lr = -1.0: expected a rate above 0"
 
 
-def judged(attempt: Callable[[Watch], str | None], says: str = "") -> Verdict:
-    return judge(Case("fake", "net", "input", RIGHT, attempt, says))
+def judged(attempt: Callable[[Watch], str | None], mentions: str = "") -> Verdict:
+    return run_case(Case("fake", "net", "input", RIGHT, attempt, mentions))
 
 
 def stepped(net: nn.Module) -> None:
@@ -62,7 +62,7 @@ def test_a_plain_refusal_is_one() -> None:
     def attempt(watch: Watch) -> None:
         raise bpfree.BadValue(PLAIN)
 
-    found = judge(Case("fake", "net", "input", REFUSED, attempt))
+    found = run_case(Case("fake", "net", "input", REFUSED, attempt))
     assert (found.outcome, found.reason, found.passed) == (Outcome.REFUSED, PLAIN, True)
 
 
@@ -78,7 +78,7 @@ def test_a_refusal_after_a_step_is_none() -> None:
 def test_a_refusal_that_leaves_other_weights_is_wrong() -> None:
     def attempt(watch: Watch) -> None:
         net = nn.Linear(3, 1)
-        watch.over(net)
+        watch.protect(net)
         nn.init.ones_(net.weight)
         raise bpfree.BadValue(PLAIN)
 
@@ -89,9 +89,9 @@ def test_a_refusal_that_leaves_other_weights_is_wrong() -> None:
 def test_what_is_used_after_training_may_be_refused() -> None:
     def attempt(watch: Watch) -> None:
         net = nn.Linear(3, 1)
-        watch.over(net)
+        watch.protect(net)
         stepped(net)
-        watch.used(net)
+        watch.end_training(net)
         raise bpfree.BadValue(PLAIN)
 
     assert judged(attempt).outcome is Outcome.REFUSED
@@ -101,8 +101,8 @@ def test_a_refusal_must_name_what_the_case_is_about() -> None:
     def attempt(watch: Watch) -> None:
         raise bpfree.BadValue(PLAIN)
 
-    assert judged(attempt, says="lr").outcome is Outcome.REFUSED
-    assert judged(attempt, says="epochs").outcome is Outcome.RAW
+    assert judged(attempt, mentions="lr").outcome is Outcome.REFUSED
+    assert judged(attempt, mentions="epochs").outcome is Outcome.RAW
 
 
 def warn(*messages: str) -> Callable[[Watch], str | None]:
@@ -114,7 +114,7 @@ def warn(*messages: str) -> Callable[[Watch], str | None]:
 
 
 def test_one_warning_is_one_and_two_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.robustness._judge._ours", lambda warning: True)
+    monkeypatch.setattr("benchmarks.robustness._verdict._ours", lambda warning: True)
     assert judged(warn(PLAIN)).outcome is Outcome.WARNED
     assert judged(warn(PLAIN, PLAIN)).outcome is Outcome.WRONG
 
@@ -124,7 +124,7 @@ def test_a_warning_of_another_library_is_raw() -> None:
 
 
 def test_a_warning_does_not_make_a_false_result_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.robustness._judge._ours", lambda warning: True)
+    monkeypatch.setattr("benchmarks.robustness._verdict._ours", lambda warning: True)
 
     def attempt(watch: Watch) -> str:
         warnings.warn(PLAIN, stacklevel=1)
@@ -146,7 +146,7 @@ def test_a_warning_does_not_make_a_false_result_right(monkeypatch: pytest.Monkey
     ],
 )
 def test_what_a_message_lacks(message: str, fault: str | None) -> None:
-    assert unclear(message) == fault
+    assert unclear_part(message) == fault
 
 
 # ---- trainers that are wrong are found out ---------------------------------------------------------------

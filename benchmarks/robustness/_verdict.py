@@ -1,4 +1,4 @@
-"""What became of a case: right, refused, warned about; silently wrong, or ended by a foreign error."""
+"""Run a case: its outcome is right, refused, warned about, silently wrong, or an error of another library."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from bpfree.physics import DeviceError
 
 PACKAGE = Path(bpfree.__file__).parent
 
-#: A message names the value at fault: a number, a setting, a quoted name, a type.
+#: A message contains the wrong value: a number, a setting, a quoted name, a type.
 VALUE = re.compile(
     r"\d|=|/|'|`|\[|NaN|None|module|[a-z]_[a-z]|\b[A-Z][a-z]+|\b(?:list|tuple|dict|str|ndarray|Tensor|meta)\b"
 )
-#: A message says what would be right.
+#: A message contains the fix.
 FIX = re.compile(
     r"\b(?:expected|use|give|pass|leave|convert|relabel|take|try|needs?|allowed|possible|call|make|move|put|"
     r"name|lower|raise|drop|choose|set|load|go on|detach|did you mean|trains|train|must|instead|only|scale|"
     r"does not accept|was built for|should|unknown|written by|not a bpfree state file|another network|first|"
     r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
 )
-#: Sentences of PyTorch itself, which say nothing to who called a trainer.
+#: Messages of PyTorch, which do not name an argument of a trainer.
 FOREIGN = re.compile(
     r"^(?:mat1 and mat2|size mismatch|Expected \d|shape '\[|The size of tensor|element \d of)"
 )
@@ -42,11 +42,11 @@ LONGEST = 500
 
 
 class Watch:
-    """Looks on while a case runs.
+    """Records optimizer steps and changes of modules while a case runs.
 
     Attributes:
-        steps: Optimizer steps so far, of any optimizer.
-        first: State of the followed module as it was in front of the first of them.
+        steps: Number of steps so far, of any optimizer.
+        first: State of the followed module before the first step.
     """
 
     def __init__(self) -> None:
@@ -55,22 +55,22 @@ class Watch:
         self._follow: Callable[[], nn.Module] | None = None
         self._modules: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
-    def over(self, *modules: nn.Module) -> None:
-        """A refusal must leave these as they are now."""
+    def protect(self, *modules: nn.Module) -> None:
+        """Require that a refusal leaves these modules unchanged."""
         for module in modules:
             self._modules.append((module, _copied(module)))
 
-    def used(self, *modules: nn.Module) -> None:
-        """Training is over and was right; what comes now is a use of its own, with these as they are now."""
+    def end_training(self, *modules: nn.Module) -> None:
+        """Count from zero after a correct training; a later refusal must leave these modules unchanged."""
         self.steps, self._modules = 0, []
-        self.over(*modules)
+        self.protect(*modules)
 
     def follow(self, module: Callable[[], nn.Module]) -> None:
-        """Keep the state of what ``module`` gives, as it is in front of the first step."""
+        """Record the state of the module that ``module`` returns, before the first step."""
         self._follow = module
 
     def changed(self) -> str | None:
-        """What has changed of the modules that are watched over."""
+        """The first change of a protected module as text, None if there is none."""
         for module, before in self._modules:
             after = _copied(module)
             for name, value in before.items():
@@ -81,7 +81,7 @@ class Watch:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the steps that are taken inside."""
+        """Count optimizer steps inside."""
         hook = register_optimizer_step_pre_hook(self._on_step)
         try:
             yield
@@ -93,32 +93,32 @@ class Watch:
             try:
                 self.first = _copied(self._follow())
             except bpfree.BadValue:
-                return  # a copy is tried, and the trainer is not built yet
+                return  # a step on a copy, before the trainer is built
         self.steps += 1
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
-    found = {}
+    copies = {}
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor) and not isinstance(value, UninitializedParameter | UninitializedBuffer):
-            found[name] = value.detach().clone()
-    return found
+            copies[name] = value.detach().clone()
+    return copies
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values; NaN equals NaN."""
+    """Whether two tensors have the same values; NaN equals NaN."""
     return bool(torch.equal(a, b) or (torch.equal(a.nan_to_num(), b.nan_to_num()) and a.dtype == b.dtype))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
         case: The case.
         outcome: Its outcome.
-        reason: What is wrong; or the message of a refusal or warning.
-        seconds: How long it took.
+        reason: The fault, or the message of a refusal or warning.
+        seconds: Duration.
     """
 
     case: Case
@@ -128,19 +128,19 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether that was expected."""
+        """Whether the outcome was expected."""
         return self.outcome in self.case.expected
 
 
-def judge(case: Case) -> Verdict:
-    """Run a case and say what became of it."""
+def run_case(case: Case) -> Verdict:
+    """Run a case and return its outcome."""
     watch, started = Watch(), time.perf_counter()
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as caught, watch.counting():
         warnings.simplefilter("always")
         try:
             fault = case.attempt(watch)
-        except Exception as error:  # noqa: BLE001  what it is, is the question
+        except Exception as error:  # noqa: BLE001  any error is an outcome
             outcome, reason = _of_error(error, watch, case)
         else:
             outcome, reason = _of_result(fault, [w for w in caught if not _about_time(w)], case)
@@ -158,32 +158,32 @@ def _of_result(fault: str | None, caught: list[warnings.WarningMessage], case: C
         return Outcome.RAW, f"a warning of another library: {foreign[0]}"
     if len(caught) > 1:
         return Outcome.WRONG, f"{len(caught)} warnings, one is enough: {' | '.join(dict.fromkeys(texts))}"
-    said = unclear(texts[0], fix=False) or untold(texts[0], case)
-    return (Outcome.WRONG, f"the warning {said}: {texts[0]}") if said else (Outcome.WARNED, texts[0])
+    fault = unclear_part(texts[0], fix=False) or missing_name(texts[0], case)
+    return (Outcome.WRONG, f"the warning {fault}: {texts[0]}") if fault else (Outcome.WARNED, texts[0])
 
 
 def _of_error(error: Exception, watch: Watch, case: Case) -> tuple[Outcome, str]:
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     where = next((f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames) if _inside(f.filename)), "")
-    meant = _inside(frames[-1].filename) and (frames[-1].line or "").startswith("raise")
-    told = isinstance(error, bpfree.BpfreeError) or (isinstance(error, TypeError) and meant)
-    if not told:
+    raised_here = _inside(frames[-1].filename) and (frames[-1].line or "").startswith("raise")
+    refused = isinstance(error, bpfree.BpfreeError) or (isinstance(error, TypeError) and raised_here)
+    if not refused:
         return Outcome.RAW, f"{type(error).__name__} at {where}: {text[:300]}"
-    # A device may fail at any time, and it is not for a trainer to know before.
+    # A device may fail at any time; a trainer cannot know this before training.
     if watch.steps and not isinstance(error, DeviceError):
         return Outcome.RAW, f"{type(error).__name__} only after {watch.steps} steps of training: {text[:300]}"
     if not watch.steps and (change := watch.changed()) is not None:
         return Outcome.WRONG, f"refused, but {change}: {text[:300]}"
-    # What an instrument says of itself is passed on as it is.
+    # Messages of an instrument are passed on unchanged.
     plain = isinstance(error, DeviceError | bpfree.Diverged)
-    if (said := (None if plain else unclear(str(error))) or untold(text, case)) is not None:
-        return Outcome.RAW, f"the message {said}: {text[:300]}"
+    if (fault := (None if plain else unclear_part(str(error))) or missing_name(text, case)) is not None:
+        return Outcome.RAW, f"the message {fault}: {text[:300]}"
     return Outcome.REFUSED, text
 
 
-def unclear(message: str, fix: bool = True) -> str | None:
-    """What a message lacks to be one sentence that names the value, and a ``fix``; None: nothing."""
+def unclear_part(message: str, fix: bool = True) -> str | None:
+    """What makes a message unclear: it must be one sentence with the value and, if ``fix``, the fix."""
     if "\n" in message.strip():
         return "is more than one line"
     if len(message) > LONGEST:
@@ -197,10 +197,10 @@ def unclear(message: str, fix: bool = True) -> str | None:
     return None
 
 
-def untold(message: str, case: Case) -> str | None:
-    """Whether a message lacks what this case must name."""
-    missing = case.says and not re.search(case.says, message)
-    return f"does not name what it is about (/{case.says}/)" if missing else None
+def missing_name(message: str, case: Case) -> str | None:
+    """The text that a message must contain in this case and does not."""
+    missing = case.mentions and not re.search(case.mentions, message)
+    return f"does not match /{case.mentions}/" if missing else None
 
 
 def _inside(filename: str) -> bool:
@@ -214,7 +214,7 @@ def _ours(warning: warnings.WarningMessage) -> bool:
 
 
 def _about_time(warning: warnings.WarningMessage) -> bool:
-    """Whether it is about a later version of something, and so not about the input."""
+    """Whether a warning is about future versions, and not about the input."""
     return issubclass(
         warning.category, DeprecationWarning | FutureWarning | PendingDeprecationWarning | ImportWarning
     )
