@@ -46,9 +46,9 @@ def run(name: str) -> int:
         print(f"{name}: cannot be measured here: {reason}")
         return CANNOT
     print(f"{name}: {claim.TITLE}; holds if {claim.HOLDS_IF}", flush=True)
-    found = claim.measure()
+    result = claim.measure()
     _record.write(
-        f"claims/{name}", {"title": claim.TITLE, "holds_if": claim.HOLDS_IF, **found}, found["holds"]
+        f"claims/{name}", {"title": claim.TITLE, "holds_if": claim.HOLDS_IF, **result}, result["holds"]
     )
-    print(f"{name}: {'holds' if found['holds'] else 'does not hold'}: {found['figure']}", flush=True)
-    return HOLDS if found["holds"] else DOES_NOT
+    print(f"{name}: {'holds' if result['holds'] else 'does not hold'}: {result['figure']}", flush=True)
+    return HOLDS if result["holds"] else DOES_NOT

@@ -1,11 +1,11 @@
-"""The acoustic simulator beside a measured cavity: answers, nonlinearity, drift.
+"""The acoustic simulator compared with a measured cavity: outputs, nonlinearity, drift.
 
     BPFREE_DATA=... python -m benchmarks.claims.acoustic_cavity
 
-Writes ``results/acoustic_cavity.json`` and ``docs/acoustic_cavity.png``. Passes if the measured cavity
-follows the simulator's form, coherent mixing and magnitudes: held-out R^2 of at least 0.95 on every strong
-output, and on all of them together above the linear and the quadratic fit. How linear the simulator is,
-driven alike, stands beside; it need not be as linear as this one cavity.
+Writes ``results/acoustic_cavity.json`` and ``docs/acoustic_cavity.png``. Passes if the model of the simulator
+(coherent mixing, then magnitudes) fits the measured cavity: held-out R^2 of at least 0.95 on every strong
+output, and on all outputs together above that of a linear and a quadratic fit. The linearity of the simulator
+with the same inputs is reported, without a threshold.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> int:
     surrogate = CavitySurrogate(u, y)
     with surrogate.frozen():
         modelled = surrogate.forward(u)
-    # Components that carry a tone; the others are a hundred times weaker, and mostly noise.
+    # Outputs with a tone; the others are a hundred times weaker, mostly noise.
     strong = y.mean(axis=0) > 0.05
-    # The cavity drifts: what is held out must come from the whole recording.
+    # The cavity drifts, so held-out rows are taken from the whole recording.
     shuffled = np.random.default_rng(0).permutation(len(u))
     measured = {degree: r_squared(u[shuffled], y[shuffled][:, strong], degree) for degree in (1, 2)}
     linear = [
@@ -62,13 +62,13 @@ def main() -> int:
 
 
 def gains(y: Any, modelled: Any, strong: Any) -> Any:
-    """Measured over modelled amplitude of each strong output, block after block: ``[blocks, outputs]``."""
+    """Measured divided by modeled amplitude of each strong output, by block: ``[blocks, outputs]``."""
     sums = [part[:, strong].reshape(-1, BLOCK, int(strong.sum())).sum(axis=1) for part in (y, modelled)]
     return sums[0] / sums[1]
 
 
 def draw(u: Any, y: Any, modelled: Any, strong: Any, gain: Any) -> None:
-    """Four panels: the fit, the cavity's drift, distributions of the answers, and one tone's response."""
+    """Four panels: the fit, the cavity's drift, distributions of outputs, and the response to a tone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,7 +88,7 @@ def draw(u: Any, y: Any, modelled: Any, strong: Any, gain: Any) -> None:
     bins = np.linspace(0, 3, 61)
     for values, name in ((y[:, strong], "measured"), (simulated, "simulated")):
         spread.hist((values / values.mean(axis=0)).ravel(), bins, histtype="step", density=True, label=name)
-    spread.set(xlabel="amplitude / mean of its output", ylabel="density", title="answers to the same drives")
+    spread.set(xlabel="amplitude / mean of its output", ylabel="density", title="outputs for the same inputs")
     spread.legend()
     for values, name in ((y, "measured"), (simulated, "simulated")):
         tone.errorbar(*response(u, values[:, 0]), capsize=3, marker="o", label=name)
@@ -101,7 +101,7 @@ def draw(u: Any, y: Any, modelled: Any, strong: Any, gain: Any) -> None:
 
 
 def response(u: Any, y: Any) -> tuple[Any, Any, Any]:
-    """Mean and standard deviation of one answer ``[N]`` of tone 0 by the amplitude that it follows most."""
+    """Mean and standard deviation of an output ``[N]`` of tone 0, by its main input amplitude."""
     at_tone = u.reshape(len(u), 4, -1)[:, :, 0]
     a = at_tone[:, np.abs(np.corrcoef(np.c_[at_tone, y].T)[-1, :-1]).argmax()]
     place = np.digitize(a, np.linspace(0, 1, 11)[1:-1])

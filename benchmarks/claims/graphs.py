@@ -1,4 +1,4 @@
-"""Training a GCN layer by layer on a graph of 100 000 nodes, against backpropagation on the same sums.
+"""Training a GCN layer by layer on a graph of 100 000 nodes, and by backpropagation.
 
 python -m benchmarks.claims.graphs
 """
@@ -23,15 +23,15 @@ HOLDS_IF = (
 
 
 def measure(nodes: int = 100_000, epochs: int = graph_scale.EPOCHS) -> dict[str, Any]:
-    """Train all once, in one process; see `benchmarks.profiles.graph_scale`."""
-    found = graph_scale.claim(nodes, epochs)
+    """Train all arms once, in one process; see `benchmarks.profiles.graph_scale`."""
+    result = graph_scale.claim(nodes, epochs)
     for kind in graph_scale.ARMS:
-        print(f"{kind}: {found[kind]}", flush=True)
+        print(f"{kind}: {result[kind]}", flush=True)
     figure = (
-        f"{found['time_ratio']:.1f}x less time, {found['saved_ratio']:.1f}x fewer bytes; than the leanest "
-        f"{found['lean_time_ratio']:.1f}x and {found['lean_saved_ratio']:.1f}x"
+        f"{result['time_ratio']:.1f}x less time, {result['saved_ratio']:.1f}x fewer bytes; than the leanest "
+        f"{result['lean_time_ratio']:.1f}x and {result['lean_saved_ratio']:.1f}x"
     )
-    return {"holds": graph_scale.holds(found), "figure": figure, "threads": 1, "epochs": epochs, **found}
+    return {"holds": graph_scale.holds(result), "figure": figure, "threads": 1, "epochs": epochs, **result}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What moves physical local learning and its rivals: wrong twins, noise, drift and passes, drawn as curves.
+"""Physical local learning and its baselines against model mismatch, noise, drift and passes, as curves.
 
 python -m benchmarks.claims.physical_curves
 
 Seven vowels by formants through the acoustic cavity, two layers, no skip; three seeds of model and device,
-settings of configs/physical_vowels7_acoustic.yaml; a twin's trainers have the rate of ideal backpropagation.
-Writes benchmarks/results/physical_curves.json and docs/physical_curves.png. Needs the table of formants.
+settings of configs/physical_vowels7_acoustic.yaml; trainers with a model of the device have the learning rate
+of ideal backpropagation. Writes benchmarks/results/physical_curves.json and docs/physical_curves.png. Needs
+the table of formants.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MISMATCHES = (0.0, 0.1, 0.3, 0.6)
 NOISES = (0.0, 0.05, 0.1, 0.2)
 DRIFTS = (0.0, 0.1, 0.3, 0.6)
 
-#: The experiment whose arms these are, learning rates and epochs included, and its labels of them.
+#: The experiment with the settings of these arms, and their labels in it.
 CONFIG = Path(__file__).parents[2] / "configs" / "physical_vowels7_acoustic.yaml"
 LABELS = {
     "physical": "physical, no skip",
@@ -42,42 +43,46 @@ LABELS = {
     "ridge": "ridge on the device",
 }
 
-#: The drift while training goes on: how far, how often, epochs between two moves, and after the last.
+#: Drift during training: size and number of moves of the device, epochs between two moves and after the last.
 STEP, STEPS, EPOCHS_BETWEEN, EPOCHS_AFTER = 0.15, 10, 10, 200
-#: Its seeds, more since it is about a point; its arms: whether the device moves, whether training goes on.
+#: Seeds, more as the effect is small, and arms: whether the device moves, and whether training continues.
 RECOVERY_SEEDS = (0, 1, 2, 3, 4, 5)
 RECOVERY = {"learns on": (True, True), "stays": (True, False), "never moved": (False, True)}
-#: Readings at the end over which it is judged: from one to the next, accuracy on 55 vowels swings by points.
+#: Number of last evaluations that are averaged: accuracy on 55 vowels varies by points between evaluations.
 LAST = 10
 
 
 @functools.cache
 def arms() -> dict[str, Cell]:
-    """What the experiment says of each trainer."""
-    found = {cell.arm: cell for cell in cells(read_yaml(CONFIG))}
-    return {name: found[label] for name, label in LABELS.items()}
+    """The cell of the experiment for each trainer."""
+    result = {cell.arm: cell for cell in cells(read_yaml(CONFIG))}
+    return {name: result[label] for name, label in LABELS.items()}
 
 
-def made(name: str, data: TensorData, seed: int, noise: float = 0.05, **settings: Any) -> PhysicalTrainer:
+def new_trainer(
+    name: str, data: TensorData, seed: int, noise: float = 0.05, **settings: Any
+) -> PhysicalTrainer:
     """A new trainer on a new device."""
-    own = {key: value for key, value in arms()[name].trainer.items() if key != "id"}
+    settings_of_arm = {key: value for key, value in arms()[name].trainer.items() if key != "id"}
     device = Device(AcousticCavity(seed_device=seed, seed_noise=seed, noise=noise))
     torch.manual_seed(seed)
     net = physical_net(
         [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalise="calibrated"
     )
-    trainer = get_trainer(arms()[name].trainer["id"])(net, seed=seed, progress=False, **{**own, **settings})
+    trainer = get_trainer(arms()[name].trainer["id"])(
+        net, seed=seed, progress=False, **{**settings_of_arm, **settings}
+    )
     assert isinstance(trainer, PhysicalTrainer)
     return trainer
 
 
-def lessons(name: str) -> dict[str, Any]:
-    """Epochs and batches of a trainer."""
+def fit_settings(name: str) -> dict[str, Any]:
+    """Epochs and batch size of a trainer."""
     return {key: arms()[name].fit[key] for key in ("epochs", "batch_size")}
 
 
 def system(trainer: PhysicalTrainer) -> AcousticCavity:
-    """The cavity behind a trainer."""
+    """The cavity of a trainer."""
     device = trainer.fronts[0].device
     assert isinstance(device, Device)
     assert isinstance(device.system, AcousticCavity)
@@ -85,9 +90,9 @@ def system(trainer: PhysicalTrainer) -> AcousticCavity:
 
 
 def fitted(name: str, data: Splits, seed: int, **options: Any) -> PhysicalTrainer:
-    """A trainer that has trained."""
-    trainer = made(name, data.train, seed, **options)
-    trainer.fit(data.train, **lessons(name))
+    """A trained trainer."""
+    trainer = new_trainer(name, data.train, seed, **options)
+    trainer.fit(data.train, **fit_settings(name))
     return trainer
 
 
@@ -97,20 +102,20 @@ def curve(values: Sequence[float], accuracy: Callable[[float, int], float]) -> l
 
 
 def against_mismatch(data: Splits) -> dict[str, Any]:
-    """Trainers with a twin, against how wrong it is."""
-    found = {}
+    """Trainers with a model of the device, against its mismatch."""
+    result = {}
     for model in ("aware", "in_silico"):
 
         def accuracy(mismatch: float, seed: int, model: str = model) -> float:
             trainer = fitted("ideal backprop", data, seed, model=model, mismatch=mismatch)
             return float(trainer.evaluate(data.test)["accuracy"])
 
-        found[model] = curve(MISMATCHES, accuracy)
-    return found
+        result[model] = curve(MISMATCHES, accuracy)
+    return result
 
 
 def against_noise(data: Splits) -> dict[str, Any]:
-    """Every trainer, against the device's noise."""
+    """Every trainer, against the noise of the device."""
 
     def accuracy(name: str) -> Callable[[float, int], float]:
         return lambda noise, seed: float(
@@ -121,8 +126,8 @@ def against_noise(data: Splits) -> dict[str, Any]:
 
 
 def against_drift(data: Splits) -> dict[str, Any]:
-    """Every trainer with the weights it has learned, against how far the device has moved since."""
-    found: dict[str, Any] = {}
+    """Every trained trainer, against the drift of the device after training."""
+    result: dict[str, Any] = {}
     for name in LABELS:
         rows: dict[float, list[float]] = {drift: [] for drift in DRIFTS}
         for seed in SEEDS:
@@ -132,35 +137,35 @@ def against_drift(data: Splits) -> dict[str, Any]:
                 system(trainer).load_state_dict(still)
                 system(trainer).disturb(drift, seed=seed + 1)
                 rows[drift].append(float(trainer.evaluate(data.test)["accuracy"]))
-        found[name] = [{"at": drift, "accuracy": values} for drift, values in rows.items()]
-    return found
+        result[name] = [{"at": drift, "accuracy": values} for drift, values in rows.items()]
+    return result
 
 
 def against_passes(data: Splits) -> dict[str, Any]:
-    """Accuracy on the test part while training goes on, against rows sent; nothing is chosen by it."""
-    found = {}
+    """Test accuracy during training, against rows sent to the device; it is not used for selection."""
+    result = {}
     for name in LABELS:
-        fit, runs = lessons(name), []
+        fit, runs = fit_settings(name), []
         for seed in SEEDS:
-            trainer = made(name, data.train, seed)
+            trainer = new_trainer(name, data.train, seed)
             history = trainer.fit(
                 data.train,
                 data.test,
                 **{**fit, "eval_every": max(1, fit["epochs"] // 10), "restore_best": False},
             )
-            judged = [row for row in history.rows if "validation" in row]
+            evaluated = [row for row in history.rows if "validation" in row]
             headline = trainer.cascade.headline
-            runs.append([[row["passes"]["train"], row["validation"][headline]] for row in judged])
-        found[name] = runs
-    return found
+            runs.append([[row["passes"]["train"], row["validation"][headline]] for row in evaluated])
+        result[name] = runs
+    return result
 
 
 def recovery(data: Splits) -> dict[str, Any]:
-    """The device moves again and again, then stands still: weights that learn on, and weights that stay.
+    """The device moves several times, then no more; weights are trained further or fixed.
 
-    Beside them weights that learn on behind a device that never moved.
+    A control trains weights with a device that never moved.
     """
-    found: dict[str, list[list[float]]] = {name: [] for name in RECOVERY}
+    result: dict[str, list[list[float]]] = {name: [] for name in RECOVERY}
     for seed in RECOVERY_SEEDS:
         for name, (moves, learns) in RECOVERY.items():
             trainer = fitted("physical", data, seed)
@@ -169,10 +174,10 @@ def recovery(data: Splits) -> dict[str, Any]:
             for number, step in enumerate(steps):
                 system(trainer).disturb(step, seed=100 * seed + number)
                 if learns:
-                    trainer.fit(data.train, **{**lessons("physical"), "epochs": EPOCHS_BETWEEN})
+                    trainer.fit(data.train, **{**fit_settings("physical"), "epochs": EPOCHS_BETWEEN})
                 accuracies.append(float(trainer.evaluate(data.test)["accuracy"]))
-            found[name].append(accuracies)
-    return {"epochs_between": EPOCHS_BETWEEN, "moves": STEPS, "step": STEP, **found}
+            result[name].append(accuracies)
+    return {"epochs_between": EPOCHS_BETWEEN, "moves": STEPS, "step": STEP, **result}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -188,7 +193,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 5, figsize=(22, 4), sharey=True)
-    panels = [("mismatch", "how wrong the twin is"), ("noise", "noise / mean output"), ("drift", "drift eps")]
+    panels = [("mismatch", "mismatch of the model"), ("noise", "noise / mean output"), ("drift", "drift eps")]
     for axis, (name, label) in zip(axes, panels, strict=False):
         for arm, rows in figures[name].items():
             axis.plot([r["at"] for r in rows], [100 * mean(r["accuracy"]) for r in rows], "o-", label=arm)
@@ -214,9 +219,9 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    """Make all curves; 0 if weights that learn on recover, and weights that stay do not.
+    """Make all curves; 0 if weights that are trained further recover, and fixed weights do not.
 
-    Recovered is who is within a point of the weights whose device never moved.
+    Recovered means an accuracy within one point of that with the device that never moved.
     """
     data = bpfree.data.load("vowel_formants", standardize=True)
     figures = {

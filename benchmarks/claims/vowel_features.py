@@ -1,10 +1,10 @@
-"""Vowel features: against formants that were measured by hand, and by what simple classifiers make of them.
+"""Vowel features, compared with hand-measured formants and by the accuracy of simple classifiers.
 
     BPFREE_DATA=... python -m benchmarks.claims.vowel_features
 
 Writes ``results/vowel_features.json``. Passes if the median error of each formant is at most 5 %, and if an
-SVM reaches, on talkers that it does not know, 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 %
-(12 vowels, formants).
+SVM reaches 95 % (7 vowels, log-mel), 92 % (12 vowels, log-mel) and 89 % (12 vowels, formants) on speakers
+that are not in the training data.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from bpfree.data._sources import data_root
 from bpfree.data._vowels import SEVEN, read_recordings, read_table
 
 SPLITS = 10
-WANTED = {"vowels_7": 0.95, "vowels_12": 0.92, "vowels_12_formants": 0.89}
+REQUIRED = {"vowels_7": 0.95, "vowels_12": 0.92, "vowels_12_formants": 0.89}
 
 
 def accuracy(name: str) -> dict[str, float]:
-    """Mean and sd over splits of two classifiers' accuracy on talkers that they do not know."""
-    found: dict[str, list[float]] = {"lda": [], "svm": []}
+    """Mean and standard deviation over splits of the accuracy of two classifiers on other speakers."""
+    scores: dict[str, list[float]] = {"lda": [], "svm": []}
     for seed in range(SPLITS):
         train, validation, test = load(name, standardize=True, split_seed=seed)
         x, y = (np.concatenate(both) for both in zip(arrays(train), arrays(validation), strict=True))
         for key, classifier in (("lda", LinearDiscriminantAnalysis()), ("svm", SVC(C=10))):
-            found[key].append(float(classifier.fit(x, y).score(*arrays(test))))
-    return {f"{key}_{what}": f(values) for key, values in found.items() for what, f in STATISTICS.items()}
+            scores[key].append(float(classifier.fit(x, y).score(*arrays(test))))
+    return {f"{key}_{what}": f(values) for key, values in scores.items() for what, f in STATISTICS.items()}
 
 
 STATISTICS: dict[str, Any] = {
@@ -44,25 +44,27 @@ STATISTICS: dict[str, Any] = {
 
 
 def arrays(data: TensorData) -> tuple[Any, Any]:
-    """Standardised features and labels as numpy arrays."""
+    """Standardized features and labels as NumPy arrays."""
     x, y = data.batch(torch.arange(len(data)))
     return x.numpy(), y.numpy()
 
 
 def formant_errors() -> Any:
-    """Relative errors of our formants on the recordings that were measured by hand, ``[258, 12]``."""
+    """Relative errors of the formants on the recordings with hand-measured formants, ``[258, 12]``."""
     root = data_root(None)
-    ours = read_recordings(root, "formants", SEVEN, "w", download=False)
-    by_token = {(who, int(y)): x for who, y, x in zip(ours.talkers, ours.y, ours.x, strict=True)}
+    computed = read_recordings(root, "formants", SEVEN, "w", download=False)
+    by_token = {
+        (speaker, int(y)): x for speaker, y, x in zip(computed.talkers, computed.y, computed.x, strict=True)
+    }
     hand = read_table(root, download=False)
     rows = zip(hand.talkers, hand.y, hand.x, strict=True)
-    return np.stack([np.abs((by_token[who, int(y)] / x - 1).numpy()) for who, y, x in rows])
+    return np.stack([np.abs((by_token[speaker, int(y)] / x - 1).numpy()) for speaker, y, x in rows])
 
 
 def main() -> int:
     """Measure; 0 if the claims hold."""
     errors = formant_errors()
-    scores = {name: accuracy(name) for name in (*WANTED, "vowels_7_formants", "vowel_formants")}
+    scores = {name: accuracy(name) for name in (*REQUIRED, "vowels_7_formants", "vowel_formants")}
     median = np.median(errors, axis=0)
     figures: dict[str, Any] = {
         "splits": SPLITS,
@@ -72,7 +74,7 @@ def main() -> int:
             round(float(value), 4) for value in (errors > 0.15).mean(axis=0)
         ],
     }
-    right = all(scores[name]["svm_mean"] >= wanted for name, wanted in WANTED.items())
+    right = all(scores[name]["svm_mean"] >= required for name, required in REQUIRED.items())
     return record("vowel_features", figures, bool(right and (median <= 0.05).all()))
 
 

@@ -1,13 +1,13 @@
-"""Time of a Forward-Forward epoch against the recipe that public PyTorch code commonly follows.
+"""Time of a Forward-Forward epoch, compared with a recipe that is common in public PyTorch code.
 
     python -m benchmarks.profiles.forward_forward_epoch [--repeats 3]
 
 The recipe, as a plain loop: torchvision's data set, one image at a time through ToTensor, of which a Python
 data set makes the positive, negative and neutral copy; a loader with four worker processes; one forward pass
 per copy with a classifier on the neutral one; one backward pass of the summed losses; the loss of each layer
-and its share of rightly told copies logged. Both train MNIST, 3 x 1000, batch 100, with the same optimizer
-and losses (threshold and peer normalisation), in one process on the same number of images, taking turns; the
-ratio of the medians counts.
+and its accuracy on the copies logged. Both train MNIST, 3 x 1000, batch 100, with the same optimizer and
+losses (threshold and peer normalization), alternating in one process on the same number of images; the result
+is the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Triple = tuple[Tensor, Tensor, Tensor, int]
 
 
 class PerSample(Dataset[Triple]):
-    """One sample at a time, as such code does it."""
+    """A data set that prepares one sample at a time."""
 
     def __init__(self, n: int) -> None:
         self.images = MNIST(str(data_root(None)), train=True, transform=transforms.ToTensor())
@@ -95,7 +95,7 @@ class CommonRecipe:
         return (mean.mean() - mean).square().mean()
 
     def epoch(self) -> dict[str, float]:
-        """One pass over the data; returns what was logged, summed over the batches."""
+        """Train for one epoch; returns the logged values, summed over the batches."""
         logged: dict[str, float] = {}
         for positive, negative, neutral, label in self.loader:
             self.optimizer.zero_grad()
@@ -123,14 +123,14 @@ def main() -> int:
     """Time both; 0 if the ratio is within the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create 4 worker processes")
     train = bpfree.data.load("mnist").train
     recipe = CommonRecipe(len(train))
     torch.manual_seed(0)
     trainer = bpfree.ForwardForward(bpfree.nn.mlp([784, *[WIDTH] * LAYERS, CLASSES]), progress=False)
     times: dict[str, list[float]] = {"recipe": [], "bpfree": []}
-    for _ in range(given.repeats):
+    for _ in range(arguments.repeats):
         start = time.perf_counter()
         recipe.epoch()
         times["recipe"].append(time.perf_counter() - start)
@@ -139,7 +139,7 @@ def main() -> int:
         times["bpfree"].append(time.perf_counter() - start)
     ratio = statistics.median(times["bpfree"]) / statistics.median(times["recipe"])
     figures = {"seconds": times, "ratio": ratio, "limit": LIMIT, "images": len(train)}
-    return record("forward_forward_epoch", figures, ratio <= LIMIT, changes(parser, given))
+    return record("forward_forward_epoch", figures, ratio <= LIMIT, changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What the energy meter says of a real GPU: does its counter agree with its power sensor, and with itself?
+"""The energy meter on a real GPU: agreement of its counter with its power sensor, and between windows.
 
     python -m benchmarks.profiles.gpu_energy                         # about 20 minutes; needs an idle GPU
     python -m benchmarks.profiles.gpu_energy --window 15 --idle 10   # a quick look; not for a claim
 
-Three loads (products of matrices, copies, and the training of a perceptron by backpropagation and by
-Mono-Forward) are metered twice each, in turn and back again, with idling before and after every one. What is
-claimed, and can fail:
+Three loads (matrix products, copies, and training steps of an MLP by backpropagation and by Mono-Forward) are
+metered twice each, in order and in reverse order, with idling before and after each. The claims are:
 
 * no window is tainted: counter and integral of sampled power differ by at most 5 % under load;
 * two windows of the same load differ by at most 3 % in watts;
-* the net energy of a window of waiting, with the context alive, is at most 3 % of its gross energy;
+* the net energy of an idle window, with a CUDA context, is at most 3 % of its gross energy;
 * no load draws more than 1.1 times the power limit.
 """
 
@@ -46,7 +45,7 @@ def copies() -> Work:
 
 
 def steps(name: str) -> Work:
-    """Bound by launching kernels: training steps on one batch that lies on the device."""
+    """Bound by launching kernels: training steps on one batch on the device."""
     torch.manual_seed(0)
     net = bpfree.nn.mlp([784, WIDTH, WIDTH, CLASSES])
     trainer = bpfree.get_trainer(name)(net, device="cuda", progress=False)
@@ -65,32 +64,32 @@ LOADS: dict[str, Callable[[], Work]] = {
 
 
 def measured(work: Work, window_s: float, idle_s: float) -> tuple[Reading, int, dict[str, Any]]:
-    """The reading of a window of this load, how many calls were in it, and what the device was like."""
+    """The reading of a window of this load, the number of calls in it, and facts about the device."""
     for _ in range(50):
         work()
     synchronize("cuda")
     calls = 0
-    with energy("cuda", idle_s=idle_s, min_s=min(10.0, window_s)) as found:
+    with energy("cuda", idle_s=idle_s, min_s=min(10.0, window_s)) as meter:
         end = time.perf_counter() + window_s
         while time.perf_counter() < end:
             for _ in range(20):
                 work()
             calls += 20
             synchronize("cuda")
-    return found.reading("gpu", "work"), calls, found.facts()["gpu"]
+    return meter.reading("gpu", "work"), calls, meter.facts()["gpu"]
 
 
 def row(name: str, window_s: float, idle_s: float) -> dict[str, Any]:
     """One metered window as plain data."""
     reading, calls, facts = measured(LOADS[name](), window_s, idle_s)
-    found = {"load": name, "calls": calls, "reading": reading.row(), "device": facts}
+    result = {"load": name, "calls": calls, "reading": reading.row(), "device": facts}
     if reading.gross_j is not None:
-        found |= {"watts": reading.gross_j / reading.window_s, "joules_per_call": reading.gross_j / calls}
+        result |= {"watts": reading.gross_j / reading.window_s, "joules_per_call": reading.gross_j / calls}
     print(
-        f"{name}: {found.get('watts', float('nan')):.1f} W, ratio {reading.ratio}, {reading.tainted}",
+        f"{name}: {result.get('watts', float('nan')):.1f} W, ratio {reading.ratio}, {reading.tainted}",
         flush=True,
     )
-    return found
+    return result
 
 
 def claims(rows: list[dict[str, Any]]) -> dict[str, bool]:
@@ -117,16 +116,18 @@ def main() -> int:
     """Meter; 0 if all claims hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--window", type=float, default=60.0, metavar="S", help="seconds of each window")
-    parser.add_argument("--idle", type=float, default=30.0, metavar="S", help="seconds of idling around it")
+    parser.add_argument(
+        "--idle", type=float, default=30.0, metavar="S", help="seconds of idling before and after it"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.stderr.write("error: torch sees no CUDA device here; this script meters one\n")
         return 2
     order = [*LOADS, *reversed(LOADS)]
     rows = [row(name, arguments.window, arguments.idle) for name in order]
-    held = claims(rows)
-    figures = {"claims": held, "window_s": arguments.window, "doctor": examine("cuda"), "rows": rows}
-    return record("gpu_energy", figures, all(held.values()), changes(parser, arguments))
+    results = claims(rows)
+    figures = {"claims": results, "window_s": arguments.window, "doctor": examine("cuda"), "rows": rows}
+    return record("gpu_energy", figures, all(results.values()), changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
-"""ForwardGNN and backpropagation on a graph of 100 000 nodes: time, saved bytes, and where the gain ends.
+"""ForwardGNN and backpropagation on a graph of 100 000 nodes: time and saved bytes by size.
 
     python -m benchmarks.profiles.graph_scale            # the curves
-    python -m benchmarks.claims graphs          # one point of them, in full
+    python -m benchmarks.claims graphs          # one point of them, with all epochs
 
-The graph is random, undirected, with 2 000 000 directed edges; ten classes, 128 features that have to do with
-them, 10 % of the nodes labelled; a GCN of three layers, 128 wide, 100 epochs, all labelled nodes a step. All
-run in one process on one thread, without validation, after a short run that is not timed. What is timed is
-training, with all that is made once for it, in seconds of the processor, so that what else the machine does
-counts little. Backpropagation is there twice:
+The graph is random and undirected, with 2 000 000 directed edges, ten classes, 128 features that depend on
+the class, and 10 % labeled nodes. A GCN of three layers of width 128 is trained for 100 epochs with all
+labeled nodes in one step. All arms run in one process on one thread, without validation, after a short run
+that is not timed. Measured is the processor time of training, including everything that is computed once.
+There are two arms of backpropagation:
 
-* ``plain``: the loop as one writes it. The operator and its transpose are made once, features have unit
-  length from the start, the optimizer is fused, the loss is that of labelled rows: six sparse products an
-  epoch.
-* ``backprop_gnn``: nothing is made twice, and nothing unasked. What the first layer aggregates is kept, too,
-  and of the last layer labelled rows alone are made: two sparse products and two tenths of others.
+* ``plain``: a plain loop. The operator and its transpose are computed once, features are normalized once, the
+  optimizer is fused, and the loss uses the labeled rows: six sparse products per epoch.
+* ``backprop_gnn``: as plain, but the aggregates of the first layer are cached, and the last layer computes
+the
+  labeled rows alone: two sparse products and two on a tenth of the rows.
 
-The claim is that both take at least 15 times as long, and save at least 10 times as many bytes for backward.
+The claim is that both take at least 15 times as long as ForwardGNN, and save at least 10 times as many bytes
+for backward.
 
-The curves change one thing at a time. Their points are timed over a few epochs, at least as long as what is
-done once takes, and reckoned up to 100: that, and 100 times what an epoch takes.
+Each curve varies one parameter. Its points are timed over a few epochs, which take at least as long as the
+computations that are done once, and are extrapolated to 100 epochs.
 """
 
 from __future__ import annotations
@@ -44,36 +45,36 @@ from bpfree.meters import saved_for_backward
 
 FEATURES, HIDDEN, CLASSES, EPOCHS = 128, 128, 10, 100
 
-#: Who is compared, and over how many epochs at least a point of a curve is timed.
+#: The arms, and the smallest number of epochs that a point of a curve is timed over.
 ARMS = {"forward_gnn": 20, "backprop_gnn": 4, "plain": 2}
 
 
 def graph(nodes: int, edges: int, labelled: float) -> tuple[GraphData, GraphData]:
-    """A random graph, and its labelled and its other nodes."""
+    """The labeled and the other nodes of a random graph."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(CLASSES, (nodes,), generator=generator)
     x = torch.randn(nodes, FEATURES, generator=generator)
     x += 0.5 * torch.randn(CLASSES, FEATURES, generator=generator)[y]
     half = torch.randint(nodes, (2, edges // 2), generator=generator)
-    # Half of the edges join nodes of one class.
+    # Half of the edges connect nodes of one class.
     order = torch.argsort(y, stable=True)
     place = torch.empty(nodes, dtype=torch.long)
     place[order] = torch.arange(nodes)
     near = order[(place[half[0]] + torch.randint(1, nodes // 20, (edges // 2,), generator=generator)) % nodes]
-    alike = torch.rand(edges // 2, generator=generator) < 0.5
-    half[1] = torch.where(alike, near, half[1])
+    same_class = torch.rand(edges // 2, generator=generator) < 0.5
+    half[1] = torch.where(same_class, near, half[1])
     shared = Graph(torch.cat([half, half.flip(0)], 1), nodes)
     ids = torch.randperm(nodes, generator=generator)
     cut = round(labelled * nodes)
-    rest = ids[cut:] if cut < nodes else ids[:1]
+    unlabeled = ids[cut:] if cut < nodes else ids[:1]
     return (
         GraphData(x, shared, ids[:cut], y[ids[:cut]], CLASSES, "random graph"),
-        GraphData(x, shared, rest, y[rest], CLASSES, "random graph"),
+        GraphData(x, shared, unlabeled, y[unlabeled], CLASSES, "random graph"),
     )
 
 
 class Clock:
-    """Seconds of the processor by window."""
+    """Processor time by window, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -87,12 +88,12 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Training, and what was made once for it."""
+        """Time of training, including everything that is computed once."""
         return sum(self.seconds.values())
 
 
 class Plain:
-    """A GCN and its loop, as one writes them: ReLU between the layers, scores from the last."""
+    """A GCN with ReLU between its layers, and a plain training loop."""
 
     def __init__(self, data: GraphData, depth: int) -> None:
         widths = [FEATURES, *[HIDDEN] * (depth - 1), CLASSES]
@@ -109,7 +110,7 @@ class Plain:
         return h
 
     def fit(self, epochs: int) -> None:
-        """As many steps, each on all labelled nodes."""
+        """Take one step per epoch, on all labeled nodes."""
         for _ in range(epochs):
             loss = F.cross_entropy(self.scores()[self.data.ids], self.data.y)
             self.optimizer.zero_grad()
@@ -118,7 +119,7 @@ class Plain:
 
     @torch.no_grad()
     def evaluate(self, data: GraphData) -> dict[str, Any]:
-        """Share of nodes that are classified rightly."""
+        """Accuracy on the nodes of ``data``."""
         right = self.scores()[data.ids].argmax(1) == data.y
         return {"accuracy": right.float().mean().item()}
 
@@ -133,49 +134,49 @@ def trainer(kind: str, depth: int) -> bpfree.Trainer:
 
 
 def run(kind: str, data: GraphData, depth: int, epochs: int) -> tuple[Any, float]:
-    """Train; what was trained, and the seconds. All that is made of the graph is made anew."""
+    """Train with a new copy of the graph; returns the trained model and the seconds."""
     data = replace(data, graph=Graph(data.graph.edge_index, data.graph.n_nodes))
     if kind == "plain":
         start = time.process_time()
         plain = Plain(data, depth)
         plain.fit(epochs)
         return plain, time.process_time() - start
-    clock, made = Clock(), trainer(kind, depth)
-    made.build_for(data)  # type: ignore[arg-type]
-    made.fit(data, epochs=epochs, batch_size=len(data), hooks=bpfree.Hooks(clock.window))
-    return made, clock.total
+    clock, model = Clock(), trainer(kind, depth)
+    model.build_for(data)  # type: ignore[arg-type]
+    model.fit(data, epochs=epochs, batch_size=len(data), hooks=bpfree.Hooks(clock.window))
+    return model, clock.total
 
 
 def saved(kind: str, data: GraphData, depth: int) -> int:
-    """Peak of the bytes saved for backward, over one epoch of every stage."""
+    """Peak of the bytes saved for backward, over one epoch of each stage."""
     with saved_for_backward() as bytes_:
         run(kind, data, depth, 1)
     return bytes_.peak_bytes
 
 
-def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """How many times ForwardGNN's seconds and bytes the others take."""
-    ours, names = found["forward_gnn"], {"plain": "", "backprop_gnn": "lean_"}
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Seconds and bytes of the other arms divided by those of ForwardGNN."""
+    ours, names = result["forward_gnn"], {"plain": "", "backprop_gnn": "lean_"}
     return {
-        f"{prefix}{what}_ratio": found[kind][key] / ours[key]
+        f"{prefix}{what}_ratio": result[kind][key] / ours[key]
         for kind, prefix in names.items()
         for what, key in (("time", "seconds"), ("saved", "saved_bytes"))
     }
 
 
 def compare(data: GraphData, depth: int) -> dict[str, Any]:
-    """Seconds of 100 epochs, reckoned from few, and bytes."""
-    found: dict[str, Any] = {}
+    """Seconds of 100 epochs, extrapolated from a few, and saved bytes."""
+    result: dict[str, Any] = {}
     for kind, epochs in ARMS.items():
-        seconds = reckoned(kind, data, depth, epochs)
-        found[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, depth)}
-    return found | ratios(found)
+        seconds = extrapolated(kind, data, depth, epochs)
+        result[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, depth)}
+    return result | ratios(result)
 
 
-def reckoned(kind: str, data: GraphData, depth: int, epochs: int) -> float:
-    """Seconds of 100 epochs, from one and at least so many more.
+def extrapolated(kind: str, data: GraphData, depth: int, epochs: int) -> float:
+    """Seconds of 100 epochs, extrapolated from a run of one epoch and a longer one.
 
-    More until they take longer than the one and what is done once: what is shorter drowns in its noise.
+    The number of epochs grows until the longer run dominates the noise of the first.
     """
     one = run(kind, data, depth, 1)[1]
     while (took := run(kind, data, depth, 1 + epochs)[1] - one) < one and epochs < EPOCHS - 1:
@@ -184,22 +185,22 @@ def reckoned(kind: str, data: GraphData, depth: int, epochs: int) -> float:
 
 
 def claim(nodes: int, epochs: int = EPOCHS) -> dict[str, Any]:
-    """Seconds, saved bytes and accuracy of all on one graph, 20 edges a node, on one thread."""
+    """Seconds, saved bytes and accuracy of all arms on one graph with 20 edges per node, on one thread."""
     with one_thread():
-        data, rest = graph(nodes, 20 * nodes, 0.1)
-        found: dict[str, Any] = {
+        data, unlabeled = graph(nodes, 20 * nodes, 0.1)
+        result: dict[str, Any] = {
             "nodes": nodes, "edges": data.graph.n_edges, "labelled": len(data), "depth": 3,
         }  # fmt: skip
         for kind in ARMS:
-            made, seconds = run(kind, data, 3, epochs)
-            accuracy = made.evaluate(rest)["accuracy"]
-            found[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, 3), "accuracy": accuracy}
-    return found | ratios(found)
+            model, seconds = run(kind, data, 3, epochs)
+            accuracy = model.evaluate(unlabeled)["accuracy"]
+            result[kind] = {"seconds": seconds, "saved_bytes": saved(kind, data, 3), "accuracy": accuracy}
+    return result | ratios(result)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread inside, after a short run by everybody: what is loaded late is loaded by then."""
+    """One thread inside, after a short run of every arm that loads all libraries."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     small, _ = graph(200, 4000, 0.5)
@@ -209,18 +210,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def holds(found: dict[str, Any]) -> bool:
-    """Whether the ratios are large enough, those to the leanest way of backpropagation among them."""
-    time = min(found["time_ratio"], found["lean_time_ratio"])
-    return bool(time >= 15 and min(found["saved_ratio"], found["lean_saved_ratio"]) >= 10)
+def holds(result: dict[str, Any]) -> bool:
+    """Whether all ratios are large enough."""
+    time = min(result["time_ratio"], result["lean_time_ratio"])
+    return bool(time >= 15 and min(result["saved_ratio"], result["lean_saved_ratio"]) >= 10)
 
 
 def main() -> int:
-    """Measure the curves; 0 if the point that the claim is about is as claimed."""
+    """Measure the curves; 0 if the claim holds at its point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, default=100_000)
-    given = parser.parse_args()
-    nodes, edges = given.nodes, 20 * given.nodes
+    arguments = parser.parse_args()
+    nodes, edges = arguments.nodes, 20 * arguments.nodes
     with one_thread():
         data, _ = graph(nodes, edges, 0.1)
         middle = compare(data, 3)
@@ -232,7 +233,7 @@ def main() -> int:
         }
     figures: dict[str, Any] = {"nodes": nodes, "edges": edges, "labelled": 0.1, "depth": 3, "threads": 1}
     figures |= {"middle": middle, "curves": curves}
-    return record("graph_scale", figures, holds(middle), changes(parser, given))
+    return record("graph_scale", figures, holds(middle), changes(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""FLOPs and saved bytes of a training step, local against backpropagation, counted and not timed.
+"""FLOPs and saved bytes of a training step, local learning and backpropagation, counted and not timed.
 
     python -m benchmarks.profiles.step_cost
 
 * FLOPs of a step, Mono-Forward / backpropagation, 16 equal blocks of width 1024: at most 0.72 (the limit for
-  many blocks and small heads is 2/3, since no gradient passes from block to block).
-* Bytes saved for backward with 4, 16 and 64 blocks: the same within 5 % for the local schedules. Not so for
-  Forward-Forward with its classifier readout, which looks at the outputs of all blocks at once: it stands
-  beside Forward-Forward read out by goodness, which does not.
+  many blocks and small heads is 2/3, since no gradient crosses a block boundary).
+* Bytes saved for backward with 4, 16 and 64 blocks: equal within 5 % for the local trainers. An exception is
+  Forward-Forward with the classifier readout, which uses the outputs of all blocks; it is reported beside
+  Forward-Forward with the goodness readout.
 """
 
 from __future__ import annotations

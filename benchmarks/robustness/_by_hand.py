@@ -67,7 +67,7 @@ def _take(optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> float:
 
 
 def _matrices(state: State, prefix: str) -> list[Tensor]:
-    """The tensors of ``state`` under ``prefix``, those with two axes first, otherwise in the order of the state."""
+    """The tensors of ``state`` under ``prefix``, matrices first."""
     tensors = [v for k, v in state.items() if k.startswith(prefix)]
     return sorted(tensors, key=lambda v: -v.ndim)
 
@@ -194,7 +194,7 @@ def _supervised(
 
 
 def deep_supervision(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
-    """Deep supervision: a head on every block and the output layer, one backward pass of the sum of losses."""
+    """Deep supervision: a head on every block, one backward pass of the sum of all losses."""
     own_heads = heads(state, len(net.stages), "blocks.0.blocks.{}.loss.head.")
     return _supervised(net, [*own_heads, net.output], x, y, epochs, lr)
 

@@ -56,7 +56,7 @@ _batches()
 
 
 def _normed(*layers: nn.Module) -> hand.Net:
-    """One block of the first two layers and ReLU."""
+    """A network with one block, and ReLU after the second layer."""
     return nets.of([*layers[:2], nn.ReLU(), *layers[2:]], [0, len(layers)])
 
 

@@ -1,4 +1,4 @@
-"""Where networks are cut, the level of locality that is declared, and networks that were cut before."""
+"""Cuts of networks, the declared level of locality, and networks that are already cut."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _level(
     name: str, net: Callable[[], nn.Module], shape: tuple[int, ...], blocks: int, level: str, cut: Any
 ) -> None:
     for trainer in ("mono_forward", "forward_forward"):
-        # A label has no place beside the input of a recurrent layer.
+        # A label cannot be concatenated to the input of a recurrent layer.
         refused = trainer == "forward_forward" and "LSTM" in name
 
         @registry.add(

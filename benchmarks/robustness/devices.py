@@ -1,4 +1,4 @@
-"""Physical systems that answer oddly, under the trainers of devices and by themselves."""
+"""Physical systems with odd outputs, with the physical trainers and alone."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ WIDE, OUT = 20, 24
 
 
 class Box:
-    """Waves that mix, heard by their magnitude; a row's answer depends on that row alone.
+    """Waves that mix, measured by their magnitude; the output of a row depends on that row alone.
 
     Args:
-        change: What becomes of the answers ``[B, n_out]`` before they are given back; it may fail.
+        change: Changes the outputs ``[B, n_out]`` before they are returned; it may raise an error.
     """
 
     n_in, n_out, input_range = WIDE, OUT, (0.0, 1.0)
@@ -88,7 +88,7 @@ def _foreign(y: Any, box: Box) -> Any:
     raise OSError("VI_ERROR_TMO: timeout expired")
 
 
-#: How a device answers: text, change, outcomes under a trainer.
+#: Outputs of a device: text, change, outcomes with a trainer.
 ANSWERS: list[tuple[str, Callable[[Any, Box], Any], frozenset[Outcome]]] = [
     ("as it should", lambda y, b: y, RIGHT),
     ("float32", lambda y, b: y.astype(np.float32), RIGHT),

@@ -90,7 +90,7 @@ def _conjugate() -> Tensor:
 
 
 class Rotated(nn.Module):
-    """Keeps a complex buffer; what it adds to the samples depends on the sign of its imaginary part."""
+    """Adds a value that depends on the sign of the imaginary part of a complex buffer."""
 
     turn: Tensor
 

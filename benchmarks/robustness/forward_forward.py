@@ -1,4 +1,4 @@
-"""Forward-Forward: where the label stands, scales, labels."""
+"""Forward-Forward: the position of the label, scales, labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs: what `evaluate` and `validation` are given is what they judge; odd graphs, features and labels."""
+"""Graphs: `evaluate` and `validation` use the nodes that they are given; odd graphs, features and labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from bpfree.graphs.graph import Graph
 registry = Cases()
 TRAINERS = ("forward_gnn", "backprop_gnn", "hop_mlp", "hop_ridge")
 N, F_IN, CLASSES = 90, 12, 3
-#: Variants of ForwardGNN, with the settings that they need.
+#: Variants of ForwardGNN and their settings.
 VARIANTS: dict[str, dict[str, Any]] = {
     "single_forward": {},
     "learnable prototypes": {"learnable_prototypes": True},
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def graph(seed: int = 0, noise: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
-    """Features ``[n, F]``, edges ``[2, E]``, classes ``[n]``; nodes of a class are joined, and look alike."""
+    """Features ``[n, F]``, edges ``[2, E]``, classes ``[n]``; nodes of a class are connected and similar."""
     draw = torch.Generator().manual_seed(seed)
     y = torch.randint(CLASSES, (N,), generator=draw)
     pattern = (torch.rand(CLASSES, F_IN, generator=torch.Generator().manual_seed(5)) > 0.5).float()
@@ -56,7 +56,7 @@ def graph(seed: int = 0, noise: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def data(x: Tensor, edges: Tensor, y: Tensor, ids: Tensor) -> GraphData:
-    """Some nodes."""
+    """The nodes ``ids`` of a graph."""
     return GraphData(x, Graph(edges, len(x)), ids, y[ids], CLASSES)
 
 
@@ -87,7 +87,7 @@ def made(watch: Watch, trainer: str, kind: str = "gcn", **settings: Any) -> bpfr
 
 
 def gcn(trainer: bpfree.Trainer, x: Tensor, edges: Tensor) -> Tensor:
-    """Class scores of all nodes by a graph convolutional network's weights, with dense matrices."""
+    """Class scores of all nodes, from the weights of a graph convolutional network and dense matrices."""
     a = normal(edges, len(x))
     first, second = trainer.net.convs  # type: ignore[misc]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def hops(x: Tensor, edges: Tensor) -> Tensor:
 
 
 def share(scores: Tensor, of: GraphData) -> float:
-    """Of the samples that scores of all nodes classify rightly."""
+    """Accuracy on the samples ``of``, from scores of all nodes."""
     return float((scores[of.ids].argmax(1) == of.y).float().mean())
 
 
@@ -132,7 +132,7 @@ def _layers(body: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _single_forward(trainer: bpfree.Trainer, prototypes: list[Tensor], x: Tensor, edges: Tensor) -> Tensor:
-    """The sum of each layer's probabilities by the product with its prototypes."""
+    """The sum over layers of the softmax of the products with the prototypes."""
     a, total = normal(edges, len(x)), torch.zeros(len(x), len(prototypes[0]))
     for conv, prototype in zip(trainer.net.convs, prototypes, strict=True):  # type: ignore[arg-type]
         x = (a @ (x / (x.norm(dim=1, keepdim=True) + 1e-8)) @ conv.lin.weight.T + conv.bias).relu()
@@ -141,7 +141,7 @@ def _single_forward(trainer: bpfree.Trainer, prototypes: list[Tensor], x: Tensor
 
 
 def fitted(watch: Watch, trainer: str, train: GraphData, **settings: Any) -> bpfree.Trainer:
-    """Trained."""
+    """A trained trainer."""
     if trainer == "hop_ridge":
         settings = {"lam": [1e-2]} | settings
     trained = made(watch, trainer, **settings)
@@ -150,7 +150,7 @@ def fitted(watch: Watch, trainer: str, train: GraphData, **settings: Any) -> bpf
 
 
 def renumbered(d: GraphData, seed: int = 3) -> GraphData:
-    """The same graph and the same nodes under other numbers."""
+    """The same graph and nodes with other node numbers."""
     new = torch.randperm(len(d.features), generator=torch.Generator().manual_seed(seed))
     x = torch.empty_like(d.features)
     x[new] = d.features
@@ -204,7 +204,7 @@ for _trainer in TRAINERS:
             )
 
     for _text, _change, _expected in OTHERS[1:5]:
-        # With features that say nothing, a prediction at chance may be told.
+        # Features without information may give a warning about accuracy at chance.
         @registry.add(_trainer, "gcn", f"validation: {_text}", _expected | RIGHT_OR_WARNED)
         def validated(
             watch: Watch, trainer: str = _trainer, change: Callable[[GraphData], GraphData] = _change

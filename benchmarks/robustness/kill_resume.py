@@ -1,4 +1,4 @@
-"""A bench killed by SIGKILL at random moments and started again ends as one that was never stopped.
+"""A bench that is killed and restarted at random moments gives the results of one that was never stopped.
 
     python -m benchmarks.robustness.kill_resume [--kills 10] [--seed 0]
 
@@ -39,7 +39,7 @@ seeds: [0, 1]
 
 
 def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start the bench in a process group of its own."""
+    """Start the bench in its own process group."""
     command = [
         sys.executable,
         "-m",
@@ -56,7 +56,7 @@ def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def rows(out: Path) -> list[Row]:
-    """What the rows of a run must share with those of another, by cell."""
+    """The parts of the rows that must be equal in two runs, sorted by cell."""
     return sorted((comparable(row) for row in Results(out).read()), key=lambda row: row["cell_id"])
 
 
@@ -85,7 +85,7 @@ def main() -> int:
             moment = draw.uniform(0.5, undisturbed_s / 5)
             try:
                 process.wait(moment)
-                break  # it was done before the moment came: fewer kills, and the record says so
+                break  # the run ended earlier: fewer kills, which the result shows
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
@@ -100,10 +100,10 @@ def main() -> int:
             "rows_equal": rows(calm) == rows(killed),
             "weights_equal": weights(calm) == weights(killed),
         }
-    same = final == 0 and figures["rows_equal"] and figures["weights_equal"]
-    # Kills that only ever hit the time between two cells would show nothing.
-    taken_up = sum(n - 1 for n in segments)
-    passed = bool(same and len(moments) >= 10 and taken_up >= 5)
+    equal = final == 0 and figures["rows_equal"] and figures["weights_equal"]
+    # Kills between two cells would show nothing.
+    resumed = sum(n - 1 for n in segments)
+    passed = bool(equal and len(moments) >= 10 and resumed >= 5)
     return record("kill_resume", figures, passed, changes(parser, arguments))
 
 

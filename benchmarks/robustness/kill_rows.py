@@ -1,11 +1,11 @@
-"""Many short cells, killed by SIGKILL at random moments: no row is lost, none comes twice, none is torn.
+"""A bench of many short cells is killed at random moments: no row is lost, repeated or incomplete.
 
     python -m benchmarks.robustness.kill_rows [--kills 20] [--seed 0]
 
-Every second kill takes the cells and the fork server along. After each, the rows of before must stand where
-they stood, byte by byte, and no cell may have two; a half-written line, if there is one, must be gone after
-the next start. At the end every cell has its row. `benchmarks.robustness.kill_resume` does the same to long
-cells, and compares their weights.
+Every second kill includes the cells and the fork server. After each kill, the file must begin with
+the earlier rows, byte by byte, and no cell may have two rows; an incomplete line must be removed at the next
+start. At the end every cell has its row. `benchmarks.robustness.kill_resume` kills long cells, and compares
+their weights.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ CONFIG: dict[str, Any] = {
 
 
 class Rows:
-    """The file of rows, as it was last seen."""
+    """The file of rows, compared with its last content."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.content_seen = path, b""
         self.lost = self.twice = self.torn = 0
 
     def grew(self) -> bool:
-        """Whether there is more than was last seen."""
+        """Whether the file has grown since it was last read."""
         return self.path.exists() and self.path.stat().st_size > len(self.content_seen)
 
-    def look(self) -> None:
-        """Compare the file with what it was."""
+    def check(self) -> None:
+        """Compare the file with its last content."""
         content = self.path.read_bytes() if self.path.exists() else b""
         complete, end, torn_line = content.rpartition(b"\n")
         self.torn += bool(torn_line)
@@ -61,14 +61,14 @@ class Rows:
 
 
 def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
-    """A bench in a process group of its own."""
+    """Start a bench in its own process group."""
     command = [sys.executable, "-m", "bpfree.bench", "run", str(config), "--out", str(out)]
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def main() -> int:
-    """Run, kill, look; 0 if nothing was lost."""
+    """Run, kill, compare; 0 if nothing was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -84,17 +84,17 @@ def main() -> int:
                 time.sleep(0.01)
             time.sleep(moment)
             if process.poll() is not None:
-                break  # it was done before the moment came: fewer kills, and the record says so
+                break  # the run ended earlier: fewer kills, which the result shows
             if len(moments) % 2:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 os.kill(process.pid, signal.SIGKILL)
             process.wait()
             moments.append(round(moment, 2))
-            rows.look()
+            rows.check()
             counts.append(rows.content_seen.count(b"\n"))
         final = start(config, out).wait()
-        rows.look()
+        rows.check()
         statuses = [json.loads(line)["status"] for line in rows.content_seen.splitlines()]
         cells = 2 * len(CONFIG["seeds"])
         figures = {

@@ -1,4 +1,4 @@
-"""Two commands with two workers each on one study, one of them killed by SIGKILL again and again.
+"""Two commands with two workers each work on one study; one of them is killed repeatedly.
 
     python -m benchmarks.robustness.kill_tune [--kills 10] [--seed 0]
 
@@ -45,21 +45,21 @@ CONFIG: dict[str, Any] = {
 
 
 def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
-    """A command on the study."""
+    """Start a command on the study."""
     command = [sys.executable, "-m", "bpfree.tune", str(config), "--out", str(out), "--workers", "2"]
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen([*command, "--trials", str(TRIALS)], stdout=log, stderr=log)
 
 
 def has_begun(studies: list[ArmStudy], process: subprocess.Popen[bytes]) -> bool:
-    """Whether a trial says that this command works on it."""
+    """Whether this command works on a trial."""
     return any(
         t.user_attrs.get("pulse", {}).get("pid") == process.pid for study in studies for t in study.all()
     )
 
 
 def main() -> int:
-    """Run, kill, look; 0 if nothing was lost or repeated."""
+    """Run, kill, compare; 0 if no trial was lost or repeated."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -43,7 +43,7 @@ SCALING: dict[str, Callable[[], nn.Module]] = {
 
 
 def _scaled(layer: Callable[[], nn.Module]) -> Callable[[], hand.Net]:
-    """A perceptron with the layer behind the first activation, or in its place."""
+    """An MLP with the layer after the first activation, or instead of it."""
 
     def made() -> hand.Net:
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""How parameters lie in memory, and their types."""
+"""Memory layouts and types of parameters."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from benchmarks.robustness._verdict import Watch
 registry = Cases()
 
 
-def _laid(change: Callable[[Tensor], Tensor]) -> Callable[[], hand.Net]:
-    """A perceptron whose hidden layers hold the same weights otherwise."""
+def _with_layout(change: Callable[[Tensor], Tensor]) -> Callable[[], hand.Net]:
+    """An MLP whose hidden layers have the same weights in another memory layout."""
 
     def made() -> hand.Net:
         net = nets.mlp()
@@ -49,7 +49,7 @@ def _gaps(weight: Tensor) -> Tensor:
     return wide[:, ::2]
 
 
-_gapped, _transposed = _laid(_gaps), _laid(lambda weight: weight.T.contiguous().T)
+_gapped, _transposed = _with_layout(_gaps), _with_layout(lambda weight: weight.T.contiguous().T)
 
 
 def _expanded() -> nn.Module:
@@ -93,7 +93,7 @@ for _trainer in ("mono_forward", "backprop"):
 
     @registry.add(_trainer, "mlp", "parameters: one value expanded", ANY)
     def laid_expanded(watch: Watch, trainer: str = _trainer) -> str | None:
-        # Not trained where they are left so: a fused optimizer would write outside of their memory.
+        # A fused optimizer would write outside the memory of such parameters.
         s = samples(12)
         made = trainer_of(trainer, _expanded(), watch, lr=0.01)
         made.build((12,), 3)

@@ -1,4 +1,4 @@
-"""Losses of one's own, losses that diverge, and the size of local heads."""
+"""Losses of users, losses that diverge, and the size of local heads."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Number(LocalCrossEntropy):
         return nn.functional.cross_entropy(scores, target).item()
 
 
-class Asks(LocalCrossEntropy):
-    """Waits for a message from above, which the output layer does not send."""
+class NeedsFeedback(LocalCrossEntropy):
+    """Expects feedback, which the output layer does not send."""
 
     def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, torch.eye(3)
@@ -95,7 +95,7 @@ for _text, _loss, _expected in (
     ("loss for each row", Vector, REFUSED),
     ("loss without a graph", Detached, REFUSED),
     ("loss that is a number", Number, REFUSED),
-    ("loss that waits for a message that is not sent", Asks, REFUSED | WARNED),
+    ("loss that waits for a message that is not sent", NeedsFeedback, REFUSED | WARNED),
 ):
 
     @registry.add("local", "mlp", _text, _expected)

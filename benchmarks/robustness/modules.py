@@ -1,4 +1,4 @@
-"""Reparametrized, lazy, compiled, scripted and wrapped networks, and modules of one's own."""
+"""Reparametrized, lazy, compiled, scripted and wrapped networks, and modules of users."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _parametrized(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], hand.N
 
 
 class Symmetric(nn.Module):
-    """Twice what is stored."""
+    """The stored weight times two."""
 
     def forward(self, w: Tensor) -> Tensor:
         return 2 * w
@@ -158,8 +158,8 @@ def parallel(watch: Watch) -> str | None:
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, model=nn.DataParallel(row(nets.mlp())))
 
 
-class Own(nn.Module):
-    """A module of one's own, whose forward runs its layers in order, or not."""
+class UserModule(nn.Module):
+    """A module of a user, whose forward runs its layers in a given order."""
 
     def __init__(self, order: Sequence[int] = (0, 1, 2, 3, 4, 5)) -> None:
         super().__init__()
@@ -173,16 +173,18 @@ class Own(nn.Module):
         return x
 
 
-solved_cases(registry, TWO, "module of one's own", (12,), Own, RIGHT_OR_REFUSED)
+solved_cases(registry, TWO, "module of one's own", (12,), UserModule, RIGHT_OR_REFUSED)
 solved_cases(
     registry,
     TWO,
     "module that runs its layers in another order",
     (12,),
-    lambda: Own((0, 3, 4, 1, 2, 5)),
+    lambda: UserModule((0, 3, 4, 1, 2, 5)),
     RIGHT_OR_REFUSED,
 )
-solved_cases(registry, TWO, "module that skips a layer", (12,), lambda: Own((0, 1, 2, 5)), RIGHT_OR_REFUSED)
+solved_cases(
+    registry, TWO, "module that skips a layer", (12,), lambda: UserModule((0, 1, 2, 5)), RIGHT_OR_REFUSED
+)
 solved_cases(
     registry,
     TWO,

@@ -1,4 +1,4 @@
-"""Forms in which samples are predicted, and what is asked of a trainer before it was trained."""
+"""Types of the samples for `predict`, and calls before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of image files of every kind, and pairs of nodes: what is read is what the files hold."""
+"""Folders of image files of every kind, and pairs of nodes: the data set equals the files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bpfree.data import TensorData
 
 registry = Cases()
 SIDE = 6
-#: Brightness of the two classes' images, of 1.
+#: Brightness of the images of the two classes, from 0 to 1.
 BRIGHTNESS = (0.25, 0.7)
 
 
@@ -54,7 +54,7 @@ def _grey(dtype: Any, top: float, mode: str | None = None) -> Callable[[float], 
 
 
 def _shifted(level: float) -> Any:
-    """Grey values that use 12 bits of 16."""
+    """Gray values with 12 of 16 bits."""
     from PIL import Image
 
     return Image.fromarray(np.full((SIDE, SIDE), level * 4095).astype(np.uint16))
@@ -70,7 +70,7 @@ def _colored(mode: str) -> Callable[[float], Any]:
 
 
 def _transparent(level: float) -> Any:
-    """The same color everywhere; the pattern is in the transparency."""
+    """One color; the pattern is in the transparency."""
     from PIL import Image
 
     pixels = np.full((SIDE, SIDE, 4), 255, np.uint8)
@@ -96,7 +96,7 @@ FILES: list[tuple[str, Callable[[float], Any], str, frozenset[Outcome]]] = [
 
 
 def _levels(data: TensorData) -> list[float]:
-    """Mean of each class's pixels, of 1."""
+    """Mean pixel of each class, from 0 to 1."""
     x = data.batch(torch.arange(len(data)))[0]
     return [float(x[data.y == k].mean()) for k in range(data.n_classes)]
 
@@ -113,7 +113,7 @@ for _text, _make, _suffix, _expected in FILES:
         low, high = _levels(train)
         top = 16 if text.startswith("12 bits") else 1
         if not high - low > 0.3 / top:
-            return f"the classes' mean pixels are {low:.3f} and {high:.3f}: they cannot be told apart"
+            return f"the classes' mean pixels are {low:.3f} and {high:.3f}: they cannot be distinguished"
         far = max(abs(a - b - 0.01) for a, b in zip((low, high), BRIGHTNESS, strict=True))
         return None if far < 0.05 or top > 1 else f"mean pixels {low:.3f} and {high:.3f} of {BRIGHTNESS}"
 

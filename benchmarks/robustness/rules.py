@@ -1,4 +1,4 @@
-"""Settings that change the rule by which a network learns, against loops by hand."""
+"""Settings that change the update rule, compared with loops by hand."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def stacked(watch: Watch) -> str | None:
     )
     for made in (one, other):
         made.fit(s.data, epochs=20, batch_size=16)
-    # Heads are drawn for a stack at once, so the two learn from other heads: both solve the problem.
+    # The heads of a stack are initialized together, so the two have other heads; both solve the problem.
     return learns(one, s.data, at_least=0.6) or learns(other, s.data, at_least=0.6)
 
 

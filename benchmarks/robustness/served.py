@@ -1,4 +1,4 @@
-"""Devices in processes of their own: judged as in the same process, and their own words are passed on."""
+"""Devices in separate processes: the same results as in this process, and their messages are passed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpfree.physics import Device, DeviceError, ProcessSystem
 
 registry = Cases()
 
-#: A device that answers as one of its arguments says; which one, its first drive tells.
+#: A device whose output is the expression in one of its arguments; its first input selects which one.
 SCRIPT = """
 import os
 import sys
@@ -69,7 +69,7 @@ def _in_process(expression: str) -> Any:
 
 
 def _accepted(make: Callable[[], Device], drive: Any) -> Any:
-    """The answer; None where it is refused."""
+    """The output; None if it is refused."""
     try:
         return make().forward(drive)
     except (DeviceError, ValueError, TypeError):
@@ -78,7 +78,7 @@ def _accepted(make: Callable[[], Device], drive: Any) -> Any:
 
 @cache
 def _process() -> ProcessSystem:
-    """One process for all cases: to start one takes seconds."""
+    """One process for all cases, as the start takes seconds."""
     served = ProcessSystem([sys.executable, "-c", SCRIPT, *(expression for _, expression, *_ in ANSWERS)])
     atexit.register(served.close)
     return served
@@ -94,8 +94,8 @@ def _served(number: int) -> None:
         y = Device(_process(), retries=0).forward(drive)
         in_process = _accepted(lambda: Device(_in_process(expression), retries=0), drive)
         if in_process is None:
-            return "accepted from a process of its own, refused in the same process"
-        return None if np.allclose(y, in_process) else "another answer than in the same process"
+            return "accepted from a separate process, refused in the same process"
+        return None if np.allclose(y, in_process) else "another output than in the same process"
 
 
 for _number in range(len(ANSWERS)):

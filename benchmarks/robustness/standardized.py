@@ -1,4 +1,4 @@
-"""Standardized data: the statistics belong to what was trained."""
+"""Standardized data: the statistics belong to the trained model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _standardized(s: Samples) -> TensorData:
 
 
 def _shifted(seed: int = 0) -> Samples:
-    """Samples that lie far from zero, so that the standardization matters."""
+    """Samples with a large mean, so that the standardization has an effect."""
     s = samples(12, noise=0.5, seed=seed)
     return Samples(5 + 3 * s.x, s.y, s.n_classes)
 

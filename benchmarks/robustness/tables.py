@@ -1,4 +1,4 @@
-"""A perceptron on a table: in which form the samples and labels come."""
+"""An MLP on a table: types and shapes of samples and labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _with(value: float) -> Form:
 
 
 class Numpy(Dataset[Any]):
-    """Numpy rows."""
+    """NumPy rows."""
 
     def __init__(self, s: Samples) -> None:
         self.s = s
@@ -61,27 +61,27 @@ class Numpy(Dataset[Any]):
 
 
 class Noisy(Numpy):
-    """Rows with fresh noise at each reading, as random transforms give."""
+    """Rows with new noise at each access, as with random transforms."""
 
     def __getitem__(self, i: int) -> Any:
         return self.s.x[i] + torch.rand(self.s.x.shape[1]), int(self.s.y[i])
 
 
 class Triples(Numpy):
-    """Rows with an identifier besides."""
+    """Rows with a third value, an identifier."""
 
     def __getitem__(self, i: int) -> Any:
         return self.s.x[i], int(self.s.y[i]), i
 
 
 class Stream(IterableDataset[Any]):
-    """Rows one after another, without a length."""
+    """Rows of an iterable data set, without a length."""
 
     def __iter__(self) -> Any:
         yield torch.zeros(12), 0
 
 
-#: In what form samples come: text, form, outcomes.
+#: Types of samples: text, form, outcomes.
 SAMPLES: list[tuple[str, Form, frozenset[Outcome]]] = [
     ("pair of tensors", lambda s: s.pair, RIGHT),
     ("list of two tensors", lambda s: list(s.pair), RIGHT),
@@ -134,7 +134,7 @@ def _beyond(x: Tensor) -> Tensor:
     return values
 
 
-#: In what form labels come, for samples as they are.
+#: Types of labels, with ordinary samples.
 LABELS: list[tuple[str, Callable[[Tensor], Any], frozenset[Outcome]]] = [
     ("int32", lambda y: y.int(), RIGHT),
     ("int16", lambda y: y.short(), RIGHT),
@@ -155,7 +155,7 @@ LABELS: list[tuple[str, Callable[[Tensor], Any], frozenset[Outcome]]] = [
     ("nested", lambda y: torch.stack([y, y]), REFUSED),
 ]
 
-#: What trainers are asked in which form: those whose way to the samples differs.
+#: Trainers that read samples in different ways.
 TRAINERS = ("mono_forward", "backprop", "cafo")
 
 
@@ -188,7 +188,7 @@ def _binary(trainer: str, text: str, change: Callable[[Tensor], Any], outcomes: 
 
 
 def _missing(trainer: str) -> list[Case]:
-    """A class that no training sample has."""
+    """Cases with a class that no training sample has."""
 
     def pair(watch: Watch) -> str | None:
         s = samples(12)

@@ -27,7 +27,7 @@ from benchmarks.robustness._verdict import Watch
 registry = Cases()
 
 
-#: Trainers that a loop by hand exists for, on these networks.
+#: Trainers with a loop by hand for these networks.
 ON = {
     "backprop": list(nets.NETS),
     "backprop_ds": ["mlp", "conv1d", "conv2d", "conv3d"],

@@ -62,5 +62,5 @@ def test_a_script_with_arguments_says_which_were_changed(script: Path) -> None:
 
 @pytest.mark.parametrize("claim", [gpu_cifar10, strong_nets])
 def test_rows_of_another_experiment_need_a_folder(claim: object) -> None:
-    with pytest.raises(ValueError, match="a folder of their own"):
+    with pytest.raises(ValueError, match="its own folder for rows"):
         claim.measure({"name": "small"})  # type: ignore[attr-defined]
