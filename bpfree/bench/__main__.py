@@ -212,6 +212,11 @@ def _report(arguments: argparse.Namespace) -> int:
     if skipped:
         notes.append(f"left out, as they hold no results of a bench: {', '.join(map(str, skipped))}")
     searches = [report.read_search(folder) for folder in arguments.study]
+    notes += [
+        f"{folder} has no pictures of its search: python -m bpfree.tune report {folder} draws them"
+        for folder, search in zip(arguments.study, searches, strict=True)
+        if not search.pictures and any("best" in arm for arm in search.arms)
+    ]
     path = arguments.html or folders[0] / "report.html"
     console = make_console()
     # The page first: who reads the output may stop after a few lines.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +84,9 @@ def figure(row: Row, *path: str) -> float | None:
 
 
 class Results:
-    """The rows in ``folder/results.jsonl``.
+    """The rows in ``folder/results.jsonl``, after those in ``folder/results.jsonl.gz`` if it exists.
+
+    New rows are appended to ``results.jsonl``; the compressed file is never changed.
 
     Raises:
         BadValue: If the folder cannot be made or written.
@@ -90,6 +94,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "results.jsonl"
+        self.compressed = folder / "results.jsonl.gz"
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -158,31 +163,38 @@ class Results:
             raise self._unwritable(error) from None
         return folder
 
+    def exists(self) -> bool:
+        """Whether there is a file of rows."""
+        return self.path.exists() or self.compressed.exists()
+
     def read(self) -> list[Row]:
         """All rows.
 
         Raises:
-            BadValue: If there are none, or a line is not a row.
+            BadValue: If there are none, a file is damaged, a line is not a row, or both files have a row.
         """
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            raise BadValue(f"{self.path}: no such file; a bench writes it with --out {self.folder}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadValue(f"{self.path}: cannot be read: {error}") from None
-        complete = [line for line in lines if line.endswith("\n")]
-        try:
-            rows = [json.loads(line) for line in complete]
-        except json.JSONDecodeError as error:
-            raise BadValue(f"{self.path}: a line is not JSON ({error}): was the file edited?") from None
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not row.keys() >= NEEDED:
-                raise BadValue(f"{self.path}: line {number} is not a row of a bench: was the file edited?")
-            strange = sorted(row.keys() - KEYS)
-            if strange or row.get("schema", SCHEMA) not in (1, SCHEMA):
-                what = f"unknown keys {strange}" if strange else f"schema {row['schema']}, not 1 or {SCHEMA}"
-                raise BadValue(f"{self.path}: line {number}: {what}: written by another version of bpfree?")
-        return [upgraded(row) for row in rows]
+        return [row for path, lines in self._files() for row in _rows(path, lines)]
+
+    def lines(self) -> list[str]:
+        """The rows as they are in the files: JSON, a line each.
+
+        Raises:
+            BadValue: If there are none, a file is damaged, or both files have a row.
+        """
+        return [line for _, lines in self._files() for line in lines]
+
+    def _files(self) -> list[tuple[Path, list[str]]]:
+        """Each file and its complete lines."""
+        paths = [path for path in (self.compressed, self.path) if path.exists()]
+        if not paths:
+            raise BadValue(f"{self.path}: no such file; a bench writes it with --out {self.folder}")
+        files = [(path, _complete_lines(path)) for path in paths]
+        if len(files) == 2 and (both := set(files[0][1]) & set(files[1][1])):
+            raise BadValue(
+                f"{self.folder}: {len(both)} rows are in both {self.compressed.name} and {self.path.name}: "
+                "delete one of the two files"
+            )
+        return files
 
     def done(self) -> dict[str, Row]:
         """The successful rows by cell id; empty if there is no file yet.
@@ -190,9 +202,41 @@ class Results:
         Raises:
             BadValue: If a cell stands there twice.
         """
-        if not self.path.exists():
-            return {}
-        return successes(self.read(), str(self.path))
+        return successes(self.read(), str(self.path)) if self.exists() else {}
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file; a last line without a line break was never finished and is left out."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            if not content:
+                raise EOFError("it is empty")
+            content = gzip.decompress(content)
+        lines = content.decode("utf-8").split("\n")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadValue(
+            f"{path}: not a complete gzip file ({error}): was it cut off? Restore it from a copy"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValue(f"{path}: cannot be read: {error}") from None
+    return [f"{line}\n" for line in lines[:-1]]
+
+
+def _rows(path: Path, lines: Sequence[str]) -> list[Row]:
+    """The rows of a file."""
+    try:
+        rows = [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise BadValue(f"{path}: a line is not JSON ({error}): was the file edited?") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= NEEDED:
+            raise BadValue(f"{path}: line {number} is not a row of a bench: was the file edited?")
+        strange = sorted(row.keys() - KEYS)
+        if strange or row.get("schema", SCHEMA) not in (1, SCHEMA):
+            what = f"unknown keys {strange}" if strange else f"schema {row['schema']}, not 1 or {SCHEMA}"
+            raise BadValue(f"{path}: line {number}: {what}: written by another version of bpfree?")
+    return [upgraded(row) for row in rows]
 
 
 def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
@@ -213,7 +257,7 @@ def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
 def with_results(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The folders that hold results, and the paths that exist and hold none, such as a pattern of a shell
     gives; all of them as folders where none holds results, or one does not exist."""
-    holding = [path for path in paths if (path / "results.jsonl").exists()]
+    holding = [path for path in paths if Results(path).exists()]
     other = [path for path in paths if path not in holding and path.exists()]
     return (holding, other) if holding and len(holding) + len(other) == len(paths) else (list(paths), [])
 

@@ -18,8 +18,8 @@ class History:
             alone), ``loss`` (mean training loss of each block that was trained, bottom first) and, for an
             epoch with an evaluation, ``metric`` (its name), ``validation`` (the metric by readout, and of
             each block alone) and ``diagnosis`` (the result of `Trainer.diagnose`). With devices, ``passes``:
-            the rows that they have processed so far, by purpose. Where feedback crosses from one worker to another, ``age``: the
-            age of the messages in steps, ``mean`` and ``largest`` by worker.
+            the rows that they have processed so far, by purpose. Where feedback crosses from one worker to
+            another, ``age``: the age of the messages in steps, ``mean`` and ``largest`` by worker.
         stages: One dict for each finished stage: ``name``, ``epochs``, ``stopped_early`` and, with
             validation, ``best_epoch`` and ``best``.
         warnings: With validation, a sentence for each block that is, at the end, more than 2 points worse

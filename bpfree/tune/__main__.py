@@ -23,9 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if a trial failed, or the time was up before all trials were finished; 2 for a
         mistake of the user; 130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _tune(arguments)
+        if words[:1] == ["report"]:
+            from bpfree.tune.report import main as report
+
+            return report(words[1:])
+        return _tune(_parser().parse_args(words))
     except BpfreeError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, BadValue | FileNotFoundError) else 1
@@ -39,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bpfree.tune",
         description="Search the settings of a method and of its controls, with the same number of trials for "
         "each, judged on validation data alone. The same command on the same --out joins in, or goes on.",
+        epilog="python -m bpfree.tune report DIR draws the pictures of a search from its summary.",
     )
     parser.add_argument(
         "config", type=Path, help="an experiment, for example configs/tuning/default_digits.yaml"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -20,10 +19,28 @@ ENOUGH = 10
 
 
 def draw(study: ArmStudy, folder: Path) -> list[Path]:
-    """Write SVG pictures of an arm's study into ``folder``, as far as its trials suffice for them.
+    """Write SVG pictures of an arm's study into ``folder``, see `draw_study`."""
+    return draw_study(study.study, study.arm.label, folder, importance(study), study.metric().label)
+
+
+def draw_study(
+    study: optuna.Study,
+    label: str,
+    folder: Path,
+    importances: Mapping[str, float],
+    metric: str = "accuracy",
+) -> list[Path]:
+    """Write SVG pictures of a study into ``folder``; none if no trial is complete.
+
+    Args:
+        study: The trials of one arm.
+        label: The arm's label.
+        folder: Folder for the pictures; it is made if it does not exist.
+        importances: Importance of each setting, as given by `importance`; empty: they are not drawn.
+        metric: Label of the metric that was searched for.
 
     Returns:
-        The files: ``<arm>_history.svg``, ``<arm>_slice.svg`` and ``<arm>_importance.svg``.
+        The files: ``<label>_history.svg``, ``<label>_slice.svg`` and ``<label>_importance.svg``.
     """
     import matplotlib as mpl
 
@@ -31,26 +48,36 @@ def draw(study: ArmStudy, folder: Path) -> list[Path]:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as pictures
 
-    complete = [trial for trial in study.all() if trial.state == TrialState.COMPLETE]
-    label = f"validation {study.metric().label}"
-    makers: dict[str, Callable[..., Any]] = {}
-    if complete:
-        makers = {"history": pictures.plot_optimization_history, "slice": pictures.plot_slice}
-    if importance(study):
-        makers["importance"] = partial(pictures.plot_param_importances, evaluator=_evaluator())
+    makers: dict[str, Callable[[], object]] = {}
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        value = f"validation {metric}"
+        makers["history"] = partial(pictures.plot_optimization_history, study, target_name=value)
+        makers["slice"] = partial(pictures.plot_slice, study, target_name=value)
+    if importances:
+        makers["importance"] = partial(_draw_importances, importances, metric)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind, make in makers.items():
-            make(study.study, target_name=label)
+            make()
             figure = pyplot.gcf()
-            figure.suptitle(study.arm.label)
-            path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', study.arm.label)}_{kind}.svg"
+            figure.suptitle(label)
+            path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', label)}_{kind}.svg"
             figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
             pyplot.close(figure)
             written.append(path)
     return written
+
+
+def _draw_importances(importances: Mapping[str, float], metric: str) -> None:
+    """Draw a bar for each setting, the most important one on top."""
+    from matplotlib import pyplot
+
+    names = sorted(importances, key=lambda name: importances[name])
+    _, axes = pyplot.subplots(constrained_layout=True)
+    axes.bar_label(axes.barh(names, [importances[name] for name in names]), fmt="%.2f")
+    axes.set(xlabel=f"share of the variance of validation {metric}", ylabel="setting", xlim=(0, 1.1))
 
 
 def importance(study: ArmStudy) -> dict[str, float]:

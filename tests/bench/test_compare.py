@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -112,3 +113,29 @@ def test_the_command_line_gives_the_exit_code(tmp_path: Path, capsys: pytest.Cap
     assert "-1.00" in printed and "worse: mono_forward in test accuracy" in printed
     assert main(["compare", str(tmp_path / "before"), str(tmp_path / "none")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_compressed_rows_give_the_same_comparison_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = tmp_path / "after"
+    after.mkdir()
+    lines = "".join(json.dumps(one) + "\n" for one in arm("mono_forward", shifted(-0.01)))
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "results.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in arm("mono_forward", BEFORE))
+    )
+    printed, pages = [], []
+    for name, content in (
+        ("results.jsonl", lines.encode()),
+        ("results.jsonl.gz", gzip.compress(lines.encode())),
+    ):
+        (after / name).write_bytes(content)
+        assert main(["compare", str(before), str(after)]) == 1
+        assert main(["report", str(after)]) == 0
+        printed.append(capsys.readouterr().out)
+        pages.append((after / "report.html").read_text())
+        (after / name).unlink()
+    assert printed[0] == printed[1] and "worse: mono_forward" in printed[0]
+    assert pages[0] == pages[1]

@@ -56,7 +56,7 @@ def wait_for(path: Path, lines: int) -> None:
 
 
 def test_killed_between_and_amid_cells_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
-    """The long version, twenty random moments, is `benchmarks/kill_rows.py`."""
+    """The long version, twenty random moments, is `benchmarks/robustness/kill_rows.py`."""
     out, seen = tmp_path / "out", b""
     for kill in range(3):
         process = start(CONFIG, out)

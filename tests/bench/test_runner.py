@@ -195,7 +195,7 @@ def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def test_killed_at_some_moments_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
-    """The long version, ten random moments, is `benchmarks/kill_resume.py`."""
+    """The long version, ten random moments, is `benchmarks/robustness/kill_resume.py`."""
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 40, "batch_size": 32}, "seeds": [0]}))
     undisturbed = run(cells(json.loads(config.read_text())), Results(tmp_path / "calm"))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bpfree import BadValue
+from bpfree.tune.__main__ import main
 from bpfree.tune.plots import draw, importance, no_importance
+from bpfree.tune.report import redraw
 from bpfree.tune.study import ArmStudy
+from bpfree.tune.summary import summarize, write_json
 from tests.tune.common import arm_study, open_at, plan
 
 
@@ -25,6 +31,7 @@ def study(folder: Path, complete: int, constant: bool = False, **tune: object) -
             trial.report(0.1, 1)
             found.study.tell(trial, state=TrialState.PRUNED)
         else:
+            trial.set_user_attr("cells", {})
             found.study.tell(trial, 0.5 if constant else trial.params["lr"])
     return found
 
@@ -69,3 +76,53 @@ def test_trials_without_a_split_say_nothing(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(optuna.importance, "get_param_importances", fail)
     assert importance(found) == {}
+
+
+SPACES: dict[str, dict[str, object]] = {
+    "ranges": {"only": ["lr", "weight_decay"]},
+    "a narrow range whose ends are rounded in the summary": {
+        "space": {"lr": {"low": 0.012345651, "high": 0.012345659}}
+    },
+    "choices": {"only": ["lr", "weight_decay"], "space": {"lr": [0.01, 0.03], "weight_decay": [1e-5, 1e-4]}},
+    "grid": {"sampler": "grid", "only": ["lr"], "space": {"lr": {"low": 1e-3, "high": 1e-1, "points": 18}}},
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_pictures_are_drawn_again_from_the_summary(
+    space: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = study(tmp_path, 12, **SPACES[space])
+    drawn = draw(found, tmp_path / "first")
+    summary = summarize(plan(**({"sampler": "random"} | SPACES[space])), [found])
+    for arm in summary["arms"]:
+        arm["importance"] = importance(found)
+    write_json(tmp_path / "summary.json", summary)
+    assert main(["report", str(tmp_path)]) == 0
+    again = [tmp_path / "plots" / path.name for path in drawn]
+    assert capsys.readouterr().out.splitlines() == list(map(str, again))
+    assert [plain(path) for path in again] == [plain(path) for path in drawn]
+
+
+def plain(svg: Path) -> str:
+    """The content without identifiers, which differ each time."""
+    return re.sub(r"(?:image|[mpCD])[0-9a-f_]*[0-9a-f]{10}\b", "id", svg.read_text())
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"schema": 2}', '{"schema": 1, "sampler": {"name": "tpe"}, "arms": [{}]}']
+)
+def test_a_folder_without_a_complete_summary_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(BadValue, match=r"summary.json: (cannot be read|is not)"):
+        redraw(tmp_path)
+
+
+def test_a_published_search_is_drawn_whole(tmp_path: Path) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    folder = results / "tuning_mono_forward_mnist"
+    named = [
+        name for arm in json.loads((folder / "summary.json").read_text())["arms"] for name in arm["plots"]
+    ]
+    assert [f"plots/{path.name}" for path in redraw(folder, tmp_path)] == named

@@ -208,6 +208,23 @@ def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
     assert "search-section" not in html(sample())
 
 
+def test_a_search_without_pictures_names_the_command_that_draws_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, folder = Results(tmp_path / "rows"), search(tmp_path / "study")
+    with results.writing():
+        for one in sample():
+            results.append(one)
+    command = ["report", str(results.folder), "--study", str(folder)]
+    assert main(command) == 0
+    assert "no pictures" not in capsys.readouterr().out
+    (folder / "plots" / "mono_forward_history.svg").unlink()
+    assert main(command) == 0
+    assert f"note: {folder} has no pictures of its search: python -m bpfree.tune report {folder} draws" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}'])
 def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
