@@ -204,5 +204,16 @@ def test_the_measured_cavity_loses_its_placeholder_row(tmp_path: Path) -> None:
     (folder / "acoustic_y.csv").write_text("<html>404</html>\n<html>404</html>\n")
     with pytest.raises(DataNotFound, match="cannot be read"):
         acoustic_cavity(tmp_path)
+    for wrong, why in (
+        (values[1, :, :19], r"\[4, 20\] and answers \[4, 19\]"),
+        (values[1, :4], r"answers \[3, 20\]"),
+    ):
+        np.savetxt(folder / "acoustic_y.csv", wrong, delimiter=",")
+        with pytest.raises(DataNotFound, match=why):
+            acoustic_cavity(tmp_path)
+    values[1, 3, 7] = np.inf
+    np.savetxt(folder / "acoustic_y.csv", values[1], delimiter=",")
+    with pytest.raises(DataNotFound, match="NaN or infinite"):
+        acoustic_cavity(tmp_path)
     with pytest.raises(DataNotFound, match=r"acoustic_x\.csv"):
         acoustic_cavity(tmp_path / "none")
