@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -171,6 +172,16 @@ def test_the_table_of_formants_is_read_as_it_is(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 77 and parts.train.n_classes == 7
     for part in parts:
         assert torch.equal(part.x[:, 0], 100.0 * part.y)
+
+
+def test_without_openpyxl_the_table_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PhyLL").mkdir()
+    (tmp_path / "PhyLL" / "vowel_dataset.xlsx").write_bytes(b"PK")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(BadValue, match=r"install openpyxl, as with bpfree\[vowels\]"):
+        load("vowel_formants", root=tmp_path)
 
 
 def test_another_table_is_refused(tmp_path: Path) -> None:
