@@ -1,11 +1,14 @@
 """Bytes against numbers calculated by hand; float32 takes 4 bytes."""
 
 import gc
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,6 +188,21 @@ def test_saved_tensor_changed_in_place_is_an_error() -> None:
             y.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse.*:UserWarning")
+def test_compressed_sparse_tensors_count_both_indices_and_values() -> None:
+    # Three values of 4 bytes, alone or in blocks of 2 x 3; indices of 8 bytes: a pointer for each row (or
+    # column) and one more, and a number for each value.
+    pointers, numbers = torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1])
+    values, blocks = torch.ones(3), torch.ones(3, 2, 3)
+    indices = 8 * 3 + 8 * 3
+    for make in (torch.sparse_csr_tensor, torch.sparse_csc_tensor):
+        assert tensor_bytes([make(pointers, numbers, values, (2, 2))]) == indices + 4 * 3
+    assert tensor_bytes([torch.sparse_bsr_tensor(pointers, numbers, blocks, (4, 6))]) == indices + 4 * 18
+    assert tensor_bytes([torch.sparse_bsc_tensor(pointers, numbers, blocks, (4, 6))]) == indices + 4 * 18
+    with pytest.raises(BadValue, match=r"torch\._mkldnn"):
+        tensor_bytes([torch.ones(2).to_mkldnn()])
+
+
 def test_sparse_tensors_count_indices_and_values() -> None:
     """Two nonzeros in COO: 2 x 2 indices of 8 bytes and 2 values of 4."""
     graph = torch.sparse_coo_tensor(
@@ -265,6 +283,22 @@ def test_peak_rss_is_that_of_this_process() -> None:
     assert abs(during - start - 64 * mib) < mib
     assert after > during - 4 * mib  # the counters of the kernel have an error of a few pages
     del parent_block
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_peak_rss_is_in_bytes_whatever_the_unit_of_getrusage(
+    platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))
+    assert process_peak_rss() == 5000 * unit
+
+
+def test_peak_rss_on_windows_is_the_peak_of_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    info = SimpleNamespace(peak_wset=7_000_000, rss=1)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: info))
+    assert process_peak_rss() == 7_000_000
 
 
 def test_device_peak_is_absent_without_cuda() -> None:

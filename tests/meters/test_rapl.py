@@ -128,3 +128,15 @@ def test_gpu_and_cpu_readings_are_separate(world: World, tmp_path: Path) -> None
     }
     assert readings["cpu"].gross_j == pytest.approx(20 * 65, rel=1e-3)
     assert readings["gpu"].gross_j == pytest.approx(20 * 380, rel=0.01)
+
+
+def test_a_counter_that_is_not_there_is_not_measurable_and_a_nameless_domain_is_left_out(
+    world: World, tmp_path: Path
+) -> None:
+    root = tmp_path / "powercap"
+    FakeRAPL(world, root, WATTS)
+    (root / "intel-rapl:0:1" / "name").unlink()
+    assert [domain.name for domain in domains(root)] == ["package-0"]
+    (root / "intel-rapl:0" / "energy_uj").unlink()
+    with pytest.raises(NotMeasurable, match="energy_uj cannot be read"):
+        domains(root)

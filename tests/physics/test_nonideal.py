@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -150,3 +151,64 @@ def test_read_noise_comes_before_the_converter() -> None:
     levels = 6 * np.arange(8) / 7
     assert np.abs(y[:, :1] - levels).min(1).max() < 1e-12
     assert len(np.unique(y.round(9))) > 3
+
+
+class Clocked(Doubler):
+    """Has a clock, a state and an end."""
+
+    time_s, closed = 0.0, False
+
+    def advance(self, seconds: float) -> None:
+        self.time_s += seconds
+
+    def frozen(self) -> Any:
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"time_s": self.time_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.time_s = state["time_s"]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_resumed_system_answers_as_the_uninterrupted_one_bit_for_bit() -> None:
+    options: dict[str, Any] = {"gain_drift": 0.1, "offset_drift": 0.1, "drift_time_s": 5.0, "additive": 0.1}
+    first, second = (NonIdeal(Clocked(), **options, seed=seed) for seed in (1, 2))
+    u = drives(first, 4)
+    first.advance(3.0)
+    first.forward(u)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        np.testing.assert_array_equal(second.forward(u), first.forward(u))
+        first.advance(1.0)
+        second.advance(1.0)
+    assert second.system.time_s == first.system.time_s == 5.0  # type: ignore[attr-defined]
+
+
+def test_time_stands_still_for_frozen_electronics_and_runs_forward_alone() -> None:
+    system = NonIdeal(Clocked(), gain_drift=0.1, drift_time_s=1.0)
+    u = drives(system, 4)
+    system.advance(2.0)
+    with system.frozen():
+        before = system.forward(u)
+        system.advance(2.0)
+        np.testing.assert_array_equal(system.forward(u), before)
+    assert (system.time_s, system.system.time_s) == (2.0, 4.0)  # type: ignore[attr-defined]
+    with pytest.raises(BadValue, match="time does not run backwards"):
+        system.advance(-1.0)
+
+
+def test_a_dead_system_has_no_scale_and_closing_reaches_the_system() -> None:
+    class Dead(Doubler):
+        def forward(self, u: Any) -> Any:
+            return np.zeros((len(u), self.n_out))
+
+    with pytest.raises(BadValue, match="switched on"):
+        NonIdeal(Dead())
+    system = Clocked()
+    NonIdeal(system).close()
+    assert system.closed
+    NonIdeal(Doubler()).close()  # has nothing to close

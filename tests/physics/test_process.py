@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from bpfree._errors import DeviceError
 from bpfree.physics import AcousticCavity, Device, ProcessSystem, serve
+from tests.helpers import heeding_interrupts
 from tests.physics.systems import FAULTS, Doubler, drives
 
 # Importing torch takes seconds; a process that implements the protocol needs neither torch nor bpfree.
@@ -236,3 +240,74 @@ def test_served_systems_may_use_numpy_numbers() -> None:
     outputs = io.BytesIO()
     serve(Box(), io.BytesIO(), outputs)  # type: ignore[arg-type]
     assert json.loads(outputs.getvalue())["input_range"] == [-1.0, 1.0]
+
+
+def test_a_process_that_ignores_the_end_of_its_input_is_killed(tmp_path: Path) -> None:
+    deaf = command(GOOD, tmp_path)
+    script = Path(deaf[-1])
+    script.write_text(script.read_text() + "\nimport time; time.sleep(60)")
+    system = ProcessSystem(deaf, timeout_s=0.3)
+    u = drives(system, 1)
+    np.testing.assert_array_equal(system.forward(u), 2 * u)
+    process = system._process
+    assert process is not None
+    begin = time.monotonic()
+    system.close()
+    assert time.monotonic() - begin < 10 and process.returncode == -signal.SIGKILL
+    system.close()  # a second time: nothing to do
+
+
+def test_a_process_that_closes_its_output_and_lives_is_stopped(tmp_path: Path) -> None:
+    mute = "__import__('os').close(1); __import__('time').sleep(60)"
+    with ProcessSystem(command(mute, tmp_path)) as system:
+        process = system._process
+        with pytest.raises(DeviceError, match="closed its standard output"):
+            system.forward(drives(system, 1))
+        assert process is not None and process.poll() is not None
+
+
+def test_after_an_interrupt_the_late_answer_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    late = f"""
+    if calls == 1: __import__("time").sleep(1)
+    {GOOD}"""
+    with ProcessSystem(command(late.strip(), tmp_path)) as system:
+        u = drives(system, 2)
+        main = threading.main_thread().ident
+        timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+        with heeding_interrupts(), pytest.raises(KeyboardInterrupt):
+            timer.start()
+            system.forward(u)
+        np.testing.assert_array_equal(system.forward(-u), -2 * u)
+        assert system.starts == 2
+
+
+class Closing(Doubler):
+    """Fails for a drive of 0 and when time passes; counts how often it was closed."""
+
+    closed = 0
+
+    def forward(self, u: Any) -> Any:
+        if (u == 0).all():
+            raise DeviceError("the lamp warms up", retryable=True)
+        return super().forward(u)
+
+    def advance(self, seconds: float) -> None:
+        raise ZeroDivisionError("no clock")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_serve_passes_errors_on_and_closes_the_system() -> None:
+    forward = b'{"do": "forward", "rows": 1}\n'
+    zero, one = (forward + np.full(3, value, "<f8").tobytes() for value in (0.0, 1.0))
+    requests = zero + b'{"do": "advance", "seconds": 1}\n' + one
+    system, answers = Closing(), io.BytesIO()
+    serve(system, io.BytesIO(requests), answers)
+    lines = answers.getvalue().split(b"\n")
+    assert json.loads(lines[1]) == {"ok": False, "error": "the lamp warms up", "retryable": True}
+    assert json.loads(lines[2]) == {"ok": False, "error": "ZeroDivisionError: no clock", "retryable": False}
+    assert json.loads(lines[3]) == {"ok": True} and system.closed == 1
+    with pytest.raises(json.JSONDecodeError):
+        serve(system, io.BytesIO(b"no request\n"), io.BytesIO())
+    assert system.closed == 2, "closed after an error too"
