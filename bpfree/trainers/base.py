@@ -35,7 +35,7 @@ from bpfree.engine.optimizers import update_readout
 from bpfree.engine.run_state import Checkpoint, Hooks, RunState
 from bpfree.engine.settings import FitSettings, set_lr
 from bpfree.engine.step import step
-from bpfree.nn import apparatus
+from bpfree.nn import physical_devices
 from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
@@ -133,7 +133,7 @@ class Trainer(Builder):
         It does not with devices: a resumed run would measure them again, and give other results.
         """
         greedy = self.settings.schedule == "greedy"
-        return self.settings.cache and greedy and not apparatus(self.cascade)
+        return self.settings.cache and greedy and not physical_devices(self.cascade)
 
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         """Further values about the blocks for the rows of the history; here none.
