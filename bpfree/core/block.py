@@ -19,7 +19,7 @@ from bpfree.core.update_rules import (
     Objective,
     OnePassSolve,
     UpdateRule,
-    apply_gradients,
+    set_gradients,
 )
 from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, StatefulFeedbackLoss
 from bpfree.nn.inplace import overwritable_relus
@@ -75,6 +75,11 @@ class BaseBlock(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Rows) -> Tensor:
         """The output, ``[rows, ...]``."""
+
+    def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
+        """`outputs`, and the input of the block above."""
+        outputs = self.outputs(inputs)
+        return outputs, outputs[-1]
 
     @abstractmethod
     def body_output(self, front_output: Rows) -> Tensor:
@@ -147,9 +152,13 @@ class BaseBlock(nn.Module, ABC):
         Returns:
             The losses and the output before the step, detached.
         """
-        assert self.optimizer is not None
+        optimizer = self.optimizer
+        assert optimizer is not None
         losses, output, gradients = self.rule.gradients(self, front_output, target, feedback)
-        apply_gradients(self.optimizer, gradients)
+        if gradients:
+            set_gradients(gradients)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return losses, output
 
     @abstractmethod
@@ -228,6 +237,10 @@ class Block(BaseBlock):
     def forward(self, inputs: Rows) -> Tensor:
         output: Tensor = self.body(inputs if self.front is None else self.run_front(inputs))
         return output
+
+    def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
+        output = self(inputs)
+        return [output], output
 
     def body_output(self, front_output: Rows) -> Tensor:
         output: Tensor = self.body(front_output)

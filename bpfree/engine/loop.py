@@ -58,6 +58,7 @@ class EpochConstants:
         message: Feedback message for the highest block of the network.
         readouts: The readouts that are trained, by name.
         losses: The losses of all blocks.
+        needs_scores: Whether the encoding draws by the class scores of a readout.
         seed_parts: Further parts of the seed of a step: a replica has other rows, so it draws other noise.
     """
 
@@ -70,6 +71,7 @@ class EpochConstants:
     readouts: dict[str, Readout]
     losses: list[LocalLoss]
     seed_parts: tuple[int, ...]
+    needs_scores: bool
 
 
 class TrainingLoop:
@@ -264,6 +266,7 @@ class TrainingLoop:
             readouts=self.state.trained_readouts(stage),
             losses=self.cascade.losses,
             seed_parts=(self.workers.replica,) if self.workers.replica else (),
+            needs_scores=encoding.needs_scores,
         )
 
     def _step(self, constants: EpochConstants, indices: Tensor, finite: list[Tensor] | None) -> Tensor:
@@ -305,7 +308,8 @@ class TrainingLoop:
         x, y = self.feed.samples(indices, position.epoch, position.step)
         for name, readout in constants.readouts.items():
             outputs = self.feed.outputs(x, indices, readout.view)
-            scores = readout(outputs, constants.losses).detach()
+            if constants.needs_scores:
+                scores = readout(outputs, constants.losses).detach()
             optimizer = self.state.optimizers[f"readout.{name}"]
             losses.append(update_readout(readout, optimizer, outputs, y))
         return scores, losses

@@ -10,7 +10,7 @@ import torch
 from bpfree.core.cascade import Cascade
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.base_feed import BaseFeed
-from bpfree.nn import physical_devices, passes
+from bpfree.nn import passes, physical_devices
 
 
 class Measurements:

@@ -42,9 +42,13 @@ def body_gradients(body: nn.Module, x: Tensor, output: Tensor, error: Tensor) ->
         TypeError: If the body has other layers.
     """
     layers = closed_form_layers(body)
-    if layers is None:
-        return {}
-    linear, activation = layers
+    return {} if layers is None else layer_gradients(*layers, x, output, error)
+
+
+def layer_gradients(
+    linear: nn.Linear, activation: nn.Module | None, x: Tensor, output: Tensor, error: Tensor
+) -> dict[Tensor, Tensor]:
+    """`body_gradients`, given the layers that `closed_form_layers` returns."""
     if activation is not None:
         error = BACKWARD[type(activation)](activation, error, output.flatten(1))
     gradients = {}

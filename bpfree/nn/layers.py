@@ -18,6 +18,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+#: Types that `at_least_float32` leaves as they are; a test of membership costs no call in a step.
+WIDE = frozenset({torch.float32, torch.float64})
+
+
 class LengthNorm(nn.Module):
     """Divides each row by its root mean square, so that the next block cannot read the length of a row.
 
@@ -31,7 +35,8 @@ class LengthNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = at_least_float32(x)
+        if x.dtype not in WIDE:
+            x = at_least_float32(x)
         rms = x.flatten(1).square().mean(1).sqrt()
         return x / (rms.view(-1, *[1] * (x.dim() - 1)) + self.eps)
 

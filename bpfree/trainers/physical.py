@@ -16,7 +16,7 @@ from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.core.rule_names import make_rule
-from bpfree.core.update_rules import UpdateRule
+from bpfree.core.update_rules import ClosedFormGradient, UpdateRule
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
@@ -161,9 +161,13 @@ class RepeatedBlock(Block):
     def update(
         self, front_output: Rows, target: Tensor, feedback: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        losses, _ = super().update(front_output, target, feedback)
-        for _ in range(1, self.steps):
-            super().update(front_output, target, feedback)
+        if isinstance(self.rule, ClosedFormGradient) and isinstance(front_output, Tensor):
+            assert self.optimizer is not None
+            losses = self.rule.take_steps(self, front_output, target, feedback, self.optimizer, self.steps)
+        else:
+            losses, _ = super().update(front_output, target, feedback)
+            for _ in range(1, self.steps):
+                super().update(front_output, target, feedback)
         with torch.no_grad():
             return losses, self.body(front_output)
 
