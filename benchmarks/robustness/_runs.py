@@ -26,8 +26,13 @@ from bpfree import BpfreeError, Checkpoint, Hooks
 from bpfree.data import GraphData, TensorData
 from bpfree.graph import Graph
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
-from bpfree.physics import Device, MultimodeFiber
+from bpfree.physics import Device
 from bpfree.trainers import TRAINERS, get_trainer
+
+try:
+    from bpfree.physics import MultimodeFiber
+except ImportError:  # its name in 0.1
+    from bpfree.physics import MultimodeFibre as MultimodeFiber
 
 EPOCHS = 2
 

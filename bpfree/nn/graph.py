@@ -64,8 +64,8 @@ class GNN(nn.Module):
 
     def make_layers(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Any]:
         """Create new layers with these input and output widths; return torch-geometric's modules."""
-        made = (self._layer(a, b) for a, b in zip(inputs, outputs, strict=True))
-        self.convs = nn.ModuleList(made)
+        layers = (self._layer(a, b) for a, b in zip(inputs, outputs, strict=True))
+        self.convs = nn.ModuleList(layers)
         return list(self.convs)
 
     def _layer(self, width_in: int, width_out: int) -> Any:
@@ -73,16 +73,16 @@ class GNN(nn.Module):
             warnings.simplefilter("ignore")  # torch-geometric's import emits torch.jit's deprecation warning
             from torch_geometric.nn import GATConv, GCNConv, SAGEConv
         if self.kind == "gcn":
-            made = GCNConv(width_in, width_out)
+            layer = GCNConv(width_in, width_out)
         elif self.kind == "sage":
-            made = SAGEConv(width_in, width_out)
+            layer = SAGEConv(width_in, width_out)
         else:
             heads = self.heads if width_out % self.heads == 0 else 1
-            made = GATConv(width_in, width_out // heads, heads=heads)
-        for weight in (p for p in made.parameters() if p.dim() == 2):
+            layer = GATConv(width_in, width_out // heads, heads=heads)
+        for weight in (p for p in layer.parameters() if p.dim() == 2):
             # Products with sparse matrices use the transposed weight; with these strides it is not copied.
             weight.data = weight.data.T.contiguous().T
-        return made
+        return layer
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Features ``[n, F]`` to outputs ``[n, d]``: the convolutions in order, with ReLU between them."""
