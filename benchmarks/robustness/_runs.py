@@ -22,17 +22,15 @@ import torchvision
 from torch import nn
 
 import bpfree
-from bpfree import BpfreeError, Checkpoint, Hooks
+from bpfree import BpfreeError, Checkpoint, Hooks, physics
 from bpfree.data import GraphData, TensorData
 from bpfree.graph import Graph
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
 from bpfree.physics import Device
 from bpfree.trainers import TRAINERS, get_trainer
 
-try:
-    from bpfree.physics import MultimodeFiber
-except ImportError:  # its name in 0.1
-    from bpfree.physics import MultimodeFibre as MultimodeFiber
+#: Under its present name, or that of 0.1.
+MultimodeFiber: Any = getattr(physics, "MultimodeFiber", None) or vars(physics)["MultimodeFibre"]
 
 EPOCHS = 2
 
