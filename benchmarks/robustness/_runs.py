@@ -42,6 +42,9 @@ SETTINGS = {"gradients": "update_rule"}
 #: Keys under which a trainer's `evaluate` returns the value of its metric.
 METRICS = ("accuracy", "roc_auc")
 
+#: Under its present name, or that of 0.1.
+MultimodeFiber: Any = getattr(physics, "MultimodeFiber", None) or vars(physics)["MultimodeFibre"]
+
 EPOCHS = 2
 
 #: Samples for training, validation and prediction.

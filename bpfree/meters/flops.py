@@ -165,10 +165,10 @@ def _rules() -> dict[object, _Rule]:
     """Return all rules by operation: those of torch, and `_own_rules`."""
     from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-    own = {
+    additional = {
         op: rule if hasattr(rule, "_get_raw") else shape_wrapper(rule) for op, rule in _own_rules().items()
     }
-    return {op: _raw(_complex(rule)) for op, rule in {**flop_registry, **own}.items()}
+    return {op: _raw(_complex(rule)) for op, rule in {**flop_registry, **additional}.items()}
 
 
 def _complex(rule: _Rule) -> _Rule:

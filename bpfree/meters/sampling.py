@@ -94,16 +94,16 @@ def measure_tick(
         MeterError: If the counter changed fewer than three times in ``limit_s`` seconds.
     """
     begin = perf_counter()
-    last, seen = read(), array("d")
-    while len(seen) < changes and perf_counter() - begin < limit_s:
+    last, updates = read(), array("d")
+    while len(updates) < changes and perf_counter() - begin < limit_s:
         sleep(pause_s)
         value = read()
         if value != last:
-            seen.append(perf_counter())
+            updates.append(perf_counter())
             last = value
-    if len(seen) < 3:
+    if len(updates) < 3:
         raise MeterError(
-            f"an energy counter changed {len(seen)} times in {limit_s} s: it does not work, or it is "
+            f"an energy counter changed {len(updates)} times in {limit_s} s: it does not work, or it is "
             "too coarse"
         )
-    return (seen[-1] - seen[0]) / (len(seen) - 1)
+    return (updates[-1] - updates[0]) / (len(updates) - 1)

@@ -1,4 +1,4 @@
-"""Networks and layers that the bodies of blocks are made of."""
+"""Networks and layers."""
 
 from bpfree._renamed import module_getattr
 from bpfree.graphs.layers import GNN, Aggregate, Attention, EndToEndGNN, GCNPart, Hops, SAGEPart, learned_part

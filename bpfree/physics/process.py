@@ -16,6 +16,7 @@ from typing import IO, Any, Self, TypeAlias
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
+from bpfree._renamed import warn_renamed
 from bpfree.physics.outputs import checked_forward
 from bpfree.physics.state import State, StateDict, join_state, split_state
 from bpfree.physics.system import Array, PhysicalSystem
@@ -241,7 +242,11 @@ def _ended(process: subprocess.Popen[bytes]) -> str:
 
 
 def serve(
-    system: PhysicalSystem, requests: IO[bytes] | None = None, answers: IO[bytes] | None = None
+    system: PhysicalSystem,
+    requests: IO[bytes] | None = None,
+    replies: IO[bytes] | None = None,
+    *,
+    answers: IO[bytes] | None = None,
 ) -> None:
     """Reply to the requests of a `ProcessSystem` until the input ends, then close the system.
 
@@ -251,19 +256,23 @@ def serve(
 
     Args:
         system: Any system.
-        requests, answers: Binary streams for requests and replies; by default standard input and output.
+        requests, replies: Binary streams for requests and replies; by default standard input and output.
+        answers: Old name of ``replies``.
     """
+    if answers is not None:
+        warn_renamed("serve(answers=...)", "serve(replies=...)")
+        replies = answers
     if requests is None:
         requests = os.fdopen(os.dup(0), "rb")
         with open(os.devnull, "rb") as empty:
             os.dup2(empty.fileno(), 0)
-    if answers is None:
-        answers = os.fdopen(os.dup(1), "wb")
+    if replies is None:
+        replies = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
     low, high = system.input_range
     description: Header = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
     description |= {"input_range": [float(low), float(high)], "kind": getattr(system, "kind", "device")}
-    _write(answers, description)
+    _write(replies, description)
     try:
         while line := requests.readline():
             header = json.loads(line)
@@ -275,7 +284,7 @@ def serve(
             except Exception as error:  # noqa: BLE001  it is raised in the other process
                 text = f"{type(error).__name__}: {error}"
                 reply, data = {"ok": False, "error": text, "retryable": False}, b""
-            _write(answers, reply, data)
+            _write(replies, reply, data)
     finally:
         if hasattr(system, "close"):
             system.close()

@@ -155,15 +155,15 @@ MUTATIONS = [
     Mutation(
         "the tick assumed",
         sampling_module.measure_tick,
-        "return (seen[-1] - seen[0]) / (len(seen) - 1)",
+        "return (updates[-1] - updates[0]) / (len(updates) - 1)",
         "return 0.1",
         (TICK,),
     ),
     Mutation(
         "a constant counter accepted",
         sampling_module.measure_tick,
-        "if len(seen) < 3:",
-        "if len(seen) < 3:\n        return 0.1\n    if len(seen) < 3:",
+        "if len(updates) < 3:",
+        "if len(updates) < 3:\n        return 0.1\n    if len(updates) < 3:",
         (DEAD,),
     ),
     Mutation(

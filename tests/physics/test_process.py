@@ -233,6 +233,13 @@ def test_outputs_are_checked_in_the_same_way_in_process_and_served(fault: Callab
     assert served == {"ok": False, "error": str(local.value), "retryable": local.value.retryable}
 
 
+def test_the_old_name_of_the_stream_is_accepted_with_a_warning() -> None:
+    replies = io.BytesIO()
+    with pytest.warns(FutureWarning, match="replies"):
+        serve(Doubler(), io.BytesIO(), answers=replies)
+    assert json.loads(replies.getvalue())["n_in"] == 3
+
+
 def test_served_systems_may_use_numpy_numbers() -> None:
     class Box(Doubler):
         n_in, n_out, input_range = np.int64(3), np.int64(6), (np.float32(-1), np.float32(1))
