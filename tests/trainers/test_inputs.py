@@ -239,7 +239,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file"]
 
 
-def test_a_checkpoint_and_saved_weights_are_told_apart(tmp_path: Path) -> None:
+def test_a_checkpoint_and_saved_weights_are_distinguished(tmp_path: Path) -> None:
     trainer = built()
     trainer.save(tmp_path / "weights")
     with pytest.raises(BadValue, match=r"was written by Trainer\.save, not by a run"):
@@ -247,7 +247,7 @@ def test_a_checkpoint_and_saved_weights_are_told_apart(tmp_path: Path) -> None:
     from bpfree import Checkpoint
 
     trainer.fit(vectors(), epochs=1, checkpoint=Checkpoint(tmp_path / "run", every_s=0.0))
-    with pytest.raises(BadValue, match=r"is the checkpoint of a run: go on with it by fit"):
+    with pytest.raises(BadValue, match=r"is the checkpoint of a run: continue it by fit"):
         trainer.load(tmp_path / "run")
     with pytest.raises(BadValue, match="saved by 'mono_forward', not by 'forward_forward'"):
         built(ForwardForward).load(tmp_path / "weights")
