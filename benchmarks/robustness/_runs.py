@@ -43,7 +43,6 @@ SETTINGS = {"gradients": "update_rule"}
 METRICS = ("accuracy", "roc_auc")
 
 #: Under its present name, or that of 0.1.
-MultimodeFiber: Any = getattr(physics, "MultimodeFiber", None) or vars(physics)["MultimodeFibre"]
 
 EPOCHS = 2
 

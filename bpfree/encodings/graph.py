@@ -71,8 +71,8 @@ class GraphEncoding(Encoding):
 
     def is_of_graph(self, features: Tensor, graph: Graph) -> bool:
         """Whether the training graph has these features ``[n, F]`` and edges, in any order of the edges."""
-        own = self.features
-        same = features is own or (features.shape == own.shape and torch.equal(features, own))
+        x = self.features
+        same = features is x or (features.shape == x.shape and torch.equal(features, x))
         return same and graph.equals(self.graph)
 
     def for_graph(self, features: Tensor, graph: Graph) -> Self:

@@ -14,7 +14,7 @@ from bpfree.losses.base import ClosedFormLoss, ClosedFormStep
 
 Reference = Literal["gaussian", "rademacher"]
 
-#: Keeps the norm of an output, and the gradient by it, finite at zero.
+#: Makes the gradient of an output's norm finite at zero.
 EPS = 1e-12
 
 

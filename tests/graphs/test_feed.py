@@ -74,3 +74,7 @@ def test_full_batches_are_one_object_whose_front_output_is_computed_when_the_sta
         expected = block(feed.states().with_query(NodeQuery(query.target_nodes)))
         torch.testing.assert_close(output, expected)
     feed.freeze_below(len(trainer.cascade.units))
+    assert not feed.front_output
+    top, _ = feed.rows(order, 0, 0)
+    assert isinstance(top, Nodes)
+    assert top.states is feed.states().states
