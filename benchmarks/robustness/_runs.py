@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 import bpfree
@@ -155,6 +154,8 @@ def _cafo_cnn(_: Any) -> nn.Module:
 
 
 def _vgg(_: Any) -> nn.Module:
+    import torchvision  # seconds, which most runs are spared
+
     import bpfree
 
     net = torchvision.models.vgg11_bn(num_classes=10)
