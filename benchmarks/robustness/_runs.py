@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 import bpfree
@@ -187,6 +186,10 @@ def _cafo_cnn(_: Any) -> nn.Module:
 
 
 def _vgg(_: Any) -> nn.Module:
+    import torchvision  # seconds, which most runs are spared
+
+    import bpfree
+
     net = torchvision.models.vgg11_bn(num_classes=10)
     return bpfree.localize(net, loss="mono_forward", cut="conv")
 

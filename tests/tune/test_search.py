@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bpfree.tune.worker import TrialFailed, Worker
 from tests.helpers import heeding_interrupts
 from tests.tune.common import arm_study, config, open_at, plan
 from tests.tune.test_study import dead_process
+from tests.workers import start_command
 
 #: In a cell's process, whatever is asked of the test data ends it.
 POISON = """
@@ -199,10 +201,10 @@ def test_seeds_that_are_through_are_not_run_again(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: Path) -> None:
     content = config()
-    content["fit"] = {"epochs": 400, "batch_size": 64}
+    content["fit"] = {"epochs": 100, "batch_size": 64}
     study = arm_study(make_plan(content), open_at("journal", tmp_path), 6)
     for _ in range(5):  # nothing can be better than these
-        perfect = dict.fromkeys(range(1, 401), 1.0)
+        perfect = dict.fromkeys(range(1, 101), 1.0)
         study.study.add_trial(
             create_trial(
                 params={"lr": 0.01},
@@ -215,7 +217,7 @@ def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: 
     assert Worker([study], tmp_path).run()
     last = study.all()[-1]
     assert last.state == TrialState.PRUNED
-    assert last.last_step == 100  # the first pass after the warm-up of a quarter
+    assert last.last_step == 25  # the first pass after the warm-up of a quarter
 
 
 def test_no_time_is_said_so_and_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,16 +232,12 @@ def test_no_time_is_said_so_and_gone_on_from(tmp_path: Path, capsys: pytest.Capt
 
 def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path) -> None:
     content = config(pruner="none")
-    content["fit"] = {"epochs": 40, "batch_size": 8}
+    content["fit"] = {"epochs": 20, "batch_size": 8}
     path, out, trials = write(content, tmp_path), tmp_path / "out", 6
-    command = [sys.executable, "-m", "bpfree.tune", str(path), "--out", str(out)]
-    command += ["--trials", str(trials), "--workers", "2"]
-    first, second = (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    )
+    command = [str(path), "--out", str(out), "--trials", str(trials), "--workers", "2"]
+    first, second = (start_command(main, command, tmp_path / f"log{number}") for number in range(2))
 
-    def begun_by(process: subprocess.Popen[str], state: TrialState) -> list[FrozenTrial]:
+    def begun_by(process: BaseProcess, state: TrialState) -> list[FrozenTrial]:
         trials = [trial for study in studies for trial in study.all()]
         return [
             t for t in trials if t.user_attrs.get("pulse", {}).get("pid") == process.pid and t.state == state
@@ -250,10 +248,10 @@ def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path
     deadline = time.monotonic() + 120
     while not all(begun_by(p, TrialState.RUNNING) for p in (first, second)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(second.pid, signal.SIGKILL)
-    _, printed = first.communicate(timeout=300)
-    second.communicate()
-    assert first.returncode == 0, printed
+    second.kill()
+    first.join(timeout=300)
+    second.join()
+    assert first.exitcode == 0, (tmp_path / "log0").read_text()
     lost = begun_by(second, TrialState.FAIL)
     assert lost
     assert not begun_by(first, TrialState.FAIL)

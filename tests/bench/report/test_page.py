@@ -57,8 +57,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page() -> Page:
-    return Page(html(sample()))
+def content() -> str:
+    """The page of the sample: half a second of drawing."""
+    return html(sample())
+
+
+@pytest.fixture(scope="module")
+def page(content: str) -> Page:
+    return Page(content)
 
 
 def column(page: Page, table: str, head: str) -> dict[tuple[str, str], str]:
@@ -70,17 +76,14 @@ def column(page: Page, table: str, head: str) -> dict[tuple[str, str], str]:
     }
 
 
-def test_nothing_is_loaded_from_anywhere() -> None:
-    content = html(sample())
-    page = Page(content)
+def test_nothing_is_loaded_from_anywhere(content: str, page: Page) -> None:
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert not {"img", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not re.search(r"https?://|@import|url\((?!#)", content)
     assert "default-src 'none'" in content
 
 
-def test_names_are_text() -> None:
-    content = html(sample())
+def test_names_are_text(content: str) -> None:
     assert "<script>alert" not in content
     assert "&lt;script&gt;alert" in content
 
@@ -105,9 +108,9 @@ def test_the_table_holds_means_intervals_and_verdicts(page: Page) -> None:
     assert all("energy" not in head for head in page.tables["results"][0])
 
 
-def test_energy_is_shown_only_where_it_was_metered() -> None:
-    assert "No energy was metered" in html(sample())
-    heads = Page(html(sample())).tables["results"][0]
+def test_energy_is_shown_only_where_it_was_metered(content: str, page: Page) -> None:
+    assert "No energy was metered" in content
+    heads = page.tables["results"][0]
     assert not any("peak" in head for head in heads)
 
 
@@ -233,8 +236,7 @@ def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Pa
         read_search(tmp_path)
 
 
-def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
-    content = html(sample())
+def test_every_row_stands_in_the_provenance_and_every_failure_is_told(content: str) -> None:
     for one in sample():
         if one["status"] == "ok":
             assert one["cell_id"] in content
@@ -243,8 +245,7 @@ def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
     assert "5 rows come from cells that shared the machine" in content
 
 
-def test_where_backpropagation_wins() -> None:
-    content = html(sample())
+def test_where_backpropagation_wins(content: str) -> None:
     wins = content[content.index("Where backpropagation wins</h2>") : content.index("Where it loses")]
     accuracy = wins[: wins.index("training time")]
     assert "<b>mono_forward</b> -5.00" in accuracy
@@ -252,24 +253,24 @@ def test_where_backpropagation_wins() -> None:
     assert "matched passes" not in accuracy
 
 
-def test_seeds_that_ended_with_the_same_weights_are_no_replicates() -> None:
+def test_seeds_that_ended_with_the_same_weights_are_no_replicates(content: str) -> None:
     rows = arm("mono_forward", [0.9, 0.9, 0.8], weights_sha256="same")
     assert "ended with the same weights" in html(rows)
     assert "mono_forward, seeds 0, 1, 2" in html(rows)
-    assert "ended with the same weights" not in html(sample())
+    assert "ended with the same weights" not in content
 
 
-def test_targets_chosen_afterwards_are_called_so() -> None:
+def test_targets_chosen_afterwards_are_called_so(content: str) -> None:
     assert "chosen after the runs" in html(sample(), [0.9])
-    assert "chosen after the runs" not in html(sample())
+    assert "chosen after the runs" not in content
 
 
-def test_the_same_rows_give_the_same_page() -> None:
-    assert html(sample()) == html(sample())
+def test_the_same_rows_give_the_same_page(content: str) -> None:
+    assert html(sample()) == content
 
 
-def test_memory_against_depth_needs_several_depths() -> None:
-    assert "Memory against depth: saved for backward" in html(sample())
+def test_memory_against_depth_needs_several_depths(content: str) -> None:
+    assert "Memory against depth: saved for backward" in content
     assert "No arm was run on nets of several depths" in html(arm("backprop", [0.9]))
 
 
