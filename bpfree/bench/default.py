@@ -1,4 +1,4 @@
-"""What `python -m bpfree.bench` runs without a config: every trainer beside its controls on embedded data."""
+"""The suite of `python -m bpfree.bench` without a config: every trainer and its controls on embedded data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 Config = dict[str, Any]
 
-#: Learning rates: to two digits, the winners of configs/tuning/default_digits.yaml, 12 trials for each arm,
-#: controls included, judged on validation data of seeds that the suite does not report
-#: (benchmarks/results/tuning_default/summary.json). That of Forward-Forward was found with the label over the
-#: first pixels of a digit; now it is beside them.
+#: Learning rates are the winners of configs/tuning/default_digits.yaml to two digits: 12 trials for each arm,
+#: controls included, on validation data of seeds that the suite does not report
+#: (benchmarks/results/tuning_default/summary.json). The rate of Forward-Forward is from a search with the
+#: label over the first pixels of a digit; now it is beside them.
 DIGITS: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
@@ -30,9 +30,8 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
-#: Learning rates were found as above (configs/tuning/default_cascaded.yaml,
-#: benchmarks/results/tuning_default_cascaded).
+#: Cascaded-Forward needs convolutions, so it is compared with backpropagation through the same net.
+#: Learning rates as above (configs/tuning/default_cascaded.yaml, benchmarks/results/tuning_default_cascaded).
 CASCADED: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
@@ -51,13 +50,13 @@ CASCADED: Config = {
     ],
 }
 
-#: Physical local learning through a small simulated fibre, beside the same without, ridge regression on what
-#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were found as above
+#: Physical local learning through a small simulated fiber, the same without a fiber, ridge regression on the
+#: camera's images, and backpropagation with an exact model of the fiber. Learning rates as above
 #: (configs/tuning/default_physical.yaml, benchmarks/results/tuning_default_physical).
 PHYSICAL: Config = {
     "name": "default",
     "dataset": {"name": "digits"},
-    "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalise": "l2"},
+    "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalize": "l2"},
     "physics": {
         "system": "optical",
         "options": {
@@ -81,7 +80,7 @@ PHYSICAL: Config = {
     ],
 }
 
-#: A graph that needs no download: digits joined to those like them. Learning rates were found as above
+#: A graph that needs no download: digits with edges to similar ones. Learning rates as above
 #: (configs/tuning/default_graph.yaml, benchmarks/results/tuning_default_graph).
 GRAPH: Config = {
     "name": "default",

@@ -1,4 +1,4 @@
-"""The metric of a row: what `bpfree.metrics.Metric` computed, and how tables write its values."""
+"""The metric of a row, and how tables show its values."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class RowMetric:
         """A value in the unit of tables, without the unit."""
         return f"{value:.{digits}f}" if self.share else number(value)
 
-    def spread(self, found: Estimate) -> str:
+    def spread(self, estimate: Estimate) -> str:
         """A mean over seeds, in the unit of tables, with the half width of its interval."""
         if not self.share:
-            return plus_minus(found.mean, found.half)
-        return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
+            return plus_minus(estimate.mean, estimate.half)
+        return f"{estimate.mean:.2f}" + ("" if estimate.half is None else f" ± {estimate.half:.2f}")
 
 
 def metric_of(row: Row) -> RowMetric:

@@ -80,5 +80,5 @@ def test_a_failure_counts_until_the_cell_succeeds() -> None:
 
 
 def test_a_cell_that_succeeded_twice_is_refused() -> None:
-    with pytest.raises(BadValue, match=r"here: cell .* \(seed 4\) stands there twice"):
+    with pytest.raises(BadValue, match=r"here: cell .* \(seed 4\) has two successful rows"):
         successes([row("backprop", 4), row("backprop", 4)], "here")

@@ -19,7 +19,7 @@ from bpfree.bench.devices import make_devices, physics_config
 
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 64, "validation_size": 20},
-    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalise": "l2"},
+    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalize": "l2"},
     "physics": {"system": "optical", "seeds": [0, 1], "options": {"grid": 18, "mask_radius": 4.0}},
     "fit": {"epochs": 2, "batch_size": 32, "eval_every": 2},
     "trainer": {"id": "physical", "inner_steps": 2},

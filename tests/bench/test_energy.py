@@ -134,7 +134,7 @@ def test_without_a_meter_the_row_says_why_and_the_model_only_on_request(
     row = row_of(only_cell(idle_s=100.0), tmp_path)  # and does not wait for nothing
     assert row["energy"].keys() == {"absent"}
     assert "does not exist" in row["energy"]["absent"]["cpu"]
-    row = row_of(only_cell(modelled=True, country="FRA"), tmp_path)
+    row = row_of(only_cell(modeled=True, country="FRA"), tmp_path)
     assert row["energy"]["modelled"]["joules"].keys() == {"modelled:tdp", "modelled:ram_dimm"}
     assert row["carbon"]["kg"].keys() == {"modelled:tdp", "modelled:ram_dimm"}
     lines = summary([row])
@@ -260,7 +260,7 @@ def test_a_model_that_fails_costs_no_row(when: str, monkeypatch: pytest.MonkeyPa
         raise MeterError("CodeCarbon failed: no sensor")
 
     monkeypatch.setattr(energy_module, "modelled", failing)
-    energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modelled": True}), torch.device("cpu"))
+    energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modeled": True}), torch.device("cpu"))
     with energy.measured(lambda: None, lambda window: None):
         pass
     assert energy.row(False) == {"energy": {"absent": {"model": "CodeCarbon failed: no sensor"}}}

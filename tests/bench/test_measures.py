@@ -73,9 +73,9 @@ def test_an_undecided_comparison_says_how_many_seeds_it_needs() -> None:
     rows = arm("backprop", [0.95, 0.9, 0.93]) + arm("mono_forward", [0.94, 0.91, 0.92])
     comparison = compare(against_baseline(groups(rows)), [on_test(ACCURACY)])[0]
     assert comparison.seeds_needed is not None and comparison.seeds_needed > 3
-    assert comparison.says == f"INCONCLUSIVE: 3 seeds, about {comparison.seeds_needed} needed"
+    assert comparison.text == f"INCONCLUSIVE: 3 seeds, about {comparison.seeds_needed} needed"
     one = compare(against_baseline(groups([row("backprop", 0), row("mono_forward", 0)])))[0]
-    assert one.says == "INCONCLUSIVE: 1 seed, at least 5 needed"
+    assert one.text == "INCONCLUSIVE: 1 seed, at least 5 needed"
 
 
 CURVE = [[1, 0.5, 1.0], [2, 0.8, 2.0], [3, 0.6, 3.0], [4, 0.8, 4.0], [5, 0.9, 5.0], [10, 0.95, 9.0]]

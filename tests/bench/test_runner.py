@@ -17,7 +17,7 @@ from bpfree._errors import BadValue
 from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells
 from bpfree.bench.results import Results, comparable
-from bpfree.bench.runner import Watcher, run
+from bpfree.bench.runner import Callbacks, run
 from tests.helpers import heeding_interrupts
 
 CONFIG: dict[str, Any] = {
@@ -65,7 +65,7 @@ def test_rows_say_what_was_measured(tmp_path: Path) -> None:
     found = run(
         cells(CONFIG),
         Results(tmp_path),
-        watcher=Watcher(finished=lambda cell, row: finished.append(cell.arm)),
+        callbacks=Callbacks(finished=lambda cell, row: finished.append(cell.arm)),
     )
     order = ["mono_forward", "backprop", "forward_forward"]
     assert finished == order + order[::-1]
@@ -111,7 +111,9 @@ def test_the_same_cells_again_are_not_run_again(tmp_path: Path) -> None:
     first = run(some, Results(tmp_path))
     started: list[str] = []
     again = run(
-        cells(CONFIG)[:3], Results(tmp_path), watcher=Watcher(started=lambda cell: started.append(cell.arm))
+        cells(CONFIG)[:3],
+        Results(tmp_path),
+        callbacks=Callbacks(started=lambda cell: started.append(cell.arm)),
     )
     assert started == ["forward_forward"]
     assert again[:2] == first
@@ -285,4 +287,4 @@ def test_ctrl_c_stops_quietly_and_the_rows_stay(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "goes on from here" in printed
+    assert "continues from here" in printed

@@ -100,7 +100,7 @@ def test_arms_of_one_name_stay_apart() -> None:
 
 def test_no_common_seed_is_no_win() -> None:
     text = printed([*arm("backprop", GOOD), row("mono_forward", 9)])
-    assert "none of them: no seed in common" in text and "more accurate than" not in text
+    assert "any of them: no seed in common" in text and "more accurate than" not in text
     assert "no seed in common (mono_forward has 9; backprop has 0, 1, 2, 3, 4)" in text
 
 
@@ -135,8 +135,8 @@ def test_a_pattern_that_names_other_files_too(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "x.json").write_text("{}")
     assert main(["report", *map(str, (tmp_path / "x.json", a, b))]) == 0
     said = capsys.readouterr().out
-    assert f"left out, as they hold no results of a bench: {tmp_path / 'x.json'}" in said
-    assert f"3 cells of {b} are in {a} as well and are taken from there" in said
+    assert f"skipped, as they have no results of a bench: {tmp_path / 'x.json'}" in said
+    assert f"3 cells of {b} are in {a} as well and are read from there" in said
     assert (a / "report.html").exists()
     assert main(["report", str(a), str(tmp_path / "none")]) == 2
     assert main(["report", str(tmp_path / "x.json")]) == 2

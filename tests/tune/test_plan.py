@@ -47,7 +47,7 @@ def test_a_grid_has_equal_steps_on_the_scale_and_both_ends() -> None:
 
 def test_a_point_fills_the_cells_and_leaves_the_rest() -> None:
     arm = plan(seeds=[100, 101]).arms[1]
-    found = arm.at({"lr": 0.02})
+    found = arm.with_settings({"lr": 0.02})
     assert [(cell.trainer.settings.lr, cell.seed, cell.arm) for cell in found] == [
         (0.02, 100, "backprop"),
         (0.02, 101, "backprop"),

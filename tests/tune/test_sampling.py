@@ -66,7 +66,7 @@ def test_a_trial_whose_worker_died_while_drawing_is_drawn_again(sampler: str, tm
     calm = arm_study(made, open_at("journal", tmp_path / "calm"), 2)
     expected = [calm.take(), calm.take()]
     study = arm_study(made, open_at("journal", tmp_path / "stopped"), 2)
-    half = study.study.ask({"lr": study.wanted["lr"]})
+    half = study.study.ask({"lr": study.distributions["lr"]})
     study.again(half.number)
     found = [study.take(), study.take()]
     assert [t.params for t in found if t] == [t.params for t in expected if t]

@@ -186,7 +186,7 @@ def test_seeds_that_are_through_are_not_run_again(tmp_path: Path) -> None:
     dead = arm_study(made, open_at("journal", tmp_path), 1)
     trial = dead.take()
     assert trial is not None
-    first = made.arms[0].at(trial.params)[0]
+    first = made.arms[0].with_settings(trial.params)[0]
     trial.set_user_attr("cells", {first.id: {"seed": 100, "val_accuracy": 0.125}})
     trial.set_user_attr("pulse", {**dead_process(), "at": 0.0, "seconds": 0.0})
     study, done = work(config(seeds=[100, 101]), tmp_path, 1)
@@ -206,7 +206,7 @@ def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: 
         study.study.add_trial(
             create_trial(
                 params={"lr": 0.01},
-                distributions=study.wanted,
+                distributions=study.distributions,
                 value=1.0,
                 intermediate_values=perfect,
                 user_attrs={"cells": {}},
@@ -280,7 +280,7 @@ def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "goes on from here" in printed
+    assert "continues from here" in printed
     study = arm_study(make_plan(content), open_at("journal", out), 2)
     assert [t.state for t in study.all()] == [TrialState.FAIL, TrialState.WAITING]
     assert study.all()[0].params == study.all()[1].params

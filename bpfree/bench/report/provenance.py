@@ -1,4 +1,4 @@
-"""Where each figure of a report comes from."""
+"""The rows behind each value of a report, with their versions and machines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
 
-def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """For each arm: anchor, name, setting, and where each of its rows comes from."""
+def provenance(groups: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """For each arm: anchor, name, setting, and the origin of each of its rows."""
     return [
         (
             f"rows-{g}-{a}",
@@ -19,7 +19,7 @@ def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[st
             group.title,
             [_origin(row) for row in sorted(arm.rows, key=lambda r: int(r["seed"]))],
         )
-        for g, group in enumerate(found)
+        for g, group in enumerate(groups)
         for a, arm in enumerate(group.arms)
     ]
 

@@ -111,7 +111,7 @@ def test_energy_is_shown_only_where_it_was_metered() -> None:
     assert not any("peak" in head for head in heads)
 
 
-def test_measured_and_modelled_energy_stand_apart() -> None:
+def test_measured_and_modeled_energy_are_separate() -> None:
     energy = {
         "scope": "measured:nvml_counter", "gpu_gross_j": 500.0, "gpu_net_j": 200.0, "idle_before_w": 60.0,
         "idle_after_w": 62.0, "ratio": 1.01, "modelled": {"joules": {"modelled:tdp": 90.0}},
@@ -140,11 +140,11 @@ def test_measured_and_modelled_energy_stand_apart() -> None:
     assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
 
 
-def test_modelled_energy_alone_is_called_so_and_a_net_below_zero_is_shown() -> None:
+def test_modeled_energy_alone_is_named_and_a_net_below_zero_is_shown() -> None:
     model = {"modelled": {"joules": {"modelled:tdp": 90.0}}}
     content = html(arm("backprop", [0.9, 0.91], energy=model))
     assert "No energy was metered" not in content
-    assert "Energy: modelled:tdp. It is modelled, none of it was measured." in content
+    assert "Energy: modelled:tdp. It is modeled, not measured." in content
     assert "of the whole training as it was run" in content and "Of the training alone" not in content
     measured = {"scope": "measured:rapl", "cpu_gross_j": 50.0, "cpu_net_j": -2.0}
     rows = arm("backprop", [0.9, 0.91], energy=measured)
@@ -191,7 +191,7 @@ def test_devices_are_described(page: Page) -> None:
         "arm": "●physical (fitted surrogate)", "setting": "digits, mlp hidden 32-16 | fixed epochs",
         "device": "surrogate", "nonlinearity index": "0.125", "rows, training": "2,400",
         "rows, evaluation": "300", "rows, calibration": "64", "calls sent again": "6",
-        "rows out of range": "24", "hardware time, s, modelled": "862",
+        "rows out of range": "24", "hardware time, s, modeled": "862",
     }  # fmt: skip
 
 
@@ -304,4 +304,4 @@ def test_the_command_line_writes_the_page_of_several_folders(
     assert main(["report", folders[0]]) == 0
     assert (tmp_path / "a" / "report.html").exists()
     assert main(["report", folders[0], folders[0]]) == 2
-    assert "stands there twice" in capsys.readouterr().err
+    assert "has two successful rows" in capsys.readouterr().err
