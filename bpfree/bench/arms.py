@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.metric import RowMetric, metric_of
 from bpfree.bench.results import Row, figure
+from bpfree.bench.statistics import Run
 from bpfree.bench.terminal import visible
 
 #: Ids of trainers that are backpropagation.
@@ -23,16 +24,12 @@ PROTOCOLS = {
 }
 
 
-#: What identifies a run within an arm: the seed, or the seeds of the model and of the device.
-Run = int | tuple[int, int]
-
-
 def run_of(row: Row) -> Run:
     """The run of its arm that a row belongs to."""
     return (row["seed"], row["device_seed"]) if "device_seed" in row else row["seed"]
 
 
-def is_baseline(trainer: Mapping[str, Any]) -> bool:
+def is_baseline(trainer: Values) -> bool:
     """Whether a trainer, as a row's config names it, is backpropagation; of devices, with an exact model."""
     ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
     return bool(trainer["id"] in BASELINES or ideal)
@@ -176,7 +173,7 @@ def differing(row: Row, other: Row) -> str:
     return ", ".join(settings)
 
 
-def describe(settings: dict[str, Any]) -> str:
+def describe(settings: Mapped) -> str:
     """A data set or net with the settings that are not the usual ones."""
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
     usual |= {"split": "folds", "normalize": True, "heads": 4}
@@ -188,7 +185,7 @@ def describe(settings: dict[str, Any]) -> str:
     return visible(" ".join([settings["name"], *parts]))
 
 
-def _in_short(values: list[Any]) -> str:
+def _in_short(values: list[object]) -> str:
     same = len(values) > 3 and len(set(map(str, values))) == 1
     return f"{len(values)}×{values[0]}" if same else "-".join(map(str, values))
 

@@ -200,7 +200,7 @@ def _train(
     def fresh() -> Trainer:
         return make_trainer(cell, data, energy.meter.device)
 
-    def show(done: int, of: int, row: dict[str, Any]) -> None:
+    def show(done: int, of: int, row: Mapped) -> None:
         row["train_s"], joules = energy.meter.state()[TRAIN]["seconds"], energy.joules()
         if joules is not None:
             row["train_j"] = joules

@@ -18,7 +18,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT, validate
 from bpfree.bench.devices import PhysicsConfig, physics_config
 from bpfree.bench.energy import OLD_NAMES, EnergyConfig, energy_config
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.sections import (
     NETS,
     DatasetConfig,
@@ -66,7 +66,7 @@ class TrainerConfig:
         settings = {**asdict(self.settings), **changes}
         return self.kind(net, seed=seed, device=device, progress=False, **settings)
 
-    def changed(self, changes: Mapping[str, Any], where: str) -> TrainerConfig:
+    def changed(self, changes: Values, where: str) -> TrainerConfig:
         """The same trainer with some settings replaced.
 
         Raises:
@@ -79,7 +79,7 @@ class TrainerConfig:
         return {"id": self.id, **asdict(self.settings)}
 
 
-def trainer_config(values: Mapping[str, Any], where: str) -> TrainerConfig:
+def trainer_config(values: Values, where: str) -> TrainerConfig:
     """The checked section ``trainer``, called ``where`` in error messages.
 
     Raises:
@@ -140,7 +140,7 @@ class Cell:
         }
 
     @staticmethod
-    def from_record(record: Mapping[str, Any]) -> Cell:
+    def from_record(record: Values) -> Cell:
         """The cell with this `record`. Its plugins are loaded first: they may register losses and trainers.
 
         Raises:
@@ -167,12 +167,12 @@ class Cell:
         return id_of(self.record())
 
 
-def _with_names_of_today(values: Mapping[str, Any], old_names: Mapping[str, str]) -> Mapped:
+def _with_names_of_today(values: Values, old_names: Mapping[str, str]) -> Mapped:
     new_names = {old: new for new, old in old_names.items()}
     return {new_names.get(name, name): value for name, value in values.items()}
 
 
-def id_of(record: Mapping[str, Any]) -> str:
+def id_of(record: Values) -> str:
     """`Cell.id` of the cell with this record."""
     omitted = {*LABELS, "plugins" if record["plugin_hashes"] else "plugin_hashes"}
     omitted |= set() if record["physics"] else {"physics", "device_seed"}
@@ -181,7 +181,7 @@ def id_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def config_of(record: Mapping[str, Any]) -> Mapped:
+def config_of(record: Values) -> Mapped:
     """What a row stores as its config: the part of a cell's record that all rows of an arm share."""
     absent = {name for name in ("energy", "physics") if record[name] is None}
     config = {k: v for k, v in record.items() if k not in {*LABELS, "seed", "device_seed", *absent}}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -16,7 +16,7 @@ from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.cells import Cell, TuningCost, load_plugin, trainer_config
 from bpfree.bench.devices import PhysicsConfig, physics_config
 from bpfree.bench.energy import energy_config
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.sections import Positive, dataset_config, net_config
 from bpfree.trainers import FitSettings
 
@@ -109,7 +109,7 @@ def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
     return values
 
 
-def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
+def _arm(arm: object, config: Mapped, where: str) -> Mapped:
     """The fields of a `Cell` that belong to an arm."""
     if not isinstance(arm, dict):
         raise BadValue(f"{where.rstrip('.')} = {arm!r}: expected the keys {', '.join(ARM_SECTIONS)}")
@@ -145,7 +145,7 @@ def _physics(arm: Mapped, config: Mapped, has_devices: bool, where: str) -> Phys
     return physics_config({**shared, **of_arm}, where)
 
 
-def _section(config: Mapping[str, Any], key: str, where: str, default: Mapped | None = None) -> Mapped:
+def _section(config: Values, key: str, where: str, default: Mapped | None = None) -> Mapped:
     section = config.get(key, default)
     if section is None:
         raise BadValue(f"{where}{key}: missing; it must be given")
@@ -154,7 +154,7 @@ def _section(config: Mapping[str, Any], key: str, where: str, default: Mapped | 
     return section
 
 
-def _known(config: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+def _known(config: Values, allowed: Sequence[str], where: str) -> None:
     for key in config:
         if key not in allowed:
             raise BadValue(f"{where}{key}: unknown key; {did_you_mean(str(key), tuple(allowed))}")

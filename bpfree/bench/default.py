@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Config = dict[str, Any]
+from bpfree.bench.files import Mapped
 
 #: Learning rates are the winners of configs/tuning/default_digits.yaml to two digits: 12 trials for each arm,
 #: controls included, on validation data of seeds that the suite does not report
 #: (benchmarks/results/tuning_default/summary.json). The rate of Forward-Forward is from a search with the
 #: label over the first pixels of a digit; now it is beside them.
-DIGITS: Config = {
+DIGITS: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "mlp", "hidden": [256, 256]},
@@ -32,7 +30,7 @@ DIGITS: Config = {
 
 #: Cascaded-Forward needs convolutions, so it is compared with backpropagation through the same net.
 #: Learning rates as above (configs/tuning/default_cascaded.yaml, benchmarks/results/tuning_default_cascaded).
-CASCADED: Config = {
+CASCADED: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "cafo_cnn", "channels": [16, 64]},
@@ -53,7 +51,7 @@ CASCADED: Config = {
 #: Physical local learning through a small simulated fiber, the same without a fiber, ridge regression on the
 #: camera's images, and backpropagation with an exact model of the fiber. Learning rates as above
 #: (configs/tuning/default_physical.yaml, benchmarks/results/tuning_default_physical).
-PHYSICAL: Config = {
+PHYSICAL: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalize": "l2"},
@@ -82,7 +80,7 @@ PHYSICAL: Config = {
 
 #: A graph that needs no download: digits with edges to similar ones. Learning rates as above
 #: (configs/tuning/default_graph.yaml, benchmarks/results/tuning_default_graph).
-GRAPH: Config = {
+GRAPH: Mapped = {
     "name": "default",
     "dataset": {"name": "digits_graph"},
     "net": {"name": "gcn", "hidden": [64, 64]},
@@ -95,4 +93,4 @@ GRAPH: Config = {
     ],
 }
 
-SUITE: list[Config] = [DIGITS, CASCADED, GRAPH, PHYSICAL]
+SUITE: list[Mapped] = [DIGITS, CASCADED, GRAPH, PHYSICAL]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -13,11 +13,10 @@ from annotated_types import Ge, MinLen
 from bpfree import _seeds, physics
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.profile import Profile, modeled
 from bpfree.data import acoustic_cavity
 from bpfree.physics.calibration import probes
-
-Mapped = dict[str, Any]
 
 
 class MeasuredCavity(physics.CavitySurrogate):
@@ -28,7 +27,7 @@ class MeasuredCavity(physics.CavitySurrogate):
 
 
 #: Systems by name; "none" is the ablation without a device.
-SYSTEMS: dict[str, Any] = {
+SYSTEMS: Mapped = {
     "none": None,
     "acoustic": physics.AcousticCavity,
     "microwave": physics.MicrowaveCavity,
@@ -58,16 +57,16 @@ class PhysicsConfig:
     system: str
     seeds: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = field(default_factory=lambda: [0])
     shared: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    nonideal: dict[str, Any] | None = None
-    profile: dict[str, Any] | None = None
+    options: Mapped = field(default_factory=dict)
+    nonideal: Mapped | None = None
+    profile: Mapped | None = None
 
     def record(self) -> Mapped:
         """The settings as plain data, without the seeds: a cell stores its device seed itself."""
         return {k: v for k, v in asdict(self).items() if k != "seeds"}
 
 
-def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
+def physics_config(values: Values, where: str = "") -> PhysicsConfig:
     """The checked section.
 
     Raises:

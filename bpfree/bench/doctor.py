@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfree.bench.environment import environment
+from bpfree.bench.files import Mapped
 from bpfree.meters import EnergyMeter, Reading, device_peak, meter, process_peak_rss, synchronize
 from bpfree.meters.joules import TAINT
-
-Findings = dict[str, Any]
 
 
 def examine(
@@ -26,7 +25,7 @@ def examine(
     load_s: float = 15.0,
     nvml: Any = None,
     rapl_root: Path | None = None,
-) -> Findings:
+) -> Mapped:
     """Measure idling and matrix products; returns the results as plain data.
 
     Args:
@@ -78,7 +77,7 @@ def _for_seconds(work: Callable[[], object], device: torch.device, seconds: floa
         synchronize(device)
 
 
-def _source(energy_meter: EnergyMeter, name: str, reading: Reading) -> Findings:
+def _source(energy_meter: EnergyMeter, name: str, reading: Reading) -> Mapped:
     values = {
         "scope": reading.scope,
         "tick_s": reading.tick_s,
@@ -91,7 +90,7 @@ def _source(energy_meter: EnergyMeter, name: str, reading: Reading) -> Findings:
     return values | {f"idle_{when}_w": watts for when, watts in idle.items() if watts is not None}
 
 
-def show(findings: Findings, console: Console) -> None:
+def show(findings: Mapped, console: Console) -> None:
     """Print the result of `examine`: first what can be measured, then what cannot, with the remedy."""
     table = Table(title="what this machine can measure", title_justify="left")
     for column in ("figure", "scope", "how well"):
@@ -114,7 +113,7 @@ def show(findings: Findings, console: Console) -> None:
         console.print(Text(f"{name} energy is not measured: {reason}"), soft_wrap=True)
 
 
-def _how_well(values: Findings) -> list[str]:
+def _how_well(values: Mapped) -> list[str]:
     load = values["load"]
     lines = [f"tick {1000 * values['tick_s']:.1f} ms"]
     if "idle_before_w" in values and "idle_after_w" in values:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -16,6 +16,7 @@ from bpfree._errors import BadValue, MeterError
 from bpfree._renamed import with_new_keys
 from bpfree._settings import STRICT, validate
 from bpfree.bench.conditions import machine
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
 from bpfree.bench.terminal import visible
@@ -57,7 +58,7 @@ class EnergyConfig:
     repeat_s: Seconds = 60.0
     modeled: bool = False
     country: str | None = None
-    factor: dict[str, Any] | None = None
+    factor: Mapped | None = None
     pue: Annotated[float, Ge(1)] = 1.0
 
     def record(self) -> Row:
@@ -65,7 +66,7 @@ class EnergyConfig:
         return {OLD_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
-def energy_config(values: Mapping[str, Any], where: str = "") -> EnergyConfig:
+def energy_config(values: Values, where: str = "") -> EnergyConfig:
     """The checked section ``energy`` of a config.
 
     Raises:

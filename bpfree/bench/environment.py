@@ -8,9 +8,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from bpfree.bench.files import Mapped
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -25,7 +26,7 @@ def source_hash() -> str:
 
 
 @cache
-def git() -> dict[str, Any]:
+def git() -> Mapped:
     """Commit of the checkout that contains the package, and whether it has changes; empty without one."""
 
     def run(*words: str) -> str:
@@ -42,9 +43,9 @@ def git() -> dict[str, Any]:
         return {}
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int) -> Mapped:
     """Versions and machine; the GPU only where one is used."""
-    result: dict[str, Any] = {
+    result: Mapped = {
         "bpfree": version("bpfree"),
         "source": source_hash(),
         "torch": torch.__version__,

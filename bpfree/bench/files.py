@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
 
+#: Keys and values of YAML and JSON.
 Mapped = dict[str, Any]
+Values = Mapping[str, Any]
 
 
 def read_yaml(path: Path) -> Mapped:
@@ -49,7 +52,7 @@ def override(config: Mapped, assignment: str) -> None:
     except YAMLError:
         raise BadValue(f"--set {assignment}: {text!r} is not a YAML value") from None
     *parents, last = path.split(".")
-    node: Any = config
+    node: object = config
     for key in parents:
         node = _child(node, key, assignment)
     if isinstance(node, list):
@@ -61,7 +64,7 @@ def override(config: Mapped, assignment: str) -> None:
         raise BadValue(f"--set {assignment}: a part of {path!r} before the last is a value without keys")
 
 
-def _child(node: Any, key: str, assignment: str) -> Any:
+def _child(node: object, key: str, assignment: str) -> object:
     if isinstance(node, dict):
         return node.setdefault(key, {})
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bpfree.bench.arms import Arm, Group, Run, run_of
+from bpfree.bench.arms import Arm, Group, run_of
 from bpfree.bench.conditions import CONDITIONS, several, unlike
 from bpfree.bench.metric import RowMetric, metric_of
 from bpfree.bench.results import Row, figure
-from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
+from bpfree.bench.statistics import MIN_SEEDS, Effect, Run, Verdict, holm, paired
 
 #: The condition that a comparison of results before and after a change ignores.
 VERSION = "version"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.numbers import number, plus_minus
 from bpfree.bench.results import Row, figure
 from bpfree.bench.statistics import Estimate
@@ -86,13 +86,13 @@ def metric_of(row: Row) -> RowMetric:
     return metric_in(row.get("metrics", {}))
 
 
-def metric_in(values: Mapping[str, Any]) -> RowMetric:
+def metric_in(values: Values) -> RowMetric:
     """The metric that `describe` wrote into ``values``; the accuracy if there is none."""
     name = str(values.get("metric", "accuracy"))
     return RowMetric(name, bool(values.get("greater_is_better", True)), bool(values.get("share", True)))
 
 
-def describe(metric: Metric | RowMetric) -> dict[str, Any]:
+def describe(metric: Metric | RowMetric) -> Mapped:
     """What a row stores of a metric."""
     return {"metric": metric.name, "greater_is_better": metric.greater_is_better, "share": metric.share}
 

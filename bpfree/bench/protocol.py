@@ -8,17 +8,17 @@ without early stopping.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Arm, groups, is_baseline
 from bpfree.bench.cells import Cell
+from bpfree.bench.files import Values
 from bpfree.bench.results import Row
 
 
-def has_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
+def has_matched(config: Values, cells: Sequence[Cell]) -> bool:
     """Whether a config has protocol B after protocol A.
 
     Raises:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
+from bpfree.bench.files import Mapped
 from bpfree.metrics import METRICS, Metric
 
-Row = dict[str, Any]
+Row = Mapped
 
 #: The layout of rows that are written, and their possible keys. Rows of schema 1 are read as well.
 SCHEMA = 2

@@ -22,6 +22,7 @@ from typing import Any
 from bpfree._errors import BadValue
 from bpfree.bench import cell as cell_module
 from bpfree.bench.cells import Cell
+from bpfree.bench.files import Mapped
 from bpfree.bench.results import Results, Row
 
 #: Longest name of a temporary folder for the sockets of multiprocessing, in bytes: their own names take 32 of
@@ -226,7 +227,7 @@ def receive(one: Running, progress: Callable[..., None]) -> Row | None:
         return None
     if kind == "refused":
         raise BadValue(content[0])
-    row: dict[str, Any] = content[0]
+    row: Mapped = content[0]
     return row
 
 

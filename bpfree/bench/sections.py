@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -15,7 +15,7 @@ from bpfree import nn
 from bpfree._errors import BadValue
 from bpfree._renamed import with_new_keys
 from bpfree._settings import STRICT, Must, did_you_mean, validate
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.data import GRAPH_NAMES, NAMES, Splits, load, load_graph
 from bpfree.physics import Device
 
@@ -304,7 +304,7 @@ NETS: dict[str, type[NetConfig]] = {
 }
 
 
-def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+def dataset_config(values: Values) -> DatasetConfig | GraphConfig:
     """The checked settings of a data set.
 
     Raises:
@@ -319,7 +319,7 @@ def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
     return validate(DatasetConfig, values, "dataset")
 
 
-def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
+def net_config(values: Values, where: str = "") -> NetConfig:
     """The checked settings of a net.
 
     Raises:

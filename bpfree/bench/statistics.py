@@ -11,9 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
+
+from bpfree.bench.files import Mapped
+
+#: A run within its arm: the seed, or the seeds of the model and of the device.
+Run = int | tuple[int, int]
 
 ALPHA = 0.05
 RESAMPLES = 10_000
@@ -112,7 +116,7 @@ class Effect:
 
 
 def paired(
-    ours: Mapping[Any, float], theirs: Mapping[Any, float], ratio: bool = False, counted: bool = False
+    ours: Mapping[Run, float], theirs: Mapping[Run, float], ratio: bool = False, counted: bool = False
 ) -> Effect | None:
     """Compare two arms by seed.
 
@@ -125,7 +129,7 @@ def paired(
     Returns:
         The effect; None without a common seed, or if a ratio is undefined.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(ours.keys() & theirs.keys(), key=lambda run: run if isinstance(run, tuple) else (run,))
     a, b = np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
     if not seeds or (ratio and (min(a) <= 0 or min(b) <= 0)):
         return None
@@ -246,7 +250,7 @@ def holm(effects: Sequence[Effect]) -> list[Effect]:
         if tested:
             values = _holm([getattr(adjusted[i], name) for i in tested])
             for i, value in zip(tested, values, strict=True):
-                changed: dict[str, Any] = {name: value}
+                changed: Mapped = {name: value}
                 adjusted[i] = replace(adjusted[i], **changed)
     return adjusted
 

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TextColumn
 
+from bpfree.bench.files import Mapped
+
 #: Replacements of characters that a stream cannot encode; all others are written as escapes.
 ASCII = {"–": "-", "±": "+-", "÷": "/", "×": "x", "≠": "!=", "≈": "~", "…": "...", "─": "-", "·": "."}
 
@@ -32,7 +34,7 @@ def console(stderr: bool = False, width: int = WIDE) -> Console:
     stream: Any = sys.stderr if stderr else sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="bpfree.replace")
-    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "stderr": stderr}
+    plain: Mapped = {"markup": False, "emoji": False, "highlight": False, "stderr": stderr}
     result = _Console(**plain)
     return result if result.is_terminal else _Console(**plain, width=width)
 

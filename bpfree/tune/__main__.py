@@ -7,11 +7,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue, BpfreeError
 from bpfree.bench.arguments import count, seconds
-from bpfree.bench.files import override, read_yaml
+from bpfree.bench.files import Mapped, override, read_yaml
 from bpfree.bench.terminal import console
 from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
 
@@ -70,9 +69,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     config = read_yaml(arguments.config)
     for assignment in arguments.set:
         override(config, assignment)
-    options: dict[str, Any] = {
-        k: getattr(arguments, k) for k in ("sampler", "pruner") if getattr(arguments, k)
-    }
+    options: Mapped = {k: getattr(arguments, k) for k in ("sampler", "pruner") if getattr(arguments, k)}
     if arguments.seeds:
         options["seeds"] = list(range(FIRST_SEED, FIRST_SEED + arguments.seeds))
     plan = make_plan(config, options, where=f"{arguments.config}: ")

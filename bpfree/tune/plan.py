@@ -13,11 +13,11 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.cells import Cell
 from bpfree.bench.config import cells
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.protocol import arm_id
 from bpfree.metrics import Metric
 from bpfree.trainers import Choice, Dimension, Space, meant
 
-Mapped = dict[str, Any]
 Seed = Annotated[int, Ge(0)]
 
 #: First seed of a search by default; the seeds of reported results are smaller.
@@ -49,8 +49,8 @@ class TuneConfig:
     seed: Seed = 0
     seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [FIRST_SEED])
     only: Annotated[list[str], MinLen(1)] | None = None
-    space: dict[str, Any] = field(default_factory=dict)
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    space: Mapped = field(default_factory=dict)
+    arms: dict[str, Mapped] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class TunedArm:
     space: Space
     grid: Mapping[str, tuple[Any, ...]]
 
-    def with_settings(self, params: Mapping[str, Any]) -> list[Cell]:
+    def with_settings(self, params: Values) -> list[Cell]:
         """The arm's cells with these settings.
 
         Raises:
@@ -158,7 +158,7 @@ class Plan:
         }
 
 
-def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: str = "") -> Plan:
+def make_plan(config: Mapped, options: Values | None = None, where: str = "") -> Plan:
     """Check an experiment and its section ``tune``.
 
     Args:
@@ -237,7 +237,7 @@ def _arm(position: int, of_arm: tuple[Cell, ...], declared: Space, tune: TuneCon
     return arm
 
 
-def _narrow(dimension: Dimension, given: Any, key: str) -> tuple[Dimension, int]:
+def _narrow(dimension: Dimension, given: object, key: str) -> tuple[Dimension, int]:
     """A part of a declared dimension, and its number of points on a grid."""
     if isinstance(given, list):
         if not given or any(given.count(value) > 1 for value in given):
@@ -262,7 +262,7 @@ def _narrow(dimension: Dimension, given: Any, key: str) -> tuple[Dimension, int]
     return replace(dimension, low=kind(checked.low), high=kind(checked.high)), checked.points
 
 
-def _inside(dimension: Dimension, value: Any) -> bool:
+def _inside(dimension: Dimension, value: object) -> bool:
     if isinstance(dimension, Choice):
         return any(value == allowed and type(value) is type(allowed) for allowed in dimension.values)
     whole = isinstance(dimension.low, int)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -33,7 +32,7 @@ def draw(study: ArmStudy, folder: Path) -> list[Path]:
 
     complete = [trial for trial in study.all() if trial.state == TrialState.COMPLETE]
     label = f"validation {study.metric().label}"
-    makers: dict[str, Callable[..., Any]] = {}
+    makers: dict[str, Callable[..., object]] = {}
     if complete:
         makers = {"history": pictures.plot_optimization_history, "slice": pictures.plot_slice}
     if importance(study):

@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from bpfree import _seeds
+from bpfree.bench.files import Mapped
 from bpfree.trainers import Choice, Dimension
 from bpfree.tune.plan import Plan, TunedArm
 
@@ -66,7 +67,7 @@ class Numbered(BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Mapped:
         return self._of(study, trial).sample_relative(study, trial, search_space)
 
     def sample_independent(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfree._errors import BadValue
+from bpfree.bench.files import Mapped
 from bpfree.bench.metric import common, metric_in
 from bpfree.bench.terminal import console as make_console
 from bpfree.bench.terminal import label_column, visible
@@ -78,7 +78,7 @@ def search(
     return 0 if done else 1
 
 
-def _write(plan: Plan, studies: Sequence[ArmStudy], folder: Path) -> dict[str, Any]:
+def _write(plan: Plan, studies: Sequence[ArmStudy], folder: Path) -> Mapped:
     summary = summarize(plan, studies)
     for of_arm, study in zip(summary["arms"], studies, strict=True):
         of_arm["importance"] = importance(study)
@@ -124,11 +124,11 @@ def _progress_display(studies: Sequence[ArmStudy], trials: int) -> Iterator[Call
         yield Callbacks(finished=finished)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _show(summary: dict[str, Any], trials: int, console: Console) -> None:
+def _show(summary: Mapped, trials: int, console: Console) -> None:
     title = f"{summary['name']}: {trials} trials for each arm, validation data, seeds {summary['seeds']}"
     table = Table(title=Text(visible(title)))
     metrics = [metric_in(of_arm) for of_arm in summary["arms"]]

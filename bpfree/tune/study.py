@@ -7,10 +7,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import optuna
 import psutil
@@ -19,6 +17,7 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bpfree._errors import BadValue
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.metric import RowMetric, describe, metric_in
 from bpfree.tune.plan import Plan, TunedArm
 from bpfree.tune.sampling import HANDED_BACK, distributions, make_pruner, make_sampler
@@ -59,9 +58,9 @@ class ArmStudy:
         except DuplicatedStudyError:
             self.study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
         self._check(json.loads(json.dumps(plan.identity(arm))))
-        self.seen: dict[int, tuple[Any, float]] = {}
+        self.seen: dict[int, tuple[object, float]] = {}
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: Mapped) -> None:
         stored = self.study.user_attrs.get("identity")
         if stored is None:
             self.study.set_user_attr("identity", identity)
@@ -89,7 +88,7 @@ class ArmStudy:
         taken = sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials)
         return max(self.trials - taken, 0)
 
-    def outcomes(self) -> dict[str, dict[str, Any]]:
+    def outcomes(self) -> dict[str, Mapped]:
         """The outcomes of all finished cells, by id."""
         return {k: v for trial in self.all() for k, v in trial.user_attrs.get("cells", {}).items()}
 
@@ -163,7 +162,7 @@ class ArmStudy:
 
 
 @cache
-def _here() -> Mapping[str, Any]:
+def _here() -> Values:
     """This process: the machine since its last boot, the process id, and its creation time."""
     parts = [socket.gethostname()]
     try:

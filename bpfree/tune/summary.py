@@ -6,16 +6,15 @@ import copy
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from bpfree.bench.config import cells
 from bpfree.bench.environment import environment, git
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.metric import describe
 from bpfree.trainers import Dimension, Range
 from bpfree.tune.plan import Plan, TunedArm
@@ -98,13 +97,14 @@ def _seconds(trial: FrozenTrial) -> float:
     return float(trial.user_attrs.get("pulse", {}).get("seconds", 0.0))
 
 
-def at_edge(arm: TunedArm, params: Mapping[str, Any]) -> list[str]:
+def at_edge(arm: TunedArm, params: Values) -> list[str]:
     """The settings whose value is at an end of its dimension: there may be a better value beyond it."""
     return [name for name, value in params.items() if _is_edge(arm.space[name], value)]
 
 
-def _is_edge(dimension: Dimension, value: Any) -> bool:
+def _is_edge(dimension: Dimension, value: object) -> bool:
     if isinstance(dimension, Range):
+        assert isinstance(value, int | float)
         return not EDGE <= dimension.share(value) <= 1 - EDGE
     numbers = [v for v in dimension.values if isinstance(v, int | float) and not isinstance(v, bool)]
     return len(numbers) == len(dimension.values) > 2 and value in (min(numbers), max(numbers))

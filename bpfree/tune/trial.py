@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.cell import load_data, make_trainer, open_device
 from bpfree.bench.cells import Cell
+from bpfree.bench.files import Mapped
 from bpfree.bench.metric import describe
 from bpfree.bench.results import Row
 from bpfree.meters import Stopwatch
@@ -37,7 +37,7 @@ def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., N
     trainer = make_trainer(cell, data, device)
     steps = cell.fit.steps(len(train))
 
-    def show(_done: int, _of: int, row: dict[str, Any]) -> None:
+    def show(_done: int, _of: int, row: Mapped) -> None:
         value = row.get("validation", {}).get(trainer.cascade.headline)
         if value is not None:
             # Epochs are computed from the steps: a trainer may train something else first, in other epochs.

@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from bpfree._errors import BpfreeError
 from bpfree.bench.cells import Cell
+from bpfree.bench.files import Mapped
 from bpfree.bench.metric import metric_in
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Running, close, receive, start, start_server
@@ -149,7 +149,7 @@ class Worker:
         value = sum(job.scores) / len(job.scores)
         self._tell(job, TrialState.COMPLETE, job.arm.metric().text(value), value)
 
-    def _add(self, job: Job, outcome: dict[str, Any]) -> None:
+    def _add(self, job: Job, outcome: Mapped) -> None:
         cell = next(cell for cell in job.cells if cell.seed == outcome["seed"])
         job.cells.remove(cell)
         job.scores.append(outcome[f"val_{metric_in(outcome).name}"])
@@ -158,10 +158,10 @@ class Worker:
     # ---- messages --------------------------------------------------------------------------------------
 
     def _receive(self, timeout: float) -> None:
-        pipes = {job.running.pipe: job for job in self.jobs if job.running is not None}
-        for pipe in wait(list(pipes), timeout=max(timeout, 0)):
-            job = pipes[pipe]  # type: ignore[index]
-            assert job.running is not None
+        ready = wait([job.running.pipe for job in self.jobs if job.running is not None], max(timeout, 0))
+        for job in [job for job in self.jobs if job.running is not None and job.running.pipe in ready]:
+            if job.running is None:  # it was ended meanwhile
+                continue
             row = receive(job.running, lambda cell, epochs, value, job=job: self._report(job, epochs, value))
             try:
                 if row is not None and job in self.jobs:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bpfree.bench.arms import Arm, Group
+from bpfree.bench.files import Values
 from bpfree.bench.measures import Measure, on_one_chart, on_test
 from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
@@ -228,7 +229,7 @@ def memory(
 
 def depth(row: Row) -> int | None:
     """Layers with weights of a net whose config has a list of widths; None for other nets."""
-    net: Mapping[str, Any] = row["config"]["net"]
+    net: Values = row["config"]["net"]
     widths = net.get("hidden") or net.get("channels")
     return len(widths) + 1 if isinstance(widths, list) else None
 

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Group, failures, groups, last_line
@@ -155,7 +154,7 @@ def _memory(grouped: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> l
     return [chart for chart in drawn_charts if chart is not None]
 
 
-def _distinct(values: Iterator[Any]) -> list[str]:
+def _distinct(values: Iterator[object]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from bpfree.bench.arms import Group
+from bpfree.bench.files import Mapped
 from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
 
-def provenance(groups: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+def provenance(groups: Sequence[Group]) -> list[tuple[str, str, str, list[Mapped]]]:
     """For each arm: anchor, name, setting, and the origin of each of its rows."""
     return [
         (
@@ -24,7 +24,7 @@ def provenance(groups: Sequence[Group]) -> list[tuple[str, str, str, list[dict[s
     ]
 
 
-def _origin(row: Row) -> dict[str, Any]:
+def _origin(row: Row) -> Mapped:
     env, git = row["env"], row.get("git", {})
     metric = metric_of(row)
     value = metric.test(row)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
+from bpfree.bench.files import Mapped
 from bpfree.bench.metric import RowMetric, common, metric_in
 from bpfree.bench.numbers import number
 from bpfree.bench.report.figures import NOTHING, Figure, Table
@@ -29,7 +29,7 @@ class Search:
     """
 
     name: str
-    arms: list[dict[str, Any]]
+    arms: list[Mapped]
     plots: list[tuple[str, str]]
 
 
@@ -79,10 +79,10 @@ def searched(searches: Sequence[Search]) -> Table:
     return table
 
 
-def _best(metric: RowMetric, best: dict[str, Any], named: bool) -> Figure:
+def _best(metric: RowMetric, best: Mapped, named: bool) -> Figure:
     note = metric.head(metric.label) if named else ""
     return Figure(metric.written(metric.scale * best["value"]), note, best["value"])
 
 
-def _settings(values: dict[str, Any]) -> str:
+def _settings(values: Mapped) -> str:
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
