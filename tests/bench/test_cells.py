@@ -1,4 +1,4 @@
-"""Cells: settings that are checked once, and plain data that a folder of rows begun earlier knows again."""
+"""Cells: settings that are checked once, and records that agree with rows of earlier releases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modelled hardware time and energy: sums by hand, and nothing that was not stated."""
+"""Modeled hardware time and energy: sums by hand, of stated values alone."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_the_published_acoustic_recipe_takes_16_hours() -> None:
     assert found.keys() == {"basis", "time_s"}
 
 
-def test_without_a_device_the_computer_is_left() -> None:
+def test_without_a_device_only_the_computer_counts() -> None:
     profile = Profile(pass_j=2.0, flop_j=1e-9, bit_j=1e-3, drive_bits=8, answer_bits=8)
     found = modeled(profile, [None, None], {}, 3e9)
     assert found["parts"] == {"passes_j": 0.0, "flops_j": 3.0, "converters_j": 0.0}
     assert "time_s" not in found
 
 
-def test_what_a_profile_lacks_is_named() -> None:
+def test_missing_settings_of_a_profile_are_named() -> None:
     assert Profile(bit_j=1e-12).missing() == ["drive_bits", "answer_bits"]
     assert Profile(pass_s=1.0).missing() == []

@@ -1,4 +1,4 @@
-"""Matched passes: who is run again, and for how long."""
+"""Matched passes: the cells of protocol B and their epochs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_matched_is_refused() -> None:
     assert not has_matched({**CONFIG, "protocols": ["A"]}, [])
 
 
-def test_labels_of_a_cell_are_no_part_of_its_identity() -> None:
+def test_labels_of_a_cell_do_not_change_its_id() -> None:
     plain = cells({**copy.deepcopy(CONFIG), "targets": [], "protocols": ["A"]})
     assert [cell.id for cell in plain] == [cell.id for cell in cells(copy.deepcopy(CONFIG))]
 
@@ -113,7 +113,7 @@ def test_no_arm_comes_earlier_than_another_on_the_whole(n: int) -> None:
         assert sum(at[one, seed] - at[other, seed] for seed in range(n)) == 0
 
 
-def test_both_protocols_run_and_say_what_they_are(tmp_path: Path) -> None:
+def test_both_protocols_run_and_are_named_in_rows(tmp_path: Path) -> None:
     first = cells(copy.deepcopy(CONFIG), seeds=1)
     rows = run(first, Results(tmp_path))
     rows += run(matched(first, rows), Results(tmp_path))

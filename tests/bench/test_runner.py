@@ -1,4 +1,4 @@
-"""Cells run apart from each other, rows are kept, and a run that dies goes on as if it had not."""
+"""Cells run in separate processes, rows are kept, and a killed run continues as if it had not been killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Dies(bpfree.LocalLoss):
 """
 
 
-def test_rows_say_what_was_measured(tmp_path: Path) -> None:
+def test_rows_have_all_measured_values(tmp_path: Path) -> None:
     finished: list[str] = []
     found = run(
         cells(CONFIG),
@@ -150,7 +150,7 @@ def test_two_at_once_give_the_same_rows(tmp_path: Path) -> None:
         (2, "diverged", "became nan"),
     ],
 )
-def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, tmp_path: Path) -> None:
+def test_a_killed_cell_does_not_stop_the_others(how: int, status: str, reason: str, tmp_path: Path) -> None:
     plugin = tmp_path / "rule.py"
     plugin.write_text(PLUGIN.replace("HOW", str(how)))
     config = {**CONFIG, "plugins": [str(plugin)], "seeds": [0]}
@@ -161,7 +161,7 @@ def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, t
     assert "metrics" not in found[1]
 
 
-def test_a_cell_whose_time_is_up_says_so_and_holds_up_none(tmp_path: Path) -> None:
+def test_a_cell_at_its_time_limit_has_a_row_and_stops_no_other(tmp_path: Path) -> None:
     config = {**CONFIG, "fit": {"epochs": 4000, "batch_size": 8}, "controls": [], "seeds": [0, 1]}
     begun = time.monotonic()
     found = run(cells(config), Results(tmp_path), limit_s=3.0)
@@ -171,7 +171,7 @@ def test_a_cell_whose_time_is_up_says_so_and_holds_up_none(tmp_path: Path) -> No
     assert Results(tmp_path).done() == {}  # so the next command tries them again
 
 
-def test_a_cell_without_a_graph_is_spared_the_imports_of_one(tmp_path: Path) -> None:
+def test_a_cell_without_a_graph_does_not_import_graph_libraries(tmp_path: Path) -> None:
     plugin = tmp_path / "rule.py"
     plugin.write_text("import sys\nassert 'torch_geometric' not in sys.modules\n")
     config = tmp_path / "config.yaml"
@@ -196,7 +196,7 @@ def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_killed_at_some_moments_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """The long version, ten random moments, is `benchmarks/kill_resume.py`."""
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 40, "batch_size": 32}, "seeds": [0]}))

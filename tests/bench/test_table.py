@@ -1,4 +1,4 @@
-"""The table of the terminal: nothing that decides is cut, and names are printed as they stand."""
+"""The table in the terminal: no number is cut, and names are printed without markup."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def report(
     )  # fmt: skip
 
 
-def test_a_reader_that_goes_away_loses_no_page_and_ascii_is_enough(tmp_path: Path) -> None:
+def test_a_closed_pipe_loses_no_page_and_ascii_is_enough(tmp_path: Path) -> None:
     path = folder(tmp_path / "a [b]\nc", rows())
     done = report(path, env={"PYTHONIOENCODING": "ascii"}, pipe="| head -n 1; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stderr) == (0, b"")

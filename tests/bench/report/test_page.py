@@ -1,4 +1,4 @@
-"""The page says what the rows say, and asks nothing of anyone."""
+"""The page shows the values of the rows, and loads nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_names_are_text() -> None:
     assert "&lt;script&gt;alert" in content
 
 
-def test_ids_are_unique_and_every_link_leads_somewhere(page: Page) -> None:
+def test_ids_are_unique_and_every_link_has_a_target(page: Page) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -195,7 +195,7 @@ def test_devices_are_described(page: Page) -> None:
     }  # fmt: skip
 
 
-def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
+def test_searches_are_shown_with_their_plots(tmp_path: Path) -> None:
     content = html(sample(), searches=[read_search(search(tmp_path / "study"))])
     heads, won, lost = Page(content).tables["searches"]
     found = dict(zip(heads, won, strict=True))
@@ -216,7 +216,7 @@ def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Pa
         read_search(tmp_path)
 
 
-def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
+def test_every_row_is_in_the_provenance_and_every_failure_in_the_notes() -> None:
     content = html(sample())
     for one in sample():
         if one["status"] == "ok":
@@ -242,7 +242,7 @@ def test_seeds_that_ended_with_the_same_weights_are_no_replicates() -> None:
     assert "ended with the same weights" not in html(sample())
 
 
-def test_targets_chosen_afterwards_are_called_so() -> None:
+def test_targets_chosen_afterwards_are_marked() -> None:
     assert "chosen after the runs" in html(sample(), [0.9])
     assert "chosen after the runs" not in html(sample())
 
