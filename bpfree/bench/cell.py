@@ -37,13 +37,18 @@ from bpfree.trainers import Checkpoint, History, Hooks, Trainer
 from bpfree.trainers.inputs import find_device
 
 #: A function of a cell, its folder, the seconds between checkpoints and a progress callback; returns a row.
-Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
+CellFunction = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
 
 def main(
-    job: Job, record: Mapped, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+    run_cell: CellFunction,
+    record: Mapped,
+    folder: str,
+    checkpoint_s: float,
+    pipe: Connection,
+    lifeline: Connection,
 ) -> None:
-    """Run a job and send ``("row", row)``, or ``("refused", message)`` where a setting is bad.
+    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where a setting is bad.
 
     Before that, ``("progress", ...)`` may be sent any number of times. The process exits when ``lifeline``
     closes, that is, when the process that started it has ended.
@@ -54,7 +59,7 @@ def main(
     warnings.formatwarning = lambda message, *_, **__: f"{record['arm']}, seed {record['seed']}: {message}\n"
     try:
         cell = Cell.from_record(record)
-        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
+        row = run_cell(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:

@@ -191,10 +191,10 @@ def _check(pending: Sequence[Cell]) -> None:
     raise BadValue(message)
 
 
-def start(job: cell_module.Job, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
-    """Start a job on a cell in a process of its own; `start_server` must be called before."""
+def start(run_cell: cell_module.CellFunction, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    """Start a function of a cell in a process of its own; `start_server` must be called before."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _spawn(cell, cell_module.main, job, cell.record(), str(folder), checkpoint_s)
+    return _spawn(cell, cell_module.main, run_cell, cell.record(), str(folder), checkpoint_s)
 
 
 def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:

@@ -44,7 +44,7 @@ class Callbacks:
 
 
 @dataclass
-class Job:
+class RunningTrial:
     """A running trial: its remaining seeds, of which the first is running."""
 
     arm: ArmStudy
@@ -81,7 +81,7 @@ class Worker:
     ) -> None:
         self.studies, self.folder, self.slots = studies, folder, jobs
         self.checkpoint_s, self.callbacks = checkpoint_s, callbacks or Callbacks()
-        self.jobs: list[Job] = []
+        self.jobs: list[RunningTrial] = []
 
     def run(self, timeout: float | None = None) -> bool:
         """Run trials; returns whether all are finished, which is False after a timeout.
@@ -132,7 +132,7 @@ class Worker:
                 self._begin(study, trial)
 
     def _begin(self, study: ArmStudy, trial: Trial) -> None:
-        job = Job(study, trial, study.arm.with_settings(trial.params))
+        job = RunningTrial(study, trial, study.arm.with_settings(trial.params))
         self.jobs.append(job)
         outcomes = study.outcomes()
         for cell in [cell for cell in job.cells if cell.id in outcomes]:
@@ -140,7 +140,7 @@ class Worker:
             self._add(job, outcomes[cell.id])
         self._next(job)
 
-    def _next(self, job: Job) -> None:
+    def _next(self, job: RunningTrial) -> None:
         """Run the first of the remaining seeds, or report the mean if there is none."""
         if job.cells:
             folder = self.folder / "cells" / job.cells[0].id
@@ -149,7 +149,7 @@ class Worker:
         value = sum(job.scores) / len(job.scores)
         self._tell(job, TrialState.COMPLETE, job.arm.metric().text(value), value)
 
-    def _add(self, job: Job, outcome: Mapped) -> None:
+    def _add(self, job: RunningTrial, outcome: Mapped) -> None:
         cell = next(cell for cell in job.cells if cell.seed == outcome["seed"])
         job.cells.remove(cell)
         job.scores.append(outcome[f"val_{metric_in(outcome).name}"])
@@ -169,7 +169,7 @@ class Worker:
             except UpdateFinishedTrialError:  # another command has taken the trial over
                 self._end(job)
 
-    def _report(self, job: Job, epochs: int, value: float) -> None:
+    def _report(self, job: RunningTrial, epochs: int, value: float) -> None:
         """Report the mean over finished seeds and this seed's newest value; prune a trial that is behind."""
         step = job.arm.arm.cells[0].fit.epochs * len(job.scores) + epochs
         mean = (sum(job.scores) + value) / (len(job.scores) + 1)
@@ -186,7 +186,7 @@ class Worker:
             self._tell(job, TrialState.PRUNED, f"pruned after {step} epochs")
             self._clear(cell)
 
-    def _result(self, job: Job, row: Row) -> None:
+    def _result(self, job: RunningTrial, row: Row) -> None:
         running, job.running = job.running, None
         assert running is not None
         close(running)
@@ -201,7 +201,7 @@ class Worker:
         else:
             self._failed(job, row, crashed=row["status"] == "oom" or bool(running.process.exitcode))
 
-    def _failed(self, job: Job, row: Row, crashed: bool) -> None:
+    def _failed(self, job: RunningTrial, row: Row, crashed: bool) -> None:
         crashes = job.trial.user_attrs.get("deaths", 0) + 1
         if not crashed or crashes >= MAX_CRASHES:
             where = f"{job.arm.arm.label}, trial {job.trial.number} with {job.trial.params}"
@@ -215,7 +215,7 @@ class Worker:
 
     # ---- ending them -----------------------------------------------------------------------------------
 
-    def _tell(self, job: Job, state: TrialState, outcome: str, value: float | None = None) -> None:
+    def _tell(self, job: RunningTrial, state: TrialState, outcome: str, value: float | None = None) -> None:
         self._end(job)
         try:
             job.arm.heartbeat(job.trial, job.seconds)
@@ -224,7 +224,7 @@ class Worker:
             return  # as in _receive
         self.callbacks.finished(job.arm, job.trial, outcome)
 
-    def _give_back(self, job: Job) -> None:
+    def _give_back(self, job: RunningTrial) -> None:
         """Let a trial be taken again, by this command or another; its seconds so far stay in its record."""
         self._end(job)
         with suppress(UpdateFinishedTrialError):
@@ -232,7 +232,7 @@ class Worker:
         with turn(self.folder):  # else another command could add a new trial in its place
             job.arm.again(job.trial.number)
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: RunningTrial) -> None:
         """Stop a trial's process, if one runs; its checkpoint stays for the next attempt."""
         if job in self.jobs:
             self.jobs.remove(job)

@@ -179,7 +179,7 @@ def test_cells_at_once_cannot_be_metered(tmp_path: Path) -> None:
         ({"idle_s": -1.0}, r"energy\.idle_s = -1\.0"),
         ({"pue": 0.5}, r"energy\.pue = 0\.5"),
         ({"country": "PLO"}, "did you mean 'POL'"),
-        ({"country": "POL", "factor": {}}, "two factors"),
+        ({"country": "POL", "factor": {}}, "both set the carbon factor"),
         ({"factor": {"g_per_kwh": 1.0, "region": "x", "year": 2024}}, "energy.factor.source: missing"),
         ({"factor": {"g_per_kwh": -1.0, "region": "x", "year": 2024, "source": "y"}}, "g_per_kwh"),
     ],

@@ -137,7 +137,7 @@ def test_measured_and_modeled_energy_are_separate() -> None:
     )
     assert column(Page(content), "targets", "training energy, J")["backprop", "fixed epochs"] == "250"
     assert "No energy for 4 of 4 rows by the cpu: somebody else." in content
-    assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
+    assert "Accuracy against training energy" in content and "Curve to the target, training energy" in content
 
 
 def test_modeled_energy_alone_is_named_and_a_net_below_zero_is_shown() -> None:
@@ -259,7 +259,7 @@ def test_memory_against_depth_needs_several_depths() -> None:
 def test_a_result_without_success_or_baseline() -> None:
     with pytest.raises(BadValue, match="no row of this result succeeded"):
         html([row("backprop", 0, status="error", reason="x")])
-    assert "so nothing can be said" in html(arm("mono_forward", [0.9, 0.8]))
+    assert "so there is no comparison" in html(arm("mono_forward", [0.9, 0.8]))
 
 
 @contextmanager
