@@ -1,4 +1,4 @@
-"""One cell, from its data to its row, inside a process of its own."""
+"""Runs one cell in a process of its own: loads the data, trains, evaluates, and returns the row."""
 
 from __future__ import annotations
 
@@ -36,45 +36,50 @@ from bpfree.physics import Device
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer
 from bpfree.trainers.inputs import find_device
 
-#: What is done with a cell: the cell, its folder, seconds between checkpoints, who is told; gives a row.
-Job = Callable[[Cell, Path, float, Callable[..., None]], Row]
+#: A function of a cell, its folder, the seconds between checkpoints and a progress callback; returns a row.
+CellFunction = Callable[[Cell, Path, float, Callable[..., None]], Row]
 
 
 def main(
-    job: Job, record: Mapped, folder: str, checkpoint_s: float, pipe: Connection, lifeline: Connection
+    run_cell: CellFunction,
+    record: Mapped,
+    folder: str,
+    checkpoint_s: float,
+    pipe: Connection,
+    lifeline: Connection,
 ) -> None:
-    """Do a job and send ``("row", row)``, or ``("refused", message)`` where what was asked cannot be done.
+    """Run a cell and send ``("row", row)``, or ``("refused", message)`` where a setting is bad.
 
-    Before that, ``("progress", ...)`` may be sent any number of times. The process ends at once when
-    ``lifeline`` closes, that is, when the process that wants the result is gone.
+    Before that, ``("progress", ...)`` may be sent any number of times. The process exits when ``lifeline``
+    closes, that is, when the process that started it has ended.
     """
-    # Ctrl-C reaches every process of the terminal; the one that started this cell decides what becomes of it.
+    # Ctrl-C reaches every process of the terminal; the process that started this cell handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(lifeline,), daemon=True).start()
     warnings.formatwarning = lambda message, *_, **__: f"{record['arm']}, seed {record['seed']}: {message}\n"
     try:
         cell = Cell.from_record(record)
-        row = job(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
+        row = run_cell(cell, Path(folder), checkpoint_s, lambda *content: pipe.send(("progress", *content)))
     except (BadValue, DataNotFound) as error:
         pipe.send(("refused", str(error)))
     except Diverged as error:
         pipe.send(("row", failed(record, "diverged", str(error))))
     except (MemoryError, torch.OutOfMemoryError) as error:
         pipe.send(("row", failed(record, "oom", str(error) or type(error).__name__)))
-    except Exception:  # noqa: BLE001 (whatever a cell dies of is written down as its row)
+    except Exception:  # noqa: BLE001 (any error of a cell becomes its row)
         pipe.send(("row", failed(record, "error", traceback.format_exc())))
     else:
         pipe.send(("row", row))
 
 
 def check(records: Sequence[Mapped], pipe: Connection, lifeline: Connection) -> None:
-    """Build the trainer of every cell, without training it; send ``("refused", message)`` if one cannot be.
+    """Build the trainer of every cell without training it; send ``("refused", message)`` if one fails.
 
-    So a mistake in the last arm of a config is found before the first has trained for an hour.
+    A mistake in the last arm of a config is reported before the first arm trains.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    warnings.simplefilter("ignore")  # the cells will warn of it
+    threading.Thread(target=_exit_with, args=(lifeline,), daemon=True).start()
+    warnings.simplefilter("ignore")  # the cells warn themselves
     loaded: dict[str, Splits] = {}
     for record in records:
         try:
@@ -89,7 +94,8 @@ def check(records: Sequence[Mapped], pipe: Connection, lifeline: Connection) -> 
             return
 
 
-def _die_with(lifeline: Connection) -> None:
+def _exit_with(lifeline: Connection) -> None:
+    """Wait until ``lifeline`` closes, then exit."""
     try:
         lifeline.recv()
     except EOFError:
@@ -97,12 +103,12 @@ def _die_with(lifeline: Connection) -> None:
 
 
 def failed(record: Mapped, status: str, reason: str) -> Row:
-    """The row of a cell that has no result."""
+    """The row of a cell without a result."""
     return {**heading(record), "status": status, "reason": reason}
 
 
 def heading(record: Mapped) -> Row:
-    """What every row says: the cell, and the machine and source that it was run with."""
+    """The keys of every row: the cell, the environment and the source."""
     device_seed, tuning = record["device_seed"], record["tuning"]
     return {
         "schema": SCHEMA,
@@ -127,9 +133,9 @@ def open_device(cell: Cell) -> torch.device:
 
 
 def run(cell: Cell, folder: Path, checkpoint_s: float, progress: Callable[..., None]) -> Row:
-    """Train and measure a cell; its weights and, while it runs, its checkpoint lie in ``folder``.
+    """Train and measure a cell; its weights and, while it runs, its checkpoint are in ``folder``.
 
-    ``progress`` is told how many epochs are done, and of how many.
+    ``progress`` is called with the number of finished epochs and their total.
     """
     device = open_device(cell)
     with metering(cell.energy, device) as energy:
@@ -146,11 +152,11 @@ def _measured(
 ) -> Row:
     with energy.meter("load"):
         data = load_data(cell, device)
-    cost = measure(lambda: _undriven(make_trainer(cell, data, device, compile=None)), data, cell.fit)
+    cost = measure(lambda: _without_devices(make_trainer(cell, data, device, compile=None)), data, cell.fit)
     trainer = make_trainer(cell, data, device)
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", checkpoint_s, energy.meter)
     history, peak = _train(cell, data, trainer, checkpoint, progress, energy)
-    sent = passes(trainer.net)
+    rows_sent = passes(trainer.net)
     with energy.meter("test"):
         test = trainer.evaluate(data.test)
         validation = trainer.evaluate(data.validation)
@@ -180,9 +186,9 @@ def _measured(
         "budget": _budget(cell, data.train, history),
         "segments": history.resumed + 1,
         "weights_sha256": _hash(trainer),
-        "curve": _curve(history, trainer.cascade.headline, energy.tells_on_the_way(metered)),
+        "curve": _curve(history, trainer.cascade.headline, energy.has_curve(metered)),
         **metered,
-        **_of_devices(cell, devices_of(trainer.net), sent, flops["train_total"]),
+        **_of_devices(cell, devices_of(trainer.net), rows_sent, flops["train_total"]),
     }
 
 
@@ -194,12 +200,12 @@ def _train(
     progress: Callable[[int, int], None],
     energy: CellEnergy,
 ) -> tuple[History, dict[str, int]]:
-    """Train, with what an energy measurement wants around it; the history and the device's memory peaks."""
+    """Train inside an energy measurement; returns the history and the device's memory peaks."""
 
     def fresh() -> Trainer:
         return make_trainer(cell, data, energy.meter.device)
 
-    def show(done: int, of: int, row: dict[str, Any]) -> None:
+    def show(done: int, of: int, row: Mapped) -> None:
         row["train_s"], joules = energy.meter.state()[TRAIN]["seconds"], energy.joules()
         if joules is not None:
             row["train_j"] = joules
@@ -207,9 +213,9 @@ def _train(
 
     def warm_up() -> None:
         batch, n = cell.fit.batch_size, len(data.train)
-        # The last, shorter batch is a shape of its own to a compiler.
-        few = data.train.take(torch.arange(min(50, n // batch) * batch + n % batch))
-        fresh().fit(few, **asdict(replace(cell.fit, epochs=1, patience=None)))
+        # A compiler compiles the last, shorter batch separately.
+        subset = data.train.take(torch.arange(min(50, n // batch) * batch + n % batch))
+        fresh().fit(subset, **asdict(replace(cell.fit, epochs=1, patience=None)))
 
     def again(window: Window) -> None:
         fresh().fit(data.train, data.validation, hooks=Hooks(window), **fit)
@@ -224,31 +230,31 @@ def _train(
 
 
 def _method(cell: Cell, cascade: Cascade) -> Row:
-    """Where the method stands on the axes; how fronts normalise, where one has batch normalisation."""
+    """Encoding, objective, schedule and readout; and the mode of batch normalization in fronts, if any."""
     fronts = [module for block in cascade.units if block.front for module in block.front.modules()]
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fronts)
+    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fronts)
     return {
         "encoding": type(cascade.encoding).__name__,
         "objective": list(dict.fromkeys(type(loss).__name__ for loss in cascade.losses)),
         "schedule": cell.trainer.settings.schedule,
         "readout": cascade.headline,
-    } | ({"bn_mode": "calibrated"} if normalised else {})
+    } | ({"bn_mode": "calibrated"} if normalized else {})
 
 
-def _of_devices(cell: Cell, devices: list[Any], sent: dict[str, int], flops: float) -> Row:
-    """What the row says of its physics; nothing for a net without."""
-    return {} if cell.physics is None else {"physics": report(cell.physics, devices, sent, flops)}
+def _of_devices(cell: Cell, devices: Sequence[Device | None], rows_sent: dict[str, int], flops: float) -> Row:
+    """The section ``physics`` of a row; empty for a net without devices."""
+    return {} if cell.physics is None else {"physics": report(cell.physics, devices, rows_sent, flops)}
 
 
-def _undriven(trainer: Trainer) -> Trainer:
-    """The trainer with its devices out of the way: they are no digital cost, and are asked nothing for it."""
+def _without_devices(trainer: Trainer) -> Trainer:
+    """The trainer with fronts that call no device: devices are not part of the counted cost."""
     for module in counted_modules(trainer.net):
         module.infer_shapes = True
     return trainer
 
 
-def devices_of(net: torch.nn.Module) -> list[Any]:
-    """The devices inside a network, layer by layer, None where there is none."""
+def devices_of(net: torch.nn.Module) -> list[Device | None]:
+    """The devices in a network by layer, None for a layer without one."""
     return [m.physical_device for m in net.modules() if isinstance(m, PhysicalFront)]
 
 
@@ -265,7 +271,7 @@ def _device(name: str) -> torch.device:
 
 
 def load_data(cell: Cell, device: torch.device) -> Splits:
-    """The cell's data; those of a graph whose fold is left open have that of the seed."""
+    """The cell's data."""
     return cell.dataset.load(cell.seed, device)
 
 

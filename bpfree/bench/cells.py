@@ -17,9 +17,10 @@ from torch import nn
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, validate
 from bpfree.bench.devices import PhysicsConfig, physics_config
-from bpfree.bench.energy import EnergyConfig, energy_config
-from bpfree.bench.files import Mapped
+from bpfree.bench.energy import OLD_NAMES, EnergyConfig, energy_config
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.sections import (
+    NETS,
     DatasetConfig,
     GraphConfig,
     NetConfig,
@@ -29,7 +30,7 @@ from bpfree.bench.sections import (
 )
 from bpfree.trainers import FitSettings, Trainer, TrainerSettings, get_trainer
 
-#: What is in a cell and is no part of what its result depends on.
+#: Fields of a cell that its result does not depend on.
 LABELS = ("arm", "targets", "matched", "tuning")
 
 
@@ -65,7 +66,7 @@ class TrainerConfig:
         settings = {**asdict(self.settings), **changes}
         return self.kind(net, seed=seed, device=device, progress=False, **settings)
 
-    def changed(self, changes: Mapping[str, Any], where: str) -> TrainerConfig:
+    def changed(self, changes: Values, where: str) -> TrainerConfig:
         """The same trainer with some settings replaced.
 
         Raises:
@@ -78,19 +79,19 @@ class TrainerConfig:
         return {"id": self.id, **asdict(self.settings)}
 
 
-def trainer_config(values: Mapping[str, Any], where: str) -> TrainerConfig:
+def trainer_config(values: Values, where: str) -> TrainerConfig:
     """The checked section ``trainer``, called ``where`` in error messages.
 
     Raises:
         BadValue: If there is no such trainer, or a setting is unknown or has a bad value.
     """
-    rest = dict(values)
-    name = rest.pop("id", None)
+    settings = dict(values)
+    name = settings.pop("id", None)
     if not isinstance(name, str):
         raise BadValue(
             f"{where}.id = {name!r}: expected the id of a trainer, see 'python -m bpfree.bench list'"
         )
-    return TrainerConfig(name, validate(get_trainer(name).Settings, rest, where))
+    return TrainerConfig(name, validate(get_trainer(name).Settings, settings, where))
 
 
 @dataclass(frozen=True)
@@ -132,40 +133,46 @@ class Cell:
             "plugin_hashes": self.plugin_hashes,
             "targets": self.targets,
             "matched": self.matched,
-            "energy": None if self.energy is None else asdict(self.energy),
+            "energy": None if self.energy is None else self.energy.record(),
             "physics": None if self.physics is None else self.physics.record(),
             "device_seed": self.device_seed,
             "tuning": None if self.tuning is None else asdict(self.tuning),
         }
 
     @staticmethod
-    def from_record(record: Mapping[str, Any]) -> Cell:
-        """The cell that `record` describes; its plugins are loaded first, as they may register what it names.
+    def from_record(record: Values) -> Cell:
+        """The cell with this `record`. Its plugins are loaded first: they may register losses and trainers.
 
         Raises:
-            BadValue: If a plugin cannot be run, or something is unknown here.
+            BadValue: If a plugin cannot be run, or a name is unknown in this process.
         """
         for plugin in record["plugins"]:
             load_plugin(plugin)
         energy, physics, tuning = record["energy"], record["physics"], record["tuning"]
+        net_names = NETS[record["net"]["name"]].old_names
         return Cell(**{
             **record,
             "dataset": dataset_config(record["dataset"]),
-            "net": net_config(record["net"]),
+            "net": net_config(_with_names_of_today(record["net"], net_names)),
             "trainer": trainer_config(record["trainer"], "trainer"),
             "fit": validate(FitSettings, record["fit"], "fit"),
-            "energy": None if energy is None else energy_config(energy),
+            "energy": None if energy is None else energy_config(_with_names_of_today(energy, OLD_NAMES)),
             "physics": physics and physics_config({**physics, "seeds": [record["device_seed"]]}),
             "tuning": None if tuning is None else validate(TuningCost, tuning, "tuning"),
         })  # fmt: skip
 
     @cached_property
     def id(self) -> str:
-        """A hash of all that its result depends on."""
+        """A hash of everything that its result depends on."""
         return id_of(self.record())
 
 
-def id_of(record: Mapping[str, Any]) -> str:
+def _with_names_of_today(values: Values, old_names: Mapping[str, str]) -> Mapped:
+    new_names = {old: new for new, old in old_names.items()}
+    return {new_names.get(name, name): value for name, value in values.items()}
+
+
+def id_of(record: Values) -> str:
     """`Cell.id` of the cell with this record."""
     omitted = {*LABELS, "plugins" if record["plugin_hashes"] else "plugin_hashes"}
     omitted |= set() if record["physics"] else {"physics", "device_seed"}
@@ -174,7 +181,7 @@ def id_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def config_of(record: Mapping[str, Any]) -> Mapped:
+def config_of(record: Values) -> Mapped:
     """What a row stores as its config: the part of a cell's record that all rows of an arm share."""
     absent = {name for name in ("energy", "physics") if record[name] is None}
     config = {k: v for k, v in record.items() if k not in {*LABELS, "seed", "device_seed", *absent}}
@@ -193,5 +200,5 @@ def load_plugin(plugin: str) -> None:
         raise BadValue(f"plugins: {plugin}: no such file")
     try:
         runpy.run_path(plugin)
-    except Exception as error:  # a plugin is the user's own code: whatever it raises is theirs to read
+    except Exception as error:  # a plugin is the user's code
         raise BadValue(f"plugins: {plugin}: cannot be run: {type(error).__name__}: {error}") from error

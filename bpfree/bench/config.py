@@ -1,13 +1,13 @@
-"""An experiment as a YAML file, checked strictly, and the cells that it stands for."""
+"""Checks an experiment, the content of a YAML file, and makes its cells."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -16,7 +16,7 @@ from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.cells import Cell, TuningCost, load_plugin, trainer_config
 from bpfree.bench.devices import PhysicsConfig, physics_config
 from bpfree.bench.energy import energy_config
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.sections import Positive, dataset_config, net_config
 from bpfree.trainers import FitSettings
 
@@ -25,7 +25,7 @@ __all__ = ["Cell", "RunConfig", "cells", "load_plugin"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is not about the method: seeds, threads, device, and files that register local losses."""
+    """Settings of the run: seeds, threads, device, and files that register losses and trainers."""
 
     __pydantic_config__ = STRICT
 
@@ -45,11 +45,11 @@ SECTIONS = (*RUN_SECTIONS, *ARM_SECTIONS, "dataset", "controls", "energy", "tune
 
 def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cell]:
     """The cells of an experiment, interleaved: all arms of the first seed, then all of the second in the
-    opposite order, and so on, so that a machine that slowly gets hotter favours none of them.
+    opposite order, and so on, so that a machine that slowly heats up favors no arm.
 
     Args:
-        config: The content of a YAML file; its section ``tune`` is for `bpfree.tune` alone.
-        seeds: If given, seeds 0 to ``seeds - 1`` take the place of the config's own.
+        config: The content of a YAML file; its section ``tune`` is used by `bpfree.tune` alone.
+        seeds: If given, seeds 0 to ``seeds - 1`` replace those of the config.
         where: Name of the config, for error messages.
 
     Raises:
@@ -58,7 +58,7 @@ def cells(config: Mapped, seeds: int | None = None, where: str = "") -> list[Cel
     _known(config, SECTIONS, where)
     run = validate(RunConfig, _run_values(config, seeds, where), where)
     if len(set(run.seeds)) != len(run.seeds):
-        raise BadValue(f"{where}seeds = {run.seeds}: a seed stands there twice; seeds must be distinct")
+        raise BadValue(f"{where}seeds = {run.seeds}: expected distinct seeds, one is given twice")
     for plugin in run.plugins or []:
         load_plugin(plugin)
     dataset = dataset_config(_section(config, "dataset", where))
@@ -109,7 +109,7 @@ def _run_values(config: Mapped, seeds: int | None, where: str) -> Mapped:
     return values
 
 
-def _arm(arm: Any, config: Mapped, where: str) -> Mapped:
+def _arm(arm: object, config: Mapped, where: str) -> Mapped:
     """The fields of a `Cell` that belong to an arm."""
     if not isinstance(arm, dict):
         raise BadValue(f"{where.rstrip('.')} = {arm!r}: expected the keys {', '.join(ARM_SECTIONS)}")
@@ -135,26 +135,26 @@ def _physics(arm: Mapped, config: Mapped, has_devices: bool, where: str) -> Phys
     """The checked physics section: the config's, of which the arm's own keys replace some."""
     if not has_devices:
         if "physics" in arm:
-            raise BadValue(f"{where}physics: only a net named 'physical' has devices inside")
+            raise BadValue(f"{where}physics: only a net named 'physical' has devices")
         return None
     shared = _section(config, "physics", "", {})
-    own = _section(arm, "physics", where, {})
-    if own.get("system", shared.get("system")) != shared.get("system"):
-        # Another system has other options; the device seeds stay.
+    of_arm = _section(arm, "physics", where, {})
+    if of_arm.get("system", shared.get("system")) != shared.get("system"):
+        # Another system has other options; the device seeds are kept.
         shared = {k: v for k, v in shared.items() if k == "seeds"}
-    return physics_config({**shared, **own}, where)
+    return physics_config({**shared, **of_arm}, where)
 
 
-def _section(config: Mapping[str, Any], key: str, where: str, default: Mapped | None = None) -> Mapped:
-    found = config.get(key, default)
-    if found is None:
+def _section(config: Values, key: str, where: str, default: Mapped | None = None) -> Mapped:
+    section = config.get(key, default)
+    if section is None:
         raise BadValue(f"{where}{key}: missing; it must be given")
-    if not isinstance(found, dict):
-        raise BadValue(f"{where}{key} = {found!r}: expected keys and values")
-    return found
+    if not isinstance(section, dict):
+        raise BadValue(f"{where}{key} = {section!r}: expected keys and values")
+    return section
 
 
-def _known(config: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+def _known(config: Values, allowed: Sequence[str], where: str) -> None:
     for key in config:
         if key not in allowed:
             raise BadValue(f"{where}{key}: unknown key; {did_you_mean(str(key), tuple(allowed))}")

@@ -1,35 +1,35 @@
-"""What is read from a row and compared: its metric, and what it cost."""
+"""Measures: the values of a row that are compared, which are its metric and its costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bpfree.bench.arms import Arm, Group, Run, run_of
+from bpfree.bench.arms import Arm, Group, run_of
 from bpfree.bench.conditions import CONDITIONS, several, unlike
 from bpfree.bench.metric import RowMetric, metric_of
 from bpfree.bench.results import Row, figure
-from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
+from bpfree.bench.statistics import MIN_SEEDS, Effect, Run, Verdict, holm, paired
 
-#: The condition that a comparison of two results, before and after a change, must leave aside.
+#: The condition that a comparison of results before and after a change ignores.
 VERSION = "version"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a row.
+    """A value that can be read from a row.
 
     Attributes:
         id: Its name in a comparison.
-        label: How it is called in a report.
-        unit: Of the figure as it is shown.
-        scale: From the row's unit (SI) to ``unit``.
-        read: The figure of a row in the row's unit; None where it was not measured.
+        label: Its name in a report.
+        unit: Unit of the value in tables.
+        scale: Factor from the row's unit (SI) to ``unit``.
+        read: Returns the value of a row in the row's unit; None where it was not measured.
         ratio: Whether values are compared by their ratio; otherwise by their difference.
         greater_is_better: Whether the larger value is the better one.
-        counted: Counted, not sampled: where all seeds agree, they need not be many.
-        alike: The `CONDITIONS` that two rows must share for a comparison and, but for the version, the rows
-            of an arm for a mean.
+        counted: Whether the value is counted, not sampled: if all seeds agree, one is enough.
+        alike: The `CONDITIONS` in which two rows must agree for a comparison and, except for the version, the
+            rows of an arm for a mean.
     """
 
     id: str
@@ -43,31 +43,31 @@ class Measure:
     alike: tuple[str, ...] = ()
 
     def by_seed(self, arm: Arm) -> dict[Run, float]:
-        """The figure of each seed that has it, in the row's unit."""
-        found = {run_of(row): self.read(row) for row in arm.rows}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """The value of each run that has it, in the row's unit."""
+        values = {run_of(row): self.read(row) for row in arm.rows}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def averaged(self, arm: Arm) -> list[float]:
-        """The figures that a mean is taken of; none where they came about under different conditions."""
+        """The values for a mean; none if they were measured under different conditions."""
         return list(self.by_seed(arm).values()) if self.uniform(arm) else []
 
     def uniform(self, arm: Arm) -> bool:
-        """Whether the rows of an arm that have the figure share its conditions, the version left aside."""
+        """Whether the rows of an arm that have the value agree in its conditions, except for the version."""
         having = Arm(arm.name, [row for row in arm.rows if self.read(row) is not None])
         return all(len(several(having, name)) <= 1 for name in self.alike if name != VERSION)
 
     @property
     def units(self) -> Sequence[tuple[str, float]]:
-        """The units in which it may be shown, the largest first."""
-        own = [(self.unit, self.scale)]
-        return next((units for end, units in PREFIXES.items() if self.unit.endswith(end)), own)
+        """The possible units, the largest first."""
+        fixed = [(self.unit, self.scale)]
+        return next((units for end, units in PREFIXES.items() if self.unit.endswith(end)), fixed)
 
     def better(self, effect: Effect) -> bool:
-        """Whether the first of the two that were compared is the better one."""
+        """Whether the first of the two compared arms is the better one."""
         return self._ahead(effect) > 0
 
     def worse(self, effect: Effect) -> bool:
-        """Whether the first of the two that were compared is the worse one."""
+        """Whether the first of the two compared arms is the worse one."""
         return self._ahead(effect) < 0
 
     def _ahead(self, effect: Effect) -> float:
@@ -82,22 +82,23 @@ PREFIXES = {
 
 
 def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
-    """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
+    """The same measure in the largest unit in which all values of these arms are at least 1, if any."""
     smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
     units = measure.units
-    unit, scale = next((found for found in units if smallest * found[1] >= 1), units[-1])
+    unit, scale = next((candidate for candidate in units if smallest * candidate[1] >= 1), units[-1])
     return replace(measure, unit=unit, scale=scale)
 
 
-def in_one_go(row: Row, *path: str) -> float | None:
-    """A time or an energy; None if the run was stopped and resumed, as the machine was then another one, and
-    if it is negative, which a clock that was set back gives."""
+def uninterrupted(row: Row, *path: str) -> float | None:
+    """A time or an energy; None if the run was resumed, maybe on another machine, or if the value is
+    negative, which happens when a clock is set back.
+    """
     value = figure(row, *path) if row.get("segments", 1) == 1 else None
     return None if value is None or value < 0 else value
 
 
 def train_flops(row: Row) -> float | None:
-    """FLOPs of all the training; of a row without them, those of its steps, where all its steps are alike."""
+    """FLOPs of the training; of an old row with one stage, those of a step times the number of steps."""
     total = figure(row, "flops", "train_total")
     step, steps = figure(row, "flops", "train_step"), figure(row, "budget", "steps")
     if total is None and step is not None and steps is not None and row["budget"]["stages"] == 1:
@@ -106,20 +107,20 @@ def train_flops(row: Row) -> float | None:
 
 
 def train_seconds(row: Row) -> float | None:
-    """Seconds of the training steps by the clock."""
-    return in_one_go(row, "time", "train_s")
+    """Wall-clock seconds of the training steps."""
+    return uninterrupted(row, "time", "train_s")
 
 
 def cpu_seconds(row: Row) -> float | None:
-    """Seconds that the processor computed in training, whatever else it did meanwhile; None for a GPU's."""
+    """CPU seconds of the training steps; None for training on a GPU."""
     on_cpu = str(row["config"].get("device", "cpu")) == "cpu"
-    return in_one_go(row, "time", "train_cpu_s") if on_cpu else None
+    return uninterrupted(row, "time", "train_cpu_s") if on_cpu else None
 
 
 def energy(row: Row) -> float | None:
-    """Joules of the training steps, gross, of the device that trained; None where none were metered."""
-    gpu = in_one_go(row, "energy", "gpu_gross_j")
-    return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
+    """Gross joules of the training steps on the device that trained; None if they were not metered."""
+    gpu = uninterrupted(row, "energy", "gpu_gross_j")
+    return uninterrupted(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
 def _at(*path: str) -> Callable[[Row], float | None]:
@@ -127,7 +128,7 @@ def _at(*path: str) -> Callable[[Row], float | None]:
 
 
 def on_test(metric: RowMetric) -> Measure:
-    """A metric on the test data: a share is compared by differences, another one by ratios."""
+    """The measure of a metric on test data: shares are compared by differences, others by ratios."""
     return Measure(
         metric.name,
         f"test {metric.label}",
@@ -178,13 +179,13 @@ class Comparison:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds with which a verdict can be expected, where there is none; None if no spread is known."""
+        """Seeds with which a verdict is expected, where it is inconclusive; None if the spread is unknown."""
         undecided = self.effect.verdict is Verdict.INCONCLUSIVE
         return max(self.effect.needed, self.effect.n + 1) if undecided and self.effect.needed else None
 
     @property
-    def says(self) -> str:
-        """The verdict and, where there is none, what is missing."""
+    def text(self) -> str:
+        """The verdict; where it is inconclusive, with the seeds that are needed."""
         if self.effect.verdict is not Verdict.INCONCLUSIVE:
             return str(self.effect.verdict)
         needed = f"about {self.seeds_needed}" if self.seeds_needed else f"at least {MIN_SEEDS}"
@@ -220,12 +221,12 @@ def compare(
     """Compare arms ``(group, arm, other)`` in `measures_of` them, or in ``measures``; the p values of one
     measure are Holm's family.
 
-    Rows are paired by seed where they share the conditions of the measure, those ``aside`` excepted: times
-    and energies within one version and one machine, energies within one scope. Metrics, FLOPs and bytes
-    are compared across machines, which change no more than the last bits of a metric, and across versions,
-    of which `left_out` tells, as it does of all that is not compared.
+    Rows are paired by seed where they agree in the conditions of the measure, except for those in ``aside``:
+    times and energies within one version and one machine, energies within one scope. Metrics, FLOPs and bytes
+    are compared across machines, which change only the last bits of a metric, and across versions. `left_out`
+    lists comparisons across versions, and values that are not compared.
     """
-    pairs, found = list(pairs), []
+    pairs, comparisons = list(pairs), []
     for measure in measures_of(pairs) if measures is None else measures:
         family = []
         for group, arm, other in pairs:
@@ -240,12 +241,12 @@ def compare(
             if effect is not None:
                 family.append(Comparison(group, arm.name, other.name, measure, effect))
         adjusted = holm([comparison.effect for comparison in family])
-        found += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
-    return found
+        comparisons += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
+    return comparisons
 
 
 def _common(measure: Measure, arm: Arm, other: Arm, aside: Sequence[str]) -> dict[Run, list[str]]:
-    """The runs whose figure both arms have, each with the conditions that the two rows do not share."""
+    """The runs of which both arms have the value, each with the conditions in which the two rows differ."""
     ours, theirs = ({run_of(row): row for row in one.rows} for one in (arm, other))
     both = measure.by_seed(arm).keys() & measure.by_seed(other).keys()
     names = [name for name in measure.alike if name not in aside]
@@ -253,9 +254,7 @@ def _common(measure: Measure, arm: Arm, other: Arm, aside: Sequence[str]) -> dic
 
 
 def left_out(pairs: Iterable[Pair], aside: Sequence[str] = ()) -> list[str]:
-    """In sentences, what `compare` leaves out although both arms have it, and what it compares across
-    versions.
-    """
+    """Sentences about values of both arms that `compare` does not compare, or compares across versions."""
     arms: dict[tuple[str, str, str], list[str]] = {}
     for group, arm, other in pairs:
         for text in _of_pair(arm, other, aside):
@@ -295,11 +294,11 @@ def _seeds(arm: Arm) -> str:
 
 
 def mixed(groups: Iterable[Group]) -> list[str]:
-    """Which means are taken over several versions, and which are not shown, in sentences."""
-    found = []
+    """Sentences about means over several versions, and about means that are not shown."""
+    notes = []
     for title, arm in ((group.title, arm) for group in groups for arm in group.arms):
         if len(versions := several(arm, "version")) > 1:
-            found.append(f"{title}: {arm.name} is a mean over several versions: {'; '.join(versions)}")
+            notes.append(f"{title}: {arm.name} is a mean over several versions: {'; '.join(versions)}")
         for name in CONDITIONS:
             labels = [
                 measure.label
@@ -311,12 +310,12 @@ def mixed(groups: Iterable[Group]) -> list[str]:
             ]
             if labels and len(values := several(arm, name)) > 1:
                 shown = f"{', '.join(labels)} of {arm.name} not shown as a mean"
-                found.append(f"{title}: {shown}, the {name} differs: {'; '.join(values)}")
-    return found
+                notes.append(f"{title}: {shown}, the {name} differs: {'; '.join(values)}")
+    return notes
 
 
 def on_one_chart(measure: Measure, arms: Sequence[Arm]) -> list[Arm]:
-    """The most arms that share the conditions of the measure, each of them one mean; at a draw the first."""
+    """The largest set of arms whose rows agree in the conditions of the measure; of equal ones the first."""
     by_conditions: dict[tuple[tuple[str, ...], ...], list[Arm]] = {}
     for arm in arms:
         if measure.uniform(arm):

@@ -1,11 +1,11 @@
-"""The metric of a row: what `bpfree.metrics.Metric` computed, and how tables write its values."""
+"""The metric of a row, and how tables show its values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from bpfree.bench.files import Mapped, Values
 from bpfree.bench.numbers import number, plus_minus
 from bpfree.bench.results import Row, figure
 from bpfree.bench.statistics import Estimate
@@ -74,11 +74,11 @@ class RowMetric:
         """A value in the unit of tables, without the unit."""
         return f"{value:.{digits}f}" if self.share else number(value)
 
-    def spread(self, found: Estimate) -> str:
+    def spread(self, estimate: Estimate) -> str:
         """A mean over seeds, in the unit of tables, with the half width of its interval."""
         if not self.share:
-            return plus_minus(found.mean, found.half)
-        return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
+            return plus_minus(estimate.mean, estimate.half)
+        return f"{estimate.mean:.2f}" + ("" if estimate.half is None else f" ± {estimate.half:.2f}")
 
 
 def metric_of(row: Row) -> RowMetric:
@@ -86,13 +86,13 @@ def metric_of(row: Row) -> RowMetric:
     return metric_in(row.get("metrics", {}))
 
 
-def metric_in(values: Mapping[str, Any]) -> RowMetric:
+def metric_in(values: Values) -> RowMetric:
     """The metric that `describe` wrote into ``values``; the accuracy if there is none."""
     name = str(values.get("metric", "accuracy"))
     return RowMetric(name, bool(values.get("greater_is_better", True)), bool(values.get("share", True)))
 
 
-def describe(metric: Metric | RowMetric) -> dict[str, Any]:
+def describe(metric: Metric | RowMetric) -> Mapped:
     """What a row stores of a metric."""
     return {"metric": metric.name, "greater_is_better": metric.greater_is_better, "share": metric.share}
 

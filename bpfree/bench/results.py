@@ -1,4 +1,4 @@
-"""A folder of results: one JSON object a line, appended and never changed."""
+"""A folder of results: a file with one JSON object per line, which is appended to and never changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
+from bpfree.bench.files import Mapped
 from bpfree.metrics import METRICS, Metric
 
-Row = dict[str, Any]
+Row = Mapped
 
-#: The layout of rows that are written, and all that may stand in one. Rows of schema 1 are read as well.
+#: The layout of rows that are written, and their possible keys. Rows of schema 1 are read as well.
 SCHEMA = 2
 KEYS = frozenset({
     "schema", "run_id", "cell_id", "status", "reason", "arm", "trainer", "dataset", "net", "seed",
@@ -25,10 +26,10 @@ KEYS = frozenset({
     "time", "memory", "flops", "energy", "device", "carbon", "physics", "segments", "weights_sha256", "curve",
 })  # fmt: skip
 
-#: What every row says, that of a failure too.
+#: Keys of every row, also of a failed one.
 NEEDED = frozenset({"cell_id", "status", "seed"})
 
-#: What a successful one is reported by.
+#: Keys of successful rows that reports need.
 REPORTED = ("arm", "config", "env", "locality", "method", "metrics", "time", "budget", "curve")
 
 
@@ -37,10 +38,10 @@ OLD_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc", "negative squared e
 
 
 def upgraded(row: Row) -> Row:
-    """A row in the layout of today.
+    """A row in the layout of `SCHEMA`.
 
     Rows of schema 1 store every metric as ``test_accuracy`` and ``val_accuracy``, and the mean squared error
-    with the sign turned; ``measure`` names it, where there is one.
+    negated; ``measure`` names it, where there is one.
     """
     metrics = row.get("metrics")
     if row.get("schema", SCHEMA) != 1 or not isinstance(metrics, dict):
@@ -89,7 +90,7 @@ class Results:
     New rows are appended to ``results.jsonl``; the compressed file is never changed.
 
     Raises:
-        BadValue: If the folder cannot be made or written.
+        BadValue: If the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,19 +99,19 @@ class Results:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder for this process alone; a line that a killed process left unfinished is cut off.
+        """Lock the folder for this process, and remove an incomplete last line of a killed process.
 
         Raises:
-            BadValue: If another process holds it, or it cannot be written.
+            BadValue: If another process has the lock, or the folder cannot be written.
         """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / ".lock", timeout=0)
-        # Of the errors of this folder alone it is said that they are; what happens meanwhile has its own.
+        # Only errors of locking are reported as errors of this folder, not those of the enclosed work.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            cut_torn_line(self.path)
+            remove_incomplete_line(self.path)
         except Timeout:
             raise BadValue(
                 f"{self.folder}: another bench is writing there; wait for it or name another --out"
@@ -127,10 +128,10 @@ class Results:
         return BadValue(f"{self.folder}: cannot write results there: {error}")
 
     def append(self, row: Row) -> None:
-        """Add a row; it is on the disk when this returns.
+        """Append a row; it is on the disk when this returns.
 
         Raises:
-            BadValue: If it cannot be written; the rows before it stay.
+            BadValue: If it cannot be written; the earlier rows are kept.
         """
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
@@ -151,10 +152,10 @@ class Results:
                 raise
 
     def folder_of(self, cell_id: str) -> Path:
-        """The folder for the weights and the checkpoint of a cell, made if need be.
+        """The folder for the weights and the checkpoint of a cell; it is created if it is missing.
 
         Raises:
-            BadValue: If it cannot be made.
+            BadValue: If it cannot be created.
         """
         folder = self.folder / "cells" / cell_id
         try:
@@ -200,7 +201,7 @@ class Results:
         """The successful rows by cell id; empty if there is no file yet.
 
         Raises:
-            BadValue: If a cell stands there twice.
+            BadValue: If a cell has two successful rows.
         """
         return successes(self.read(), str(self.path)) if self.exists() else {}
 
@@ -243,73 +244,74 @@ def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:
     """The successful rows by cell id.
 
     Raises:
-        BadValue: If a cell, that is a config with a seed, is there twice: one run is not two replicates.
+        BadValue: If a cell has two: one run is not two replicates.
     """
-    found: dict[str, Row] = {}
+    by_id: dict[str, Row] = {}
     for row in rows:
         if row["status"] == "ok":
-            if row["cell_id"] in found:
-                raise BadValue(f"{where}: cell {row['cell_id']} (seed {row['seed']}) stands there twice")
-            found[row["cell_id"]] = row
-    return found
+            if row["cell_id"] in by_id:
+                raise BadValue(f"{where}: cell {row['cell_id']} (seed {row['seed']}) has two successful rows")
+            by_id[row["cell_id"]] = row
+    return by_id
 
 
 def with_results(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The folders that hold results, and the paths that exist and hold none, such as a pattern of a shell
-    gives; all of them as folders where none holds results, or one does not exist."""
-    holding = [path for path in paths if Results(path).exists()]
-    other = [path for path in paths if path not in holding and path.exists()]
-    return (holding, other) if holding and len(holding) + len(other) == len(paths) else (list(paths), [])
+    """The paths with results, and the existing paths without, as a shell pattern may give them; all paths as
+    folders if none has results, or one does not exist."""
+    with_rows = [path for path in paths if Results(path).exists()]
+    other = [path for path in paths if path not in with_rows and path.exists()]
+    complete = len(with_rows) + len(other) == len(paths)
+    return (with_rows, other) if with_rows and complete else (list(paths), [])
 
 
 def read_all(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """The rows of all folders, and notes on those that were left out: a cell that succeeded in several
-    folders is one run, of which the first folder's is taken.
+    """The rows of all folders, and notes on rows that were skipped: of a cell that succeeded in several
+    folders the row in the first of them is used.
 
     Raises:
-        BadValue: If one cannot be read or is named twice, a row lacks what it is reported by, or a cell
-            succeeded twice in one folder.
+        BadValue: If a folder cannot be read or is given twice, a row lacks a key of `REPORTED`, or a cell has
+            two successful rows in one folder.
     """
     rows: list[Row] = []
     done: dict[str, Path] = {}
-    left: dict[tuple[Path, Path], int] = {}
+    repeated: dict[tuple[Path, Path], int] = {}
     for folder in folders:
-        own = Results(folder).read()
-        for row in own:
+        of_folder = Results(folder).read()
+        for row in of_folder:
             lacking = [key for key in REPORTED if key not in row] if row["status"] == "ok" else []
             if lacking:
                 where = f"{folder}: row {row['cell_id']}"
                 raise BadValue(f"{where} has no {', '.join(lacking)}: was the file edited?")
-        for cell_id, row in successes(own, str(folder)).items():
+        for cell_id, row in successes(of_folder, str(folder)).items():
             first = done.setdefault(cell_id, folder)
             if first is not folder and first.resolve() == folder.resolve():
                 raise BadValue(
-                    f"{folder} is named twice: cell {cell_id} (seed {row['seed']}) stands there twice"
+                    f"{folder} is given twice: cell {cell_id} (seed {row['seed']}) has two successful rows"
                 )
             if first is not folder:
-                left[first, folder] = left.get((first, folder), 0) + 1
-        rows += [row for row in own if row["status"] != "ok" or done[row["cell_id"]] is folder]
+                repeated[first, folder] = repeated.get((first, folder), 0) + 1
+        rows += [row for row in of_folder if row["status"] != "ok" or done[row["cell_id"]] is folder]
     notes = [
-        f"{count} cells of {folder} are in {first} as well and are taken from there"
-        for (first, folder), count in left.items()
+        f"{count} cells of {folder} are in {first} as well and are read from there"
+        for (first, folder), count in repeated.items()
     ]
     return rows, notes
 
 
 def comparable(row: Row) -> Row:
-    """What two runs of a cell on one machine must share of its row: not times, conditions, process memory."""
-    kept = {k: v for k, v in row.items() if k not in ("time", "segments", "run_id")}
-    return kept | {
+    """The part of a row that is equal in two runs of its cell on one machine: no times, no process memory."""
+    shared = {k: v for k, v in row.items() if k not in ("time", "segments", "run_id")}
+    return shared | {
         "curve": [point[:2] for point in row["curve"]],
         "memory": {k: v for k, v in row["memory"].items() if k != "rss"},
         "protocol": {k: v for k, v in row["protocol"].items() if k not in ("started", "jobs", "cooldown_s")},
     }
 
 
-def cut_torn_line(path: Path) -> None:
-    """Cut off a last line that a killed process left unfinished; nobody else may be writing."""
+def remove_incomplete_line(path: Path) -> None:
+    """Remove an incomplete last line of a killed process; no other process may be writing."""
     if path.exists():
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            os.truncate(path, complete)

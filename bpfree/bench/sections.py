@@ -1,11 +1,11 @@
-"""The data sets and networks that a config can name, and their settings."""
+"""Settings of the data sets and networks that a config can name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -13,8 +13,9 @@ from torch import nn as torch_nn
 
 from bpfree import nn
 from bpfree._errors import BadValue
+from bpfree._renamed import with_new_keys
 from bpfree._settings import STRICT, Must, did_you_mean, validate
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
 from bpfree.data import GRAPH_NAMES, NAMES, Splits, load, load_graph
 from bpfree.physics import Device
 
@@ -45,11 +46,11 @@ class DatasetConfig:
     image_size: Positive | None = None
     download: bool | None = None
 
-    #: Modules that a process which loads such data imports, beside those that all need.
+    #: Modules to import before such data are loaded.
     preload: ClassVar[tuple[str, ...]] = ()
 
     def load(self, seed: int, device: torch.device) -> Splits:
-        """The data, which are the same for every model seed."""
+        """The data, the same for every model seed."""
         return load(**{**asdict(self), "augment": tuple(self.augment or ())}, device=device)
 
 
@@ -68,7 +69,7 @@ class GraphConfig:
     preload: ClassVar[tuple[str, ...]] = ("bpfree.bench.preload_graphs",)
 
     def load(self, seed: int, device: torch.device) -> Splits:
-        """The graph with the fold of ``seed``, unless a fold was given."""
+        """The graph with the fold of the settings, or else that of ``seed``."""
         fold = seed % 5 if self.fold is None else self.fold
         return cast(Splits, load_graph(**{**asdict(self), "fold": fold}, device=device))
 
@@ -79,10 +80,12 @@ class NetConfig(ABC):
 
     Attributes:
         name: Its name in a config.
+        old_names: Names of settings that rows and cell ids keep, by the names of today.
     """
 
     __pydantic_config__ = STRICT
     name: ClassVar[str]
+    old_names: ClassVar[Mapping[str, str]] = {}
 
     @property
     def n_devices(self) -> int:
@@ -103,7 +106,8 @@ class NetConfig(ABC):
 
     def record(self) -> Mapped:
         """The settings as plain data, under the names that rows and cell ids have."""
-        return {"name": self.name, **asdict(self)}
+        settings = {self.old_names.get(name, name): value for name, value in asdict(self).items()}
+        return {"name": self.name, **settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +221,15 @@ class ResNetConfig(NetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicalNetConfig(NetConfig):
-    """Devices and the matrices behind them; inputs and classes come from the data, devices from `physics`."""
+    """Devices, each followed by a matrix; inputs and classes come from the data, devices from `physics`."""
 
     name = "physical"
+    old_names: ClassVar[Mapping[str, str]] = {"normalize": "normalise"}
 
     hidden: list[Positive] = field(default_factory=list)
     drive: str | list[str] = "direct"
     skip: bool = True
-    normalise: nn.Normalization | Literal["standardise"] = "none"
+    normalize: nn.Normalization | Literal["standardise"] = "none"
 
     @property
     def n_devices(self) -> int:
@@ -234,7 +239,7 @@ class PhysicalNetConfig(NetConfig):
         self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
     ) -> torch_nn.Module:
         return nn.physical_net(
-            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalise
+            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalize
         )
 
 
@@ -256,7 +261,7 @@ class GCNConfig(NetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SAGEConfig(GCNConfig):
-    """GraphSAGE with the mean over neighbours; features and classes come from the data."""
+    """GraphSAGE with the mean over neighbors; features and classes come from the data."""
 
     name = kind = "sage"
 
@@ -299,7 +304,7 @@ NETS: dict[str, type[NetConfig]] = {
 }
 
 
-def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+def dataset_config(values: Values) -> DatasetConfig | GraphConfig:
     """The checked settings of a data set.
 
     Raises:
@@ -314,14 +319,15 @@ def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
     return validate(DatasetConfig, values, "dataset")
 
 
-def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
+def net_config(values: Values, where: str = "") -> NetConfig:
     """The checked settings of a net.
 
     Raises:
         BadValue: If the name is unknown or a setting is bad.
     """
-    rest = dict(values)
-    name = rest.pop("name", None)
+    settings = dict(values)
+    name = settings.pop("name", None)
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
-    return validate(NETS[name], rest, f"{where}net")
+    settings = with_new_keys(settings, {old: new for new, old in NETS[name].old_names.items()}, f"{where}net")
+    return validate(NETS[name], settings, f"{where}net")

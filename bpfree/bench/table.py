@@ -1,4 +1,4 @@
-"""The table of a set of rows, for the terminal."""
+"""The tables of rows in the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bpfree.bench.statistics import Estimate, Verdict, estimate
 from bpfree.bench.terminal import visible
 from bpfree.bench.weak_blocks import weak_blocks
 
-#: The columns: the arm, its metric on test data and the comparison of it come first where not all fit.
+#: The columns. The arm, its metric on test data and the comparison come first where not all fit.
 NAME, TEST, EFFECT, LEVEL, READOUTS = "arm", "test", "effect", "level", "readouts"
 COLUMNS = (
     NAME,
@@ -27,7 +27,7 @@ COLUMNS = (
     "seeds",
     TEST,
     EFFECT,
-    "train passes",
+    "device passes",
     "train s",
     "time ÷ BP",
     "FLOPs ÷ BP",
@@ -39,11 +39,11 @@ FIRST = (NAME, TEST, EFFECT)
 #: Columns of text.
 LEFT = (NAME, LEVEL, READOUTS)
 
-#: How the verdict on a difference is marked.
+#: Marks of the verdicts.
 MARKS = {Verdict.DIFFERENT: "≠", Verdict.NEGLIGIBLE: "≈", Verdict.EQUIVALENT: "=", Verdict.INCONCLUSIVE: "?"}
 LEGEND = (
     "≠ different, ≈ different by less than the margin, = equivalent, ? not decided by these seeds (the "
-    "report says how many would do); FLOPs: of the whole training; saved: bytes kept for the backward pass"
+    "report has the number needed); FLOPs: of the whole training; saved: bytes kept for the backward pass"
 )
 
 
@@ -57,14 +57,14 @@ def heads(metric: RowMetric) -> dict[str, str]:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print a table for each data set and net, then what backpropagation is better at, then what failed.
+    """Print a table for each data set and net, the arms that backpropagation is better than, and failures.
 
-    Where the terminal is too narrow for all columns, those that do not fit follow in tables of their own.
+    Columns that do not fit the terminal follow in further tables.
     """
-    found = groups(rows)
-    pairs = against_baseline(found)
+    grouped = groups(rows)
+    pairs = against_baseline(grouped)
     effects = {(c.group, c.arm, c.measure.id): c for c in compare(pairs)}
-    for group in found:
+    for group in grouped:
         of_group = {(name, m): c for (title, name, m), c in effects.items() if title == group.title}
         lines = [
             _line(arm, {m: c for (name, m), c in of_group.items() if name == arm.name}) for arm in group.arms
@@ -75,31 +75,31 @@ def show(rows: Sequence[Row], console: Console) -> None:
             console.print(Text(_where_baseline_wins(of_metric, group.metric)), soft_wrap=True)
         for text in filter(None, map(weak_blocks, group.arms)):
             console.print(Text(f"single blocks, {visible(text)}"), soft_wrap=True)
-    if found:
+    if grouped:
         console.print(Text(LEGEND))
-    for note in [*left_out(pairs), *mixed(found)]:
+    for note in [*left_out(pairs), *mixed(grouped)]:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     for row in failures(rows):
-        said = f" {visible(str(row.get('arm')))}, seed {row['seed']}: {last_line(row)}"
-        console.print(Text.assemble((visible(row["status"]), "red"), said), soft_wrap=True)
+        text = f" {visible(str(row.get('arm')))}, seed {row['seed']}: {last_line(row)}"
+        console.print(Text.assemble((visible(row["status"]), "red"), text), soft_wrap=True)
 
 
 def _print(
     title: str, heads: Mapping[str, str], lines: Sequence[Mapping[str, str]], console: Console
 ) -> None:
-    """The lines as a table; as several, each with the names of the arms, where one is too wide."""
-    left = [name for name in COLUMNS if any(line[name] for line in lines)]
-    while left:
-        # What comes first may not fit alone: it is shown all the same, and its long names take several lines.
-        shown = [name for name in left if name in FIRST] or ["arm", left[0]]
-        for name in left:
+    """Print the lines as a table, or as several with the names of the arms if one is too wide."""
+    remaining = [name for name in COLUMNS if any(line[name] for line in lines)]
+    while remaining:
+        # The first columns are shown even if they do not fit: long names take several lines.
+        shown = [name for name in remaining if name in FIRST] or ["arm", remaining[0]]
+        for name in remaining:
             if (
                 name not in shown
                 and _width(_table("", [*shown, name], heads, lines), console) <= console.width
             ):
                 shown.append(name)
         console.print(_table(title, [name for name in COLUMNS if name in shown], heads, lines))
-        left = [name for name in left if name not in shown]
+        remaining = [name for name in remaining if name not in shown]
         title = ""
 
 
@@ -109,7 +109,7 @@ def _table(
     table = Table(title=Text(title) if title else None, title_justify="left")
     for name in names:
         justify: Literal["left", "right"] = "left" if name in LEFT else "right"
-        # Text is broken first, figures only where the terminal is narrower than they are; none is cut.
+        # Text is wrapped first, and numbers only where the terminal is narrower; nothing is cut.
         widest = max(
             cell_len(part)
             for cell in [heads[name], *(line[name] for line in lines)]
@@ -124,19 +124,19 @@ def _table(
 
 
 def _width(table: Table, console: Console) -> int:
-    """Columns of the terminal that the table takes if no line of it is broken."""
+    """Width of the table in columns of the terminal without wrapped lines."""
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
 def _line(arm: Arm, effects: Mapping[str, Comparison]) -> dict[str, str]:
-    """What stands in each of `COLUMNS`; nothing where it makes no sense for the arm."""
+    """The text of each of `COLUMNS`; empty where it does not apply to the arm."""
     first = arm.rows[0]
     others = [name for name in first["metrics"]["readouts"] if name != first["method"]["readout"]]
     readouts = [f"{visible(name)} {_value(arm, 'metrics', 'readouts', name)}" for name in others]
     if of_blocks := alone(arm):
         readouts.append(f"blocks alone {of_blocks}")
     seconds = COSTS["train_s"].averaged(arm)
-    sent = _mean(arm, "physics", "passes", "train")
+    rows_sent = _mean(arm, "physics", "passes", "train")
     ratios = (_ratio(effects.get(m)) for m in ("train_s", "train_flops", "saved_bytes"))
     cells = [
         arm.name,
@@ -144,7 +144,7 @@ def _line(arm: Arm, effects: Mapping[str, Comparison]) -> dict[str, str]:
         str(len(arm.rows)),
         _value(arm, "metrics", f"test_{arm.metric.name}"),
         _effect(effects.get(arm.metric.name)),
-        f"{sent.mean:,.0f}" if sent else "–" if "physics" in first else "",
+        f"{rows_sent.mean:,.0f}" if rows_sent else "–" if "physics" in first else "",
         f"{estimate(seconds).mean:.2f}" if seconds else "–",
         *ratios,
         "\n".join(readouts),
@@ -175,7 +175,7 @@ def _ratio(comparison: Comparison | None) -> str:
 def _where_baseline_wins(comparisons: Sequence[Comparison], metric: RowMetric) -> str:
     """The arms that backpropagation is better than, and those of which it is ahead, undecided."""
     if not comparisons:
-        return "Backpropagation is compared with none of them: no seed in common"
+        return "Backpropagation is not compared with any of them: no seed in common"
     behind = [c.arm for c in comparisons if c.loses]
     open_ = [
         c.arm for c in comparisons if c.measure.worse(c.effect) and c.effect.verdict is Verdict.INCONCLUSIVE

@@ -1,4 +1,4 @@
-"""Pictures of a search: how the best value grew, what each setting did, and how much each mattered."""
+"""Plots of a search: the best value over trials, slices of the settings, and their importances."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from optuna.trial import TrialState
 from bpfree.trainers import Choice
 from bpfree.tune.study import ArmStudy
 
-#: Complete trials from which importances are told.
-ENOUGH = 10
+#: Complete trials that importances need.
+MIN_TRIALS = 10
 
 
 def draw(study: ArmStudy, folder: Path) -> list[Path]:
-    """Write SVG pictures of an arm's study into ``folder``, see `draw_study`."""
+    """Write SVG plots of an arm's study into ``folder``, see `draw_study`."""
     return draw_study(study.study, study.arm.label, folder, importance(study), study.metric().label)
 
 
@@ -30,12 +30,12 @@ def draw_study(
     importances: Mapping[str, float],
     metric: str = "accuracy",
 ) -> list[Path]:
-    """Write SVG pictures of a study into ``folder``; none if no trial is complete.
+    """Write SVG plots of a study into ``folder``; none if no trial is complete.
 
     Args:
         study: The trials of one arm.
         label: The arm's label.
-        folder: Folder for the pictures; it is made if it does not exist.
+        folder: Folder for the plots; it is made if it does not exist.
         importances: Importance of each setting, as given by `importance`; empty: they are not drawn.
         metric: Label of the metric that was searched for.
 
@@ -44,7 +44,7 @@ def draw_study(
     """
     import matplotlib as mpl
 
-    mpl.use("agg")  # the backend for SVG cannot measure text, as one of the pictures must
+    mpl.use("agg")  # the backend for SVG cannot measure text, which one of the plots needs
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as pictures
 
@@ -83,26 +83,26 @@ def _draw_importances(importances: Mapping[str, float], metric: str) -> None:
 def importance(study: ArmStudy) -> dict[str, float]:
     """The share of the value's variance that each setting explains (fANOVA); empty where it is unknown.
 
-    Optuna's default compares the best tenth of the trials with all: of ten or fewer it gives each setting
-    about the same share, whatever they did. fANOVA fits trees to all complete trials, and needs some.
+    Optuna's default compares the best tenth of the trials with all: for ten or fewer it gives each setting
+    about the same share. fANOVA fits trees to all complete trials.
     """
     if no_importance(study):
         return {}
     try:
-        found = optuna.importance.get_param_importances(study.study, evaluator=_evaluator())
-    except RuntimeError:  # no tree found anything to split by
+        shares = optuna.importance.get_param_importances(study.study, evaluator=_evaluator())
+    except RuntimeError:  # no tree has a split
         return {}
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def no_importance(study: ArmStudy) -> str:
-    """Why `importance` cannot tell; nothing where it can."""
+    """The reason why `importance` is unknown; empty where it is known."""
     values = [trial.value for trial in study.all() if trial.state == TrialState.COMPLETE]
     searched = [d for d in study.arm.space.values() if not isinstance(d, Choice) or len(d.values) > 1]
     if len(searched) < 2:
         return "fewer than two settings were searched"
-    if len(values) < ENOUGH:
-        return f"{len(values)} complete trials, at least {ENOUGH} are needed"
+    if len(values) < MIN_TRIALS:
+        return f"{len(values)} complete trials, at least {MIN_TRIALS} are needed"
     return "" if len(set(values)) > 1 else "all complete trials have the same value"
 
 

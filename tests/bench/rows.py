@@ -1,4 +1,4 @@
-"""Rows as a bench writes them, with figures of one's own."""
+"""Rows in the layout of a bench, with given values."""
 
 from __future__ import annotations
 

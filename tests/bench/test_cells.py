@@ -1,4 +1,4 @@
-"""Cells: settings that are checked once, and plain data that a folder of rows begun earlier knows again."""
+"""Cells: settings that are checked once, and records that agree with rows of earlier releases."""
 
 from __future__ import annotations
 
@@ -80,3 +80,25 @@ def test_a_row_is_headed_by_the_cell() -> None:
     assert (row["cell_id"], row["seed"], row["arm"], row["status"]) == (cell.id, cell.seed, cell.arm, "oom")
     assert row["config"] == config_of(cell.record()) and row["tuning"] == {"trials": 3, "seconds": 1.5}
     assert json.loads(json.dumps(row["config"])) == json.loads(json.dumps(config_of(cell.record())))
+
+
+def test_keys_of_earlier_releases_are_accepted_with_a_message() -> None:
+    new: dict[str, Any] = {
+        "dataset": {"name": "digits"},
+        "net": {"name": "physical", "normalize": "l2"},
+        "physics": {"system": "optical"},
+        "trainer": {"id": "physical"},
+        "energy": {"modeled": True},
+        "seeds": [0],
+    }
+    old = {**new, "net": {"name": "physical", "normalise": "l2"}, "energy": {"modelled": True}}
+    (expected,) = cells(new)
+    with pytest.warns(FutureWarning) as warned:
+        (found,) = cells(old)
+    assert {str(w.message).partition(";")[0] for w in warned} == {
+        "energy.modelled is now energy.modeled",
+        "net.normalise is now net.normalize",
+    }
+    assert found == expected
+    # Rows keep the old names, so that a folder of earlier rows continues.
+    assert found.record()["net"]["normalise"] == "l2" and found.record()["energy"]["modelled"] is True

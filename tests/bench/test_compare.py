@@ -1,4 +1,4 @@
-"""What changed between two results, and the exit code that says so."""
+"""The comparison of two results, and its exit code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_seed_that_is_gone_is_missing_with_its_reason() -> None:
     assert found.exit_code == 1
 
 
-def test_a_new_arm_is_told_and_other_settings_are_noted() -> None:
+def test_new_arms_are_listed_and_other_settings_noted() -> None:
     after = arm("mono_forward", BEFORE, config__trainer__lr=0.2) + arm("cafo", BEFORE)
     found = changes(arm("mono_forward", BEFORE), after)
     assert found.new == ["digits, mlp hidden 32-16, fixed epochs: cafo"]

@@ -1,4 +1,4 @@
-"""Figures are compared only where they came about under the same conditions; what is left out is told."""
+"""Values are compared only under equal conditions; others are listed in notes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_runs_are_paired_one_by_one() -> None:
     )
 
 
-def test_a_mean_over_versions_is_called_one() -> None:
+def test_a_mean_over_versions_has_a_note() -> None:
     rows = arm("backprop", FIVE)
     assert mixed(groups(rows)) == []
     rows[0]["env"]["torch"] = "2.10"
@@ -95,7 +95,7 @@ def test_a_mean_over_versions_is_called_one() -> None:
     )
 
 
-def test_seeds_without_a_common_one_are_told() -> None:
+def test_arms_without_a_common_seed_have_a_note() -> None:
     rows = [*arm("backprop", FIVE), row("mono_forward", 7)]
     (note,) = left_out(against_baseline(groups(rows)))
     assert note.endswith("not compared, no seed in common (mono_forward has 7; backprop has 0, 1, 2, 3, 4)")
@@ -111,7 +111,7 @@ def test_a_chart_shows_what_may_be_compared() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_a_figure_that_is_none_is_left_out(value: float | None) -> None:
+def test_a_value_that_is_no_number_is_skipped(value: float | None) -> None:
     rows = beside()
     for one in rows[:5]:
         one["metrics"]["test_accuracy"] = value

@@ -142,7 +142,7 @@ def test_a_mangled_config_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("key", "value"), AT_RUN_TIME, ids=lambda v: str(v)[:30])
-def test_what_only_a_cell_can_find_out_is_refused_too(
+def test_errors_that_need_the_data_are_refused_too(
     key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = mangled(key, value)

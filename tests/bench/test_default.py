@@ -1,4 +1,4 @@
-"""The default suite has the settings that a search with equal budgets has found, and its summary says so."""
+"""The default suite has the settings of a search with equal budgets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_learning_rates_are_the_winners_to_two_digits() -> None:
     assert not {cell.seed for cell in cells(DIGITS)} & set(summary["seeds"])
 
 
-def test_mono_forward_and_its_twins_have_what_won_as_many_trials_for_each() -> None:
+def test_mono_forward_and_its_baselines_have_the_winners_of_equal_searches() -> None:
     summary = json.loads((ROOT / "benchmarks/results/tuning_mono_forward_mnist/summary.json").read_text())
     arms = {c.arm: c for c in cells(read_yaml(ROOT / "configs/mono_forward_mnist_protocols.yaml"), seeds=1)}
     assert arms.keys() == {found["label"] for found in summary["arms"]}

@@ -1,4 +1,4 @@
-"""Devices in a config: seeds, options, the ablation, and what a row says of them."""
+"""Devices in a config: seeds, options, the ablation, and their section of a row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bpfree.bench.devices import make_devices, physics_config
 
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 64, "validation_size": 20},
-    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalise": "l2"},
+    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalize": "l2"},
     "physics": {"system": "optical", "seeds": [0, 1], "options": {"grid": 18, "mask_radius": 4.0}},
     "fit": {"epochs": 2, "batch_size": 32, "eval_every": 2},
     "trainer": {"id": "physical", "inner_steps": 2},
@@ -94,7 +94,7 @@ def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
     assert without["physics"]["passes"] == {} and without["physics"]["devices"] == []
 
 
-def test_a_row_says_what_the_stated_hardware_would_have_taken(tmp_path: Path) -> None:
+def test_a_row_has_the_modeled_time_of_the_stated_hardware(tmp_path: Path) -> None:
     physics = {**CONFIG["physics"], "seeds": [0], "profile": {"pass_s": 0.1, "flop_j": 1e-12}}
     cell = cells(changed(physics=physics, seeds=[0]))[0]
     row = run(cell, tmp_path, 10.0, lambda done, of: None)
@@ -144,7 +144,7 @@ def test_rows_of_several_devices_are_one_arm() -> None:
         ({}, "system"),
     ],
 )
-def test_mistakes_are_told(physics: dict[str, Any], name: str) -> None:
+def test_mistakes_are_refused(physics: dict[str, Any], name: str) -> None:
     with pytest.raises(BadValue, match=name):
         cells(changed(physics=physics))
 

@@ -1,4 +1,4 @@
-"""Rows are appended whole or not at all, and never lost."""
+"""Rows are appended completely or not at all, and never lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
     assert list(results.done()) == ["a"]
 
 
-def test_a_torn_line_is_cut_off_and_the_others_stay(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_removed_and_the_others_stay(tmp_path: Path) -> None:
     results = Results(tmp_path)
     with results.writing():
         results.append(ROW)

@@ -1,4 +1,4 @@
-"""A bench that is killed, doubled, out of disk or out of rights loses no row, and says what is wrong."""
+"""A bench that is killed, started twice, or cannot write loses no row, and reports the reason."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def test_killed_between_and_amid_cells_no_row_is_lost_or_doubled(tmp_path: Path)
     assert len(Results(out).done()) == len(rows) >= len(config["seeds"])
 
 
-def test_a_second_bench_on_the_folder_is_refused_and_harms_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_bench_on_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     config = {**CONFIG, "seeds": CONFIG["seeds"][:6]}
     first = start(config, out)
@@ -183,7 +181,7 @@ def test_a_temporary_folder_of_a_long_name_is_not_used_for_sockets(
     assert tempfile.gettempdir() == str(long) and len(os.fsencode(address)) < 104
 
 
-def test_processes_that_cannot_be_started_are_not_the_fault_of_the_folder(
+def test_processes_that_cannot_be_started_are_not_reported_as_an_error_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""The configurations of strong nets: every arm can be built, and its walls are where they are meant to be."""
+"""The configs of strong nets: every arm can be built, and has the declared block boundaries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def narrow(cell: Cell) -> Any:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_arm_is_built_beside_its_twins(path: Path) -> None:
+def test_every_arm_is_built_with_its_baselines(path: Path) -> None:
     found = first_seed(path)
     trainers = {cell.trainer.id for cell in found}
     assert {"local", "backprop", "backprop_ds", "mono_forward", "random_features"} <= trainers

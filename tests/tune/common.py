@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from bpfree.tune.plan import Arm, Plan, make_plan
+from bpfree.tune.plan import Plan, TunedArm, make_plan
 from bpfree.tune.storage import open_storage
 from bpfree.tune.study import ArmStudy
 
@@ -50,7 +50,7 @@ def open_at(kind: str, folder: Path) -> BaseStorage:
 def with_epochs(made: Plan, epochs: int) -> Plan:
     """The same plan with other epochs in every arm."""
 
-    def changed(arm: Arm) -> Arm:
+    def changed(arm: TunedArm) -> TunedArm:
         return replace(arm, cells=tuple(replace(c, fit=replace(c.fit, epochs=epochs)) for c in arm.cells))
 
     return replace(made, arms=tuple(map(changed, made.arms)))

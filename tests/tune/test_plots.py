@@ -1,4 +1,4 @@
-"""Importances are told where they can be, and then are those of the data."""
+"""Importances are given where they are known, and agree with the data."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_setting_that_matters_is_found_with_ten_trials(tmp_path: Path) -> No
     ]
 
 
-def test_where_it_cannot_be_told_it_is_not_and_why_is_said(tmp_path: Path) -> None:
+def test_an_unknown_importance_has_a_reason(tmp_path: Path) -> None:
     for folder, made, reason in (
         ("few", {"complete": 9}, "9 complete trials, at least 10 are needed"),
         ("constant", {"complete": 12, "constant": True}, "all complete trials have the same value"),
@@ -69,7 +69,7 @@ def test_where_it_cannot_be_told_it_is_not_and_why_is_said(tmp_path: Path) -> No
         assert (importance(found), no_importance(found)) == ({}, reason)
 
 
-def test_trials_without_a_split_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_without_a_split_have_no_importance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = study(tmp_path, 12)
 
     def fail(*args: object, **options: object) -> None:

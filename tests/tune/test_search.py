@@ -1,4 +1,4 @@
-"""Whole searches: what is counted, killed, pruned, reproduced, and never looked at."""
+"""Whole searches: counting, killing, pruning, reproducing, and unused test data."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def work(content: dict[str, Any], folder: Path, trials: int, arm: int = 0) -> tu
     return study, Worker([study], folder).run()
 
 
-def test_the_winner_is_what_the_bench_runs_and_gets_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_bench_reproduces_the_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poison, out = tmp_path / "poison.py", tmp_path / "out"
     poison.write_text(POISON)
     searched = {"only": ["lr", "weight_decay"], "seeds": [100, 101], "pruner": "none"}
@@ -183,12 +181,12 @@ def test_a_setting_that_diverges_counts_and_never_wins(tmp_path: Path) -> None:
     assert all("became nan" in t.user_attrs["diverged"] for t in study.all())
 
 
-def test_seeds_that_are_through_are_not_run_again(tmp_path: Path) -> None:
+def test_finished_seeds_are_not_run_again(tmp_path: Path) -> None:
     made = plan(seeds=[100, 101])
     dead = arm_study(made, open_at("journal", tmp_path), 1)
     trial = dead.take()
     assert trial is not None
-    first = made.arms[0].at(trial.params)[0]
+    first = made.arms[0].with_settings(trial.params)[0]
     trial.set_user_attr("cells", {first.id: {"seed": 100, "val_accuracy": 0.125}})
     trial.set_user_attr("pulse", {**dead_process(), "at": 0.0, "seconds": 0.0})
     study, done = work(config(seeds=[100, 101]), tmp_path, 1)
@@ -208,7 +206,7 @@ def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: 
         study.study.add_trial(
             create_trial(
                 params={"lr": 0.01},
-                distributions=study.wanted,
+                distributions=study.distributions,
                 value=1.0,
                 intermediate_values=perfect,
                 user_attrs={"cells": {}},
@@ -220,7 +218,9 @@ def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: 
     assert last.last_step == 25  # the first pass after the warm-up of a quarter
 
 
-def test_no_time_is_said_so_and_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_is_reported_and_the_search_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = write(config(), tmp_path), tmp_path / "out"
     command = [str(path), "--trials", "1", "--out", str(out)]
     assert main([*command, "--timeout", "0"]) == 1
@@ -263,7 +263,7 @@ def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path
             assert sum(t.params == attempt.params for t in counted) == 1
 
 
-def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
+def test_ctrl_c_stops_quietly_and_returns_the_trials(tmp_path: Path) -> None:
     content = config()
     content["fit"] = {"epochs": 5000, "batch_size": 16}
     path, out = write(content, tmp_path), tmp_path / "out"
@@ -278,7 +278,7 @@ def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "goes on from here" in printed
+    assert "continues from here" in printed
     study = arm_study(make_plan(content), open_at("journal", out), 2)
     assert [t.state for t in study.all()] == [TrialState.FAIL, TrialState.WAITING]
     assert study.all()[0].params == study.all()[1].params

@@ -1,6 +1,6 @@
-"""The pictures of a report: matplotlib draws them, the page colours them.
+"""The charts of a report, as inline SVG of matplotlib.
 
-Each is inline SVG whose colours are the page's CSS variables, so that light and dark need one picture only.
+Their colors are CSS variables of the page, so that one SVG serves the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bpfree.bench.arms import Arm, Group
+from bpfree.bench.files import Values
 from bpfree.bench.measures import Measure, on_one_chart, on_test
 from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
-#: Stand-ins that matplotlib can draw with, and what the page puts in their place.
+#: Placeholder colors for matplotlib, and the CSS variables that replace them.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0203{i:02d}" for i in range(9))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
@@ -58,14 +59,14 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm looks, wherever it is drawn."""
+    """Color and marker of an arm in all charts."""
 
     color: str
     marker: str
 
     @property
     def css(self) -> str:
-        """The page's variable of the colour."""
+        """The CSS variable of the color."""
         return VARIABLES[self.color]
 
     @property
@@ -76,7 +77,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with what it says in words."""
+    """An SVG with its title and caption."""
 
     title: str
     svg: str
@@ -84,29 +85,29 @@ class Chart:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """A style for each name of an arm: the first is backpropagation's, and no two of 72 are the same."""
-    found: dict[str, Style] = {}
+    """A style for each name of an arm: the first is for backpropagation, and 72 are distinct."""
+    result: dict[str, Style] = {}
     others = zip(itertools.cycle(SERIES[1:]), itertools.cycle(MARKERS), strict=False)
     for arm in (arm for group in groups for arm in group.arms):
-        if arm.name not in found:
-            plain = arm.is_baseline and not any(style.color == SERIES[0] for style in found.values())
-            found[arm.name] = Style(SERIES[0], "s") if plain else Style(*next(others))
-    return found
+        if arm.name not in result:
+            plain = arm.is_baseline and not any(style.color == SERIES[0] for style in result.values())
+            result[arm.name] = Style(SERIES[0], "s") if plain else Style(*next(others))
+    return result
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of the points (cost, value) that no other one beats in both, by rising cost; the larger value
-    is the better one.
+    """The names of the points (cost, value) that no other one beats in both, by rising cost. The larger
+    value is the better one.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name, (_, value) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if not found or value > points[found[-1]][1]:
-            found.append(name)
-    return found
+        if not names or value > points[names[-1]][1]:
+            names.append(name)
+    return names
 
 
 def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
-    """The metric against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
+    """The metric against a cost: means over seeds with 95 % intervals, and the Pareto front."""
     metric, points = group.metric, {}
     arms = on_one_chart(cost, [arm for arm in group.arms if cost.by_seed(arm)])
     for arm in arms:
@@ -137,9 +138,9 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
     return Chart(title, done(number, title), caption)
 
 
-def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
-    """Names the arms that have this cost, but under conditions that forbid to draw them beside the others."""
-    names = [arm.name for arm in group.arms if cost.by_seed(arm) and not any(arm is one for one in drawn)]
+def _elsewhere(cost: Measure, group: Group, shown: Sequence[Arm]) -> str:
+    """A sentence on arms that have this cost under other conditions, and so are not in the chart."""
+    names = [arm.name for arm in group.arms if cost.by_seed(arm) and not any(arm is one for one in shown)]
     what = " or ".join(cost.alike)
     return f" Left out, as their {what} differs: {', '.join(names)}." if names else ""
 
@@ -147,7 +148,7 @@ def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
 def curves(
     group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
 ) -> Chart | None:
-    """The metric on validation data against what was spent until then: thin, each seed; thick, their mean."""
+    """The metric on validation data against the cost up to then: thin, each seed; thick, their mean."""
     metric = group.metric
     arms = on_one_chart(cost, [arm for arm in group.arms if any(_line(row, cost) for row in arm.rows)])
     lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in arms}
@@ -173,18 +174,18 @@ def curves(
         axes.set_ylim(*sorted(metric.signed(end) for end in ends))
         for target in targets:
             axes.axhline(metric.scale * target, color=INK, linestyle=":", linewidth=1)
-    title = f"Way to the target, {cost.label}"
+    title = f"Curve to the target, {cost.label}"
     dotted = (
         f" Dotted: {', '.join(metric.head(f'{metric.scale * t:g}', ' ') for t in targets)}."
         if targets
         else ""
     )
-    caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
+    caption = f"Thin: each seed; thick: their mean, while all seeds trained. The start is cut off.{dotted}"
     caption += _elsewhere(cost, group, arms)
     return Chart(title, done(number, title), caption)
 
 
-#: What a run had spent when it stood at a point of its curve.
+#: The cost of a run up to a point of its curve.
 SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
     "train_flops": lambda row, point: flops_until(row, point[0]),
     "train_s": seconds_at,
@@ -195,14 +196,14 @@ SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
 
 def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
     scale = metric_of(row).scale
-    found = [(SPENT[cost.id](row, point), scale * point[1]) for point in row["curve"]]
-    return [(x * cost.scale, y) for x, y in found if x is not None]
+    points = [(SPENT[cost.id](row, point), scale * point[1]) for point in row["curve"]]
+    return [(x * cost.scale, y) for x, y in points if x is not None]
 
 
 def memory(
     groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int
 ) -> Chart | None:
-    """Bytes against the number of layers with weights, for arms that were run on nets of several depths."""
+    """Bytes against the number of layers with weights, for arms with nets of several depths."""
     lines: dict[str, dict[int, list[float]]] = {}
     for arm in (arm for group in groups for arm in group.arms):
         for row in arm.rows:
@@ -227,15 +228,15 @@ def memory(
 
 
 def depth(row: Row) -> int | None:
-    """Layers with weights of a net that is described by its widths; None for another."""
-    net: Mapping[str, Any] = row["config"]["net"]
+    """Layers with weights of a net whose config has a list of widths; None for other nets."""
+    net: Values = row["config"]["net"]
     widths = net.get("hidden") or net.get("channels")
     return len(widths) + 1 if isinstance(widths, list) else None
 
 
 @contextmanager
 def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
-    """Axes to draw on, and what turns them into SVG afterwards."""
+    """Axes, and a function that returns their SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -257,7 +258,7 @@ def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
 
 
 def inline(svg: str, prefix: str, label: str) -> str:
-    """A picture as an element of a page: its own ids, the page's colours and font, a name to read out."""
+    """The SVG as an element of the page: with unique ids, the page's colors and font, and a label."""
     root = ElementTree.fromstring(svg.encode())
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")

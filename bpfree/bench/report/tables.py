@@ -36,9 +36,9 @@ from bpfree.bench.targets import CURVE_COSTS, TargetCost, at_target, target_cost
 COLUMNS = ("train_s", "train_cpu_s", "energy_j", "train_flops", "peak_alloc", "saved_bytes")
 
 
-def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
+def results(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
-    metric = common(group.metric for group in found)
+    metric = common(group.metric for group in groups)
     heads = [
         "arm", "setting", "level", "seeds",
         "test metric" if metric is None else metric.head(f"test {metric.label}"),
@@ -48,7 +48,7 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     heads += [head(COSTS[name]) for name in COLUMNS]
     caption = "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's"
     table = Table("results", caption, heads, filters=[1, 2])
-    for g, group in enumerate(found):
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
             against = effects.get((group.title, arm.name, arm.metric.name))
             costs = [
@@ -78,16 +78,16 @@ def _of_metric(arm: Arm, note: str) -> Figure:
     values = [arm.metric.scale * v for v in on_test(arm.metric).by_seed(arm).values()]
     if not values:
         return NOTHING
-    found = estimate(values)
-    return Figure(arm.metric.spread(found), note, order=found.mean)
+    over_seeds = estimate(values)
+    return Figure(arm.metric.spread(over_seeds), note, order=over_seeds.mean)
 
 
 def _against(comparison: Comparison) -> Figure:
-    return Figure(short(comparison), comparison.says, comparison.effect.value, kind(comparison))
+    return Figure(short(comparison), comparison.text, comparison.effect.value, kind(comparison))
 
 
-def targets(found: Sequence[Group], goals: Sequence[float]) -> Table:
-    metric = common(group.metric for group in found)
+def targets(groups: Sequence[Group], goals: Sequence[float]) -> Table:
+    metric = common(group.metric for group in groups)
     heads = [
         "arm",
         "setting",
@@ -102,8 +102,8 @@ def targets(found: Sequence[Group], goals: Sequence[float]) -> Table:
     )
     table = Table("targets", caption, heads, filters=[1, 2])
     measures = [at_target(goal, name) for goal in goals for name in CURVE_COSTS]
-    effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(found), measures)}
-    for g, group in enumerate(found):
+    effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(groups), measures)}
+    for g, group in enumerate(groups):
         for (a, arm), goal in itertools.product(enumerate(group.arms), goals):
             cost = target_cost(arm, goal)
             against = {m: effects.get((group.title, arm.name, f"{m} to {goal:g}")) for m in CURVE_COSTS}
@@ -122,7 +122,7 @@ def _median(cost: TargetCost, measure: Measure, arm: Arm, comparison: Comparison
     if value is not None:
         scale = readable(measure, [arm])
         text = in_unit(number(value * scale.scale), scale)
-        # Seeds that missed would be left out of the pairs, and so out of what they cost.
+        # Pairs exclude seeds that missed the target, so their ratio would ignore them.
         if comparison is None or comparison.effect.n < cost.n:
             return Figure(text, order=value)
         return Figure(text, short(comparison), value, kind(comparison))
@@ -130,13 +130,13 @@ def _median(cost: TargetCost, measure: Measure, arm: Arm, comparison: Comparison
     return Figure("missed", order=float("inf")) if missed else NOTHING
 
 
-def budgets(found: Sequence[Group]) -> Table:
+def budgets(groups: Sequence[Group]) -> Table:
     heads = [
         "arm", "setting", "protocol", "passes over the data", "updates per weight",
         head(COSTS["train_flops"]), "stages", "stages at the cap", "tuning trials", "tuning, s",
     ]  # fmt: skip
-    table = Table("budgets", "What each arm was given: means over seeds", heads, filters=[1, 2])
-    for g, group in enumerate(found):
+    table = Table("budgets", "The budget of each arm: means over seeds", heads, filters=[1, 2])
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
             table.anchors.append(f"rows-{g}-{a}")
             matched = group.protocol == "B" and not arm.is_baseline

@@ -1,4 +1,4 @@
-"""What the pictures show."""
+"""The charts of a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_arms_look_different_and_backpropagation_always_the_same() -> None:
     assert (found["backprop"].color, found["backprop"].symbol) == (SERIES[0], "■")
 
 
-def test_pictures_are_coloured_by_the_page_and_named() -> None:
+def test_charts_have_the_colors_of_the_page_and_a_label() -> None:
     found = groups(sample())
     looks = styles(found)
     charts = [

@@ -1,4 +1,4 @@
-"""The page says what the rows say, and asks nothing of anyone."""
+"""The page shows the values of the rows, and loads nothing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_names_are_text(content: str) -> None:
     assert "&lt;script&gt;alert" in content
 
 
-def test_ids_are_unique_and_every_link_leads_somewhere(page: Page) -> None:
+def test_ids_are_unique_and_every_link_has_a_target(page: Page) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -114,7 +114,7 @@ def test_energy_is_shown_only_where_it_was_metered(content: str, page: Page) -> 
     assert not any("peak" in head for head in heads)
 
 
-def test_measured_and_modelled_energy_stand_apart() -> None:
+def test_measured_and_modeled_energy_are_separate() -> None:
     energy = {
         "scope": "measured:nvml_counter", "gpu_gross_j": 500.0, "gpu_net_j": 200.0, "idle_before_w": 60.0,
         "idle_after_w": 62.0, "ratio": 1.01, "modelled": {"joules": {"modelled:tdp": 90.0}},
@@ -140,14 +140,14 @@ def test_measured_and_modelled_energy_stand_apart() -> None:
     )
     assert column(Page(content), "targets", "training energy, J")["backprop", "fixed epochs"] == "250"
     assert "No energy for 4 of 4 rows by the cpu: somebody else." in content
-    assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
+    assert "Accuracy against training energy" in content and "Curve to the target, training energy" in content
 
 
-def test_modelled_energy_alone_is_called_so_and_a_net_below_zero_is_shown() -> None:
+def test_modeled_energy_alone_is_named_and_a_net_below_zero_is_shown() -> None:
     model = {"modelled": {"joules": {"modelled:tdp": 90.0}}}
     content = html(arm("backprop", [0.9, 0.91], energy=model))
     assert "No energy was metered" not in content
-    assert "Energy: modelled:tdp. It is modelled, none of it was measured." in content
+    assert "Energy: modelled:tdp. It is modeled, not measured." in content
     assert "of the whole training as it was run" in content and "Of the training alone" not in content
     measured = {"scope": "measured:rapl", "cpu_gross_j": 50.0, "cpu_net_j": -2.0}
     rows = arm("backprop", [0.9, 0.91], energy=measured)
@@ -194,11 +194,11 @@ def test_devices_are_described(page: Page) -> None:
         "arm": "●physical (fitted surrogate)", "setting": "digits, mlp hidden 32-16 | fixed epochs",
         "device": "surrogate", "nonlinearity index": "0.125", "rows, training": "2,400",
         "rows, evaluation": "300", "rows, calibration": "64", "calls sent again": "6",
-        "rows out of range": "24", "hardware time, s, modelled": "862",
+        "rows out of range": "24", "hardware time, s, modeled": "862",
     }  # fmt: skip
 
 
-def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
+def test_searches_are_shown_with_their_plots(tmp_path: Path) -> None:
     content = html(sample(), searches=[read_search(search(tmp_path / "study"))])
     heads, won, lost = Page(content).tables["searches"]
     found = dict(zip(heads, won, strict=True))
@@ -236,7 +236,7 @@ def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Pa
         read_search(tmp_path)
 
 
-def test_every_row_stands_in_the_provenance_and_every_failure_is_told(content: str) -> None:
+def test_every_row_is_in_the_provenance_and_every_failure_in_the_notes(content: str) -> None:
     for one in sample():
         if one["status"] == "ok":
             assert one["cell_id"] in content
@@ -260,7 +260,7 @@ def test_seeds_that_ended_with_the_same_weights_are_no_replicates(content: str) 
     assert "ended with the same weights" not in content
 
 
-def test_targets_chosen_afterwards_are_called_so(content: str) -> None:
+def test_targets_chosen_afterwards_are_marked(content: str) -> None:
     assert "chosen after the runs" in html(sample(), [0.9])
     assert "chosen after the runs" not in content
 
@@ -277,7 +277,7 @@ def test_memory_against_depth_needs_several_depths(content: str) -> None:
 def test_a_result_without_success_or_baseline() -> None:
     with pytest.raises(BadValue, match="no row of this result succeeded"):
         html([row("backprop", 0, status="error", reason="x")])
-    assert "so nothing can be said" in html(arm("mono_forward", [0.9, 0.8]))
+    assert "so there is no comparison" in html(arm("mono_forward", [0.9, 0.8]))
 
 
 @contextmanager
@@ -322,4 +322,4 @@ def test_the_command_line_writes_the_page_of_several_folders(
     assert main(["report", folders[0]]) == 0
     assert (tmp_path / "a" / "report.html").exists()
     assert main(["report", folders[0], folders[0]]) == 2
-    assert "stands there twice" in capsys.readouterr().err
+    assert "has two successful rows" in capsys.readouterr().err
