@@ -13,7 +13,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.protocol import arm_id
-from bpfree.trainers import Choice, Dimension, Space, get_trainer, meant
+from bpfree.trainers import Choice, Dimension, Space, active_dimensions, get_trainer
 
 Mapped = dict[str, Any]
 Seed = Annotated[int, Ge(0)]
@@ -181,7 +181,7 @@ def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: s
     for label in tune.arms:
         if label not in labels:
             raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
-    spaces = [meant(get_trainer(mine[0].trainer["id"]).space, mine[0].trainer) for mine in own]
+    spaces = [active_dimensions(get_trainer(mine[0].trainer["id"]).space, mine[0].trainer) for mine in own]
     _check_names(tune, spaces, where)
     arms = tuple(
         _arm(k, mine, space, tune, where) for k, (mine, space) in enumerate(zip(own, spaces, strict=True))
