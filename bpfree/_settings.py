@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bpfree._errors import BadValue
+from bpfree._renamed import with_new_keys
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,7 +26,7 @@ def validate(settings: type[T], values: Mapping[str, object], where: str) -> T:
     """Create an instance of the dataclass ``settings``.
 
     Args:
-        settings: A dataclass.
+        settings: A dataclass. A class attribute ``renamed`` maps old names of fields to new ones.
         values: Values of its fields.
         where: Name of the section, in messages.
 
@@ -38,6 +39,7 @@ def validate(settings: type[T], values: Mapping[str, object], where: str) -> T:
     for key in values:
         if not isinstance(key, str):
             raise BadValue(f"{where}.{key!r}: unknown key; expected the name of a setting")
+    values = with_new_keys(values, getattr(settings, "renamed", {}), where)
     try:
         checked = _checked(settings)(**values)
     except ValidationError as error:

@@ -1,5 +1,6 @@
-"""Trainers: each family is a named point in the space of encoding, objective, locality, schedule, readout."""
+"""Trainers. Each combines an encoding, local losses, update rules, a schedule and readouts."""
 
+from bpfree._renamed import module_getattr
 from bpfree.engine.history import History
 from bpfree.engine.loop import CALIBRATION_SAMPLES
 from bpfree.engine.run_state import Checkpoint, Hooks
@@ -23,7 +24,9 @@ from bpfree.trainers.physical_baselines import (
     PhysicalSPSA,
 )
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
-from bpfree.trainers.space import Choice, Dimension, Range, Space, meant
+from bpfree.trainers.space import Choice, Dimension, Range, Space, active_dimensions
+
+__getattr__ = module_getattr(__name__, {"meant": "active_dimensions"})
 
 for _kind in (
     Backprop,
@@ -83,7 +86,7 @@ __all__ = [
     "Space",
     "Trainer",
     "TrainerSettings",
+    "active_dimensions",
     "get_trainer",
-    "meant",
     "register_trainer",
 ]

@@ -1,4 +1,4 @@
-"""Autoencoders, by counter-current learning or by backpropagation."""
+"""Autoencoders, trained by counter-current learning or by backpropagation."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class AutoencoderSettings(TrainerSettings):
     """Settings of `Autoencoder`.
 
     Attributes:
-        rule: ``counter_current`` (arXiv 2409.19841), or ``backprop`` through the whole net as its control.
-        lr: Learning rate of both decoders; of the whole net with ``backprop``.
-        code_lr: Learning rate of the two stages that give the code.
-        encoder_lr: Learning rate of the encoder stages before them, in both networks. Their counterparts are
-            decoder stages, which know no more than what the code has kept: to agree with them is to forget
-            the rest. 0: as they were drawn.
-        shapes: Weight of the pairs' normalised maps, see `bpfree.losses.MapPair`.
-        decorrelation: Weight of the correlations between the code's channels. Two codes that only have to
-            agree may agree on a few things said many times over.
+        rule: ``counter_current`` (arXiv 2409.19841), or ``backprop`` through the whole network as its
+            control.
+        lr: Learning rate of both decoders; of the whole network with ``backprop``.
+        code_lr: Learning rate of the two stages whose outputs are the codes.
+        encoder_lr: Learning rate of the encoder stages before them, in both networks. Default: 0, not
+            trained. Their targets are outputs of decoder stages, which contain only the information in the
+            code, so that training removes all other information from their outputs.
+        shapes: Weight of the normalized maps in the pair losses, see `bpfree.losses.MapPair`.
+        decorrelation: Weight of the correlations between the channels of a code. Without it two codes can
+            agree with many redundant channels.
     """
 
     rule: Literal["counter_current", "backprop"] = "counter_current"
@@ -47,27 +48,27 @@ class AutoencoderSettings(TrainerSettings):
 
 
 class AutoencoderBlock(JointBlock):
-    """Blocks without gradients between them. The message for the top one is the images to reconstruct."""
+    """Blocks without gradients between them. The message for the top one is the images, the targets."""
 
     def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         return send_feedback(self.parts, target)[0]
 
     def encoders(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The stages of both networks that give the code, and those before them."""
+        """The stages of both networks whose outputs are the codes, and the encoder stages before them."""
         middle = len(self.parts) // 2
         *below, code = [block.body for block in self.parts[:middle]]
-        # The pair of the code, and all above it, are answered on the way from the image to the other code.
+        # The feedback stages of the code's pair, and of the pairs above it, are the other network's encoder.
         pairs = [loss for loss in self.losses[middle - 1 :] if isinstance(loss, MapPair)]
-        other, *after = [pair.feedback for pair in pairs]
-        return [code, other], below + after
+        other_code, *other_below = [pair.feedback for pair in pairs]
+        return [code, other_code], below + other_below
 
 
 class Autoencoder(Trainer):
-    """Reconstructs images; the net is an `nn.Sequential` of stages, as `bpfree.nn.autoencoder` makes it.
+    """Reconstructs images. The network is an `nn.Sequential` of stages, as `bpfree.nn.autoencoder` returns.
 
-    Counter-current: a second autoencoder is run from the clean image back to the code and beyond, and each
-    stage of one learns to agree with the same stage of the other. Labels take no part; the metric is
-    the mean squared error.
+    With counter-current learning a second autoencoder processes the clean image in the opposite order of
+    blocks, and each stage of one is trained to agree with its counterpart in the other. Labels are not used.
+    The metric is the mean squared error.
     """
 
     id = "autoencoder"
@@ -80,13 +81,17 @@ class Autoencoder(Trainer):
             blocks: list[BaseBlock] = [Block(self.net, Reconstruction())]
         else:
             if self.settings.schedule == "greedy":
-                raise BadValue("schedule = 'greedy': messages need 'simultaneous' or 'pipelined'")
+                raise BadValue(
+                    "schedule = 'greedy': feedback comes from blocks that are trained; use 'simultaneous' or "
+                    "'pipelined'"
+                )
             stages = list(self.net.children())
             if not isinstance(self.net, nn.Sequential) or not stages or len(stages) % 2:
                 raise BadValue(
-                    "an autoencoder to be cut must be an nn.Sequential of as many encoder as decoder stages"
+                    f"net is a {type(self.net).__name__} of {len(stages)} stages: expected an nn.Sequential "
+                    "of as many encoder as decoder stages; use bpfree.nn.autoencoder"
                 )
-            # The other network has the same stages, and meets this one's in the opposite order.
+            # The other network has the same stages, in the opposite order of blocks.
             pairs = [MapPair(copy_with_new_weights(stage), self.settings.shapes) for stage in stages[-2::-1]]
             pairs[len(stages) // 2 - 1].decorrelation = self.settings.decorrelation
             losses = [*pairs, Reconstruction(weight=None)]
@@ -99,23 +104,23 @@ class Autoencoder(Trainer):
         if not isinstance(block, AutoencoderBlock):
             return super().make_optimizers()
         rates = (self.settings.code_lr, self.settings.encoder_lr)
-        apart = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
-        encoding = {id(p) for group in apart for p in group}
-        rest = [p for p in block.trainable() if id(p) not in encoding]
-        return {"block0": make_optimizer(rest, self.settings, apart=zip(apart, rates, strict=True))}
+        encoders = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
+        in_encoders = {id(p) for group in encoders for p in group}
+        decoders = [p for p in block.trainable() if id(p) not in in_encoders]
+        return {"block0": make_optimizer(decoders, self.settings, apart=zip(encoders, rates, strict=True))}
 
     @property
     def locality(self) -> str:
         return "L0" if self.settings.rule == "backprop" else level_of(list(self.net.children()))
 
-    def predict(self, x: Any) -> Tensor:
-        """Not there.
+    def predict(self, x: object) -> Tensor:
+        """Not defined: there are no classes.
 
         Raises:
             BadValue: Always.
         """
-        raise BadValue(f"{self.id}: it predicts no classes; its reconstructions are trainer.model(inputs)")
+        raise BadValue(f"{self.id}: it predicts no classes; call trainer.model(inputs) for reconstructions")
 
-    def evaluate(self, data: Any) -> dict[str, Any]:
+    def evaluate(self, data: object) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""
         return {"mse": super().evaluate(data)["mse"]}

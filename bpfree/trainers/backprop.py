@@ -1,4 +1,4 @@
-"""Backpropagation and deep supervision: the baselines, as cascades of one block."""
+"""The baselines: backpropagation and deep supervision, as cascades of one block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bpfree.trainers.space import STEPS, Range, Space
 
 
 class Backprop(Trainer):
-    """The whole network as one block with its own output layer: ordinary backpropagation."""
+    """Ordinary backpropagation: the whole network is one block, and its output layer is the head."""
 
     id = "backprop"
 
@@ -43,7 +43,7 @@ class DeepSupervisionSettings(TrainerSettings):
     """Settings of deep supervision.
 
     Attributes:
-        aux_weight: Weight of every auxiliary loss; the output's weight is 1.
+        aux_weight: Weight of every auxiliary loss. The loss of the output layer has weight 1.
         head_pool: As in Mono-Forward.
         head_features: As in Mono-Forward.
     """
@@ -54,9 +54,9 @@ class DeepSupervisionSettings(TrainerSettings):
 
 
 class DeepSupervision(Trainer):
-    """Backpropagation with Mono-Forward's heads beside the output layer, no wall between the blocks.
+    """Backpropagation with Mono-Forward's heads in addition to the output layer.
 
-    ``CE(output(a_L)) + w * sum_{i=1..L} CE(M_i a_i)``, read out at the output layer.
+    The loss is ``CE(output(a_L)) + w * sum_{i=1..L} CE(M_i a_i)``. The output layer predicts.
     """
 
     id = "backprop_ds"
@@ -82,14 +82,14 @@ class DeepSupervision(Trainer):
 
 
 class MFJoint(DeepSupervision):
-    """Mono-Forward without its walls: the same heads and losses, one backward pass through all blocks.
+    """Mono-Forward without block boundaries: the same heads and losses, one backward pass through all blocks.
 
-    ``CE(M_L a_L) + w * sum_{i<L} CE(M_i a_i)``; with w = 1 it differs from simultaneous Mono-Forward in the
-    detach alone.
+    The loss is ``CE(M_L a_L) + w * sum_{i<L} CE(M_i a_i)``. With w = 1 the only difference from simultaneous
+    Mono-Forward is that activations are not detached.
     """
 
     id = "mf_joint"
-    # With another aux_weight it would no longer be Mono-Forward but for its walls.
+    # With another aux_weight the losses would not be those of Mono-Forward.
     space: ClassVar[Space] = STEPS
 
     def make_cascade(self, n_classes: int) -> Cascade:

@@ -1,9 +1,10 @@
-"""`Trainer`: fit, evaluate, predict, save, load. A family is a subclass that makes a cascade."""
+"""`Trainer`: fit, evaluate, predict, save and load. A subclass defines the cascade."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +41,7 @@ from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_o
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
 from bpfree.trainers.progress import progress_bar
+from bpfree.trainers.run_context import RunContext
 from bpfree.trainers.scaling import Scaling
 from bpfree.trainers.small_batches import check_batches, evaluating
 from bpfree.trainers.space import STEPS, Space
@@ -49,15 +51,18 @@ __all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "bodies", "keep_maps", "level_o
 #: Number of validation samples for `Trainer.diagnose`.
 PROBE_SAMPLES = 500
 
+#: Hooks of the first release, and their new names.
+RENAMED_HOOKS = {"tutor": "front_trainer"}
+
 
 class Trainer(Builder):
-    """Trains a network by a local rule.
+    """Trains a network by local losses.
 
     Args:
         net: A module to cut into blocks (see `bpfree.localize`), whose last layer is its output layer, or a
             `Cascade`. Its parameters are trained in place.
-        seed: Seed of everything random: heads, order of samples, negatives, dropout.
-        device: Where to train; by default where the network is.
+        seed: Seed of all random numbers: heads, order of samples, negative samples, dropout.
+        device: Device to train on; by default that of the network.
         progress: Whether to show a progress bar.
         **settings: The fields of `Settings`.
 
@@ -67,44 +72,53 @@ class Trainer(Builder):
 
     #: The search space of `python -m bpfree.tune`; a config may narrow it.
     space: ClassVar[Space] = STEPS
-    #: The scaling of samples, set by the first training data; None before: nothing is scaled.
+    #: The scaling of samples, set by the first training data; None before that.
     scaling: Scaling | None = None
     _next_step = 0
 
-    # ---- what a family may override, beside `Builder.make_cascade` and `Builder.locality` ---------------
+    # ---- for subclasses, beside `make_cascade` and `locality` -------------------------------------------
 
-    def prepare(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-    ) -> History:
-        """Prepare the fronts or the data before the blocks are trained, once in a run; here nothing.
+    def __init_subclass__(cls, **options: object) -> None:
+        """Accept hooks with the names of the first release, and refuse one with its arguments.
+
+        Raises:
+            BadValue: If `prepare` expects several arguments.
+        """
+        super().__init_subclass__(**options)
+        for old, new in RENAMED_HOOKS.items():
+            if old in vars(cls) and new not in vars(cls):
+                warn_renamed(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}")
+                setattr(cls, new, vars(cls)[old])
+        prepare = vars(cls).get("prepare")
+        if prepare is not None and not _accepts_one_argument(prepare):
+            raise BadValue(
+                f"{cls.__name__}.prepare{inspect.signature(prepare)}: it is called with one argument now; "
+                "define prepare(self, run), with run.train, run.validation, run.fit, run.checkpoint and "
+                "run.hooks"
+            )
+
+    def prepare(self, run: RunContext) -> History:
+        """Called once in a run, before the blocks are trained, to train fronts or to read the data.
+
+        Args:
+            run: The data and options of the run.
 
         Returns:
-            The history of it, with which the history of the run begins.
+            A history whose rows come first in the history of the run.
         """
         return History()
 
     def front_trainer(self) -> Trainer | None:
-        """A new trainer like the one that trains the fronts in `prepare`; None: it trains none."""
+        """A new trainer that is equal to the one that `prepare` trains fronts with; None: it trains none."""
         return None
 
     def tutor(self) -> Trainer | None:
-        """The old name of `front_trainer`."""
+        """Old name of `front_trainer`."""
         warn_renamed("Trainer.tutor", "Trainer.front_trainer")
         return self.front_trainer()
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "tutor" in vars(cls) and "front_trainer" not in vars(cls):
-            warn_renamed(f"{cls.__name__}.tutor", f"{cls.__name__}.front_trainer")
-            setattr(cls, "front_trainer", vars(cls)["tutor"])  # noqa: B010
-
     def make_feed(self, train: TensorData, fit: FitSettings, store: Store) -> BaseFeed:
-        """Make the feed, which returns the training rows of a run.
+        """Create the feed, which returns the training rows of a run.
 
         Args:
             train: The training data.
@@ -114,7 +128,7 @@ class Trainer(Builder):
         return Feed(self.cascade, train, self.seed, fit.batch_size, self._caches_features(), store)
 
     def make_evaluator(self, data: TensorData, cache: bool = False, store: Store | None = None) -> Evaluator:
-        """Make an evaluator of the readouts on ``data``.
+        """Create an evaluator of the readouts on ``data``.
 
         Args:
             data: The samples.
@@ -124,19 +138,19 @@ class Trainer(Builder):
         return Evaluator(self.cascade, data, cache, store)
 
     def _caches_features(self) -> bool:
-        """Whether training caches features: not if every loss needs a single pass over the data."""
+        """Whether training caches features. It does not if every loss needs a single pass over the data."""
         return self.settings.cache and not all(block.rule.one_pass for block in self.cascade.units)
 
     def _caches_validation(self) -> bool:
-        """Whether the validation of a run caches features of frozen blocks.
+        """Whether validation caches features of frozen blocks.
 
-        It does not with devices: a resumed run would measure them again, and give other results.
+        It does not with devices: a resumed run would measure again, with other results.
         """
         greedy = self.settings.schedule == "greedy"
         return self.settings.cache and greedy and not physical_devices(self.cascade)
 
-    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """Further values about the blocks for the rows of the history; here none.
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        """Values about the blocks that are added to the rows of the history, by name. Here: none.
 
         Args:
             x: The first validation samples, ``[B, ...]``.
@@ -145,12 +159,12 @@ class Trainer(Builder):
         return {}
 
     def build_for(self, data: TensorData) -> None:
-        """`build` for training on ``data``, which set the scaling of all other samples.
+        """Build the trainer for training on ``data``, unless it has been built.
 
-        The data also set where labels are shown in a sample, and how long their codes are.
+        The data set the scaling of all samples, and where and on what scale labels are added to them.
 
         Raises:
-            BadValue: If the data do not fit the network, or a trainer that was built before.
+            BadValue: If the data do not fit the network, or do not fit a trainer that has been built.
         """
         self._check_kind_of_data(data)
         self.build(data.sample_shape, data.n_classes)
@@ -165,14 +179,14 @@ class Trainer(Builder):
 
     def fit(
         self,
-        train: Any,
-        validation: Any = None,
+        train: object,
+        validation: object = None,
         *,
         checkpoint: str | Path | Checkpoint | None = None,
         hooks: Hooks | None = None,
-        pipeline: Mapping[str, Any] | None = None,
+        pipeline: Mapping[str, object] | None = None,
         cache_dir: str | Path | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> History:
         """Train.
 
@@ -180,61 +194,64 @@ class Trainer(Builder):
             train: `bpfree.data.TensorData`, a pair of tensors or NumPy arrays, or a map-style data set. The
                 data of the first run set the scaling of samples, see `scaling`.
             validation: The same; without it there is no early stopping, and no best epoch to restore. Samples
-                without statistics of their own are standardized as the training data are.
+                without mean and standard deviation are standardized by those of the training data.
             checkpoint: File in which the state of the run is saved, every 30 seconds (see `Checkpoint`) and
                 at the end. If it exists, the run continues from it, and ends with the same bits as an
-                uninterrupted run. With more ``epochs`` a finished run is continued, too, where nothing else
+                uninterrupted run. A finished run can be continued with more ``epochs`` if nothing else
                 depends on their number: one stage, a constant learning rate, one worker, no devices.
             hooks: Callbacks, see `Hooks`.
             pipeline: Settings of ``schedule = "pipelined"``, see `bpfree.distributed.workers.Pipeline`.
-            cache_dir: Folder for the features that are cached during the run, which may then be larger than
-                memory; nothing is left there afterwards. None: they are cached in memory.
+            cache_dir: Folder for cached features, which may then be larger than memory. The files are removed
+                at the end of the run. None: features are cached in memory.
             **settings: The fields of `FitSettings`.
 
-        Each run begins with new optimizers, without momentum. An optimizer that the user has set, in
-        ``optimizers`` or in a block, or whose hyperparameters the user has changed, is used as it is.
+        Each run starts with new optimizers, without momentum. An optimizer that the user has set, in
+        ``optimizers`` or in a block, or whose hyperparameters the user has changed, is not replaced.
+
+        Returns:
+            The history, one row for each epoch.
 
         Raises:
-            BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot take the features.
+            BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot store the features.
             Diverged: If a loss became NaN or infinite.
-            WorkerLost: If another worker of a pipelined run is gone; started again, the run is resumed.
+            WorkerLost: If another worker of a pipelined run has ended; when restarted, the run is resumed.
         """
         pipeline_settings = validate(Pipeline, pipeline or {}, "pipeline")
         if not (hooks is None or isinstance(hooks, Hooks)):
             raise BadValue(f"hooks = {hooks!r}: expected bpfree.Hooks(window=..., progress=...)")
         fit = validate(FitSettings, settings, "fit")
-        data, validation = self._data_of_run(train, validation)
-        if fit.patience is not None and validation is None:
+        train_data, validation_data = self._data_of_run(train, validation)
+        if fit.patience is not None and validation_data is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
-        shows, new = self.progress and hooks is None, self._cascade is None
-        self._prepare_cascade(data, validation, fit)
+        show_progress, is_new = self.progress and hooks is None, self._cascade is None
+        self._prepare_cascade(train_data, validation_data, fit)
         checkpoint = self._checkpoint(checkpoint)
-        description = self.describe() if shows and new else ""
+        description = self.describe() if show_progress and is_new else ""
         with (
             start_workers(self.settings.schedule, pipeline_settings, self.device) as workers,
             self.running(),
-            progress_bar(self.id, shows and workers.is_first, description) as show,
+            progress_bar(self.id, show_progress and workers.is_first, description) as show,
         ):
             hooks = hooks or Hooks(progress=show)
+            run = RunContext(train_data, validation_data, fit, checkpoint, hooks, store)
             if workers.several and self.front_trainer() is not None:
                 raise BadValue(
                     f"schedule = 'pipelined': {self.id} trains its fronts before its blocks, which several "
                     "workers cannot do; use 'greedy' or 'simultaneous'"
                 )
-            resumed = saving.exists(checkpoint, workers)
-            history = History() if resumed else self.prepare(data, validation, fit, checkpoint, hooks)
-            loop = self._make_loop(data, validation, fit, history, workers, checkpoint, hooks, store)
+            history = History() if saving.exists(checkpoint, workers) else self.prepare(run)
+            loop = self._make_loop(run, history, workers)
             try:
                 return loop.run()
             finally:
-                # A run sets learning rates by its schedule; a step outside it uses those of the settings.
+                # A run changes learning rates by its schedule. A later step uses those of the settings.
                 set_lr(self.optimizers.values(), 1.0)
 
     def _prepare_cascade(self, data: TensorData, validation: TensorData | None, fit: FitSettings) -> None:
-        """Build the cascade if needed, check it with the data of a run, and renew the optimizers."""
+        """Build the cascade if needed, check it with the data of a run, and create new optimizers."""
         if validation is not None and self._cascade is not None:
-            # A run that is refused changes nothing.
+            # Checked first, so that a run that is refused changes nothing.
             self._check_shape(validation.sample_shape)
         check_batches(self, data, validation, fit)
         self.build_for(data)
@@ -243,26 +260,17 @@ class Trainer(Builder):
         warn_if_shifted(data)
         self.renew_optimizers()
 
-    def _make_loop(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        history: History,
-        workers: Workers,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-        store: Store,
-    ) -> TrainingLoop:
-        feed = self.make_feed(train, fit, store)
+    def _make_loop(self, run: RunContext, history: History, workers: Workers) -> TrainingLoop:
+        train, validation, checkpoint = run.train, run.validation, run.checkpoint
+        feed = self.make_feed(train, run.fit, run.store)
         evaluator = None
         if validation is not None:
-            evaluator = self.make_evaluator(validation, self._caches_validation(), store)
-        run = identity(
+            evaluator = self.make_evaluator(validation, self._caches_validation(), run.store)
+        run_identity = identity(
             trainer=self.id,
             seed=self.seed,
             settings=self.settings,
-            fit=fit,
+            fit=run.fit,
             cascade=self.cascade,
             dtype=self.dtype,
             train=train.content(),
@@ -274,31 +282,31 @@ class Trainer(Builder):
             cascade=self.cascade,
             optimizers=self.optimizers,
             settings=self.settings,
-            fit=fit,
+            fit=run.fit,
             seed=self.seed,
             n_samples=len(train.y),
             device=train.y.device,
-            identity=run,
+            identity=run_identity,
             workers=workers,
-            measurements=Measurements(self.cascade, feed, path, fingerprint(run)),
+            measurements=Measurements(self.cascade, feed, path, fingerprint(run_identity)),
             metric=self.metric,
             validated=validation is not None,
             history=history,
         )
-        return TrainingLoop(state, feed, evaluator, checkpoint, hooks, lambda: self._diagnose(validation))
+        return TrainingLoop(state, feed, evaluator, checkpoint, run.hooks, lambda: self._diagnose(validation))
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
-        """Update every block (and readout that learns) once on one batch, outside any loop.
+        """Update every block, and every readout that learns, once on one batch.
 
         Args:
-            x: Inputs of the model, ``[B, ...]``, as `bpfree.data.TensorData.batch` returns them: they are not
-                scaled here.
+            x: Inputs of the model, ``[B, ...]``, as `bpfree.data.TensorData.batch` returns them. They are not
+                scaled.
             y: Labels, ``[B]``.
-            number: Number of the step, for the random streams (dropout, negatives); None: one more than that
-                of the last call, from 0 on.
+            number: Number of the step, which seeds dropout and negative samples. Default: one more than in
+                the last call, starting at 0.
 
         Returns:
-            The loss of each block before its step, bottom first, then those of readouts.
+            The loss of each block before its step, bottom first, then the losses of readouts.
 
         Raises:
             BadValue: If the batch does not fit.
@@ -312,7 +320,7 @@ class Trainer(Builder):
             return self._step(cascade, x, y, number)
 
     def _step(self, cascade: Cascade, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
-        scores, extra = None, []
+        scores, readout_losses = None, []
         # Setting the mode of every module takes several times as long as reading it.
         if not all(module.training for module in cascade.modules()):
             cascade.train()
@@ -324,20 +332,22 @@ class Trainer(Builder):
                 with torch.no_grad():
                     outputs = cascade.outputs(cascade.encoding.view(x, readout.view))
                 scores = readout(outputs, cascade.losses).detach()
-                extra.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
+                optimizer = self.optimizers[f"readout.{name}"]
+                readout_losses.append(update_readout(readout, optimizer, outputs, y))
         drawn = cascade.encoding.draw(
             y, _seeds.generator(y.device, self.seed, "negatives", 0, number), scores
         )
         rows, target = cascade.encoding.encode(x, y, drawn)
-        return step(cascade.units, rows, target, seed, message=cascade.encoding.message()) + extra
+        losses = step(cascade.units, rows, target, seed, message=cascade.encoding.message())
+        return losses + readout_losses
 
     # ---- using -----------------------------------------------------------------------------------------
 
-    def evaluate(self, data: Any) -> dict[str, Any]:
-        """The metric of the prediction rule, of the other readouts, and of each block alone.
+    def evaluate(self, data: object) -> dict[str, Any]:
+        """The metric of the prediction, of the other readouts, and of each block alone.
 
         Args:
-            data: As for `fit`. Samples without statistics are standardized as the training data were.
+            data: As for `fit`. Samples without statistics are standardized by those of the training data.
 
         Returns:
             ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``; for another ``metric``
@@ -356,22 +366,22 @@ class Trainer(Builder):
             "blocks": [value for name, value in values.items() if name.startswith("block ")],
         }
 
-    def predict(self, x: Any) -> Tensor:
-        """The class of each sample, ``[B]``.
+    def predict(self, x: object) -> Tensor:
+        """The predicted class of each sample, ``[B]``.
 
         Args:
-            x: Samples as they were before training standardized them: a tensor or NumPy array ``[B, ...]``,
-                or data whose labels are not used.
+            x: Samples that are not standardized yet: a tensor or NumPy array ``[B, ...]``, or data as for
+                `fit`, whose labels are not used.
 
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
         """
-        data = self._data(x) if isinstance(x, TensorData | GraphData) else self._unlabelled(x)
+        data = self._data(x) if isinstance(x, TensorData | GraphData) else self._unlabeled(x)
         headline = self.cascade.headline
         with evaluating(), self.running():
             return self.make_evaluator(data).scores([headline])[headline].argmax(1)
 
-    def _unlabelled(self, x: Any) -> TensorData:
+    def _unlabeled(self, x: object) -> TensorData:
         if not is_array(x):
             raise BadValue(
                 f"samples to predict are a {type(x).__name__}: expected a tensor or NumPy array [B, ...], or "
@@ -387,15 +397,15 @@ class Trainer(Builder):
         return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
-        """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
+        """Save all weights, including heads and readouts, and the trainer's settings (safetensors, JSON).
 
         Raises:
             BadValue: If the file cannot be written, or the trainer has not been built.
         """
         ckpt.write(Path(path), self.cascade.state_dict(), self._saved_state())
 
-    def _saved_state(self) -> dict[str, Any]:
-        """The values that `save` writes beside the tensors, as JSON."""
+    def _saved_state(self) -> dict[str, object]:
+        """The values that `save` writes with the tensors, as JSON."""
         return {
             "trainer": self.id,
             "settings": asdict(self.settings),
@@ -404,27 +414,27 @@ class Trainer(Builder):
         }
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
-        """Load a file of `save` into a trainer of the same kind and network.
+        """Load a file of `save` into a trainer of the same class with the same network.
 
         Args:
             path: The file.
-            sample_shape: Shape of a sample, needed if the trainer has not been built.
+            sample_shape: Shape of a sample. It is required if the trainer has not been built.
 
         Raises:
-            BadValue: If the file is of another trainer or network, or the shape is needed.
+            BadValue: If the file is of another trainer or network, or the shape is required.
         """
         tensors, state = ckpt.read(Path(path), self.device)
         if "trainer" not in state:
             raise BadValue(f"{path} is the checkpoint of a run: continue it by fit(checkpoint=...)")
         if state["trainer"] != self.id:
             raise BadValue(
-                f"{path} was saved by {state['trainer']!r}, not by {self.id!r}: load it into one of "
-                "the same kind"
+                f"{path} was saved by {state['trainer']!r}, not by {self.id!r}: load it into a trainer "
+                f"{state['trainer']!r}"
             )
         if self._cascade is None:
             if sample_shape is None:
                 raise BadValue(
-                    "load: give sample_shape, for example (1, 28, 28): the trainer has not been built"
+                    "load: pass sample_shape, for example (1, 28, 28), since the trainer has not been built"
                 )
             self._build(sample_shape, state["n_classes"], lambda cascade: place_as_saved(cascade, tensors))
         elif place_as_saved(self.cascade, tensors):
@@ -439,42 +449,42 @@ class Trainer(Builder):
     # ---- inside ----------------------------------------------------------------------------------------
 
     def clone(self) -> Trainer:
-        """An independent copy, with weights and optimizers."""
+        """An independent copy, including weights and optimizers."""
         return copy.deepcopy(self)
 
     def _fit_labels_once(self, x: Tensor, y: Tensor) -> None:
-        """`_fit_labels` to a batch, if no training data have set where labels are shown."""
+        """Call `_fit_labels` with a batch, if it was not called with training data."""
         encoding = self.cascade.encoding
         if isinstance(encoding, LabelOverlay) and not encoding.seen:
             self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
 
     def _fit_labels(self, train: TensorData) -> None:
-        """Set by training data where labels are shown, and how long their codes are."""
+        """Set where, and on what scale, labels are added to samples, by the training data."""
         with _seeds.fork_global(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
                 self._renew_with_labels()
 
     def _renew_with_labels(self) -> None:
-        """New optimizers for a first block that has got weights for labels.
+        """Create new optimizers after weights for labels were added to the first block.
 
-        An optimizer that the user has set or changed updates them as it updates the first layer.
+        If the user has set or changed the optimizer of that block, they are added to it, with the
+        hyperparameters of the first layer.
         """
-        before = {id(p) for p in _parameters(self._made["block0"])}
+        before = {id(p) for p in _parameters(self._default_optimizers["block0"])}
         self.renew_optimizers()
-        if (own := self.replaced.get("block0")) is not None:
-            first = {key: value for key, value in own.param_groups[0].items() if key != "params"}
-            own.add_param_group(
-                first | {"params": [p for p in _parameters(self._made["block0"]) if id(p) not in before]}
-            )
+        if (optimizer := self.replaced.get("block0")) is not None:
+            group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+            after = _parameters(self._default_optimizers["block0"])
+            optimizer.add_param_group(group | {"params": [p for p in after if id(p) not in before]})
 
-    def _diagnose(self, validation: TensorData | None) -> dict[str, Any]:
+    def _diagnose(self, validation: TensorData | None) -> dict[str, object]:
         if validation is None:
             return {}
         return self.diagnose(*validation.batch(torch.arange(min(PROBE_SAMPLES, len(validation)))))
 
-    def _data_of_run(self, train: Any, validation: Any) -> tuple[TensorData, TensorData | None]:
-        """Training and validation data, checked, and scaled as the first training data."""
+    def _data_of_run(self, train: object, validation: object) -> tuple[TensorData, TensorData | None]:
+        """Training and validation data, checked, with the scaling of the first training data."""
         data = self._scaled(self._checked(train, self.n_classes))
         if validation is None:
             return data, None
@@ -482,7 +492,7 @@ class Trainer(Builder):
         return data, self._scaled(self._checked(validation, data.n_classes), scaling)
 
     def _checkpoint(self, checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
-        """The checkpoint of a run.
+        """The checkpoint of a run, checked.
 
         Raises:
             BadValue: If it cannot be written.
@@ -494,17 +504,17 @@ class Trainer(Builder):
             ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
         return checkpoint
 
-    def _data(self, data: Any) -> TensorData:
+    def _data(self, data: object) -> TensorData:
         checked = self._checked(data, self.n_classes)
         self._check_shape(checked.sample_shape)
         return self._scaled(checked)
 
-    def _checked(self, data: Any, n_classes: int | None) -> TensorData:
+    def _checked(self, data: object, n_classes: int | None) -> TensorData:
         checked = check_data(data, n_classes, self.device, self.dtype)
         self._check_kind_of_data(checked)
         return checked
 
-    def _check_kind_of_data(self, data: Any) -> None:
+    def _check_kind_of_data(self, data: object) -> None:
         if not isinstance(data, TensorData):
             raise BadValue(
                 f"{self.id} trains on samples, not on nodes of a graph, and got {data!r}: use a trainer on "
@@ -513,8 +523,17 @@ class Trainer(Builder):
 
     def _scaled(self, data: TensorData, scaling: Scaling | None = None) -> TensorData:
         scaling = scaling or self.scaling
-        # Nodes of a graph are not scaled here.
+        # Nodes of a graph are not scaled.
         return data if scaling is None or not isinstance(data, TensorData) else scaling.apply(data)
+
+
+def _accepts_one_argument(prepare: Callable[..., object]) -> bool:
+    """Whether ``prepare(self, run)`` is a valid call."""
+    try:
+        inspect.signature(prepare).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

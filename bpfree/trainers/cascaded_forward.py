@@ -15,19 +15,19 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import ReadoutName, make_readouts
 from bpfree.core.rule_names import make_rule
 from bpfree.core.update_rules import OnePassSolve, UpdateRule
-from bpfree.data import TensorData
 from bpfree.engine.history import History
-from bpfree.engine.run_state import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint
 from bpfree.engine.schedule import Schedule
-from bpfree.engine.settings import FitSettings, TrainerSettings
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
 from bpfree.losses.closed_form import LAMBDAS
 from bpfree.losses.cross_entropy import FEATURES
 from bpfree.trainers.base import Trainer, keep_maps
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, LastBlock
+from bpfree.trainers.run_context import RunContext
 from bpfree.trainers.space import STEPS, Range, Space
 
-#: Settings that training blocks shares with training predictors.
+#: Settings that are also those of the trainer of the blocks.
 SHARED = (
     "optimizer",
     "momentum",
@@ -40,34 +40,34 @@ SHARED = (
     "feedback_seed",
 )
 
-#: Where predictors take steps, and where blocks are trained.
-STEPPED = {"predictor": ("cross_entropy", "sparsemax")}
-TRAINED = {"blocks": ("dfa",)}
+#: Settings with which predictors are trained by gradient steps, and with which blocks are trained.
+WITH_STEPS = {"predictor": ("cross_entropy", "sparsemax")}
+WITH_TRAINED_BLOCKS = {"blocks": ("dfa",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadedForwardSettings(TrainerSettings):
-    """Settings of Cascaded-Forward; ``lr``, ``weight_decay`` and ``epochs`` are those of the predictors.
+    """Settings of Cascaded-Forward. ``lr``, ``weight_decay`` and ``epochs`` are those of the predictors.
 
     Attributes:
-        schedule: ``greedy`` keeps the features of one block at a time and trains each predictor on them;
-            ``simultaneous`` makes all features anew at each step, which is one pass for the closed form.
+        schedule: ``greedy`` caches the features of one block at a time and trains its predictor on them;
+            ``simultaneous`` computes all features at each step, in a single pass for the closed form.
         predictor: Loss of the predictors: softmax cross-entropy, sparsemax loss, or squared error in closed
-            form (then there are no steps: ``lr`` and ``epochs`` have no meaning).
+            form (without gradient steps: ``lr`` and ``epochs`` have no effect).
         bias: Whether predictors have a bias.
-        gradients: ``analytic`` takes the closed form of each step of the first two.
-        lam: Penalties that the closed form chooses from.
-        pool: For each block, the side of the map that its features are pooled to, by their root mean square;
-            None for all, or in the list: as they are.
-        head_features: Largest number of features of a predictor where ``pool`` does not say: larger maps are
-            pooled by their root mean square until they have as many; None: any number.
-        keep: Whether the closed form's sums stay in `losses`, to forget samples later.
+        gradients: ``autograd``, or ``analytic`` for closed-form gradients of the first two losses.
+        lam: Ridge penalties from which the closed form selects one.
+        pool: For each block, the side of the map that its features are pooled to, by their root mean square.
+            None, for all or for one block: no pooling.
+        head_features: Largest number of features of a predictor without ``pool``. Larger maps are pooled by
+            their root mean square. None: no limit.
+        keep: Whether the sums of the closed form remain in the losses, so that samples can be removed later.
         readout: The prediction rule.
-        blocks: ``random``, or trained by ``dfa`` before the predictors, with the output layer's help.
-        block_epochs: Passes over the data that train blocks.
+        blocks: ``random``, or trained by ``dfa`` before the predictors, together with the output layer.
+        block_epochs: Epochs of the training of blocks.
         block_lr: Learning rate of blocks.
         block_weight_decay: Weight decay of blocks.
-        last_block: Whether the last block takes its exact local gradient, see `DirectFeedbackAlignment`.
+        last_block: Whether the last block gets its exact local gradient, see `DirectFeedbackAlignment`.
         feedback_seed: Seed of the feedback matrices.
     """
 
@@ -89,19 +89,19 @@ class CascadedForwardSettings(TrainerSettings):
 
 
 class CascadedForward(Trainer):
-    """A linear predictor on every block; blocks stay random, or are trained once and frozen.
+    """A linear predictor on every block. Blocks are random, or are trained first and then frozen.
 
-    The blocks are fixed fronts: no gradient of a predictor enters one, and their batch normalisation gets
-    its statistics from one pass over the training data. The prediction is the sum of the predictors'
-    probabilities. The network's output layer takes no part, except in training the blocks.
+    The blocks are fixed fronts: no gradient of a predictor enters them, and the statistics of their batch
+    normalization come from one pass over the training data. The prediction is the sum of the probabilities of
+    all predictors. The output layer of the network is only used to train the blocks.
     """
 
     id = "cafo"
     Settings = CascadedForwardSettings
     space: ClassVar[Space] = {
-        **{name: replace(dimension, given=STEPPED) for name, dimension in STEPS.items()},
-        "block_lr": Range(1e-5, 1e-1, log=True, given=TRAINED),
-        "block_weight_decay": Range(1e-6, 1e-2, log=True, given=TRAINED),
+        **{name: replace(dimension, given=WITH_STEPS) for name, dimension in STEPS.items()},
+        "block_lr": Range(1e-5, 1e-1, log=True, given=WITH_TRAINED_BLOCKS),
+        "block_weight_decay": Range(1e-6, 1e-2, log=True, given=WITH_TRAINED_BLOCKS),
     }
     settings: CascadedForwardSettings
 
@@ -112,14 +112,17 @@ class CascadedForward(Trainer):
         if len(pools) != len(stages):
             raise BadValue(f"pool = {pools}: expected {len(stages)} sides, one for each block")
         if s.gradients == "analytic" and any(pool is not None for pool in pools):
-            raise BadValue("pool with gradients = 'analytic': leave one of them out")
+            raise BadValue(
+                f"pool = {pools} with gradients = 'analytic': pooling has no closed form; leave one of them "
+                "out"
+            )
         blocks = [
             Block(nn.Identity(), self._predictor(pool), stage, self._rule())
             for stage, pool in zip(stages, pools, strict=True)
         ]
         return Cascade(blocks, make_readouts(s.readout, [block.loss for block in blocks]))
 
-    def _rule(self) -> UpdateRule[Any]:
+    def _rule(self) -> UpdateRule[Block]:
         s = self.settings
         return OnePassSolve() if s.predictor == "closed_form" else make_rule(s.gradients)
 
@@ -136,13 +139,13 @@ class CascadedForward(Trainer):
             return self._dfa().locality
         return "L3" if not any(block.rule.autograd for block in self.cascade.units) else "L2"
 
-    def fit(self, train: Any, validation: Any = None, **options: Any) -> History:
-        """Train the blocks if they are to be trained, then the predictors; see `Trainer.fit`."""
+    def fit(self, train: object, validation: object = None, **options: Any) -> History:
+        """Train the blocks, if ``blocks = "dfa"``, then the predictors. See `Trainer.fit`."""
         history = super().fit(train, validation, **options)
         checkpoint = options.get("checkpoint")
         if checkpoint is not None:
             path = checkpoint.path if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
-            _beside(path).unlink(missing_ok=True)
+            _blocks_checkpoint(path).unlink(missing_ok=True)
         return history
 
     def front_trainer(self) -> Trainer | None:
@@ -161,23 +164,25 @@ class CascadedForward(Trainer):
             **{name: getattr(s, name) for name in SHARED},
         )
 
-    def prepare(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-    ) -> History:
-        """Train the blocks by direct feedback alignment, through a trainer of their own."""
+    def prepare(self, run: RunContext) -> History:
+        """Train the blocks by direct feedback alignment."""
         trainer = self.front_trainer()
         if trainer is None:
             return History()
-        own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))
-        names = ("batch_size", "drop_last", "restore_best", "eval_every")
-        rest: dict[str, Any] = {name: getattr(fit, name) for name in names}
-        rest["epochs"] = self.settings.block_epochs
-        history = trainer.fit(train, validation, checkpoint=own, hooks=hooks, **rest)
+        checkpoint = run.checkpoint
+        if checkpoint is not None:
+            checkpoint = replace(checkpoint, path=_blocks_checkpoint(checkpoint.path))
+        history = trainer.fit(
+            run.train,
+            run.validation,
+            checkpoint=checkpoint,
+            hooks=run.hooks,
+            epochs=self.settings.block_epochs,
+            batch_size=run.fit.batch_size,
+            drop_last=run.fit.drop_last,
+            restore_best=run.fit.restore_best,
+            eval_every=run.fit.eval_every,
+        )
         for row in history.rows:
             row["stage"] = "blocks by dfa"
         for stage in history.stages:
@@ -185,6 +190,6 @@ class CascadedForward(Trainer):
         return history
 
 
-def _beside(path: Path) -> Path:
-    """Where the state of the blocks' own training is kept while it runs."""
+def _blocks_checkpoint(path: Path) -> Path:
+    """The checkpoint file of the training of blocks, which is removed after the run."""
     return path.with_name(f"{path.name}.blocks")

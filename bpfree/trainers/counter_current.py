@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -28,29 +28,30 @@ from bpfree.trainers.space import STEPS, Choice, Range, Space
 
 @dataclass(frozen=True, kw_only=True)
 class CounterCurrentSettings(TrainerSettings):
-    """Settings of counter-current learning; the defaults are the paper's for perceptrons.
+    """Settings of counter-current learning. The defaults are those of the paper for MLPs.
 
     Attributes:
         lr: Learning rate of the forward network.
-        feedback_lr: Learning rate of the feedback network; None: as ``lr``; 0 leaves it as it was drawn.
+        feedback_lr: Learning rate of the feedback network; None: as ``lr``; 0: it is not trained.
         loss: ``dot``, ``cosine`` or ``decorrelated``, see `bpfree.losses.CounterCurrent`.
         k: Scale of ``dot``.
         base: Width at which the scale of ``dot`` is k.
         weight: Weight of the cross term of the cosine forms.
         decorrelation: Weight of the decorrelation terms.
-        targets: What rows are compared with: ``prototypes``, one for each class, or ``samples``, those of
-            the labels in the batch.
-        clip: Largest norm of a block's gradients, of its forward and its feedback side each; None: any.
-        centralize: Whether gradients of matrices and filters are centralised before that.
-        warmup: Steps in which all losses rise to their full weight.
-        input_pair: Whether the feedback network goes down to the input and is compared with it there, which
-            no prediction depends on.
-        joint: One optimizer step through the sum of all losses, gradient norms taken over all blocks, as in
-            the reference code.
-        gate: Probability of the right class, at the output, above which a row is spared by the pair losses;
-            None: never. It needs ``joint``.
-        gradients: ``autograd``; ``analytic`` takes the closed form of each step (perceptrons with the loss
-            ``dot`` on prototypes).
+        targets: Feedback that outputs are compared with: ``prototypes``, one for each class, or ``samples``,
+            one for the label of each sample in the batch.
+        clip: Largest norm of the gradients of a block, separately for its forward and its feedback layer;
+            None: no clipping.
+        centralize: Whether the mean is subtracted from gradients of matrices and filters before clipping.
+        warmup: Number of steps over which the weights of all losses increase to 1.
+        input_pair: Whether the feedback network has a layer for the input too, and its output is compared
+            with the input. Predictions do not depend on it.
+        joint: Whether one optimizer takes a step on the sum of all losses, with gradient norms over all
+            blocks, as in the reference code.
+        gate: Predicted probability of the correct class above which a sample is left out of the pair losses;
+            None: no sample is left out. It requires ``joint``.
+        gradients: ``autograd``, or ``analytic`` for closed-form gradients (MLPs with the loss ``dot`` on
+            prototypes).
     """
 
     lr: Annotated[float, Gt(0)] = 1.0
@@ -76,10 +77,10 @@ class CounterCurrentSettings(TrainerSettings):
 
 
 class CounterCurrentLearning(Trainer):
-    """A feedback network sends each class down the layers; each block pulls its own rows towards theirs.
+    """A feedback network computes, from top to bottom, prototypes of the classes for each block's output.
 
-    Block l is its layer U_l and the feedback layer V_(l+1) that answers it: both learn by their agreement.
-    The output layer learns by cross-entropy. The forward network alone predicts.
+    Block l has the forward layer U_l and the feedback layer V_(l+1), which are trained to agree. The output
+    layer is trained by cross-entropy. Only the forward network is used for predictions.
     """
 
     id = "counter_current"
@@ -113,13 +114,17 @@ class CounterCurrentLearning(Trainer):
         s = self.settings
         if s.schedule == "greedy":
             raise BadValue(
-                "schedule = 'greedy': messages come from blocks that learn: use 'simultaneous' or 'pipelined'"
+                "schedule = 'greedy': feedback comes from blocks that are trained; use 'simultaneous' or "
+                "'pipelined'"
             )
         if s.gate is not None and not s.joint:
-            raise BadValue(f"gate = {s.gate}: it reads the output of the same batch: needs joint = true")
+            raise BadValue(
+                f"gate = {s.gate} requires joint = true, since it uses the output on the same batch"
+            )
         if s.gradients == "analytic" and (s.loss != "dot" or s.targets != "prototypes" or s.joint):
             raise BadValue(
-                "gradients = 'analytic': needs loss = 'dot', targets = 'prototypes' and joint = false"
+                f"gradients = 'analytic' with loss = {s.loss!r}, targets = {s.targets!r} and joint = "
+                f"{str(s.joint).lower()}: it requires loss = 'dot', targets = 'prototypes' and joint = false"
             )
 
     def _pair(self, above: nn.Module, activation: nn.Module | None) -> CounterCurrent:
@@ -138,33 +143,36 @@ class CounterCurrentLearning(Trainer):
         return level_of(bodies(self.cascade.units), "L1" if self.settings.joint else best)
 
     @torch.no_grad()
-    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """For each pair of a block and its feedback, bottom first.
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        """Measures of agreement for each pair of a block and its feedback, bottom first.
 
         Returns:
-            ``alignment``, cosine of U_(l+1) with the transposed V_(l+1); ``between_within``, variance of the
-            class means over that inside classes, of the block's output; ``cka``, linear CKA of the output
-            with the prototypes of the labels.
+            ``alignment``, cosine of U_(l+1) with the transposed V_(l+1); ``between_within``, between-class
+            over within-class variance of the block's output; ``cka``, linear CKA of the output with the
+            prototypes of the labels.
         """
         blocks = [part for block in self.cascade.units for part in block.parts]
-        found: dict[str, list[float]] = {"alignment": [], "between_within": [], "cka": []}
+        alignment: list[float] = []
+        ratios: list[float] = []
+        cka: list[float] = []
         rows = x
         for block, feedback in zip(blocks, send_feedback(blocks)[0], strict=True):
             rows = block(rows)
             if isinstance(block.loss, CounterCurrent) and feedback is not None:
                 output = rows.flatten(1)
-                found["alignment"].append(weight_alignment(*block.loss.weights()))
-                found["between_within"].append(between_within(output, y))
-                found["cka"].append(linear_cka(output, feedback.flatten(1)[y]))
-        return found
+                alignment.append(weight_alignment(*block.loss.weights()))
+                ratios.append(between_within(output, y))
+                cka.append(linear_cka(output, feedback.flatten(1)[y]))
+        return {"alignment": alignment, "between_within": ratios, "cka": cka}
 
 
 class GatedBlock(JointBlock):
-    """Blocks that are updated together, without gradients between them; confident rows can be left out.
+    """Blocks that are updated together, without gradients between them.
 
     Args:
         blocks: The inner blocks, bottom first.
-        gate: Probability of the right class above which a row is 0 for all losses except the top one.
+        gate: Probability of the correct class above which the output for a row is 0 for all losses except the
+            top one; None: never.
     """
 
     def __init__(self, blocks: Sequence[Block], gate: float | None) -> None:
@@ -177,20 +185,20 @@ class GatedBlock(JointBlock):
         with torch.no_grad():
             scores = self.losses[-1].scores(outputs[-1])
             assert scores is not None
-            unsure = scores.softmax(1).gather(1, target.unsqueeze(1)) <= self.gate
-        spared = [output * unsure.view(-1, *[1] * (output.ndim - 1)) for output in outputs[:-1]]
-        return [*spared, outputs[-1]]
+            included = scores.softmax(1).gather(1, target.unsqueeze(1)) <= self.gate
+        gated = [output * included.view(-1, *[1] * (output.ndim - 1)) for output in outputs[:-1]]
+        return [*gated, outputs[-1]]
 
 
 def _layer(stage: nn.Module) -> nn.Module:
-    """The one layer with weights of a stage."""
-    found = [m for m in stage.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    if len(found) != 1:
+    """The only layer with weights of a stage."""
+    layers = [m for m in stage.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    if len(layers) != 1:
         raise BadValue(
-            f"counter-current learning needs one linear or convolutional layer in each block, "
-            f"not {len(found)}: use cut = 'weight'"
+            f"a block has {len(layers)} linear or convolutional layers: expected one in counter-current "
+            "learning; use cut = 'weight'"
         )
-    return found[0]
+    return layers[0]
 
 
 def _activation(stage: nn.Module) -> nn.Module | None:

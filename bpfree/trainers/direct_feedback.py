@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,16 @@ LastBlock = Literal["exact", "feedback"]
 
 
 class DirectFeedbackBlock(JointBlock):
-    """Blocks without gradients between them; the feedback of all is the error of the top one on the batch.
+    """Blocks without gradients between them. The feedback of all is the error of the top one on the batch.
 
-    One forward pass and one step for all, so normalization layers see each batch once.
+    All blocks have one forward pass and one step, so that normalization layers process each batch once.
     """
 
     def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         return [self.error(outputs[-1], target)] * len(outputs)
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """``softmax(scores) - one-hot`` of the top block's output, ``[rows, C]``, without a graph."""
+        """``softmax(scores) - one-hot`` of the top block, ``[rows, C]``, without a graph."""
         with torch.no_grad():
             scores = self.losses[-1].scores(output)
             assert scores is not None
@@ -43,8 +43,8 @@ class DirectFeedbackSettings(TrainerSettings):
     """Settings of direct feedback alignment.
 
     Attributes:
-        last_block: ``exact``: the last stage takes the gradient of the output layer's cross-entropy, which is
-            local to it; ``feedback``: a random matrix, as the others.
+        last_block: ``exact``: the last stage gets the gradient of the output layer's cross-entropy, which is
+            local to it; ``feedback``: it gets the error through a random matrix, as the others do.
         feedback_seed: Seed of the random matrices.
     """
 
@@ -53,9 +53,9 @@ class DirectFeedbackSettings(TrainerSettings):
 
 
 class DirectFeedbackAlignment(Trainer):
-    """Each stage follows the output's error through a fixed random matrix of its own.
+    """Each stage is updated by the error of the output, projected by its own fixed random matrix.
 
-    The output layer learns by cross-entropy; nothing is propagated backwards.
+    The output layer is trained by cross-entropy. There is no backward pass through the network.
     """
 
     id = "dfa"
@@ -75,24 +75,24 @@ class DirectFeedbackAlignment(Trainer):
     @property
     def locality(self) -> str:
         stages, _ = self.stages(self.settings.cut)
-        # With feedback for the last stage too, the output layer is a block above it.
+        # If the last stage has feedback, the output layer is a block above it.
         above = [nn.Identity()] if self.settings.last_block == "feedback" else []
         return level_of([*stages, *above], "L1")
 
-    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """``feedback_cos``: cosine of each stage's teaching signal with the gradient that it stands for."""
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        """``feedback_cos``: cosine of the projected error of each stage with the true gradient."""
         joint = self.cascade.units[0]
         assert isinstance(joint, DirectFeedbackBlock)
         outputs: list[Tensor] = []
         rows = x
         for block in joint.parts:
             rows = block(rows)
-            # That of frozen stages has no graph: its gradient is asked for all the same.
+            # The output of a frozen stage has no graph, but its gradient is computed too.
             outputs.append(rows if rows.requires_grad else rows.requires_grad_())
-        taught = outputs[:-1]
-        if not taught:
+        with_feedback = outputs[:-1]
+        if not with_feedback:
             return {}
-        grads = torch.autograd.grad(joint.losses[-1](outputs[-1], y), taught)
+        grads = torch.autograd.grad(joint.losses[-1](outputs[-1], y), with_feedback)
         error = joint.error(outputs[-1], y)
         deltas = [loss.delta(error) for loss in joint.losses if isinstance(loss, DirectFeedback)]
         pairs = zip(deltas, grads, strict=True)

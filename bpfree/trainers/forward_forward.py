@@ -18,49 +18,52 @@ from bpfree._errors import BadValue
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import ClassifierReadout, GoodnessReadout, Readout
-from bpfree.data import TensorData
 from bpfree.encodings.label_overlay import LabelOverlay, Overlay, overlaid_bodies
 from bpfree.engine.history import History
-from bpfree.engine.run_state import Checkpoint, Hooks
-from bpfree.engine.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
+from bpfree.engine.settings import LRSchedule, OptimizerName, TrainerSettings
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
 from bpfree.nn.weights import has_default_init
 from bpfree.trainers.base import Trainer, bodies, level_of
+from bpfree.trainers.run_context import RunContext
 from bpfree.trainers.space import STEPS, Range, Space
 
-Weighted = nn.Linear | nn.modules.conv._ConvNd
+WeightLayer = nn.Linear | nn.modules.conv._ConvNd
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardForwardSettings(TrainerSettings):
-    """Settings of Forward-Forward; the defaults are the supervised recipe of the reference code.
+    """Settings of Forward-Forward. The defaults are those of the supervised reference code.
 
     Attributes:
         goodness: Sum or mean of squares.
-        threshold: theta in the unit of the goodness; None: the width for the sum, 2 for the mean.
+        threshold: Threshold of the goodness; None: the width for the sum, 2 for the mean.
         objective: ``threshold`` (logistic) or ``symmetric`` (SymBa).
         alpha: Slope of the symmetric loss.
-        peer_weight: Weight of peer normalisation.
+        peer_weight: Weight of peer normalization.
         peer_momentum: Decay of its running mean.
-        straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
-        norm: What stands between blocks, and before the classifier: ``length`` divides each row by the root
-            of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
-        negatives: How wrong labels are drawn, see `bpfree.encodings.label_overlay.LabelOverlay`.
-        redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
-        overlay: Where the label goes. ``auto``: over the first C values of images, if these values are the
-            same in all training samples (the border of MNIST), and else beside the input, as C more values;
-            ``beside``; ``force``: over the first C values, whatever they are, with a warning if they vary.
-        label_scale: Value of a label code over the input, where 1 is the range of raw pixels; of one beside
-            it, its length, where 1 is the root mean square length of what a unit of the first layer sees.
+        straight_through: Whether the backward pass of ReLU is the identity; None: if ``peer_weight`` > 0.
+        norm: Normalization between blocks, and before the classifier: ``length`` divides each row by the root
+            of its mean square; ``layer`` subtracts its mean first. Both remove the goodness of the block
+            below from the input.
+        negatives: Distribution of wrong labels, see `bpfree.encodings.label_overlay.LabelOverlay`.
+        redraw_negatives: Whether wrong labels are drawn at every step, or once for the run (a greedy schedule
+            can then cache features).
+        overlay: Where the label code is added. ``auto``: over the first C values of images, if these values
+            are the same in all training samples (the border of MNIST), otherwise beside the input, as C
+            additional values; ``beside``; ``force``: over the first C values, with a warning if they vary.
+        label_scale: Scale of the label code. Over the input: its value, where 1 is the range of raw pixels.
+            Beside the input: its length, where 1 is the root mean square length of the input of a unit of the
+            first layer.
         skip_first: Whether readouts leave out the first block.
-        readout: The prediction rule; accuracy under the other is reported beside it.
-        classifier: Whether the classifier readout is trained; it must be where it is the prediction rule.
+        readout: The prediction rule. Accuracy of the other readout is reported too.
+        classifier: Whether the classifier readout is trained. Required if it is the prediction rule.
         readout_lr: Learning rate of the classifier readout.
         readout_weight_decay: Its weight decay.
-        init: ``unit``: weights are drawn anew, normal with standard deviation 1/sqrt(fan out), biases zero;
-            layers that are frozen, and weights that are computed (weight normalization), stay as they are,
-            and a warning says so where the network was not as torch draws it. ``torch``: as the network came.
+        init: ``unit``: weights are initialized from a normal distribution with standard deviation 1/sqrt(fan
+            out), and biases to zero, except for frozen layers and computed weights (weight normalization); a
+            warning is given if the network has other weights than torch's default initialization.
+            ``torch``: the weights of the network are used.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-3
@@ -94,11 +97,11 @@ class ForwardForwardSettings(TrainerSettings):
 
 
 class ForwardForward(Trainer):
-    """Each block learns to answer strongly to images under their own label and weakly under a wrong one.
+    """Each block is trained to a high goodness for samples with their label and a low one with a wrong label.
 
-    The network's hidden layers become the blocks; its output layer takes no part. The label stands beside
-    the input, or overwrites the first C values of images where these never vary: such images should be raw,
-    in [0, 1].
+    The hidden layers of the network are the blocks. Its output layer is not used. The label code is added
+    beside the input, or overwrites the first C values of images if these never vary. Such images should be
+    raw, in [0, 1].
     """
 
     id = "forward_forward"
@@ -112,27 +115,28 @@ class ForwardForward(Trainer):
         "readout_weight_decay": Range(1e-5, 1e-1, log=True, given={"classifier": (True,)}),
     }
     settings: ForwardForwardSettings
-    _of_init = ""
+    _init_warning = ""
 
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
         if s.readout == "classifier" and not s.classifier:
             raise BadValue(
-                "readout = 'classifier' with classifier = false: nothing would train the prediction rule"
+                "readout = 'classifier' with classifier = false: the prediction rule would not be trained; "
+                "use readout = 'goodness', or classifier = true"
             )
         if s.negatives == "hard" and not (
             s.classifier and s.schedule == "simultaneous" and s.redraw_negatives
         ):
             raise BadValue(
-                "negatives = 'hard': drawn from the classifier while it trains: needs classifier = true, "
-                "schedule = 'simultaneous' and redraw_negatives = true"
+                "negatives = 'hard': they are drawn by the classifier while it is trained, which requires "
+                "classifier = true, schedule = 'simultaneous' and redraw_negatives = true"
             )
         stages, _ = self.stages(s.cut)
         straight = s.peer_weight > 0 if s.straight_through is None else s.straight_through
         norm = {"length": LengthNorm, "layer": RowNorm}[s.norm]
         blocks = [Block(body, self._loss()) for body in overlaid_bodies(stages, norm, straight)]
         if s.init == "unit":
-            self._note_init([m for block in blocks for m in _drawn(block.body)])
+            self._check_init([m for block in blocks for m in _weight_layers(block.body)])
             for k, block in enumerate(blocks):
                 self._unit_init(block, k)
         readouts: dict[str, Readout] = {"goodness": GoodnessReadout(s.skip_first)}
@@ -152,61 +156,53 @@ class ForwardForward(Trainer):
 
     def _unit_init(self, block: Block, number: int) -> None:
         generator = _seeds.generator(torch.device("cpu"), self.seed, "unit init", number)
-        for module in _drawn(block.body):
-            drawn = torch.randn(module.weight.shape, generator=generator) / math.sqrt(module.weight.shape[0])
+        for module in _weight_layers(block.body):
+            weight = torch.randn(module.weight.shape, generator=generator) / math.sqrt(module.weight.shape[0])
             with torch.no_grad():
-                if _is_free(module.weight):
-                    module.weight.copy_(drawn)
-                if module.bias is not None and _is_free(module.bias):
+                if _is_trainable(module.weight):
+                    module.weight.copy_(weight)
+                if module.bias is not None and _is_trainable(module.bias):
                     nn.init.zeros_(module.bias)
 
-    def _note_init(self, layers: Sequence[Weighted]) -> None:
-        """Note, for `_warn_of_init`, if weights that torch did not draw are lost, or some are not drawn."""
+    def _check_init(self, layers: Sequence[WeightLayer]) -> None:
+        """Set the warning about weights that ``init = "unit"`` replaces, or cannot initialize."""
         names = {module: name or "the net" for name, module in self.net.named_modules()}
-        drawn = [m for m in layers if _is_free(m.weight)]
-        kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
-        notes = []
-        if not all(map(has_default_init, drawn)):
-            layers_drawn = ", ".join(names[m] for m in drawn)
-            notes.append(
-                f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "
-                "way than torch's"
+        initialized = [m for m in layers if _is_trainable(m.weight)]
+        computed = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
+        parts = []
+        if not all(map(has_default_init, initialized)):
+            parts.append(
+                f"replaces the weights of {', '.join(names[m] for m in initialized)}, which do not have "
+                "torch's default initialization"
             )
-        if kept:
-            notes.append(f"leaves {', '.join(kept)}, whose weights are computed")
-        self._of_init = " and ".join(notes)
+        if computed:
+            parts.append(f"does not initialize {', '.join(computed)}, whose weights are computed")
+        self._init_warning = " and ".join(parts)
 
-    def _warn_of_init(self, stacklevel: int) -> None:
-        """Warn once, when training begins, not of a run that goes on or of weights that were loaded."""
-        text, self._of_init = self._of_init, ""
+    def _warn_about_init(self, stacklevel: int) -> None:
+        """Warn once, when training starts. A resumed run, or loaded weights, give no warning."""
+        text, self._init_warning = self._init_warning, ""
         if text:
-            fix = "give init = 'torch' to keep the network as it is"
+            fix = "set init = 'torch' to use the weights of the network"
             warnings.warn(f"init = 'unit' {text}: {fix}", stacklevel=stacklevel)
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
         super().load(path, sample_shape)
-        self._of_init = ""
+        self._init_warning = ""
 
-    def prepare(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-    ) -> History:
-        """Nothing but a warning, where weights were drawn anew and should perhaps not have been."""
-        self._warn_of_init(stacklevel=4)
-        return super().prepare(train, validation, fit, checkpoint, hooks)
+    def prepare(self, run: RunContext) -> History:
+        """Warn if the weights of the network were replaced."""
+        self._warn_about_init(stacklevel=4)
+        return super().prepare(run)
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
-        self._warn_of_init(stacklevel=3)
+        self._warn_about_init(stacklevel=3)
         return super().step(x, y, number)
 
 
-def _drawn(body: nn.Module) -> list[Weighted]:
+def _weight_layers(body: nn.Module) -> list[WeightLayer]:
     return [m for m in body.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
 
 
-def _is_free(parameter: Tensor) -> bool:
+def _is_trainable(parameter: Tensor) -> bool:
     return isinstance(parameter, nn.Parameter) and parameter.requires_grad

@@ -1,4 +1,4 @@
-"""Where labels are shown to the first block, by the training data; and data that this does not suit."""
+"""Where labels are added to samples, by the training data, and warnings about data that do not suit this."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.core.cascade import Cascade
@@ -15,55 +15,62 @@ from bpfree.data import TensorData
 from bpfree.data._augment import CROP_PIXELS
 from bpfree.encodings.label_overlay import LabelColumns, LabelledLayer, LabelOverlay, put_beside
 
-#: Training samples that scales are estimated on, and of those that are looked at together.
+#: Number of training samples that scales are estimated on, and number of samples in a batch of them.
 SCALE_SAMPLES, SCALE_BATCH = 1000, 100
-#: The weights of labels beside the input, in the state of a cascade.
+#: Name of the weights of labels beside the input, in the state dict of a cascade.
 COLUMNS = "blocks.0.body.0.label.weight"
-#: A code over the input is to be no shorter than the largest value divided by this, and no longer than a
-#: sample times the other; beyond them the goodness of right and wrong labels can hardly be told apart.
+#: A label code over the input should be at least the largest value divided by the first, and at most the
+#: length of a sample times the second. Otherwise the goodness of correct and wrong labels is almost equal.
 SHORTEST, LONGEST = 1.5, 4.0
 
 
 def place_as_saved(cascade: Cascade, tensors: Mapping[str, Tensor]) -> bool:
-    """Put labels where they are in the cascade whose state ``tensors`` are, built or not.
+    """Add labels to samples in the same place as in the cascade with the state dict ``tensors``.
+
+    Args:
+        cascade: The cascade, built or not.
+        tensors: The state dict.
 
     Returns:
-        Whether the first block has other parameters than before.
+        Whether parameters were added to the first block.
 
     Raises:
-        BadValue: If it was decided otherwise for this cascade.
+        BadValue: If the place was already set to another one.
     """
     encoding = cascade.encoding
     if not isinstance(encoding, LabelOverlay):
         return False
-    beside, encoding.seen, grown = COLUMNS in tensors, True, False
+    beside, encoding.seen, added = COLUMNS in tensors, True, False
     if encoding.beside is None:
         encoding.beside = beside
-        grown = beside and encoding.n_classes > 0
-        if grown:
+        added = beside and encoding.n_classes > 0
+        if added:
             cascade.units[0].parts[0].body = put_beside(cascade.units[0].parts[0].body, encoding.n_classes)
     if encoding.beside != beside:
         raise BadValue(
-            f"the file holds a network with the label {'beside' if beside else 'over'} its input: load it "
+            f"the file contains a network with the label {'beside' if beside else 'over'} its input: load it "
             f"into a new trainer with overlay = {'beside' if beside else 'force'!r}, or 'auto'"
         )
-    return grown
+    return added
 
 
 def fit_labels(cascade: Cascade, train: TensorData) -> bool:
-    """Decide by the first training data where labels go, and the scale of codes; warn of what does not fit.
+    """Set the place of labels and the scale of their codes by the first training data, and check the data.
 
     Args:
-        cascade: Built.
+        cascade: The built cascade.
         train: The training data.
 
     Returns:
-        Whether the first block has other parameters than before.
+        Whether parameters were added to the first block.
+
+    Warns:
+        UserWarning: If the data do not suit the place or the scale.
     """
     encoding = cascade.encoding
     if not isinstance(encoding, LabelOverlay):
         return False
-    rms, largest, faults = _scales(train)
+    rms, largest, problems = _scales(train)
     before = encoding.beside
     if encoding.beside is None:
         encoding.beside = first_values_vary(train, encoding.n_classes)
@@ -72,46 +79,49 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
         label = _columns(cascade)
         if not encoding.seen and rms > 0:
             label.unit.fill_(rms * math.sqrt(label.fan_in))
-        faults += _unlike(rms * math.sqrt(label.fan_in) / label.unit.item())
+        problems += _other_scale(rms * math.sqrt(label.fan_in) / label.unit.item())
     else:
-        faults += _overwritten(encoding, train) + _unbalanced(encoding, rms, largest, train)
+        problems += _overwritten(encoding, train) + _unbalanced(encoding, rms, largest, train)
     encoding.seen = True
-    if faults:
-        # The user's call of fit.
-        warnings.warn(f"{train.name}: " + "; ".join(faults), stacklevel=5)
+    if problems:
+        # The warning points to the user's call of fit.
+        warnings.warn(f"{train.name}: " + "; ".join(problems), stacklevel=5)
     return encoding.beside and before is None
 
 
 def first_values_vary(data: TensorData, n: int) -> bool:
     """Whether the first ``n`` values of a flattened sample differ between samples.
 
-    Augmented images have values of their neighbors there, of all rows that can be moved so far.
+    With augmentation, these are the values of all rows of the image that can be shifted to them.
     """
     x = data.x
     if data.augment:
         height, width = x.shape[2:]
         rows = min(math.ceil(n / width), height) + CROP_PIXELS
         x = x[:, : math.ceil(n / (height * width)), :rows]
-        filled = 0 if "shift" in data.augment else x[0, 0, 0, 0]
-        return not bool((x == filled).all())
+        constant = 0 if "shift" in data.augment else x[0, 0, 0, 0]
+        return not bool((x == constant).all())
     while x.ndim > 2:
-        # Narrowed before it is flattened, which may copy.
+        # The slice comes first because flatten may copy.
         x = x[:, : math.ceil(n / x[0, 0].numel())].flatten(1, 2)
     return not bool((x[:, :n] == x[:1, :n]).all())
 
 
 def _columns(cascade: Cascade) -> LabelColumns:
-    first: LabelledLayer = cascade.units[0].parts[0].body[0]  # type: ignore[index]
+    body = cascade.units[0].parts[0].body
+    assert isinstance(body, nn.Sequential)
+    first = body[0]
+    assert isinstance(first, LabelledLayer)
     return first.label
 
 
 def _overwritten(encoding: LabelOverlay, train: TensorData) -> list[str]:
     if not first_values_vary(train, encoding.n_classes):
         return []
-    why = "" if encoding.overlay == "force" else ", as was decided before these data were seen,"
+    why = "" if encoding.overlay == "force" else ", as earlier training data have set,"
     return [
         f"the label overwrites the first {encoding.n_classes} values of a sample{why} and these differ "
-        "between samples: the network does not see them; use overlay = 'beside'"
+        "between samples: the network does not receive them; use overlay = 'beside'"
     ]
 
 
@@ -121,29 +131,29 @@ def _unbalanced(encoding: LabelOverlay, rms: float, largest: float, train: Tenso
         return []
     return [
         f"the label code is {scale:.3g} and the inputs have magnitudes up to {largest:.3g} and a root mean "
-        f"square length of {length:.3g}: the goodness can hardly tell labels apart; scale the inputs to "
+        f"square length of {length:.3g}: the goodness is almost equal for all labels; scale the inputs to "
         "[0, 1], set label_scale, or use overlay = 'beside'"
     ]
 
 
-def _unlike(ratio: float) -> list[str]:
+def _other_scale(ratio: float) -> list[str]:
     if ratio == 0:
         return ["the inputs are 0 everywhere"]
     if 1 / LONGEST <= ratio <= LONGEST:
         return []
     return [
-        f"the inputs are {ratio:.3g} times as long as those that the scale of the label code was taken from: "
-        "scale them alike, or make a new trainer"
+        f"the inputs are {ratio:.3g} times as long as those that set the scale of the label code: use the "
+        "same scale, or create a new trainer"
     ]
 
 
 def _scales(data: TensorData) -> tuple[float, float, list[str]]:
-    """Root mean square and largest magnitude of inputs, and what is wrong with single columns of them."""
+    """Root mean square and largest magnitude of the inputs, and problems of single input features."""
     n, largest = 0, 0.0
     columns = torch.zeros(2, torch.Size(data.sample_shape).numel(), dtype=torch.float64)
-    spread = torch.arange(0, len(data), math.ceil(len(data) / SCALE_SAMPLES), device=data.y.device)
-    for indices in spread.split(SCALE_BATCH):
-        # In float32 a small variance around a large mean would be lost; not every device has float64.
+    samples = torch.arange(0, len(data), math.ceil(len(data) / SCALE_SAMPLES), device=data.y.device)
+    for indices in samples.split(SCALE_BATCH):
+        # float32 would lose a small variance around a large mean. Some devices have no float64.
         x = data.batch(indices)[0].flatten(1).cpu().double()
         columns += torch.stack([x.sum(0), x.square().sum(0)])
         largest, n = max(largest, x.abs().max().item()), n + len(x)
@@ -152,15 +162,20 @@ def _scales(data: TensorData) -> tuple[float, float, list[str]]:
 
 
 def _hidden(mean: Tensor, square: Tensor) -> list[str]:
-    """What the normalization of a sample's length hides, by the mean and mean square of columns, ``[d]``."""
+    """Problems of input features that a normalization of each sample's length makes almost constant.
+
+    Args:
+        mean: Mean of each feature, ``[d]``.
+        square: Mean square of each feature, ``[d]``.
+    """
     variance = (square - mean.square()).clamp(min=0)
     length, total = square.sum().item(), variance.sum().item()
-    # Of a constant column rounding leaves a little.
+    # The variance of a constant feature is not 0 because of rounding.
     varying = int((variance > 1e-12 * square).sum())
     advice = "the first layer normalizes the length of samples, which leaves little of {}; standardize them"
     if varying and total < 0.01 * length:
-        share = math.sqrt(total / length)
-        return [f"the inputs vary by {share:.1%} around their means: {advice.format('that')}"]
+        ratio = math.sqrt(total / length)
+        return [f"the inputs vary by {ratio:.1%} around their means: {advice.format('that')}"]
     if varying > 2 and variance.max() > 0.99 * total:
         column = int(variance.argmax())
         return [

@@ -1,4 +1,4 @@
-"""Blocks that each classify, or follow any registered local loss: Mono-Forward and its kin."""
+"""Blocks with a local classifier, or any other local loss: Mono-Forward, `Local`, random features."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ class LocalSettings(TrainerSettings):
     """Settings of `Local`.
 
     Attributes:
-        loss: Name of the local loss, see `bpfree.register_loss` and `bpfree.localize`; a cascade that was cut
-            already keeps its own.
-        loss_options: Options of the loss, by name; those of its constructor.
-        output: What becomes of the network's output layer: the head of the last block (``joined``), a block
-            of its own above blocks that all have the loss (``apart``), or nothing (``none``).
+        loss: Name of the local loss, see `bpfree.register_loss` and `bpfree.localize`. It cannot be given
+            with a `Cascade`, which has its losses.
+        loss_options: Options of the loss, by name: the arguments of its constructor.
+        output: Use of the network's output layer: it is the head of the last block (``joined``), a separate
+            block above blocks that all have the loss (``apart``), or not used (``none``).
         readout: The prediction rule.
-        overlay: Where a loss that learns from right and wrong labels is shown them, as in `ForwardForward`.
+        overlay: Where labels are added to samples, for a loss with positive and negative samples, as in
+            `ForwardForward`.
     """
 
     loss: str = "mono_forward"
@@ -48,15 +49,15 @@ class LocalSettings(TrainerSettings):
 
 
 def local_heads(n: int, pool: int | None, features: int | None) -> list[LocalLoss]:
-    """Mono-Forward's losses of ``n`` blocks, each with a projection of its own."""
+    """The losses of ``n`` blocks in Mono-Forward, each with its own projection."""
     return [LocalCrossEntropy(pool=pool, pooling="average", features=features) for _ in range(n)]
 
 
 class Local(Trainer):
-    """Trains every block by a registered local loss, in the cascade that `bpfree.localize` makes.
+    """Trains every block by a registered local loss, in the cascade that `bpfree.localize` returns.
 
-    The last block is headed by the network's output layer, under cross-entropy, if the loss leaves it one and
-    ``output`` says nothing else.
+    With the default ``output``, the network's output layer is the head of the last block, with cross-entropy,
+    unless the loss has no use for an output layer.
     """
 
     id = "local"
@@ -80,14 +81,14 @@ class MonoForwardSettings(TrainerSettings):
     """Settings of Mono-Forward.
 
     Attributes:
-        readout: The prediction rule: the last block's scores, or the sum of all blocks' scores or
-            probabilities, or block k's. Accuracy under the others is reported beside it.
-        head_pool: Side of the map that convolutional outputs are averaged to in front of the local heads,
-            which are the smaller for it; 1: a global average; None: no smaller than ``head_features`` asks.
-        head_features: Largest number of features of a local head where ``head_pool`` is None: larger maps are
-            averaged until they have as many; None: any number.
-        gradients: ``autograd``; ``analytic`` takes the closed form of each step (multilayer perceptrons);
-            ``stacked`` takes it for all equal neighbouring blocks at once, see `bpfree.core.stacked`.
+        readout: The prediction rule: the scores of the last block, the sum of the scores or probabilities of
+            all blocks, or the scores of block k. Accuracy of the other readouts is reported too.
+        head_pool: Side of the map that convolutional outputs are averaged to before the local heads, which
+            makes these smaller; 1: a global average; None: see ``head_features``.
+        head_features: Largest number of features of a local head if ``head_pool`` is None. Larger maps are
+            averaged to smaller ones. None: no limit.
+        gradients: ``autograd``; ``analytic`` for closed-form gradients (MLPs); ``stacked`` for closed-form
+            gradients of all equal neighboring blocks at once, see `bpfree.core.stacked`.
     """
 
     readout: ReadoutName = "last"
@@ -97,9 +98,9 @@ class MonoForwardSettings(TrainerSettings):
 
 
 class MonoForward(Trainer):
-    """Each block classifies by a projection of its own (Gong et al., arXiv 2501.09238).
+    """Each block is trained by the cross-entropy of its own projection (Gong et al., arXiv 2501.09238).
 
-    The network's output layer is the projection of the last block; the others get one without bias.
+    The network's output layer is the projection of the last block. The other projections have no bias.
     """
 
     id = "mono_forward"
@@ -107,9 +108,9 @@ class MonoForward(Trainer):
     settings: MonoForwardSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        stacks = self.settings.gradients == "stacked"
+        is_stacked = self.settings.gradients == "stacked"
         gradients: RuleName = "autograd" if self.settings.gradients == "autograd" else "analytic"
-        if isinstance(self.net, Cascade) and not stacks:
+        if isinstance(self.net, Cascade) and not is_stacked:
             for block in self.net.units:
                 if isinstance(block, Block) and not block.rule.one_pass:
                     block.rule = make_rule(gradients)
@@ -120,22 +121,23 @@ class MonoForward(Trainer):
         blocks = [
             Block(stage, loss, rule=make_rule(gradients)) for stage, loss in zip(stages, losses, strict=True)
         ]
-        units: Sequence[BaseBlock] = self._stacked(blocks) if stacks else blocks
+        units: Sequence[BaseBlock] = self._stacked(blocks) if is_stacked else blocks
         readouts = make_readouts(self.settings.readout, losses)
         return Cascade(units, readouts, source=self.net if self.settings.readout == "last" else None)
 
     def _stacked(self, blocks: list[Block]) -> Sequence[BaseBlock]:
-        found = stacked(blocks)
-        if len(found) == len(blocks):
+        units = stacked(blocks)
+        if len(units) == len(blocks):
             raise BadValue(
-                "gradients = 'stacked': no two neighbouring blocks are alike, a square linear layer and "
-                "ReLU, ELU or Tanh, below the one that the output layer heads; use 'analytic' or 'autograd'"
+                "gradients = 'stacked': expected neighboring blocks, below the last one, that are equal and "
+                "consist of a square linear layer and ReLU, ELU or Tanh; use 'analytic' or 'autograd'"
             )
         if self.settings.schedule == "greedy":
             raise BadValue(
-                "gradients = 'stacked': stacked blocks learn at once; use schedule = 'simultaneous'"
+                "gradients = 'stacked' with schedule = 'greedy': stacked blocks are trained at the same "
+                "time; use schedule = 'simultaneous'"
             )
-        return found
+        return units
 
     @property
     def locality(self) -> str:
@@ -159,7 +161,7 @@ class RandomFeaturesSettings(TrainerSettings):
 
 
 class RandomFeatures(Trainer):
-    """Mono-Forward's heads on blocks that keep their random weights: what the heads can do alone.
+    """A control: Mono-Forward's heads are trained on blocks with fixed random weights.
 
     Every stage is a fixed front.
     """

@@ -1,9 +1,9 @@
-"""Physical local learning (Momeni et al., Science 382, 1297): trained matrices behind opaque devices."""
+"""Physical local learning (Momeni et al., Science 382, 1297): trained matrices after physical devices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -14,44 +14,52 @@ from bpfree._errors import BadValue
 from bpfree._rows import Rows
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
+from bpfree.core.localize import Cut
 from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.core.rule_names import make_rule
 from bpfree.core.update_rules import ClosedFormGradient, UpdateRule
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
-from bpfree.engine.run_state import Checkpoint, Hooks
-from bpfree.engine.settings import FitSettings, TrainerSettings
+from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import LocalLoss, PairCosine
 from bpfree.losses.pair_cosine import Reference
 from bpfree.nn import passes
 from bpfree.nn.physical import PhysicalFront
 from bpfree.trainers.base import Trainer, level_of
+from bpfree.trainers.run_context import RunContext
 
-#: Rows that a device is calibrated with.
+#: Number of rows that a device is calibrated with.
 CALIBRATION_ROWS = 256
 
 
 def physical_layers(net: nn.Module) -> tuple[nn.Module, list[tuple[PhysicalFront, nn.Linear]]]:
-    """What stands in front of the layers of a network that `bpfree.nn.physical_net` made, and the layers.
+    """The first module and the layers of a network of `bpfree.nn.physical_net`.
+
+    Returns:
+        The module before the layers, and each layer as a pair of a front and a matrix.
 
     Raises:
         BadValue: If it is another network.
     """
     first, *parts = list(net) if isinstance(net, nn.Sequential) else [net]
-    layers = list(zip(parts[::2], parts[1::2], strict=False))
-    if not layers or not all(isinstance(f, PhysicalFront) and isinstance(m, nn.Linear) for f, m in layers):
+    layers = [
+        (front, linear)
+        for front, linear in zip(parts[::2], parts[1::2], strict=False)
+        if isinstance(front, PhysicalFront) and isinstance(linear, nn.Linear)
+    ]
+    if not layers or len(layers) < len(parts) // 2:
         raise BadValue(
-            f"{type(net).__name__} is no network with devices inside: make it by bpfree.nn.physical_net"
+            f"net is a {type(net).__name__} without devices: expected a network of bpfree.nn.physical_net"
         )
-    return first, layers  # type: ignore[return-value]
+    return first, layers
 
 
 class PhysicalTrainer(Trainer):
-    """A trainer of networks that `bpfree.nn.physical_net` made."""
+    """The base of trainers of networks of `bpfree.nn.physical_net`."""
 
-    def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
-        """A device and the matrix behind it, stage by stage; the last matrix is the output layer."""
+    def stages(self, cut: Cut = "weight") -> tuple[list[nn.Sequential], nn.Module]:
+        """The stages, each a device and a matrix, and the last matrix as the output layer."""
         slots, layers = physical_layers(self.net)
         stages = [nn.Sequential(front, linear) for front, linear in layers[:-1]]
         stages.append(nn.Sequential(layers[-1][0]))
@@ -59,37 +67,31 @@ class PhysicalTrainer(Trainer):
 
     @property
     def fronts(self) -> list[PhysicalFront]:
-        """The devices with their drives, bottom first."""
+        """The fronts, which contain the devices, bottom first."""
         return [front for front, _ in physical_layers(self.net)[1]]
 
     @property
     def passes(self) -> dict[str, int]:
-        """Rows that the devices were sent so far, by purpose."""
+        """Number of rows that the devices have processed, by purpose."""
         return passes(self.net)
 
-    def prepare(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-    ) -> History:
-        """Calibrate the devices whose answers are to be centred and scaled.
+    def prepare(self, run: RunContext) -> History:
+        """Calibrate the devices whose outputs are centered and scaled.
 
-        The first layer's is sent training samples, the others', whose drives nobody knows yet, normal rows.
+        The first device is calibrated with training samples. The inputs of the others are not known yet: they
+        are calibrated with normally distributed rows.
         """
         generator = _seeds.generator(self.device, self.seed, "calibration")
-        with hooks.window("calibrate"):
+        with run.hooks.window("calibrate"):
             for k, front in enumerate(self.fronts):
                 if front.physical_device is not None and front.normalize == "calibrated":
                     shape = (CALIBRATION_ROWS, front.in_features)
                     rows = torch.randn(shape, generator=generator, device=self.device)
-                    front.calibrate(self.first_rows(train, CALIBRATION_ROWS) if k == 0 else rows)
+                    front.calibrate(self.first_rows(run.train, CALIBRATION_ROWS) if k == 0 else rows)
         return History()
 
     def first_rows(self, train: TensorData, n: int) -> Tensor:
-        """What the first device is sent of the first ``n`` training samples, ``[n, d]``."""
+        """The input of the first front for the first ``n`` training samples, ``[n, d]``."""
         x, _ = train.batch(torch.arange(min(n, len(train)), device=self.device))
         rows: Tensor = physical_layers(self.net)[0](x)
         return rows
@@ -101,17 +103,18 @@ class PhysicalSettings(TrainerSettings):
 
     Attributes:
         theta: Inverse temperature of the pair loss.
-        inner_steps: Steps on each recorded answer; they cost no pass.
-        negatives: One ``random`` wrong label, drawn anew at each step, or ``all`` of them.
+        inner_steps: Number of steps on each measured output of a device. They need no further pass.
+        negatives: Wrong labels: one ``random`` label, drawn at each step, or ``all``.
         reference: Distribution of the fixed directions.
-        gradients: ``analytic``, the closed form, or the local ``autograd``.
-        top_width: Width of the last matrix; None: that of the one below, or the device's inputs.
-        label_amplitude: Value of the label's slot; None: the largest magnitude in the training data.
-        cache: Whether the first device's answers to all labels are measured once and kept. They hold as long
-            as the device stands still. Under a greedy schedule every layer's are.
-        cache_age: Epochs after which they are measured again; None: never.
-        readout: ``goodness``, one pass for each class and layer; ``one_pass``, a linear layer on all
-            magnitudes, a variant that is not the paper's.
+        gradients: ``analytic`` for closed-form gradients, or ``autograd``.
+        top_width: Width of the last matrix; None: that of the matrix below, or the number of inputs of the
+            device.
+        label_amplitude: Value of the slot of a label; None: the largest magnitude in the training data.
+        cache: Whether the outputs of the first device for all labels are measured once and cached, which is
+            valid if the device does not drift. A greedy schedule caches the outputs of every device.
+        cache_age: Number of epochs after which they are measured again; None: never.
+        readout: ``goodness``, with one pass for each class and layer; ``one_pass``, a linear layer on all
+            magnitudes, a variant that is not in the paper.
         readout_lr: Learning rate of ``one_pass``.
         readout_weight_decay: Its weight decay.
     """
@@ -140,9 +143,9 @@ class PhysicalSettings(TrainerSettings):
 
 
 class RepeatedBlock(Block):
-    """A block that takes several steps on each output of its front, which costs passes through a device.
+    """A block that takes several steps on each output of its front, which saves passes through a device.
 
-    The block above receives the output after them.
+    The block above receives the output after the steps.
 
     Args:
         body: As for `Block`.
@@ -153,7 +156,7 @@ class RepeatedBlock(Block):
     """
 
     def __init__(
-        self, body: nn.Module, loss: LocalLoss, front: nn.Module, rule: UpdateRule[Any], steps: int
+        self, body: nn.Module, loss: LocalLoss, front: nn.Module, rule: UpdateRule[Block], steps: int
     ) -> None:
         super().__init__(body, loss, front, rule)
         self.steps = steps
@@ -173,10 +176,10 @@ class RepeatedBlock(Block):
 
 
 class Physical(PhysicalTrainer):
-    """Each layer is a device, a fixed front, and a matrix that learns from the goodness of its own output.
+    """Each block has a device as its fixed front, and a matrix that is trained by the goodness of its output.
 
-    Samples are sent with their label and with wrong ones. No gradient enters a device or crosses a layer; by
-    default none is computed by autograd at all. The network's output layer takes no part.
+    The devices process samples with their label and with wrong labels. No gradient enters a device or crosses
+    a layer; by default gradients are computed without autograd. The output layer of the network is not used.
     """
 
     id = "physical"
@@ -187,10 +190,13 @@ class Physical(PhysicalTrainer):
         s = self.settings
         if s.gradients == "analytic" and (s.precision != "float32" or s.compile is not None):
             raise BadValue(
-                "gradients = 'analytic': computed in float32 and not compiled; leave precision and compile"
+                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
+                "closed form is computed in float32 and not compiled; leave precision and compile"
             )
         if s.cache_age is not None and not s.cache:
-            raise BadValue(f"cache_age = {s.cache_age}: nothing is kept; it needs cache = true")
+            raise BadValue(
+                f"cache_age = {s.cache_age} with cache = false: nothing is cached; set cache = true"
+            )
         _, layers = physical_layers(self.net)
         front = layers[-1][0]
         top = s.top_width or (layers[-2][1].out_features if len(layers) > 1 else front.drive.n_in)
@@ -221,21 +227,14 @@ class Physical(PhysicalTrainer):
         assert isinstance(encoding, LabelSlots)
         return encoding
 
-    def prepare(
-        self,
-        train: TensorData,
-        validation: TensorData | None,
-        fit: FitSettings,
-        checkpoint: Checkpoint | None,
-        hooks: Hooks,
-    ) -> History:
-        """Take the amplitude of labels from the training data, and calibrate."""
+    def prepare(self, run: RunContext) -> History:
+        """Set the amplitude of labels by the training data, and calibrate the devices."""
         amplitude = self.settings.label_amplitude
         if amplitude is None:
-            everyone = torch.arange(len(train), device=self.device).split(fit.batch_size)
-            amplitude = max(train.batch(indices)[0].abs().max().item() for indices in everyone)
+            batches = torch.arange(len(run.train), device=self.device).split(run.fit.batch_size)
+            amplitude = max(run.train.batch(indices)[0].abs().max().item() for indices in batches)
         self.slots.amplitude.fill_(amplitude)
-        return super().prepare(train, validation, fit, checkpoint, hooks)
+        return super().prepare(run)
 
     def first_rows(self, train: TensorData, n: int) -> Tensor:
         x, y = train.batch(torch.arange(min(n, len(train)), device=self.device))

@@ -1,9 +1,10 @@
-"""What physical local learning is compared with, on the same devices."""
+"""Baselines of physical local learning, on the same devices."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
@@ -29,20 +30,23 @@ class PhysicalBackpropSettings(TrainerSettings):
     """Settings of backpropagation through devices.
 
     Attributes:
-        model: ``ideal``: the device answers, and gradients are those of its exact twin, which nobody has of a
-            real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``:
-            the twin answers in training, and the weights are then used on the device.
-        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.digital_model`.
-        twin_seed: Which error the twin makes.
+        model: ``ideal``: outputs are measured on the device, and gradients are those of its exact digital
+            model, which does not exist for a real device. ``aware``: physics-aware training, the same with an
+            inexact digital model. ``in_silico``: the digital model replaces the device in training, and the
+            trained weights are used on the device.
+        mismatch: Error of the digital model, 0 to 1, see `bpfree.physics.Simulated.digital_model`.
+        mismatch_seed: Seed of the error.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"twin_seed": "mismatch_seed"}
 
     model: Literal["ideal", "aware", "in_silico"] = "ideal"
     mismatch: Annotated[float, Ge(0), Le(1)] = 0.0
-    twin_seed: Annotated[int, Ge(0)] = 0
+    mismatch_seed: Annotated[int, Ge(0)] = 0
 
 
 class PhysicalBackprop(PhysicalTrainer):
-    """The matrices between the devices by backpropagation, with a twin's gradient in a device's place."""
+    """Backpropagation through the network, with gradients of a digital model in place of each device."""
 
     id = "physical_backprop"
     Settings = PhysicalBackpropSettings
@@ -52,7 +56,7 @@ class PhysicalBackprop(PhysicalTrainer):
         s = self.settings
         if s.model == "ideal" and s.mismatch > 0:
             raise BadValue(
-                f"mismatch = {s.mismatch} with model = 'ideal': the ideal twin is exact; use 'aware'"
+                f"mismatch = {s.mismatch} with model = 'ideal': the ideal digital model is exact; use 'aware'"
             )
         stages, output = self.stages(s.cut)
         layers = [
@@ -70,7 +74,7 @@ class PhysicalBackprop(PhysicalTrainer):
             make = find_digital_model(front.physical_device.system)
             if make is None:
                 raise BadValue(f"{self.id}: the device has no digital model; only simulated systems have one")
-            model = make(s.mismatch, s.twin_seed)
+            model = make(s.mismatch, s.mismatch_seed)
         return DigitalModelFront(front, model, "digital_model" if s.model == "in_silico" else "device")
 
     @property
@@ -79,13 +83,13 @@ class PhysicalBackprop(PhysicalTrainer):
 
 
 class PhysicalDirectFeedback(PhysicalTrainer, DirectFeedbackAlignment):
-    """Direct feedback alignment through opaque devices: the output's error reaches each matrix by itself."""
+    """Direct feedback alignment: the error of the output is projected to each matrix, past the devices."""
 
     id = "physical_dfa"
     Settings = DirectFeedbackSettings
 
-    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """Nothing: the gradient that the feedback stands for does not exist behind an opaque device."""
+    def diagnose(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        """Nothing: there is no gradient through a device to compare the feedback with."""
         return {}
 
 
@@ -94,22 +98,22 @@ class PhysicalRidgeSettings(TrainerSettings):
     """Settings of random features with ridge regression.
 
     Attributes:
-        lam: Penalties that validation chooses from.
+        lam: Ridge penalties from which one is selected, on the validation data if there are any.
     """
 
     lam: list[float] = field(default_factory=lambda: list(LAMBDAS))
 
 
 class PhysicalRidge(PhysicalTrainer):
-    """The first device as random features, and ridge regression in closed form: an extreme learning machine.
+    """Ridge regression, in closed form, on the outputs of the first device: an extreme learning machine.
 
-    One pass for each sample, whatever ``epochs``.
+    It takes one pass for each sample; ``epochs`` has no effect.
     """
 
     id = "physical_ridge"
     Settings = PhysicalRidgeSettings
     settings: PhysicalRidgeSettings
-    #: It takes no steps, and chooses its penalty itself.
+    #: There are no gradient steps, and the penalty is selected in closed form.
     space: ClassVar[Space] = {}
 
     def make_cascade(self, n_classes: int) -> Cascade:
@@ -128,8 +132,8 @@ class PhysicalSPSASettings(TrainerSettings):
     """Settings of simultaneous perturbation.
 
     Attributes:
-        perturbation: How far each weight is moved, up and down.
-        directions: Random directions whose estimates are averaged in each step.
+        perturbation: Size of the perturbation of each weight.
+        directions: Number of random directions whose estimates are averaged in each step.
     """
 
     perturbation: Annotated[float, Gt(0)] = 1e-2
@@ -137,10 +141,10 @@ class PhysicalSPSASettings(TrainerSettings):
 
 
 class PhysicalSPSA(PhysicalTrainer):
-    """Simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992): the loss is measured, gradients are guessed.
+    """Simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992): gradients are estimated by measured losses.
 
-    All matrices move along a random sign vector at once; two measurements of the loss give the slope along
-    it. The optimizer of the settings takes the estimate for a gradient.
+    All matrices are perturbed along a random sign vector. The difference of the losses for both signs gives
+    the slope along it. The optimizer uses this estimate in place of the gradient.
     """
 
     id = "physical_spsa"

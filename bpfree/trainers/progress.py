@@ -14,12 +14,12 @@ def progress_bar(title: str, enabled: bool, about: str = "") -> Iterator[Show]:
     """A bar that counts epochs and shows the newest loss and accuracy; silent if not ``enabled``.
 
     Args:
-        title: What stands in front of it.
-        enabled: Whether anything is shown.
-        about: What is printed first, and stays.
+        title: Text to the left of the bar.
+        enabled: Whether anything is printed.
+        about: Text that is printed above the bar, and is not removed at the end.
     """
     if not enabled:
-        yield lambda done, of, row: None
+        yield lambda done, total, row: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,10 +29,10 @@ def progress_bar(title: str, enabled: bool, about: str = "") -> Iterator[Show]:
             bar.console.print(about, markup=False, highlight=False, soft_wrap=True)
         task = bar.add_task(title, total=None, note="")
 
-        def show(done: int, of: int, row: dict[str, Any]) -> None:
+        def show(done: int, total: int, row: dict[str, Any]) -> None:
             note = f"loss {sum(row['loss']):.4f}"
             for name, value in list(row.get("validation", {}).items())[:1]:
                 note += f"  validation {100 * value:.2f} % ({name})"
-            bar.update(task, completed=done, total=of, note=note)
+            bar.update(task, completed=done, total=total, note=note)
 
         yield show

@@ -1,4 +1,4 @@
-"""Trainers by id, so that a configuration can ask for one."""
+"""The registry of trainers, by id."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from bpfree.trainers.base import Trainer
 
 T = TypeVar("T", bound=type[Trainer])
 
-#: Every trainer that `register_trainer` has been told of, by id.
+#: The registered trainers, by id.
 TRAINERS: dict[str, type[Trainer]] = {}
 
 
 def register_trainer(kind: T) -> T:
-    """Class decorator: make a `Trainer` known by its ``id``, to configurations and to the benchmark.
+    """Class decorator that registers a `Trainer` under its ``id``, for configurations and the benchmark.
 
     Raises:
-        BadValue: If the class is not a whole trainer, or another class has its id already.
+        BadValue: If the class is no trainer, has abstract methods, or another class has the same id.
     """
     if not (inspect.isclass(kind) and issubclass(kind, Trainer)):
         raise BadValue(f"{kind!r} is no trainer: expected a subclass of bpfree.Trainer")
     if inspect.isabstract(kind):
         missing = ", ".join(sorted(kind.__abstractmethods__))
-        raise BadValue(f"{kind.__qualname__} is no whole trainer: it must say {missing}")
+        raise BadValue(f"{kind.__qualname__} is abstract: expected a class that defines {missing}")
     name = getattr(kind, "id", None)
     if not isinstance(name, str) or not name:
-        raise BadValue(f"{kind.__qualname__}.id = {name!r}: expected a name for the trainer")
-    known = TRAINERS.get(name)
-    if known is not None and known.__qualname__ != kind.__qualname__:
+        raise BadValue(f"{kind.__qualname__}.id = {name!r}: expected a non-empty string")
+    registered = TRAINERS.get(name)
+    if registered is not None and registered.__qualname__ != kind.__qualname__:
         raise BadValue(f"a trainer with the id {name!r} exists already: choose another id")
     TRAINERS[name] = kind
     return kind

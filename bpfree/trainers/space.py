@@ -1,25 +1,26 @@
-"""What may be searched: each trainer declares which of its settings, over which range, on which scale."""
+"""Search spaces: the settings of a trainer that can be tuned, with their ranges and scales."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-#: Settings that must have one of these values for a dimension to mean anything.
-Given = Mapping[str, tuple[Any, ...]]
+from bpfree._renamed import warn_renamed
+
+#: The condition of a dimension: by setting, the values with which the dimension has an effect.
+Given = Mapping[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included; whole numbers if both ends are.
+    """Numbers from ``low`` to ``high``, both included; integers if both ends are integers.
 
     Attributes:
         low: Smallest value.
         high: Largest value.
-        log: Whether equal ratios, rather than equal differences, are equally far apart.
-        given: Where the setting has a meaning.
+        log: Whether the scale is logarithmic.
+        given: Values of other settings with which this one has an effect.
     """
 
     low: float
@@ -27,10 +28,15 @@ class Range:
     log: bool = False
     given: Given = field(default_factory=dict)
 
-    def share(self, value: float) -> float:
-        """Where ``value`` lies between the ends, 0 at ``low`` and 1 at ``high``, on the range's scale."""
+    def fraction(self, value: float) -> float:
+        """The position of ``value`` on the range's scale, 0 at ``low`` and 1 at ``high``."""
         scale = math.log if self.log else float
         return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+
+    def share(self, value: float) -> float:
+        """Old name of `fraction`."""
+        warn_renamed("Range.share", "Range.fraction")
+        return self.fraction(value)
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}{', log scale' if self.log else ''}"
@@ -38,14 +44,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """Some values, in their order if they are numbers.
+    """A finite set of values; numbers are in order.
 
     Attributes:
-        values: What there is to choose from.
-        given: Where the setting has a meaning.
+        values: The values.
+        given: Values of other settings with which this one has an effect.
     """
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
     given: Given = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -55,12 +61,12 @@ class Choice:
 Dimension = Range | Choice
 Space = Mapping[str, Dimension]
 
-#: What every trainer that steps along gradients may search.
+#: The search space of every trainer with gradient steps.
 STEPS: Space = {"lr": Range(1e-4, 1e-1, log=True), "weight_decay": Range(1e-6, 1e-2, log=True)}
 
 
-def meant(space: Space, settings: Mapping[str, Any]) -> Space:
-    """The dimensions of ``space`` that have a meaning beside these settings."""
+def active_dimensions(space: Space, settings: Mapping[str, object]) -> Space:
+    """The dimensions of ``space`` that have an effect with these settings."""
     return {
         name: dimension
         for name, dimension in space.items()

@@ -16,7 +16,7 @@ from bpfree.bench.config import cells
 from bpfree.bench.files import Mapped, Values
 from bpfree.bench.protocol import arm_id
 from bpfree.metrics import Metric
-from bpfree.trainers import Choice, Dimension, Space, meant
+from bpfree.trainers import Choice, Dimension, Space, active_dimensions
 
 Seed = Annotated[int, Ge(0)]
 
@@ -194,7 +194,7 @@ def make_plan(config: Mapped, options: Values | None = None, where: str = "") ->
         if label not in labels:
             raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
     trainers = [of_arm[0].trainer for of_arm in cells_by_arm]
-    spaces = [meant(trainer.kind.space, asdict(trainer.settings)) for trainer in trainers]
+    spaces = [active_dimensions(trainer.kind.space, asdict(trainer.settings)) for trainer in trainers]
     _check_names(tune, spaces, where)
     arms = tuple(
         _arm(k, of_arm, space, tune, where)

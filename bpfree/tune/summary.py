@@ -105,7 +105,7 @@ def at_edge(arm: TunedArm, params: Values) -> list[str]:
 def _is_edge(dimension: Dimension, value: object) -> bool:
     if isinstance(dimension, Range):
         assert isinstance(value, int | float)
-        return not EDGE <= dimension.share(value) <= 1 - EDGE
+        return not EDGE <= dimension.fraction(value) <= 1 - EDGE
     numbers = [v for v in dimension.values if isinstance(v, int | float) and not isinstance(v, bool)]
     return len(numbers) == len(dimension.values) > 2 and value in (min(numbers), max(numbers))
 

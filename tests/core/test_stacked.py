@@ -94,15 +94,15 @@ def test_a_layer_that_was_replaced_learns_and_one_that_was_frozen_is_refused() -
     with pytest.raises(BadValue, match="is frozen"):
         trainer.reset_optimizers()
     fresh = MonoForward(trainer.net, gradients="stacked", progress=False)
-    with pytest.raises(BadValue, match="no two neighbouring blocks are alike"):
+    with pytest.raises(BadValue, match="expected neighboring blocks"):
         fresh.build((12,), CLASSES)
 
 
 @pytest.mark.parametrize(
     ("net", "settings", "says"),
     [
-        (lambda: make_mlp(16, 16), {}, "no two neighbouring blocks are alike"),
-        (make_cnn, {"cut": 2}, "no two neighbouring blocks are alike"),
+        (lambda: make_mlp(16, 16), {}, "expected neighboring blocks"),
+        (make_cnn, {"cut": 2}, "expected neighboring blocks"),
         (lambda: make_mlp(16, 16, 16, 16), {"schedule": "greedy"}, "schedule = 'simultaneous'"),
     ],
 )

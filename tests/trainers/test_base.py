@@ -1,4 +1,4 @@
-"""What a user does with a trainer: build, step, evaluate, predict, save, load, clone."""
+"""The methods of a trainer: build, step, evaluate, predict, save, load, clone."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
 # ---- building --------------------------------------------------------------------------------------------
 
 
-def test_nothing_can_be_asked_of_a_trainer_that_has_seen_no_data() -> None:
+def test_a_trainer_must_be_built_before_it_is_used() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
-    for ask in (lambda: trainer.model, lambda: trainer.predict(torch.zeros(2, 12)), lambda: trainer.cascade):
+    for use in (lambda: trainer.model, lambda: trainer.predict(torch.zeros(2, 12)), lambda: trainer.cascade):
         with pytest.raises(BadValue, match="call fit, load or build first"):
-            ask()
+            use()
 
 
-def test_samples_and_classes_that_do_not_fit_are_errors() -> None:
+def test_shapes_and_classes_that_do_not_fit_are_refused() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     with pytest.raises(BadValue, match=r"does not accept samples of shape \(13,\)"):
         trainer.build((13,), CLASSES)
@@ -54,7 +54,7 @@ def test_samples_and_classes_that_do_not_fit_are_errors() -> None:
         trainer.build((12,), 5)
 
 
-def test_building_twice_changes_nothing_and_leaves_the_global_generator_alone() -> None:
+def test_building_twice_changes_neither_weights_nor_the_global_generator() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     trainer = MonoForward(make_mlp(), progress=False)
@@ -66,27 +66,27 @@ def test_building_twice_changes_nothing_and_leaves_the_global_generator_alone() 
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_heads_follow_the_seed_and_the_net_keeps_its_weights() -> None:
+def test_heads_depend_on_the_seed_and_the_network_keeps_its_weights() -> None:
     net, same, other = (make_mlp() for _ in range(3))
     weights = snapshot(net)
     heads = []
     for module, seed in ((net, 0), (same, 0), (other, 1)):
         trainer = MonoForward(module, seed=seed, progress=False)
         trainer.build((12,), CLASSES)
-        heads.append(trainer.cascade.losses[0].head[1].weight)  # type: ignore[index]
+        heads += trainer.cascade.losses[0].parameters()
     assert unchanged(net, weights)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
 @pytest.mark.parametrize("kind", [Backprop, DeepSupervision, MFJoint, ForwardForward, RandomFeatures])
-def test_families_that_cut_the_net_themselves_say_so(kind: type[Trainer]) -> None:
+def test_trainers_that_cut_the_network_refuse_a_cascade(kind: type[Trainer]) -> None:
     with pytest.raises(BadValue, match=f"{kind.id} cuts the network itself"):
         kind(localize(make_mlp()), progress=False).build((12,), CLASSES)
 
 
 @pytest.mark.parametrize("kind", [MonoForward, Local])
-def test_a_cascade_that_was_cut_already_is_trained_as_it_is(kind: type[Trainer]) -> None:
+def test_a_given_cascade_is_trained_in_place(kind: type[Trainer]) -> None:
     cascade = localize(make_mlp(16, 16, 16), cut=2)
     trainer = kind(cascade, lr=0.02, progress=False)
     trainer.fit(easy(), epochs=8, batch_size=16)
@@ -98,7 +98,7 @@ def test_a_cascade_that_was_cut_already_is_trained_as_it_is(kind: type[Trainer])
 
 
 @every
-def test_training_leaves_the_global_generator_as_it_was(kind: type[Trainer]) -> None:
+def test_training_restores_the_global_generator(kind: type[Trainer]) -> None:
     trainer = kind(make_mlp(dropout=0.3), progress=False)
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -109,8 +109,8 @@ def test_training_leaves_the_global_generator_as_it_was(kind: type[Trainer]) -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_that_is_broken_off_gives_the_generator_back_too() -> None:
-    def stop(done: int, of: int, row: Any) -> None:
+def test_an_interrupted_run_restores_the_global_generator() -> None:
+    def stop(done: int, total: int, row: Any) -> None:
         raise KeyboardInterrupt
 
     trainer = MonoForward(make_mlp(), progress=False)
@@ -120,7 +120,7 @@ def test_a_run_that_is_broken_off_gives_the_generator_back_too() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_nets_drawn_after_two_runs_differ() -> None:
+def test_networks_created_after_two_runs_differ() -> None:
     nets = []
     for _ in range(2):
         MonoForward(make_mlp_unseeded(), progress=False).fit(vectors(), epochs=1)
@@ -134,7 +134,7 @@ def make_mlp_unseeded() -> nn.Sequential:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every
-def test_training_on_a_gpu_leaves_its_generator_as_it_was(kind: type[Trainer]) -> None:
+def test_training_on_a_gpu_restores_its_generator(kind: type[Trainer]) -> None:
     trainer = kind(make_mlp(dropout=0.3), device="cuda", progress=False)
     torch.cuda.manual_seed(3)
     before = torch.cuda.get_rng_state()
@@ -143,12 +143,12 @@ def test_training_on_a_gpu_leaves_its_generator_as_it_was(kind: type[Trainer]) -
 
 
 @every
-def test_the_network_can_be_trained_by_others_afterwards(kind: type[Trainer]) -> None:
+def test_requires_grad_is_restored_after_training(kind: type[Trainer]) -> None:
     net = make_cnn(batch_norm=True)
     frozen = net[0].bias
     frozen.requires_grad_(False)
     kind(net, progress=False).fit(images(), epochs=1, batch_size=16)
-    # Whatever required a gradient still does, and nothing else.
+    # The parameters that require a gradient are the same as before.
     assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.bias"]
     assert all(p.grad is None for p in net.parameters())
 
@@ -157,21 +157,21 @@ def test_the_network_can_be_trained_by_others_afterwards(kind: type[Trainer]) ->
 
 
 @every
-def test_predictions_are_what_evaluation_counts_and_what_the_model_says(kind: type[Trainer]) -> None:
+def test_predictions_agree_with_evaluation_and_with_the_model(kind: type[Trainer]) -> None:
     trainer = kind(make_mlp(16, 16, 16), progress=False)
     trainer.fit(easy(), epochs=2, batch_size=16)
     data = easy(seed=1)
-    found = trainer.evaluate(data)
+    result = trainer.evaluate(data)
     predicted = trainer.predict(data.x)
-    assert found["accuracy"] == pytest.approx((predicted == data.y).float().mean().item())
-    assert found["accuracy"] == found["readouts"][trainer.cascade.headline]
+    assert result["accuracy"] == pytest.approx((predicted == data.y).float().mean().item())
+    assert result["accuracy"] == result["readouts"][trainer.cascade.headline]
     with torch.no_grad():
         assert torch.equal(trainer.model(data.x).argmax(1), predicted)
         assert torch.equal(trainer.cascade(data.x).argmax(1), predicted)
 
 
 @every
-def test_evaluation_does_not_depend_on_the_company_of_a_sample(kind: type[Trainer]) -> None:
+def test_predictions_do_not_depend_on_the_batch(kind: type[Trainer]) -> None:
     trainer = kind(make_cnn(batch_norm=True), progress=False)
     trainer.fit(images(), epochs=1, batch_size=16)
     x = images(seed=1).x
@@ -197,25 +197,25 @@ def test_evaluation_changes_no_state(kind: type[Trainer]) -> None:
 @pytest.mark.parametrize(
     ("kind", "blocks"), [(MonoForward, 3), (ForwardForward, 3), (Backprop, 1), (DeepSupervision, 4)]
 )
-def test_each_block_is_judged_alone(kind: type[Trainer], blocks: int) -> None:
+def test_each_block_is_evaluated_separately(kind: type[Trainer], blocks: int) -> None:
     trainer = kind(make_mlp(16, 16, 16), progress=False)
     trainer.fit(easy(), epochs=1)
     assert len(trainer.evaluate(easy())["blocks"]) == blocks
 
 
 @pytest.mark.parametrize("kind", [MonoForward, Backprop])
-def test_scores_that_are_not_numbers_are_not_judged_quietly(kind: type[Trainer]) -> None:
+def test_scores_that_are_not_finite_raise_an_error(kind: type[Trainer]) -> None:
     trainer = kind(make_mlp(), progress=False)
     trainer.build((12,), CLASSES)
     with torch.no_grad():
-        trainer.net[1].weight[0] = torch.nan  # type: ignore[index]
+        next(trainer.net.parameters())[0] = torch.nan
     with pytest.raises(Diverged):
         trainer.evaluate(vectors())
 
 
 @every
 def test_a_single_step_is_the_first_step_of_a_fit(kind: type[Trainer]) -> None:
-    # One batch that holds the data in the order of the first epoch.
+    # The epoch has one batch, with the samples in the order of the first epoch.
     one, other = (kind(make_mlp(), progress=False) for _ in range(2))
     data = vectors(16)
     one.fit(data, epochs=1, batch_size=16)
@@ -229,14 +229,14 @@ def test_a_single_step_is_the_first_step_of_a_fit(kind: type[Trainer]) -> None:
 
 
 @every
-def test_steps_without_a_number_are_numbered(kind: type[Trainer]) -> None:
+def test_steps_without_a_number_count_from_the_last_one(kind: type[Trainer]) -> None:
     x, y = vectors(16).batch(torch.arange(16))
     trainer, numbered = (kind(make_mlp(dropout=0.5), progress=False) for _ in range(2))
     for one in (trainer, numbered):
         one.build((12,), CLASSES)
     for number in (0, 1, 2, 7, 8):
-        ours = trainer.step(x, y, 7 if number == 7 else None)
-        assert torch.equal(torch.stack(ours), torch.stack(numbered.step(x, y, number)))
+        losses = trainer.step(x, y, 7 if number == 7 else None)
+        assert torch.equal(torch.stack(losses), torch.stack(numbered.step(x, y, number)))
     assert unchanged(trainer.cascade, snapshot(numbered.cascade))
 
 
@@ -248,7 +248,7 @@ def test_dropout_differs_from_step_to_step() -> None:
 
 
 @every
-def test_what_was_saved_loads_into_a_trainer_that_was_not_built(kind: type[Trainer], tmp_path: Path) -> None:
+def test_a_saved_file_is_loaded_into_a_new_trainer(kind: type[Trainer], tmp_path: Path) -> None:
     trainer = kind(make_cnn(batch_norm=True), progress=False)
     trainer.fit(images(), epochs=1, batch_size=16)
     trainer.save(tmp_path / "deep" / "weights.safetensors")
@@ -259,14 +259,14 @@ def test_what_was_saved_loads_into_a_trainer_that_was_not_built(kind: type[Train
     assert fresh.evaluate(images()) == trainer.evaluate(images())
 
 
-def test_loading_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.build((12,), CLASSES)
     trainer.save(path)
     with pytest.raises(BadValue, match="saved by 'mono_forward', not by 'backprop'"):
         Backprop(make_mlp(), progress=False).load(path, (12,))
-    with pytest.raises(BadValue, match="give sample_shape"):
+    with pytest.raises(BadValue, match="pass sample_shape"):
         MonoForward(make_mlp(), progress=False).load(path)
     with pytest.raises(BadValue, match=r"contains another network: .*blocks\.0\.body\.1\.bias"):
         MonoForward(make_mlp(20, 16), progress=False).load(path, (12,))
@@ -295,7 +295,7 @@ def test_a_clone_is_independent(kind: type[Trainer], settings: Any) -> None:
     assert unchanged(trainer.cascade, before)
     assert all(p.grad is None for p in trainer.cascade.parameters())
     assert not unchanged(clone.cascade, before)
-    # Momentum was copied too: both take the same second step.
+    # Momentum is copied too: both take the same second step.
     trainer.step(x, y, 1)
     assert unchanged(trainer.cascade, snapshot(clone.cascade))
 

@@ -1,4 +1,4 @@
-"""Cascaded-Forward: fixed blocks, their statistics, the predictors, and the order in which they train."""
+"""Cascaded-Forward: fixed blocks, their statistics, the predictors, and the order of their training."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def test_random_blocks_keep_their_bits(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("predictor", ["cross_entropy", "sparsemax", "closed_form"])
-def test_one_after_another_is_side_by_side(predictor: str) -> None:
+def test_greedy_and_simultaneous_schedules_agree(predictor: str) -> None:
     runs = [make(predictor=predictor, schedule=schedule) for schedule in ("greedy", "simultaneous")]
     for trainer in runs:
         trainer.fit(TRAIN, epochs=3, batch_size=16)
-    for one, other in zip(runs[0].cascade.losses, runs[1].cascade.losses, strict=True):
-        for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs)
+    for greedy, simultaneous in zip(runs[0].cascade.losses, runs[1].cascade.losses, strict=True):
+        for p, q in zip(greedy.parameters(), simultaneous.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
 
 
-def test_testing_moves_no_statistic_and_does_not_depend_on_the_company() -> None:
+def test_evaluation_changes_no_statistic_and_does_not_depend_on_the_batch() -> None:
     trainer = make()
     trainer.fit(TRAIN, epochs=1, batch_size=16)
     state = {name: t.clone() for name, t in trainer.cascade.state_dict().items()}
     assert state["blocks.0.front.3.running_mean"].abs().sum() > 0
     x, _ = TEST.batch(torch.arange(60))
-    whole = trainer.model(x)
+    expected = trainer.model(x)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    parts = torch.cat([trainer.model(x[chunk]) for chunk in order.split(7)])
-    torch.testing.assert_close(parts, whole[order])
+    in_batches = torch.cat([trainer.model(x[chunk]) for chunk in order.split(7)])
+    torch.testing.assert_close(in_batches, expected[order])
     trainer.evaluate(TEST)
     for name, tensor in trainer.cascade.state_dict().items():
         assert torch.equal(tensor, state[name]), name
@@ -83,20 +83,20 @@ def test_the_prediction_is_the_sum_of_probabilities() -> None:
         with torch.no_grad():
             outputs = trainer.cascade.outputs(x)
             scores = [loss.scores(o) for o, loss in zip(outputs, trainer.cascade.losses, strict=True)]
-            found = trainer.model(x)
+            prediction = trainer.model(x)
         if transform is None:
-            torch.testing.assert_close(found.sum(1), torch.full((9,), 2.0))
+            torch.testing.assert_close(prediction.sum(1), torch.full((9,), 2.0))
             parts = [loss.probabilities(s) for s, loss in zip(scores, trainer.cascade.losses, strict=True)]
             assert any((p == 0).any() for p in parts)
         else:
-            torch.testing.assert_close(found, sum(transform(s, 1) for s in scores))
+            torch.testing.assert_close(prediction, sum(transform(s, 1) for s in scores))
 
 
 @pytest.mark.parametrize("schedule", ["greedy", "simultaneous"])
-def test_the_closed_form_takes_one_pass_and_keeps_no_features(
+def test_the_closed_form_needs_one_pass_and_caches_no_features(
     schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Feed, "_cache_next", lambda self: pytest.fail("features were kept"))
+    monkeypatch.setattr(Feed, "_cache_next", lambda self: pytest.fail("features were cached"))
     trainer = make(predictor="closed_form", schedule=schedule, lam=[0.01])
     history = trainer.fit(TRAIN, TEST, epochs=7, batch_size=16)
     assert [stage["epochs"] for stage in history.stages] == [1] * (1 if schedule == "simultaneous" else 2)
@@ -112,38 +112,38 @@ def test_the_closed_form_takes_one_pass_and_keeps_no_features(
         torch.testing.assert_close(scores, (phi.double() @ weight + bias).float(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_penalty_is_chosen_on_what_the_block_makes_of_validation_data() -> None:
-    seen: list[int] = []
+def test_the_penalty_is_selected_on_outputs_for_validation_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
     trainer = make(predictor="closed_form", schedule="simultaneous")
     trainer.build((1, 8, 8), 3)
     for loss in trainer.cascade.losses:
-        end = loss.solve
+        solve = loss.solve
         width = loss.linear.in_features
 
-        def spy(validation: Any, end: Any = end, width: int = width) -> None:
+        def recording(validation: Any, solve: Any = solve, width: int = width) -> None:
             batches = list(validation)
-            seen.append(sum(len(y) for _, y in batches))
+            counts.append(sum(len(y) for _, y in batches))
             assert all(output.flatten(1).shape[1] == width for output, _ in batches)
-            end(batches)
+            solve(batches)
 
-        loss.solve = spy  # type: ignore[method-assign]
+        monkeypatch.setattr(loss, "solve", recording)
     trainer.fit(TRAIN, TEST, batch_size=16)
-    assert seen == [60, 60]
+    assert counts == [60, 60]
 
 
 @pytest.mark.parametrize(
     "settings", [{"predictor": "closed_form"}, {"blocks": "dfa", "block_epochs": 2}], ids=str
 )
-def test_a_stopped_run_ends_as_one_that_was_not(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(settings: dict[str, Any], tmp_path: Path) -> None:
     testing.assert_resumes(lambda: make(**settings), TRAIN, tmp_path, TEST, epochs=2)
     assert not list(tmp_path.glob("*.blocks"))
 
 
 def test_blocks_can_be_trained_before_the_predictors() -> None:
-    trainer, random = make(blocks="dfa", block_epochs=3), make()
+    trainer, with_random_blocks = make(blocks="dfa", block_epochs=3), make()
     before = weights(trainer)
     history = trainer.fit(TRAIN, TEST, epochs=2, batch_size=16)
-    random.fit(TRAIN, TEST, epochs=2, batch_size=16)
+    with_random_blocks.fit(TRAIN, TEST, epochs=2, batch_size=16)
     after = weights(trainer)
     assert all(not torch.equal(after[name], before[name]) for name in after)
     assert [row["stage"] for row in history.rows] == ["blocks by dfa"] * 3 + ["block 1"] * 2 + ["block 2"] * 2
@@ -153,7 +153,7 @@ def test_blocks_can_be_trained_before_the_predictors() -> None:
     assert history.rows[0]["diagnosis"]["feedback_cos"]
 
 
-def test_nan_in_the_data_is_told() -> None:
+def test_nan_in_the_data_is_refused() -> None:
     x = TRAIN.x.clone()
     x[7] = float("nan")
     for settings in VARIANTS:
@@ -161,7 +161,7 @@ def test_nan_in_the_data_is_told() -> None:
             make(**settings).fit(TensorData(x, TRAIN.y, 3), epochs=2, batch_size=16)
 
 
-def test_settings_that_do_not_fit() -> None:
+def test_settings_that_do_not_fit_are_refused() -> None:
     for settings, message in [
         ({"pool": [2]}, "expected 2 sides"),
         ({"pool": [2, 1], "gradients": "analytic"}, "leave one of them out"),
@@ -173,7 +173,7 @@ def test_settings_that_do_not_fit() -> None:
             make(**settings).build((1, 8, 8), 3)
 
 
-def test_pooled_features_are_the_blocks_own() -> None:
+def test_each_block_has_its_own_pool() -> None:
     trainer = make(predictor="closed_form", pool=[2, None], schedule="simultaneous")
     trainer.fit(TRAIN, TEST, batch_size=16)
     assert [loss.linear.in_features for loss in trainer.cascade.losses] == [4 * 4, 6 * 4]

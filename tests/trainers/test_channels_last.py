@@ -1,4 +1,4 @@
-"""Channels last: every map of a run lies pixel by pixel, and the arithmetic is the same."""
+"""Channels last: all maps of a run have this memory format, and losses do not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = [
 
 
 def fitted(name: str, channels_last: bool) -> tuple[list[list[float]], list[Tensor]]:
-    """The losses of a run, and the maps that its convolutions gave."""
+    """The losses of a run, and the outputs of its convolutions."""
     maps: list[Tensor] = []
     settings: dict[str, Any] = {"lr": 0.01, "channels_last": channels_last, "progress": False}
     trainer = TRAINERS[name](make_cnn(activation="elu"), **settings)
@@ -36,10 +36,10 @@ def fitted(name: str, channels_last: bool) -> tuple[list[list[float]], list[Tens
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_layout_changes_no_figure(name: str) -> None:
+def test_channels_last_does_not_change_the_losses(name: str) -> None:
     plain, _ = fitted(name, False)
     losses, maps = fitted(name, True)
-    of_batches = [found for found in maps if len(found) > CLASSES]
-    assert of_batches
-    assert all(found.is_contiguous(memory_format=torch.channels_last) for found in of_batches)
+    batches = [output for output in maps if len(output) > CLASSES]
+    assert batches
+    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in batches)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(plain), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Counter-current learning: who moves whom, the paper's costs, and the variants against each other."""
+"""Counter-current learning: what each loss updates, the cost of a step in the paper, and the variants."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def feedback_weights(trainer: CounterCurrentLearning) -> list[Tensor]:
 
 
 def by_hand(trainer: CounterCurrentLearning, x: Tensor, y: Tensor) -> None:
-    """One step of the paper's rule, from its own equations, with one summed backward pass."""
+    """One step by the equations of the paper, with one summed backward pass."""
     u, v = forward_weights(trainer), feedback_weights(trainer)
     b, prototypes = torch.eye(3, dtype=x.dtype), []
     for weight in reversed(v):
         b = nn.functional.elu(b.detach() @ weight.T)
         prototypes.insert(0, b)
     loss, a, one_hot = torch.zeros((), dtype=x.dtype), x, torch.eye(3, dtype=x.dtype)[y]
-    for weight, own in zip(u[:-1], prototypes, strict=True):
+    for weight, feedback in zip(u[:-1], prototypes, strict=True):
         a = nn.functional.elu(a.detach() @ weight.T)
-        loss = loss + 256 * 0.5 / a.shape[1] * (a @ own.T - one_hot).square().mean()
+        loss = loss + 256 * 0.5 / a.shape[1] * (a @ feedback.T - one_hot).square().mean()
     loss = loss + nn.functional.cross_entropy(a.detach() @ u[-1].T, y)
     grads = torch.autograd.grad(loss, [*u, *v])
     with torch.no_grad():
@@ -56,41 +56,41 @@ def by_hand(trainer: CounterCurrentLearning, x: Tensor, y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("gradients", ["autograd", "analytic"])
-def test_ten_steps_are_those_of_the_equations(gradients: str) -> None:
+def test_ten_steps_agree_with_the_equations(gradients: str) -> None:
     trainer = make(torch.float64, lr=0.1, gradients=gradients, clip=None)
-    twin = make(torch.float64)
+    expected = make(torch.float64)
     for number in range(10):
         trainer.step(X.double(), Y, number)
-        by_hand(twin, X.double(), Y)
+        by_hand(expected, X.double(), Y)
     for ours, theirs in zip(
         forward_weights(trainer) + feedback_weights(trainer),
-        forward_weights(twin) + feedback_weights(twin),
+        forward_weights(expected) + feedback_weights(expected),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_a_pair_moves_its_layer_and_the_feedback_that_answers_it() -> None:
+def test_a_pair_loss_has_gradients_for_its_layer_and_its_feedback_layer() -> None:
     trainer = make()
     trainer.cascade.train()
     units = trainer.cascade.units
     rows = X
     names = {id(p): name for name, p in trainer.cascade.named_parameters()}
-    for k, (block, own) in enumerate(zip(units, send_feedback(units)[0], strict=True)):
-        losses, _, output = block.objective(rows, Y, own)
+    for k, (block, feedback) in enumerate(zip(units, send_feedback(units)[0], strict=True)):
+        losses, _, output = block.objective(rows, Y, feedback)
         losses[0].backward()
-        moved = {names[id(p)] for p in trainer.cascade.parameters() if p.grad is not None}
-        own = {f"blocks.{k}.body.1.weight" if k == 0 else f"blocks.{k}.body.0.weight"}
+        with_gradient = {names[id(p)] for p in trainer.cascade.parameters() if p.grad is not None}
+        body = {f"blocks.{k}.body.1.weight" if k == 0 else f"blocks.{k}.body.0.weight"}
         top = k == len(units) - 1
-        assert moved == (
-            {f"blocks.{k}.loss.head.weight"} if top else own | {f"blocks.{k}.loss.feedback.0.weight"}
+        assert with_gradient == (
+            {f"blocks.{k}.loss.head.weight"} if top else body | {f"blocks.{k}.loss.feedback.0.weight"}
         )
         trainer.cascade.zero_grad(set_to_none=True)
         rows = output.detach()
 
 
 @pytest.mark.parametrize("settings", [{}, {"loss": "decorrelated"}, {"gradients": "analytic"}], ids=str)
-def test_the_input_pair_changes_nothing_else(settings: dict[str, Any]) -> None:
+def test_the_input_pair_does_not_change_the_forward_network(settings: dict[str, Any]) -> None:
     without, with_pair = (
         make(clip=None, lr=0.1, **settings),
         make(clip=None, lr=0.1, input_pair=True, **settings),
@@ -108,38 +108,38 @@ def test_the_input_pair_changes_nothing_else(settings: dict[str, Any]) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_step_by_step_is_the_summed_step() -> None:
-    apart, joint = make(clip=None, lr=0.1), make(clip=None, lr=0.1, joint=True)
+def test_separate_steps_have_the_bits_of_the_summed_step() -> None:
+    separate, joint = make(clip=None, lr=0.1), make(clip=None, lr=0.1, joint=True)
     for number in range(5):
-        apart.step(X, Y, number)
+        separate.step(X, Y, number)
         joint.step(X, Y, number)
-    for ours, theirs in zip(forward_weights(apart), forward_weights(joint), strict=True):
+    for ours, theirs in zip(forward_weights(separate), forward_weights(joint), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def gradients(trainer: CounterCurrentLearning) -> list[tuple[list[Tensor], Tensor]]:
-    """What each group of each optimizer is stepped with, before and after conditioning, as one vector."""
-    seen: list[list[Tensor]] = []
+    """The gradients of each parameter group in the step of its optimizer, and as one vector."""
+    groups: list[list[Tensor]] = []
     for optimizer in trainer.optimizers.values():
         optimizer.register_step_pre_hook(
-            lambda o, *_: seen.extend([p.grad.clone() for p in g["params"]] for g in o.param_groups)
+            lambda o, *_: groups.extend([p.grad.clone() for p in g["params"]] for g in o.param_groups)
         )
     trainer.step(X, Y)
-    return [(group, torch.cat([g.flatten() for g in group])) for group in seen if group]
+    return [(group, torch.cat([g.flatten() for g in group])) for group in groups if group]
 
 
-def test_each_block_is_clipped_by_itself_and_all_together_where_joint() -> None:
-    free = [vector for _, vector in gradients(make(clip=None))]
-    limit = float(torch.stack([v.norm() for v in free]).median())
-    for found, whole in zip(gradients(make(clip=limit)), free, strict=True):
-        factor = min(1.0, limit / (whole.norm().item() + 1e-6))
-        torch.testing.assert_close(found[1], whole * factor)
+def test_gradients_are_clipped_by_block_or_all_together_if_joint() -> None:
+    unclipped = [vector for _, vector in gradients(make(clip=None))]
+    limit = float(torch.stack([v.norm() for v in unclipped]).median())
+    for (_, clipped), vector in zip(gradients(make(clip=limit)), unclipped, strict=True):
+        factor = min(1.0, limit / (vector.norm().item() + 1e-6))
+        torch.testing.assert_close(clipped, vector * factor)
     (forward, _), (feedback, _) = gradients(make(clip=limit / 4, joint=True))
     for side in (forward, feedback):
         assert torch.cat([g.flatten() for g in side]).norm().item() == pytest.approx(limit / 4, rel=1e-4)
 
 
-def test_centralised_gradients_have_no_mean() -> None:
+def test_centralized_gradients_have_mean_zero() -> None:
     for group, _ in gradients(make(centralize=True, clip=None)):
         for grad in group:
             assert grad.mean(1).abs().max() < 1e-7
@@ -147,7 +147,7 @@ def test_centralised_gradients_have_no_mean() -> None:
     assert max(g.mean(1).abs().max() for group, _ in plain for g in group) > 1e-4
 
 
-def test_a_copy_keeps_its_conditions() -> None:
+def test_a_copy_clips_its_gradients() -> None:
     trainer = make(clip=1e-4)
     before = [p.clone() for p in forward_weights(trainer)]
     copied = trainer.clone()
@@ -161,26 +161,26 @@ def test_feedback_has_its_own_learning_rate() -> None:
     trainer = make(lr=0.1, feedback_lr=0.025, clip=None)
     rates = {group["lr"] for o in trainer.optimizers.values() for group in o.param_groups if group["params"]}
     assert rates == {0.1, 0.025}
-    twin = make(lr=0.1, clip=None)
-    old = [p.clone() for p in feedback_weights(trainer)]
-    for one in (trainer, twin):
+    other = make(lr=0.1, clip=None)
+    before = [p.clone() for p in feedback_weights(trainer)]
+    for one in (trainer, other):
         one.step(X, Y)
-    for p, q, start in zip(feedback_weights(trainer), feedback_weights(twin), old, strict=True):
+    for p, q, start in zip(feedback_weights(trainer), feedback_weights(other), before, strict=True):
         torch.testing.assert_close((p - start) * 4, q - start, rtol=1e-3, atol=1e-7)
 
 
-def test_rows_that_the_output_is_sure_of_are_spared() -> None:
+def test_the_gate_leaves_out_samples_with_a_confident_prediction() -> None:
     trainer = make(joint=True, gate=0.34)
     (joint,) = trainer.cascade.units
     with torch.no_grad():
         probability = trainer.net(X).softmax(1).gather(1, Y.unsqueeze(1)).squeeze(1)
-    sure = probability > 0.34
-    assert 0 < sure.sum() < 20
+    confident = probability > 0.34
+    assert 0 < confident.sum() < 20
     outputs = joint.outputs(X)
-    judged = joint.seen(outputs, Y)
-    for seen, output in zip(judged[:-1], outputs[:-1], strict=True):
-        assert torch.equal(seen, output * ~sure.unsqueeze(1))
-    assert judged[-1] is outputs[-1]
+    gated = joint.seen(outputs, Y)
+    for one, output in zip(gated[:-1], outputs[:-1], strict=True):
+        assert torch.equal(one, output * ~confident.unsqueeze(1))
+    assert gated[-1] is outputs[-1]
 
 
 #: MFLOP per sample and step at batch 32 in the paper's table 2.
@@ -188,7 +188,7 @@ PAPER = {(784, 256, 5): (2.39, 2.55), (3072, 1024, 3): (25.23, 27.89)}
 
 
 @pytest.mark.parametrize("shape", PAPER, ids=str)
-def test_the_cost_of_a_step_is_the_papers(shape: tuple[int, int, int]) -> None:
+def test_the_cost_of_a_step_is_that_of_the_paper(shape: tuple[int, int, int]) -> None:
     n_in, width, depth = shape
     x, y = torch.zeros(32, n_in), torch.zeros(32, dtype=torch.long)
     widths = [n_in, *[width] * depth, 10]
@@ -229,23 +229,23 @@ def test_convolutional_nets_learn(pool: Any) -> None:
     assert trainer.locality == "L2"
 
 
-def test_the_history_tells_how_the_networks_agree() -> None:
+def test_the_history_has_the_agreement_of_the_networks() -> None:
     trainer = make()
     history = trainer.fit((X, Y), (X, Y), epochs=1, batch_size=10)
-    found = history.rows[0]["diagnosis"]
-    assert {name: len(values) for name, values in found.items()} == {
+    diagnosis = history.rows[0]["diagnosis"]
+    assert {name: len(values) for name, values in diagnosis.items()} == {
         "alignment": 3,
         "between_within": 3,
         "cka": 3,
     }
 
 
-def test_the_figures_of_agreement() -> None:
+def test_measures_of_agreement() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, filters = torch.randn(4, 6, generator=generator), torch.randn(4, 2, 3, 3, generator=generator)
     assert weight_alignment(weight, 3 * weight.T) == pytest.approx(1)
     assert weight_alignment(weight, -weight.T) == pytest.approx(-1)
-    # The filter that leads back is the one that autograd applies to an output gradient.
+    # Autograd applies the transposed and flipped filters to the gradient of the output.
     x = torch.zeros(1, 2, 5, 5, requires_grad=True)
     error = torch.randn(1, 4, 5, 5, generator=generator)
     nn.functional.conv2d(x, filters, padding=1).backward(error)
@@ -260,10 +260,10 @@ def test_the_figures_of_agreement() -> None:
     assert linear_cka(samples, torch.randn(50, 6, generator=generator)) < 0.3
 
 
-def test_settings_that_do_not_fit() -> None:
+def test_settings_that_exclude_each_other_are_refused() -> None:
     for settings, message in [
         ({"schedule": "greedy"}, "use 'simultaneous' or 'pipelined'"),
-        ({"gate": 0.9}, "needs joint"),
+        ({"gate": 0.9}, "requires joint"),
         ({"gradients": "analytic", "loss": "cosine"}, "analytic"),
         ({"loss": "mse"}, "loss"),
         ({"cut": 2}, "cut = 'weight'"),

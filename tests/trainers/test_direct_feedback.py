@@ -1,4 +1,4 @@
-"""Direct feedback alignment against backpropagation where the two must agree, and its own rules."""
+"""Direct feedback alignment: agreement with backpropagation, updates of single blocks, and settings."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def make(net: nn.Module, **settings: Any) -> DirectFeedbackAlignment:
 
 
 @pytest.mark.parametrize("last_block", ["exact", "feedback"])
-def test_with_the_true_matrices_a_linear_net_is_backpropagated(last_block: str) -> None:
-    net, twin = linear_net(), linear_net()
+def test_a_linear_network_with_the_true_matrices_agrees_with_backpropagation(last_block: str) -> None:
+    net, reference = linear_net(), linear_net()
     trainer = make(net, optimizer="sgd", momentum=0.0, lr=0.1, last_block=last_block)
-    second, output = twin[1].weight, twin[2].weight
-    truth = [output @ second, output]
+    second, output = reference[1].weight, reference[2].weight
+    true_matrices = [output @ second, output]
     feedback = [loss for loss in trainer.cascade.losses if isinstance(loss, DirectFeedback)]
     assert len(feedback) == (1 if last_block == "exact" else 2)
-    for loss, matrix in zip(feedback, truth, strict=False):
+    for loss, matrix in zip(feedback, true_matrices, strict=False):
         loss.matrix.copy_(matrix.detach())
-    F.cross_entropy(twin(X), Y).backward()
+    F.cross_entropy(reference(X), Y).backward()
     with torch.no_grad():
-        for p in twin.parameters():
+        for p in reference.parameters():
             p -= 0.1 * p.grad
     trainer.step(X, Y)
-    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for p, expected in zip(net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, expected)
 
 
 def test_the_gradient_of_a_block_is_the_projected_error_over_the_batch() -> None:
@@ -59,19 +59,19 @@ def test_the_gradient_of_a_block_is_the_projected_error_over_the_batch() -> None
     torch.testing.assert_close(weight - net[0].weight, (error @ matrix / 20).T @ X)
 
 
-def test_no_gradient_crosses_a_wall() -> None:
+def test_no_gradient_crosses_a_block_boundary() -> None:
     trainer = make(bpfree.nn.mlp([6, 5, 5, 3]))
     (joint,) = trainer.cascade.units
     for k, inner in enumerate(joint.parts):
         losses, _ = joint.objective(X, Y, None)
         losses[k].backward()
-        own = {id(p) for p in inner.parameters()}
+        inside = {id(p) for p in inner.parameters()}
         for name, p in trainer.cascade.named_parameters():
-            assert (p.grad is not None) == (id(p) in own), name
+            assert (p.grad is not None) == (id(p) in inside), name
         trainer.cascade.zero_grad(set_to_none=True)
 
 
-def test_normalisation_sees_each_batch_once() -> None:
+def test_normalization_processes_each_batch_once() -> None:
     torch.manual_seed(0)
     trainer = DirectFeedbackAlignment(bpfree.nn.cafo_cnn((1, 8, 8), 3, (4, 6)), progress=False)
     trainer.build((1, 8, 8), 3)
@@ -82,15 +82,15 @@ def test_normalisation_sees_each_batch_once() -> None:
 
 def test_feedback_has_its_own_seed_and_is_saved() -> None:
     matrices = [
-        make(linear_net(), seed=seed, feedback_seed=own).cascade.losses[0].matrix
-        for seed, own in [(0, 0), (1, 0), (0, 1)]
+        make(linear_net(), seed=seed, feedback_seed=feedback_seed).cascade.losses[0].matrix
+        for seed, feedback_seed in [(0, 0), (1, 0), (0, 1)]
     ]
     assert torch.equal(matrices[0], matrices[1])
     assert not torch.equal(matrices[0], matrices[2])
     assert any("matrix" in name for name in make(linear_net()).cascade.state_dict())
 
 
-def test_the_signal_aligns_with_the_gradient_as_the_blocks_learn() -> None:
+def test_the_projected_error_aligns_with_the_gradient_in_training() -> None:
     torch.manual_seed(0)
     trainer = make(bpfree.nn.mlp([6, 32, 32, 3]), lr=3e-3)
     first = trainer.diagnose(X, Y)["feedback_cos"]
@@ -101,7 +101,7 @@ def test_the_signal_aligns_with_the_gradient_as_the_blocks_learn() -> None:
     assert last[0] > max(first[0], 0.05)
 
 
-def test_blocks_of_one_width_have_matrices_of_their_own() -> None:
+def test_blocks_of_equal_width_have_different_matrices() -> None:
     trainer = DirectFeedbackAlignment(make_mlp(16, 16, 16), progress=False)
     trainer.build((12,), CLASSES)
     error = torch.eye(CLASSES)

@@ -1,4 +1,4 @@
-"""The parameters' type decides in what a network computes."""
+"""The dtype of the parameters is that of all computations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def in_float64(data: TensorData) -> TensorData:
     return TensorData(data.x.double(), data.y, data.n_classes)
 
 
-def test_a_float64_run_is_the_loop_written_by_hand() -> None:
-    # Values that float32 cannot tell apart.
+def test_a_float64_run_agrees_with_a_hand_written_loop() -> None:
+    # Values that are equal in float32.
     x = 1 + torch.rand(40, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-8
     y = torch.arange(40) % CLASSES
     trainer = Backprop(make_mlp().double(), lr=0.01, optimizer="sgd", momentum=0.0, progress=False)
@@ -43,7 +43,7 @@ def test_a_float64_run_is_the_loop_written_by_hand() -> None:
 
 
 @every
-def test_every_trainer_takes_a_float64_net(kind: type[Trainer], tmp_path: Path) -> None:
+def test_every_trainer_accepts_a_float64_network(kind: type[Trainer], tmp_path: Path) -> None:
     trainer = kind(make_cnn(batch_norm=True).double(), progress=False)
     data = images()
     trainer.fit(in_float64(data), data, epochs=2, batch_size=16, checkpoint=tmp_path / "run")
@@ -71,25 +71,28 @@ def test_an_autoencoder_in_float64() -> None:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_data_of_any_float_are_brought_to_the_net(kind: type[Trainer], dtype: torch.dtype) -> None:
+def test_data_are_converted_to_the_dtype_of_the_network(kind: type[Trainer], dtype: torch.dtype) -> None:
     data, runs = vectors(), []
     x = data.x.to(dtype)
-    for given in (x, x.float()):
+    for samples in (x, x.float()):
         trainer = kind(make_mlp(), progress=False)
-        runs.append((trainer.fit((given, data.y), epochs=1).rows, trainer.predict(given).tolist()))
+        rows = trainer.fit((samples, data.y), epochs=1).rows
+        runs.append((rows, trainer.predict(samples).tolist()))
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_net_too_narrow_to_be_trained_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(BadValue, match=rf"parameters are {dtype}, too narrow .*net\.float\(\).*precision"):
+def test_a_network_in_half_precision_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(
+        BadValue, match=rf"parameters are {dtype}, which is too narrow .*net\.float\(\).*precision"
+    ):
         MonoForward(make_mlp().to(dtype), progress=False)
 
 
-def test_a_net_of_two_types_and_one_without_values_are_refused() -> None:
+def test_networks_with_two_dtypes_and_without_values_are_refused() -> None:
     net = make_mlp()
     net[1].double()
-    with pytest.raises(BadValue, match=r"are torch\.float32 and torch\.float64: expected one type"):
+    with pytest.raises(BadValue, match=r"are torch\.float32 and torch\.float64: expected one dtype"):
         MonoForward(net, progress=False)
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -99,7 +102,7 @@ def test_a_net_of_two_types_and_one_without_values_are_refused() -> None:
         MonoForward(make_mlp().double(), precision="bfloat16", progress=False)
 
 
-def test_values_that_the_net_has_no_room_for_are_not_finite() -> None:
+def test_values_that_overflow_in_float32_are_refused() -> None:
     data = vectors()
     x = data.x.double()
     x[5, 3] = 1e300
@@ -109,7 +112,7 @@ def test_values_that_the_net_has_no_room_for_are_not_finite() -> None:
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "hpu", "meta", "privateuseone"])
-def test_a_kind_of_device_that_is_not_there_is_told_in_one_sentence(device: Any) -> None:
+def test_a_missing_device_is_refused_in_one_sentence(device: Any) -> None:
     if device in ("mps", "xpu") and getattr(torch, device).is_available():
         pytest.skip("this machine has one")
     with pytest.raises(BadValue, match=rf"^device = '{device}': [^\n]*; try 'cpu'$"):

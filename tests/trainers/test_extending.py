@@ -1,4 +1,4 @@
-"""A run goes on for more epochs where nothing in it depends on their number; else it is said why not."""
+"""A run is continued with more epochs if nothing depends on their number; otherwise it is refused."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ from tests.helpers import PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, snap
 CONSTANT = {"lr_schedule": "constant", "schedule": "simultaneous"}
 
 
-def trained(trainer: Trainer, epochs: int, path: Path | None = None, **options: Any) -> Any:
+def trained(
+    trainer: Trainer, epochs: int, checkpoint: Path | Checkpoint | None = None, **options: Any
+) -> Any:
     options = {"train": easy(), "validation": easy(seed=1), "batch_size": 16} | options
-    history = trainer.fit(epochs=epochs, checkpoint=path, **options)
+    history = trainer.fit(epochs=epochs, checkpoint=checkpoint, **options)
     return history.rows, history.stages, snapshot(trainer.cascade)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    assert found[:2] == expected[:2]
-    assert all(torch.equal(tensor, found[2][name]) for name, tensor in expected[2].items())
+def assert_same(run: Any, expected: Any) -> None:
+    assert run[:2] == expected[:2]
+    assert all(torch.equal(tensor, run[2][name]) for name, tensor in expected[2].items())
 
 
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
-def test_a_finished_run_that_goes_on_has_the_bits_of_a_longer_one(
+def test_a_finished_run_that_is_continued_has_the_bits_of_a_longer_one(
     kind: type[Trainer], tmp_path: Path
 ) -> None:
-    whole = trained(kind(make_mlp(dropout=0.2), progress=False, **CONSTANT), 5)
+    expected = trained(kind(make_mlp(dropout=0.2), progress=False, **CONSTANT), 5)
     for epochs in (2, 3, 5):
-        found = trained(kind(make_mlp(dropout=0.2), progress=False, **CONSTANT), epochs, tmp_path / "run")
-    assert_same(found, whole)
+        run = trained(kind(make_mlp(dropout=0.2), progress=False, **CONSTANT), epochs, tmp_path / "run")
+    assert_same(run, expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"restore_best": False}, {"validation": None}, {"patience": 2}],
                          ids=["best", "last", "no validation", "patience"])  # fmt: skip
 def test_the_best_of_the_shorter_run_may_be_the_best_of_the_longer(options: Any, tmp_path: Path) -> None:
-    # A rate that is too high: the best epoch comes early.
+    # The learning rate is too high, so that the best epoch is an early one.
     settings = {"lr": 0.3, "optimizer": "sgd", "progress": False}
-    whole = trained(MonoForward(make_mlp(), **settings), 6, **options)
+    expected = trained(MonoForward(make_mlp(), **settings), 6, **options)
     for epochs in (2, 4, 6):
-        found = trained(MonoForward(make_mlp(), **settings), epochs, tmp_path / "run", **options)
-    assert_same(found, whole)
+        run = trained(MonoForward(make_mlp(), **settings), epochs, tmp_path / "run", **options)
+    assert_same(run, expected)
 
 
-def test_a_run_that_was_broken_off_goes_on_for_another_number_of_epochs(tmp_path: Path) -> None:
-    def stop(done: int, of: int, row: Any) -> None:
+def test_an_interrupted_run_is_continued_with_another_number_of_epochs(tmp_path: Path) -> None:
+    def stop(done: int, total: int, row: Any) -> None:
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
-    whole = trained(MonoForward(make_mlp(), progress=False), 4)
-    run = Checkpoint(tmp_path / "run", every_s=0.0)
+    expected = trained(MonoForward(make_mlp(), progress=False), 4)
+    checkpoint = Checkpoint(tmp_path / "run", every_s=0.0)
     with pytest.raises(KeyboardInterrupt):
-        trained(MonoForward(make_mlp(), progress=False), 9, run, hooks=Hooks(progress=stop))  # type: ignore[arg-type]
-    assert_same(trained(MonoForward(make_mlp(), progress=False), 4, tmp_path / "run"), whole)
+        trained(MonoForward(make_mlp(), progress=False), 9, checkpoint, hooks=Hooks(progress=stop))
+    assert_same(trained(MonoForward(make_mlp(), progress=False), 4, tmp_path / "run"), expected)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_run_that_was_broken_off_goes_on_for_another_number_of_epochs(tmp_path
     ],
     ids=["schedule", "stages", "fewer", "evaluation"],
 )
-def test_what_depends_on_the_number_of_epochs_is_named(
+def test_dependence_on_the_number_of_epochs_is_refused(
     settings: Any, epochs: int, options: Any, reason: str, tmp_path: Path
 ) -> None:
     trained(MonoForward(make_mlp(), progress=False, **settings), 3, tmp_path / "run", **options)
@@ -82,9 +84,9 @@ def test_each_difference_is_named_with_both_values(tmp_path: Path) -> None:
     MonoForward(make_mlp(), lr=0.01, progress=False).fit(vectors(), epochs=1, checkpoint=path)
 
     def message(trainer: Trainer, data: Any = None, **options: Any) -> str:
-        with pytest.raises(BadValue, match="belongs to another run") as told:
+        with pytest.raises(BadValue, match="belongs to another run") as error:
             trainer.fit(data or vectors(), checkpoint=path, **{"epochs": 1, **options})
-        return str(told.value).partition("(")[2].rpartition(")")[0]
+        return str(error.value).partition("(")[2].rpartition(")")[0]
 
     def mf(**settings: Any) -> Trainer:
         return MonoForward(make_mlp(), progress=False, **{"lr": 0.01, **settings})
@@ -112,7 +114,7 @@ def test_each_difference_is_named_with_both_values(tmp_path: Path) -> None:
     assert message(changed).startswith("optimizers.block0 is None there and \"Adam [{'lr': 0.02")
 
 
-def test_a_learning_rate_that_was_changed_by_hand_is_part_of_the_run(tmp_path: Path) -> None:
+def test_a_learning_rate_that_the_user_has_changed_is_part_of_the_run(tmp_path: Path) -> None:
     def run(lr: float) -> int:
         trainer = MonoForward(make_mlp(), lr=0.01, progress=False)
         trainer.build((12,), 3)
@@ -139,7 +141,7 @@ def test_a_run_with_other_frozen_layers_is_another_run(tmp_path: Path) -> None:
         run("frozen", False)
 
 
-def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused_too(tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_identity_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
     MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, checkpoint=path)
     tensors, state = ckpt.read(path, torch.device("cpu"))
@@ -149,12 +151,12 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused_too(tmp_path: P
         MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, checkpoint=path)
 
 
-def test_blocks_that_were_trained_before_stay_as_they_were(tmp_path: Path) -> None:
+def test_blocks_trained_before_the_predictors_are_not_trained_again(tmp_path: Path) -> None:
     def cafo() -> Trainer:
         return CascadedForward(make_cnn(), blocks="dfa", block_epochs=2, progress=False, **CONSTANT)
 
     data = {"train": images(), "validation": images(seed=1)}
-    whole = trained(cafo(), 4, **data)
+    expected = trained(cafo(), 4, **data)
     for epochs in (2, 4):
-        found = trained(cafo(), epochs, tmp_path / "run", **data)
-    assert_same(found, whole)
+        run = trained(cafo(), epochs, tmp_path / "run", **data)
+    assert_same(run, expected)

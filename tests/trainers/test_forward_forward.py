@@ -1,4 +1,4 @@
-"""Forward-Forward as a point in the space: bodies, initial weights, settings that exclude each other."""
+"""Forward-Forward: a step by hand, bodies, initial weights, settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def built(net: nn.Module | None = None, shape: tuple[int, ...] = (12,), **settin
     return trainer
 
 
-def test_a_step_is_the_published_one() -> None:
+def test_a_step_agrees_with_the_published_equations() -> None:
     settings = {"momentum": 0.0, "weight_decay": 0.0, "peer_weight": 0.03, "overlay": "force"}
     lr, trainer = 0.05, built(lr=0.05, **settings)
     x, y = vectors(16).batch(torch.arange(16))
@@ -30,14 +30,14 @@ def test_a_step_is_the_published_one() -> None:
         [p.detach().clone().requires_grad_() for p in block.body.parameters()]
         for block in trainer.cascade.units
     ]
-    stream = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
-    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=stream)) % CLASSES
-    shown = torch.cat([x, x])
-    shown[:16, :CLASSES] = F.one_hot(y, CLASSES).float()
-    shown[16:, :CLASSES] = F.one_hot(wrong, CLASSES).float()
+    generator = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
+    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=generator)) % CLASSES
+    rows = torch.cat([x, x])
+    rows[:16, :CLASSES] = F.one_hot(y, CLASSES).float()
+    rows[16:, :CLASSES] = F.one_hot(wrong, CLASSES).float()
     sign = torch.cat([torch.ones(16), torch.zeros(16)])
-    found = trainer.step(x, y, 0)
-    h = shown
+    losses = trainer.step(x, y, 0)
+    h = rows
     for k, ((w, b), block) in enumerate(zip(weights, trainer.cascade.units, strict=True)):
         h = h.detach()
         h = h / (h.square().mean(1, keepdim=True).sqrt() + 1e-8)
@@ -48,15 +48,15 @@ def test_a_step_is_the_published_one() -> None:
         loss = F.binary_cross_entropy_with_logits(logits, sign)
         m = 0.9 * torch.full((z.shape[1],), 0.5) + 0.1 * z[:16].mean(0)
         loss = loss + 0.03 * (m.mean() - m).square().mean()
-        torch.testing.assert_close(found[k], loss.detach())
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(losses[k], loss.detach())
+        torch.autograd.backward(loss)
         for p, after in zip((w, b), block.body.parameters(), strict=True):
             assert p.grad is not None
             torch.testing.assert_close(after.detach(), (p - lr * p.grad).detach(), rtol=1e-4, atol=1e-6)
         h = z
 
 
-def test_no_block_can_read_the_goodness_of_the_one_below() -> None:
+def test_the_output_of_a_block_does_not_depend_on_the_goodness_below() -> None:
     trainer = built(make_mlp(16, 16, 16))
     x = vectors().x
     rows = trainer.cascade.encoding.view(x, "neutral")
@@ -64,20 +64,20 @@ def test_no_block_can_read_the_goodness_of_the_one_below() -> None:
         outputs = trainer.cascade.outputs(rows)
         for below, block, above in zip(outputs, trainer.cascade.units[1:], outputs[1:], strict=False):
             assert below.square().mean(1).std() > 0
-            stretched = below * torch.linspace(0.1, 10, len(below)).unsqueeze(1)
-            torch.testing.assert_close(block(stretched), above, rtol=1e-4, atol=1e-5)
+            scaled = below * torch.linspace(0.1, 10, len(below)).unsqueeze(1)
+            torch.testing.assert_close(block(scaled), above, rtol=1e-4, atol=1e-5)
 
 
-def test_layer_normalisation_between_blocks_hides_length_and_mean() -> None:
+def test_layer_normalization_between_blocks_removes_length_and_mean() -> None:
     trainer = built(make_mlp(16, 16, 16), norm="layer", overlay="force")
-    names = [type(block.body[0]).__name__ for block in trainer.cascade.units]  # type: ignore[index]
+    names = [type(next(block.body.children())).__name__ for block in trainer.cascade.units]
     assert names == ["OverlaidLinear", "RowNorm", "RowNorm"]
     classifier = trainer.cascade.readout("classifier")
     assert type(classifier.norm).__name__ == "RowNorm"
     with torch.no_grad():
         below, block = torch.rand(8, 16), trainer.cascade.units[1]
-        moved = below * torch.linspace(0.5, 10, 8).unsqueeze(1) + torch.linspace(-3, 3, 8).unsqueeze(1)
-        torch.testing.assert_close(block(moved), block(below), rtol=1e-3, atol=1e-4)
+        changed = below * torch.linspace(0.5, 10, 8).unsqueeze(1) + torch.linspace(-3, 3, 8).unsqueeze(1)
+        torch.testing.assert_close(block(changed), block(below), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -89,20 +89,21 @@ def test_layer_normalisation_between_blocks_hides_length_and_mean() -> None:
         ({"peer_weight": 0.0, "straight_through": True}, True),
     ],
 )
-def test_relu_is_straight_through_where_the_peer_term_needs_it(settings: Any, straight: bool) -> None:
+def test_relu_is_straight_through_if_there_is_a_peer_term(settings: Any, straight: bool) -> None:
     for block in built(**settings).cascade.units:
         kinds = {type(m) for m in block.body.modules()}
         assert (StraightThroughReLU in kinds) == straight
         assert (nn.ReLU in kinds) != straight
 
 
-def test_every_layer_but_the_first_begins_with_the_norm_and_a_convolution_has_one_too() -> None:
-    assert isinstance(built().cascade.units[1].body[0], LengthNorm)  # type: ignore[index]
-    kinds = [type(m).__name__ for m in built(make_cnn(), (1, 8, 8)).cascade.units[0].body]  # type: ignore[union-attr]
+def test_blocks_begin_with_a_normalization() -> None:
+    assert isinstance(next(built().cascade.units[1].body.children()), LengthNorm)
+    first = built(make_cnn(), (1, 8, 8)).cascade.units[0].body
+    kinds = [type(m).__name__ for m in first.children()]
     assert kinds == ["DenseRows", "LengthNorm", "Conv2d", "StraightThroughReLU", "AvgPool2d"]
 
 
-def test_unit_weights_have_the_published_scale_and_follow_the_seed() -> None:
+def test_unit_weights_have_the_published_scale_and_depend_on_the_seed() -> None:
     nets = [make_mlp(400, 300, width=200) for _ in range(4)]
     weights = []
     for net, seed in zip(nets[:3], (0, 0, 1), strict=True):
@@ -119,7 +120,7 @@ def test_unit_weights_have_the_published_scale_and_follow_the_seed() -> None:
     assert torch.equal(nets[3][1].weight, before)
 
 
-def test_settings_reach_the_losses() -> None:
+def test_settings_are_passed_to_the_losses() -> None:
     settings = {"threshold": 3.0, "objective": "symmetric", "alpha": 2.0, "peer_weight": 0.1}
     for loss in built(goodness="mean", peer_momentum=0.5, **settings).cascade.losses:
         assert isinstance(loss, Goodness)
@@ -136,12 +137,12 @@ def test_settings_reach_the_losses() -> None:
         ({"negatives": "hard", "redraw_negatives": False}, "negatives = 'hard'"),
     ],
 )
-def test_settings_that_exclude_each_other_are_errors(settings: Any, message: str) -> None:
+def test_settings_that_exclude_each_other_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         built(**settings)
 
 
-def test_labels_that_do_not_fit_into_the_sample_are_an_error() -> None:
+def test_labels_that_do_not_fit_into_the_sample_are_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(BadValue, match="3 label values do not fit into an input of 3"):
         built(net, (3,), overlay="force")
@@ -162,19 +163,19 @@ def test_labels_that_do_not_fit_into_the_sample_are_an_error() -> None:
 def test_it_learns(settings: Any) -> None:
     trainer = ForwardForward(make_mlp(32, 32, width=24), progress=False, **{"lr": 0.01, **settings})
     trainer.fit(easy(width=24), epochs=15, batch_size=16)
-    found = trainer.evaluate(easy(seed=1, width=24))
-    assert found["readouts"]["classifier"] > 0.9
-    assert found["readouts"]["goodness"] > 0.8
+    accuracies = trainer.evaluate(easy(seed=1, width=24))["readouts"]
+    assert accuracies["classifier"] > 0.9
+    assert accuracies["goodness"] > 0.8
 
 
-def test_convolutions_learn_something_too() -> None:
+def test_convolutions_decrease_their_loss() -> None:
     trainer = ForwardForward(make_cnn(), progress=False, lr=0.002)
     data = images()
     losses = [row["loss"] for row in trainer.fit(data, epochs=6, batch_size=16).rows]
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
 
 
-def test_the_identity_gradient_is_that_of_the_last_activation_of_a_block_alone() -> None:
+def test_only_the_last_activation_of_a_block_is_straight_through() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
@@ -192,8 +193,8 @@ def test_the_identity_gradient_is_that_of_the_last_activation_of_a_block_alone()
     weights = [p.detach().clone().requires_grad_() for p in body.parameters()]
     x, y = vectors(16).batch(torch.arange(16))
     x[:, :CLASSES] = 0.0
-    stream = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
-    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=stream)) % CLASSES
+    generator = _seeds.generator(torch.device("cpu"), 0, "negatives", 0, 0)
+    wrong = (y + torch.randint(1, CLASSES, y.shape, generator=generator)) % CLASSES
     rows = torch.cat([x, x])
     rows[:, :CLASSES] = F.one_hot(torch.cat([y, wrong]), CLASSES).float()
     trainer.step(x, y, 0)
@@ -205,7 +206,7 @@ def test_the_identity_gradient_is_that_of_the_last_activation_of_a_block_alone()
     sign = torch.cat([torch.ones(16), torch.zeros(16)])
     value = F.binary_cross_entropy_with_logits(z.square().sum(1) - 6, sign)
     m = 0.9 * torch.full((6,), 0.5) + 0.1 * z[:16].mean(0)
-    (value + 0.2 * (m.mean() - m).square().mean()).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(value + 0.2 * (m.mean() - m).square().mean())
     assert isinstance(loss, Goodness)
     torch.testing.assert_close(loss.mean_activity, m.detach())
     for p, after in zip(weights, body.parameters(), strict=True):

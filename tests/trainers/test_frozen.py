@@ -1,4 +1,4 @@
-"""What a user has frozen, and put into evaluation mode, is left alone."""
+"""Frozen layers, and frozen layers in evaluation mode, are not changed."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAIN
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_frozen_hidden_layer_keeps_every_bit(kind: type[Trainer], schedule: str, number: int) -> None:
     if kind.id == "counter_current" and schedule == "greedy":
-        pytest.skip("messages need all blocks")
+        pytest.skip("feedback comes from all blocks")
     net = make_mlp(16, 16)
     net[number].requires_grad_(False)
     before = snapshot(net)
     trainer = kind(net, progress=False, schedule=schedule)
     trainer.fit(easy(), easy(), epochs=1)
-    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert not moved & {f"{number}.weight", f"{number}.bias"}
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not changed & {f"{number}.weight", f"{number}.bias"}
     if kind not in (CascadedForward, RandomFeatures):
-        assert f"{4 - number}.weight" in moved
+        assert f"{4 - number}.weight" in changed
     if schedule == "simultaneous":
         assert_locality(trainer, easy().x, easy().y)
 
 
 @every
-def test_a_frozen_network_leaves_heads_to_train_or_is_refused(kind: type[Trainer]) -> None:
+def test_only_heads_of_a_frozen_network_are_trained_or_it_is_refused(kind: type[Trainer]) -> None:
     net = make_mlp(16, 16).requires_grad_(False)
     before = snapshot(net)
     trainer = kind(net, progress=False)
@@ -49,7 +49,7 @@ def test_a_frozen_network_leaves_heads_to_train_or_is_refused(kind: type[Trainer
     assert_locality(trainer, easy().x, easy().y)
 
 
-def test_goodness_blocks_that_are_all_frozen_have_nothing_to_train() -> None:
+def test_goodness_blocks_that_are_all_frozen_are_refused() -> None:
     net = make_mlp().requires_grad_(False)
     with pytest.raises(BadValue, match="nothing to train"):
         Local(net, loss="goodness", overlay="force", progress=False).fit(easy(), epochs=1)
@@ -61,15 +61,15 @@ def test_a_frozen_norm_in_evaluation_mode_keeps_its_statistics(kind: type[Traine
     net[1].requires_grad_(False).eval()
     with torch.no_grad():
         net[1].running_mean.fill_(0.25)  # type: ignore[union-attr]
-    kept, other = snapshot(net[1]), snapshot(net[5])
+    before, other = snapshot(net[1]), snapshot(net[5])
     trainer = kind(net, progress=False)
     trainer.fit(images(), images(), epochs=1)
     trainer.step(*images().batch(torch.arange(8)))
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in net[1].state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net[1].state_dict().items())
     assert not torch.equal(net[5].running_mean, other["running_mean"])  # type: ignore[arg-type]
 
 
-def test_a_norm_that_is_only_frozen_or_only_in_evaluation_mode_trains_as_before() -> None:
+def test_a_norm_that_is_only_frozen_or_only_in_evaluation_mode_updates_its_statistics() -> None:
     for freeze in (True, False):
         net = make_cnn(batch_norm=True)
         _ = net[1].requires_grad_(False) if freeze else net[1].eval()
@@ -77,8 +77,8 @@ def test_a_norm_that_is_only_frozen_or_only_in_evaluation_mode_trains_as_before(
         assert net[1].running_mean.abs().max() > 0  # type: ignore[union-attr, operator]
 
 
-class Counting(nn.Dropout):
-    """Notes the modes in which it was called with a graph above it."""
+class RecordingMode(nn.Dropout):
+    """Records the modes in which it is called."""
 
     def __init__(self) -> None:
         super().__init__(0.5)
@@ -90,47 +90,46 @@ class Counting(nn.Dropout):
 
 
 @pytest.mark.parametrize("container", [True, False])
-def test_dropout_of_a_stage_that_is_frozen_in_evaluation_mode_stays_off(container: bool) -> None:
-    still, live = Counting(), Counting()
-    frozen = (
-        nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), still).requires_grad_(False).eval()
-    )
-    rest = (nn.Linear(16, 16), nn.ReLU(), live, nn.Linear(16, CLASSES))
-    net = nn.Sequential(frozen, *rest) if container else nn.Sequential(*frozen, *rest)
+def test_dropout_of_a_frozen_stage_in_evaluation_mode_stays_off(container: bool) -> None:
+    frozen_dropout, dropout = RecordingMode(), RecordingMode()
+    frozen = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), frozen_dropout)
+    frozen.requires_grad_(False).eval()
+    trained = (nn.Linear(16, 16), nn.ReLU(), dropout, nn.Linear(16, CLASSES))
+    net = nn.Sequential(frozen, *trained) if container else nn.Sequential(*frozen, *trained)
     before = snapshot(frozen)
     MonoForward(net, progress=False).fit(easy(), epochs=1)
-    assert (still.modes, live.modes) == ({False}, {False, True})
+    assert (frozen_dropout.modes, dropout.modes) == ({False}, {False, True})
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
 
 
-def test_a_net_that_is_in_evaluation_mode_as_a_whole_trains() -> None:
+def test_a_network_in_evaluation_mode_is_trained() -> None:
     nets = [make_cnn(batch_norm=True) for _ in range(2)]
     for net in (nets[0].eval(), nets[1]):
         MonoForward(net, progress=False).fit(images(), epochs=1)
-    theirs = nets[1].state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in nets[0].state_dict().items())
+    expected = nets[1].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in nets[0].state_dict().items())
 
 
 # ---- Forward-Forward's initialization --------------------------------------------------------------------
 
 
-def test_forward_forward_warns_once_before_it_draws_trained_weights_anew() -> None:
+def test_forward_forward_warns_once_before_it_replaces_trained_weights() -> None:
     net = make_mlp(16, 16)
     Backprop(net, progress=False).fit(easy(), epochs=5)
-    kept = copy.deepcopy(net)
+    trained = copy.deepcopy(net)
     trainer = ForwardForward(net, progress=False)
     with pytest.warns(
-        UserWarning, match=r"init = 'unit' draws the weights of 1, 3 anew.*init = 'torch'"
-    ) as told:
+        UserWarning, match=r"init = 'unit' replaces the weights of 1, 3, .*init = 'torch'"
+    ) as caught:
         trainer.fit(easy(), epochs=1)
-    assert len(told) == 1
+    assert len(caught) == 1
     trainer.fit(easy(), epochs=1)
-    # As torch drew them, or kept by init = 'torch', or about to be loaded: no warning.
+    # No warning with torch's default initialization, or with init = 'torch'.
     ForwardForward(make_mlp(16, 16), progress=False).fit(easy(), epochs=1)
-    ForwardForward(kept, init="torch", progress=False).fit(easy(), epochs=1)
+    ForwardForward(trained, init="torch", progress=False).fit(easy(), epochs=1)
 
 
-def test_a_frozen_layer_is_not_drawn_anew() -> None:
+def test_a_frozen_layer_is_not_initialized() -> None:
     net = make_mlp(16, 16)
     net[1].requires_grad_(False)
     before = snapshot(net)
@@ -141,7 +140,7 @@ def test_a_frozen_layer_is_not_drawn_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", [MonoForward, Backprop, CascadedForward])
-def test_a_norm_without_parameters_that_was_put_into_evaluation_mode_keeps_its_statistics(
+def test_a_norm_without_parameters_in_evaluation_mode_keeps_its_statistics(
     kind: type[Trainer],
 ) -> None:
     net = nn.Sequential(nn.BatchNorm1d(12, affine=False), *make_mlp())

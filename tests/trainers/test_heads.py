@@ -1,4 +1,4 @@
-"""Local heads are bounded, told beside the network, and made only where memory can hold them."""
+"""Local heads have a limited size, are counted in `describe`, and are refused if memory is too small."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wide(n: int = 8) -> nn.Sequential:
     )  # fmt: skip
 
 
-def test_resnet18_at_224_has_heads_no_larger_than_its_features_allow() -> None:
+def test_the_heads_of_a_resnet18_at_224_pixels_are_bounded() -> None:
     trainer = MonoForward(torchvision.models.resnet18(num_classes=1000), progress=False)
     trainer.build((3, 224, 224), 1000)
     linears = [m for loss in trainer.cascade.losses[:-1] for m in loss.modules() if isinstance(m, nn.Linear)]
@@ -57,7 +57,7 @@ def test_resnet18_at_224_has_heads_no_larger_than_its_features_allow() -> None:
         (Local, {"loss": "predsim"}, lambda maps: F.avg_pool2d(maps, 2)),
     ],
 )
-def test_a_head_sees_at_most_4096_features(
+def test_a_head_has_at_most_4096_features(
     kind: type[Trainer], settings: Any, pooled: Callable[[Tensor], Tensor]
 ) -> None:
     trainer = kind(wide(), progress=False, **settings)
@@ -73,12 +73,12 @@ def test_a_head_sees_at_most_4096_features(
         trainer.fit(images(size=16), epochs=1)
 
 
-def test_smaller_heads_keep_every_bit() -> None:
-    bounded, free = (MonoForward(make_cnn(), head_features=n, progress=False) for n in (4096, None))
-    for trainer in (bounded, free):
+def test_the_limit_does_not_change_smaller_heads() -> None:
+    bounded, unbounded = (MonoForward(make_cnn(), head_features=n, progress=False) for n in (4096, None))
+    for trainer in (bounded, unbounded):
         trainer.fit(images(), epochs=1)
-    theirs = free.cascade.state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in bounded.cascade.state_dict().items())
+    expected = unbounded.cascade.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in bounded.cascade.state_dict().items())
 
 
 def test_sequences_are_pooled_over_their_positions() -> None:
@@ -100,8 +100,7 @@ def test_sequences_are_pooled_over_their_positions() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "needed"),
     [
-        # Values, gradients and what the optimizer keeps, of heads 3 x 16384; and the last of the network's 3
-        # KB.
+        # Values, gradients and the optimizer's state of the heads, 3 x 16384. The network has 3 KB.
         (MonoForward, {"head_features": None}, 4 * 4 * 3 * 16384),
         (MonoForward, {"head_features": None, "optimizer": "sgd"}, 3 * 4 * 3 * 16384),
         (MonoForward, {"head_features": None, "optimizer": "sgd", "momentum": 0.0}, 2 * 4 * 3 * 16384),
@@ -109,11 +108,11 @@ def test_sequences_are_pooled_over_their_positions() -> None:
         (CascadedForward, {"predictor": "closed_form"}, 3 * 8 * 4097**2),
     ],
 )
-def test_heads_that_memory_cannot_hold_are_refused_before_they_are_made(
+def test_heads_that_need_too_much_memory_are_refused_before_they_are_created(
     kind: type[Trainer], settings: Any, needed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for left, refused in ((needed - 1, True), (needed + 100_000, False)):
-        monkeypatch.setattr(bpfree._memory, "available", lambda _, left=left: left)
+    for available, refused in ((needed - 1, True), (needed + 100_000, False)):
+        monkeypatch.setattr(bpfree._memory, "available", lambda _, available=available: available)
         trainer = kind(wide(), progress=False, **settings)
         if refused:
             with pytest.raises(BadValue, match=r"need .* GB of memory, and cpu has .* GB left"):
@@ -122,7 +121,7 @@ def test_heads_that_memory_cannot_hold_are_refused_before_they_are_made(
             trainer.build((1, 16, 16), CLASSES)
 
 
-def test_available_memory_is_what_machine_and_container_leave(
+def test_available_memory_is_that_of_the_machine_and_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
@@ -142,7 +141,8 @@ def test_available_memory_is_what_machine_and_container_leave(
     assert bpfree._memory.available(torch.device("meta")) is None
 
 
-def test_heads_of_a_perceptron_are_not_pooled() -> None:
+def test_the_heads_of_an_mlp_are_not_pooled() -> None:
     trainer = MonoForward(make_mlp(5000, 16), progress=False)
     trainer.fit(easy(), epochs=1)
-    assert trainer.cascade.losses[0].linear.in_features == 5000  # type: ignore[operator, union-attr]
+    (weight,) = trainer.cascade.losses[0].parameters()
+    assert weight.shape == (CLASSES, 5000)

@@ -1,4 +1,4 @@
-"""What a user may get wrong is told in one sentence: value, expectation, remedy."""
+"""Wrong inputs are refused in one sentence: the value, what was expected, and the fix."""
 
 from __future__ import annotations
 
@@ -43,28 +43,30 @@ def built(kind: type[Trainer] = MonoForward, **settings: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:x", "", 3.5, "cuda:99"])
-def test_a_device_that_is_not_there_is_an_error(device: Any) -> None:
+def test_a_missing_device_is_refused(device: Any) -> None:
     with pytest.raises(BadValue, match="device = "):
         MonoForward(make_mlp(), device=device, progress=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_machine_without_a_gpu_says_so() -> None:
+def test_cuda_is_refused_on_a_machine_without_a_gpu() -> None:
     with pytest.raises(BadValue, match="this machine has 0 usable CUDA devices; try 'cpu'"):
         find_device("cuda")
 
 
-def test_devices_that_are_there() -> None:
+def test_existing_devices_are_found() -> None:
     assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
     if torch.cuda.is_available():
         assert find_device("cuda") == torch.device("cuda", torch.cuda.current_device())
 
 
-def test_what_is_no_net_and_no_seed() -> None:
+def test_a_wrong_type_of_network_or_seed_is_refused() -> None:
+    net: Any = [nn.Linear(3, 3)]
+    seed: Any = "one"
     with pytest.raises(BadValue, match=r"net is a list: expected a torch\.nn\.Module"):
-        MonoForward([nn.Linear(3, 3)], progress=False)  # type: ignore[arg-type]
+        MonoForward(net, progress=False)
     with pytest.raises(BadValue, match=r"seed = 'one': expected an integer"):
-        MonoForward(make_mlp(), seed="one", progress=False)  # type: ignore[arg-type]
+        MonoForward(make_mlp(), seed=seed, progress=False)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def test_what_is_no_net_and_no_seed() -> None:
 @pytest.mark.parametrize("outputs", [1, 2, 10])
 @pytest.mark.parametrize("name", ["backprop", "backprop_ds", "mf_joint", "mono_forward", "local",
                                   "random_features", "counter_current", "dfa"])  # fmt: skip
-def test_an_output_layer_of_another_number_of_classes_is_an_error(name: str, outputs: int) -> None:
+def test_an_output_layer_with_another_number_of_classes_is_refused(name: str, outputs: int) -> None:
     net = make_mlp()
     net[-1] = nn.Linear(16, outputs)
     message = rf"gives \[{outputs}\] scores a sample, the data have 3 classes: give the network 3 outputs"
@@ -81,35 +83,35 @@ def test_an_output_layer_of_another_number_of_classes_is_an_error(name: str, out
         TRAINERS[name](net, progress=False).fit(vectors(), epochs=1)
 
 
-def test_a_cascade_of_another_number_of_classes_is_an_error() -> None:
+def test_a_cascade_with_another_number_of_classes_is_refused() -> None:
     net = make_mlp()
     net[-1] = nn.Linear(16, 10)
     with pytest.raises(BadValue, match="the data have 3 classes"):
         MonoForward(localize(net), progress=False).fit(vectors(), epochs=1)
 
 
-def test_all_classes_can_be_named_though_some_are_missing() -> None:
+def test_classes_without_samples_can_be_declared() -> None:
     net = make_mlp()
     net[-1] = nn.Linear(16, 10)
     trainer = MonoForward(net, progress=False)
     trainer.fit(TensorData(X, Y, 10), epochs=1)
     assert trainer.n_classes == 10
-    # A pair of tensors says nothing of classes that it does not hold.
+    # A pair of tensors does not declare its number of classes.
     assert 0 <= trainer.evaluate((X, Y))["accuracy"] <= 1
     trainer.fit((X, Y), (X, Y), epochs=1)
 
 
-def test_data_of_another_number_of_classes_than_the_trainer_was_built_for() -> None:
+def test_data_with_another_number_of_classes_than_the_trainer_are_refused() -> None:
     for use in (lambda t, d: t.evaluate(d), lambda t, d: t.fit(d)):
         with pytest.raises(BadValue, match="built for 3 classes, the data have 5"):
             use(built(), TensorData(X, Y, 5))
 
 
-def test_labels_that_seem_to_begin_at_1_are_warned_of_though_all_classes_are_named() -> None:
+def test_labels_that_seem_to_start_at_1_give_a_warning_if_the_classes_are_declared() -> None:
     x, y = X[Y > 0], Y[Y > 0]
     with pytest.warns(UserWarning, match=r"training labels are 1\.\.2, none of \d+ is 0.*relabel y by y - 1"):
         MonoForward(make_mlp(), progress=False).fit(TensorData(x, y, CLASSES), epochs=1)
-    # A class may be missing where nothing is learned of it, and any other may in training.
+    # No warning in evaluation, or if another class is missing in training.
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.fit(TensorData(X[Y != 1], Y[Y != 1], CLASSES), (x, y), epochs=1)
     trainer.evaluate((x, y))
@@ -117,13 +119,13 @@ def test_labels_that_seem_to_begin_at_1_are_warned_of_though_all_classes_are_nam
 
 
 @every
-def test_labels_from_1_on_make_no_class_that_does_not_exist(kind: type[Trainer]) -> None:
+def test_labels_that_start_at_1_are_refused(kind: type[Trainer]) -> None:
     with pytest.raises(BadValue, match=r"labels 1\.\.3 and none is 0; expected 0\.\.2; replace y by y - 1"):
         kind(make_mlp(), progress=False).fit((X, Y + 1), epochs=1)
 
 
 @every
-def test_numpy_arrays_are_trained_on_as_tensors_are(kind: type[Trainer]) -> None:
+def test_numpy_arrays_and_tensors_give_the_same_run(kind: type[Trainer]) -> None:
     runs = []
     for pair in ((X, Y), (X.numpy(), Y.numpy()), (X.double().numpy(), Y.int().numpy())):
         trainer = kind(make_mlp(), progress=False)
@@ -136,7 +138,7 @@ def test_numpy_arrays_are_trained_on_as_tensors_are(kind: type[Trainer]) -> None
 
 
 @every
-def test_samples_of_another_shape_are_an_error_everywhere(kind: type[Trainer]) -> None:
+def test_samples_of_another_shape_are_refused_everywhere(kind: type[Trainer]) -> None:
     trainer, wrong = built(kind), vectors(16, width=13)
     before = snapshot(trainer.cascade)
     for use in (
@@ -152,13 +154,13 @@ def test_samples_of_another_shape_are_an_error_everywhere(kind: type[Trainer]) -
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (12,), (1, 4, 4)])
-def test_images_of_another_shape_are_an_error(shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     net = make_cnn(batch_norm=True)
     with pytest.raises(BadValue, match=r"does not accept samples of shape"):
         MonoForward(net, progress=False).build(shape, CLASSES)
 
 
-def test_another_shape_that_the_net_takes_is_none_of_our_business() -> None:
+def test_another_shape_that_the_network_accepts_is_allowed() -> None:
     data = images(size=8)
     torch.manual_seed(0)
     trainer = Backprop(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
@@ -187,7 +189,7 @@ def test_another_shape_that_the_net_takes_is_none_of_our_business() -> None:
     ],
     ids=["high", "low", "float", "few", "matrix", "nan", "inf", "minus inf"],
 )
-def test_labels_and_values_that_are_wrong_are_errors_everywhere(
+def test_wrong_labels_and_values_are_refused_everywhere(
     kind: type[Trainer], x: torch.Tensor, y: torch.Tensor, message: str
 ) -> None:
     trainer = built(kind)
@@ -200,7 +202,7 @@ def test_labels_and_values_that_are_wrong_are_errors_everywhere(
             use()
 
 
-def test_what_is_predicted_must_be_finite_too() -> None:
+def test_samples_to_predict_must_be_finite() -> None:
     with pytest.raises(BadValue, match="number 4"):
         built().predict(X.index_fill(0, torch.tensor([4]), torch.nan))
     with pytest.raises(BadValue, match="at least one sample"):
@@ -212,7 +214,7 @@ def test_what_is_predicted_must_be_finite_too() -> None:
     [((X * 255).to(torch.uint8), Y, r"x is torch\.uint8: expected floats"), (X.numpy(), Y, "two tensors")],
     ids=["uint8", "numpy"],
 )
-def test_a_batch_that_is_none_is_an_error(x: Any, y: Any, message: str) -> None:
+def test_a_batch_of_another_type_is_refused(x: Any, y: Any, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         built().step(x, y)
 
@@ -220,7 +222,7 @@ def test_a_batch_that_is_none_is_an_error(x: Any, y: Any, message: str) -> None:
 # ---- files -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     trainer = built()
     (tmp_path / "file").write_text("something")
     for use in (
@@ -239,7 +241,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file"]
 
 
-def test_a_checkpoint_and_saved_weights_are_distinguished(tmp_path: Path) -> None:
+def test_checkpoints_and_saved_weights_are_distinguished(tmp_path: Path) -> None:
     trainer = built()
     trainer.save(tmp_path / "weights")
     with pytest.raises(BadValue, match=r"was written by Trainer\.save, not by a run"):
@@ -253,7 +255,7 @@ def test_a_checkpoint_and_saved_weights_are_distinguished(tmp_path: Path) -> Non
         built(ForwardForward).load(tmp_path / "weights")
 
 
-# ---- what else may be handed over ------------------------------------------------------------------------
+# ---- other inputs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_checkpoint_and_saved_weights_are_distinguished(tmp_path: Path) -> Non
         (X[:, :0], r"x is \[16, 0\]; expected at least one value in each sample"),
     ],
 )
-def test_samples_of_another_kind_are_refused(x: Tensor, message: str) -> None:
+def test_samples_of_another_tensor_type_are_refused(x: Tensor, message: str) -> None:
     trainer = built()
     for use in (lambda: trainer.fit((x, Y), epochs=1), lambda: trainer.predict(x)):
         with pytest.raises(BadValue, match=message):
@@ -280,24 +282,25 @@ def test_a_graph_is_refused_by_trainers_of_ordinary_networks() -> None:
         built().evaluate(nodes())
 
 
-def test_hooks_of_another_kind_are_refused() -> None:
+def test_hooks_of_another_type_are_refused() -> None:
+    hooks: Any = print
     with pytest.raises(BadValue, match=r"hooks = <built-in function print>: expected bpfree.Hooks"):
-        MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, hooks=print)  # type: ignore[arg-type]
+        MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1, hooks=hooks)
 
 
-def test_a_backend_of_the_compiler_that_is_not_there_is_refused() -> None:
+def test_an_unknown_backend_of_the_compiler_is_refused() -> None:
     with pytest.raises(BadValue, match=r"compile = 'inductr': unknown backend .*inductor"):
         MonoForward(make_mlp(), compile="inductr", progress=False)
 
 
-def test_a_layer_that_gives_a_tuple_is_refused() -> None:
+def test_a_layer_that_returns_a_tuple_is_refused() -> None:
     net = nn.Sequential(nn.LSTM(12, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     with pytest.raises(BadValue, match=r"the network does not accept samples of shape \(12,\)"):
         MonoForward(net, progress=False).fit(vectors(), epochs=1)
 
 
 class Returning(LocalCrossEntropy):
-    """Returns what ``change`` makes of the cross-entropy."""
+    """Returns ``change`` of the cross-entropy."""
 
     def __init__(self, change: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -336,9 +339,9 @@ def test_a_network_that_ends_in_probabilities_is_warned_about_once(kind: type[Tr
     net = nn.Sequential(*make_mlp(), nn.Softmax(1))
     with pytest.warns(
         UserWarning, match="the output layer ends in Softmax: cross-entropy normalizes"
-    ) as said:
+    ) as caught:
         kind(net, progress=False).fit(vectors(33), epochs=2, batch_size=16)
-    assert len(said) == 1
+    assert len(caught) == 1
     kind(nn.Sequential(*make_mlp(), nn.LogSoftmax(1)), progress=False).fit(vectors(), epochs=1)
 
 

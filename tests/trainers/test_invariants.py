@@ -1,4 +1,4 @@
-"""Every trainer, with every variant that changes its steps, held to the laws of `bpfree.testing`."""
+"""Every trainer, with every variant of its steps, passes the checks of `bpfree.testing`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers import images, make_cnn, make_gnn, make_mlp, nodes, pairs, ve
 
 @dataclass(frozen=True)
 class Case:
-    """A trainer class, what makes its net, and its settings."""
+    """A trainer by id, its settings, its level of locality, and a function that returns its network."""
 
     trainer: str
     settings: dict[str, Any]
@@ -28,7 +28,6 @@ class Case:
     net: Callable[[], nn.Module] = make_mlp
 
     def __call__(self, **settings: Any) -> Trainer:
-        # Labels and negatives of three classes differ often enough for two seeds to part soon.
         return TRAINERS[self.trainer](self.net(), progress=False, **{**self.settings, **settings})
 
     @property
@@ -165,15 +164,15 @@ CASES: dict[str, Case] = {
     "hop ridge": Case("hop_ridge", {"hops": 1}, "L3", make_gnn),
 }
 
-law = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def test_every_trainer_is_held_to_the_laws() -> None:
+def test_every_trainer_has_a_case() -> None:
     assert {case.trainer for case in CASES.values()} == set(TRAINERS)
 
 
-@law
-def test_the_declared_locality_is_proved(case: Case) -> None:
+@every
+def test_the_declared_locality_is_correct(case: Case) -> None:
     data = case.data
     x, y = data.batch(torch.arange(12))
     trainer = case()
@@ -182,32 +181,32 @@ def test_the_declared_locality_is_proved(case: Case) -> None:
     testing.assert_locality(trainer, x, y)
 
 
-@law
+@every
 def test_schedules_agree(case: Case) -> None:
     settings = case.settings
     redrawn = case.trainer == "forward_forward" and settings.get("redraw_negatives", True)
-    together = case.trainer == "counter_current" or "top_to" in settings.get("variant", "")
-    together |= settings.get("gradients") == "stacked"
-    # A device answers with other noise each time: what is kept of it is not what it would answer anew.
+    simultaneous_only = case.trainer == "counter_current" or "top_to" in settings.get("variant", "")
+    simultaneous_only |= settings.get("gradients") == "stacked"
+    # A device has other noise in each measurement, so that cached and new outputs differ.
     noisy = case.trainer == "physical"
-    testing.assert_schedules_agree(case, case.data, greedy=not redrawn and not together and not noisy)
+    testing.assert_schedules_agree(case, case.data, greedy=not (redrawn or simultaneous_only or noisy))
 
 
-@law
+@every
 def test_the_same_seed_gives_the_same_run(case: Case) -> None:
     solved = case.settings.get("predictor") == "closed_form" or case.trainer == "hop_ridge"
     data = case.data
     testing.assert_same_seed_same_run(case, data, data, other_seed_differs=not solved)
 
 
-@law
-def test_a_stopped_run_ends_as_one_that_was_not(case: Case, tmp_path: Path) -> None:
+@every
+def test_a_resumed_run_equals_an_uninterrupted_one(case: Case, tmp_path: Path) -> None:
     data = case.data
     testing.assert_resumes(case, data, tmp_path, data, epochs=2)
 
 
-@law
-def test_nothing_fails_quietly(case: Case) -> None:
+@every
+def test_failures_raise_errors(case: Case) -> None:
     testing.assert_nothing_fails_quietly(case, case.data)
 
 
@@ -215,20 +214,20 @@ def test_nothing_fails_quietly(case: Case) -> None:
     "settings",
     [{"lr_schedule": "cosine"}, {"optimizer": "sgd"}, {"optimizer": "adamw", "weight_decay": 0.1}],
 )
-def test_runs_with_other_optimizers_and_schedules_resume(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_other_optimizers_and_schedules_are_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     testing.assert_resumes(mf(**settings), vectors(), tmp_path, stops=[2, 5, 9])
 
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
 @pytest.mark.parametrize("trainer", ["mono_forward", "forward_forward", "backprop"])
-def test_dropout_follows_the_seed_and_survives_a_stop(trainer: str, schedule: str, tmp_path: Path) -> None:
+def test_dropout_depends_on_the_seed_and_is_resumed(trainer: str, schedule: str, tmp_path: Path) -> None:
     case = Case(trainer, {"schedule": schedule}, "", lambda: make_mlp(dropout=0.3))
     testing.assert_same_seed_same_run(case, vectors(), vectors())
     testing.assert_resumes(case, vectors(), tmp_path, stops=[1, 4, 6])
     testing.assert_schedules_agree(case, vectors(), greedy=trainer != "forward_forward")
 
 
-def test_early_stopping_survives_a_stop(tmp_path: Path) -> None:
+def test_early_stopping_is_resumed(tmp_path: Path) -> None:
     for schedule in ("simultaneous", "greedy"):
         testing.assert_resumes(
             mf(schedule=schedule, lr=0.05),
@@ -249,7 +248,7 @@ def test_one_block_is_backpropagation_with_convolutions_and_norms() -> None:
     testing.assert_one_block_is_backprop(cnn_with_norm, images())
 
 
-def test_the_registered_losses_keep_every_law() -> None:
+def test_registered_losses_pass_every_check() -> None:
     testing.check_local_loss("mono_forward")
     testing.check_local_loss("sparsemax")
     testing.check_local_loss("goodness")

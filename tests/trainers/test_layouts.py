@@ -1,4 +1,4 @@
-"""Parameters that lie in memory with gaps, turned, or on top of one another."""
+"""Parameters with gaps in memory, with permuted strides, or with elements that share memory."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Layout = Callable[[Tensor], Tensor]
 
 
 def with_gaps(tensor: Tensor) -> Tensor:
-    """The same values, each second element of a larger tensor's rows."""
+    """The same values, as every second element of the rows of a larger tensor."""
     view = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 3), 7.0)[..., 1:-2:2]
     return view.copy_(tensor)
 
 
-def turned(tensor: Tensor) -> Tensor:
+def permuted(tensor: Tensor) -> Tensor:
     """The same values without gaps, the first dimension last in memory."""
     return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
-def laid(module: nn.Module, layout: Layout | None) -> nn.Module:
+def with_layout(module: nn.Module, layout: Layout | None) -> nn.Module:
     for p in module.parameters() if layout is not None else ():
         assert layout is not None
         p.data = layout(p.detach())
@@ -45,52 +45,54 @@ def values(module: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
-@pytest.mark.parametrize("layout", [with_gaps, turned])
+@pytest.mark.parametrize("layout", [with_gaps, permuted])
 @pytest.mark.parametrize("gradients", ["autograd", "analytic"])
-def test_training_is_that_of_a_hand_written_loop(layout: Layout, gradients: Any) -> None:
+def test_training_agrees_with_a_hand_written_loop(layout: Layout, gradients: Any) -> None:
     data, net = vectors(16), make_mlp(bias=True)
     torch.manual_seed(1)
-    heads = [torch.randn(CLASSES, 16) / 4, None]
+    initial_head = torch.randn(CLASSES, 16) / 4
     weights = [p.detach().clone().requires_grad_() for p in net.parameters()]
     stages = [(weights[0], weights[1]), (weights[2], weights[3])]
-    trainer = MonoForward(laid(net, layout), gradients=gradients, optimizer="sgd", lr=0.1, progress=False)
+    trainer = MonoForward(
+        with_layout(net, layout), gradients=gradients, optimizer="sgd", lr=0.1, progress=False
+    )
     trainer.build((12,), CLASSES)
-    head = trainer.cascade.losses[0].linear  # type: ignore[operator]
-    head.weight.data = layout(heads[0])  # type: ignore[arg-type]
+    (head,) = trainer.cascade.losses[0].parameters()
+    head.data = layout(initial_head)
     trainer.reset_optimizers()
-    own = heads[0].clone().requires_grad_()  # type: ignore[union-attr]
-    reference = torch.optim.SGD([*weights, own], 0.1, momentum=0.9, fused=False)
+    expected_head = initial_head.clone().requires_grad_()
+    reference = torch.optim.SGD([*weights, expected_head], 0.1, momentum=0.9, fused=False)
     for _ in range(5):
         trainer.step(data.x, data.y)
         x = data.x
         for k, (weight, bias) in enumerate(stages):
             x = F.relu(F.linear(x.detach(), weight, bias))
-            scores = F.linear(x, own) if k == 0 else F.linear(x, weights[4], weights[5])
+            scores = F.linear(x, expected_head) if k == 0 else F.linear(x, weights[4], weights[5])
             F.cross_entropy(scores, data.y).backward()
         reference.step()
         reference.zero_grad()
-    for found, expected in zip([*net.parameters(), head.weight], [*weights, own], strict=True):
-        torch.testing.assert_close(found.detach(), expected.detach())
+    for p, expected in zip([*net.parameters(), head], [*weights, expected_head], strict=True):
+        torch.testing.assert_close(p.detach(), expected.detach())
 
 
-@pytest.mark.parametrize("layout", [with_gaps, turned])
+@pytest.mark.parametrize("layout", [with_gaps, permuted])
 @pytest.mark.parametrize("name", PLAIN_TRAINERS)
-def test_every_trainer_moves_the_same_elements(name: str, layout: Layout) -> None:
+def test_every_trainer_updates_the_same_elements(name: str, layout: Layout) -> None:
     def fitted(layout: Layout | None) -> list[Tensor]:
-        net = laid(make_mlp(16, 16, 16), layout)
+        net = with_layout(make_mlp(16, 16, 16), layout)
         TRAINERS[name](net, lr=0.01, progress=False).fit(vectors(), epochs=2, batch_size=16)
         return values(net)
 
     torch.testing.assert_close(fitted(layout), fitted(None), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", [with_gaps, turned])
-def test_convolutions_stacks_graphs_and_autoencoders_too(layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [with_gaps, permuted])
+def test_other_networks_and_update_rules_update_the_same_elements(layout: Layout) -> None:
     def fitted(
-        make: Callable[[], nn.Module], kind: Any, data: Any, lay: Any, **settings: Any
+        make: Callable[[], nn.Module], kind: Any, data: Any, layout: Any, **settings: Any
     ) -> list[Tensor]:
         torch.manual_seed(0)
-        net = laid(make(), lay)
+        net = with_layout(make(), layout)
         kind(net, lr=0.01, progress=False, **settings).fit(data, epochs=2, batch_size=16)
         return values(net)
 
@@ -105,23 +107,24 @@ def test_convolutions_stacks_graphs_and_autoencoders_too(layout: Layout) -> None
         plain = fitted(make, kind, data, None, **settings)
         torch.testing.assert_close(fitted(make, kind, data, layout, **settings), plain, rtol=1e-3, atol=1e-4)
 
-    def graph(lay: Layout | None) -> list[Tensor]:
+    def graph(layout: Layout | None) -> list[Tensor]:
         trainer = TRAINERS["forward_gnn"](make_gnn(), lr=0.01, progress=False)
         trainer.build_for(nodes())
-        laid(trainer.cascade, lay)
+        with_layout(trainer.cascade, layout)
         trainer.fit(nodes(), epochs=2)
         return values(trainer.cascade)
 
     torch.testing.assert_close(graph(layout), graph(None), rtol=1e-3, atol=1e-4)
 
 
-def test_a_view_goes_on_sharing_its_memory_and_nothing_beside_it_changes() -> None:
+def test_a_view_still_shares_its_memory_and_other_elements_do_not_change() -> None:
     net, base = make_mlp(16), torch.full((16, 20), 7.0)
-    base[:, 4:16] = net[1].weight.detach()  # type: ignore[union-attr]
-    net[1].weight.data = base[:, 4:16]  # type: ignore[union-attr]
+    weight = next(net.parameters())
+    base[:, 4:16] = weight.detach()
+    weight.data = base[:, 4:16]
     before = base.clone()
     MonoForward(net, lr=0.01, progress=False).fit(vectors(), epochs=1)
-    assert torch.equal(base[:, 4:16], net[1].weight.detach())  # type: ignore[union-attr]
+    assert torch.equal(base[:, 4:16], weight.detach())
     assert not torch.equal(base[:, 4:16], before[:, 4:16])
     assert torch.equal(base[:, :4], before[:, :4])
     assert torch.equal(base[:, 16:], before[:, 16:])
@@ -132,33 +135,34 @@ def test_a_resumed_run_with_gaps_has_the_same_bits(tmp_path: Path) -> None:
         pass
 
     def fit(stop: bool, file: str) -> list[Tensor]:
-        net = laid(make_mlp(), with_gaps)
+        net = with_layout(make_mlp(), with_gaps)
 
-        def progress(done: int, of: int, row: Any) -> None:
+        def progress(done: int, total: int, row: Any) -> None:
             if stop and done == 2:
                 raise Stop
 
-        hooks, point = bpfree.Hooks(progress=progress), bpfree.Checkpoint(tmp_path / file, 0)
-        MonoForward(net, progress=False).fit(vectors(), epochs=3, hooks=hooks, checkpoint=point)
+        hooks, checkpoint = bpfree.Hooks(progress=progress), bpfree.Checkpoint(tmp_path / file, 0)
+        MonoForward(net, progress=False).fit(vectors(), epochs=3, hooks=hooks, checkpoint=checkpoint)
         return values(net)
 
-    whole = fit(False, "whole")
+    expected = fit(False, "uninterrupted")
     with pytest.raises(Stop):
-        fit(True, "parts")
-    assert all(map(torch.equal, fit(False, "parts"), whole))
+        fit(True, "resumed")
+    assert all(map(torch.equal, fit(False, "resumed"), expected))
 
 
 def test_elements_that_share_memory_are_refused_by_name() -> None:
     net = make_mlp(16)
-    net[1].weight.data = torch.rand(16, 1).expand(16, 12)  # type: ignore[union-attr]
+    weight = next(net.parameters())
+    weight.data = torch.rand(16, 1).expand(16, 12)
     with pytest.raises(BadValue, match=r"weight \[16, 12\] has elements that share memory"):
         MonoForward(net, progress=False).fit(vectors(), epochs=1)
-    # What is not trained may lie as it likes.
-    net[1].weight.requires_grad_(False)  # type: ignore[union-attr]
+    # Any layout is allowed for parameters that are not trained.
+    weight.requires_grad_(False)
     MonoForward(net, progress=False).fit(vectors(), epochs=1)
 
 
-def test_how_memory_is_filled() -> None:
+def test_dense_and_overlapping_tensors_are_detected() -> None:
     x = torch.zeros(4, 6, 5)
     dense = [x, x.transpose(0, 2), x[1:3], x[:, :0], x[:1].transpose(0, 1), torch.tensor(1.0)]
     assert [is_dense(t) for t in dense] == [True] * len(dense)

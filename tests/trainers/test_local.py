@@ -1,4 +1,4 @@
-"""Mono-Forward, its kin, and the controls, as points in the space."""
+"""Mono-Forward, `Local`, and the controls: backpropagation, deep supervision, random features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers import CLASSES, easy, make_cnn, make_mlp, snapshot, vectors
 
 @register_loss("tests.quiet")
 class Quiet(LocalLoss):
-    """Keeps activity small, and says nothing of classes."""
+    """The mean square of the output; it has no class scores."""
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.square().mean()
@@ -56,11 +56,11 @@ def built(kind: type[Trainer], net: nn.Module | None = None, **settings: Any) ->
         (MFJoint, {}, "L0"),
     ],
 )
-def test_the_declared_level(kind: type[Trainer], settings: Any, level: str) -> None:
+def test_the_declared_level_of_locality(kind: type[Trainer], settings: Any, level: str) -> None:
     assert built(kind, **settings).locality == level
 
 
-def test_closed_form_training_is_that_of_autograd() -> None:
+def test_closed_form_gradients_agree_with_autograd() -> None:
     runs = []
     for gradients in ("autograd", "analytic"):
         net = make_mlp(16, 16, activation="tanh")
@@ -76,7 +76,7 @@ def test_closed_form_training_is_that_of_autograd() -> None:
 
 
 @pytest.mark.parametrize("net", [make_cnn, lambda: make_mlp(activation="gelu"), lambda: make_mlp(16, 16, 16)])
-def test_closed_form_refuses_bodies_that_have_none(net: Any) -> None:
+def test_bodies_without_closed_form_gradients_are_refused(net: Any) -> None:
     trainer = MonoForward(net(), gradients="analytic", cut=1 if net is not make_cnn else 2, progress=False)
     shape = (1, 8, 8) if net is make_cnn else (12,)
     x = torch.rand(8, *shape)
@@ -94,10 +94,10 @@ def test_the_output_layer_of_the_net_is_the_head_of_the_last_block() -> None:
 
 @pytest.mark.parametrize("kind", [MonoForward, MFJoint, DeepSupervision, RandomFeatures])
 @pytest.mark.parametrize(("pool", "features"), [(None, 4 * 4 * 4), (1, 4), (2, 4 * 2 * 2)])
-def test_local_heads_on_maps_may_be_pooled(kind: type[Trainer], pool: int | None, features: int) -> None:
+def test_local_heads_on_maps_can_be_pooled(kind: type[Trainer], pool: int | None, features: int) -> None:
     trainer = kind(make_cnn(), progress=False, head_pool=pool)
     trainer.build((1, 8, 8), CLASSES)
-    # The first block gives 4 maps of 4 x 4; the last is headed by the net's own output layer.
+    # The first block has 4 maps of 4 x 4. The head of the last block is the output layer of the network.
     loss, output = trainer.cascade.losses[0], trainer.cascade.outputs(torch.rand(5, 1, 8, 8))[0]
     (weight,) = loss.parameters()
     assert weight.shape == (CLASSES, features)
@@ -105,7 +105,7 @@ def test_local_heads_on_maps_may_be_pooled(kind: type[Trainer], pool: int | None
     torch.testing.assert_close(loss.scores(output), means.flatten(1) @ weight.T)
 
 
-def test_outputs_that_are_no_maps_are_not_pooled() -> None:
+def test_vectors_are_not_pooled() -> None:
     trainer = built(MonoForward, make_mlp(), head_pool=1)
     (weight,) = trainer.cascade.losses[0].parameters()
     assert weight.shape == (CLASSES, 16)
@@ -113,14 +113,14 @@ def test_outputs_that_are_no_maps_are_not_pooled() -> None:
 
 @pytest.mark.parametrize("headline", ["last", "sum", "sum_probabilities"])
 @pytest.mark.parametrize("kind", [MonoForward, Local, RandomFeatures])
-def test_the_prediction_rule_is_the_one_asked_for(kind: type[Trainer], headline: str) -> None:
+def test_the_setting_readout_is_the_prediction_rule(kind: type[Trainer], headline: str) -> None:
     trainer = built(kind, readout=headline)
     assert trainer.cascade.headline == headline
     assert set(trainer.cascade.readouts) == {"last", "sum", "sum_probabilities"}
     assert (trainer.model is trainer.net) == (headline == "last")
 
 
-def test_a_loss_without_scores_leaves_the_last_readout_alone() -> None:
+def test_with_a_loss_without_scores_there_is_only_the_last_readout() -> None:
     trainer = built(Local, make_mlp(16, 16, 16), loss="tests.quiet")
     assert list(trainer.cascade.readouts) == ["last"]
     assert [type(loss).__name__ for loss in trainer.cascade.losses] == ["Quiet", "Quiet", "LocalCrossEntropy"]
@@ -144,8 +144,8 @@ def test_random_features_keep_their_weights_and_train_their_heads() -> None:
     trainer.fit(easy(), epochs=10, batch_size=16)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]) == (not name.startswith("7")), name
-    for loss, old in zip(trainer.cascade.losses, heads, strict=True):
-        assert all(not torch.equal(t, old[name]) for name, t in loss.state_dict().items())
+    for loss, head in zip(trainer.cascade.losses, heads, strict=True):
+        assert all(not torch.equal(t, head[name]) for name, t in loss.state_dict().items())
     assert trainer.evaluate(easy(seed=1))["accuracy"] > 0.9
 
 
@@ -165,32 +165,32 @@ def test_random_features_keep_their_weights_and_train_their_heads() -> None:
 def test_it_learns(kind: type[Trainer], settings: Any) -> None:
     trainer = kind(make_mlp(), lr=0.02, progress=False, **settings)
     trainer.fit(easy(), epochs=8, batch_size=16)
-    found = trainer.evaluate(easy(seed=1))
-    assert all(value > 0.9 for value in found["readouts"].values())
+    accuracies = trainer.evaluate(easy(seed=1))["readouts"]
+    assert all(value > 0.9 for value in accuracies.values())
 
 
 @pytest.mark.parametrize("kind", [MonoForward, Local])
-def test_a_localized_network_is_read_out_as_asked(kind: type[Trainer]) -> None:
+def test_a_localized_network_predicts_by_the_setting_readout(kind: type[Trainer]) -> None:
     net = make_mlp()
     trainer = built(kind, localize(net), readout="sum_probabilities")
     x = vectors().x
-    parts = [scores.softmax(1) for scores in (loss.scores(o) for loss, o in zip(
+    probabilities = [scores.softmax(1) for scores in (loss.scores(o) for loss, o in zip(
         trainer.cascade.losses, trainer.cascade.outputs(x), strict=True
     )) if scores is not None]  # fmt: skip
-    assert torch.allclose(trainer.model(x), torch.stack(parts).sum(0))
+    assert torch.allclose(trainer.model(x), torch.stack(probabilities).sum(0))
     assert trainer.model is not net
     with pytest.raises(BadValue, match="unknown"):
         built(kind, localize(make_mlp(), loss="tests.quiet"), readout="sum")
 
 
-def test_a_checkpoint_is_not_taken_up_with_other_validation_data(tmp_path: Path) -> None:
+def test_a_checkpoint_with_other_validation_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    easily = easy()
+    train = easy()
     MonoForward(make_mlp(), progress=False).fit(
-        easily, easy(30), epochs=1, checkpoint=Checkpoint(path, every_s=0.0)
+        train, easy(30), epochs=1, checkpoint=Checkpoint(path, every_s=0.0)
     )
     with pytest.raises(BadValue, match="another run"):
-        MonoForward(make_mlp(), progress=False).fit(easily, easy(20), epochs=1, checkpoint=path)
+        MonoForward(make_mlp(), progress=False).fit(train, easy(20), epochs=1, checkpoint=path)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_not_taken_up_with_other_validation_data(tmp_path: Path)
         ("prototype_goodness", {"temperature": 0.2}, "none"),
     ],
 )
-def test_strong_losses_learn_stay_local_and_tell_every_block(
+def test_strong_losses_learn_are_local_and_have_scores_for_every_block(
     loss: str, options: dict[str, Any], output: str
 ) -> None:
     def make(**settings: Any) -> Trainer:
@@ -214,28 +214,29 @@ def test_strong_losses_learn_stay_local_and_tell_every_block(
     assert_schedules_agree(make, easy(40))
     trainer = make(lr=0.01)
     trainer.fit(easy(), epochs=12, batch_size=16)
-    found = trainer.evaluate(easy(seed=1))
-    assert len(found["blocks"]) == (3 if output == "apart" else 2)
-    assert min(found["blocks"]) > 0.8
+    accuracies = trainer.evaluate(easy(seed=1))["blocks"]
+    assert len(accuracies) == (3 if output == "apart" else 2)
+    assert min(accuracies) > 0.8
     assert trainer.locality == "L2"
 
 
 @pytest.mark.parametrize("loss", ["mean_goodness", "prototype_goodness"])
-def test_goodness_without_negatives_needs_one_pass_and_predicts_by_the_scores_it_learned_from(
+def test_goodness_without_negative_samples_needs_one_pass_and_predicts_by_its_scores(
     loss: str,
 ) -> None:
     trainer, data = Local(make_mlp(), loss=loss, output="none", progress=False), easy()
     trainer.fit(data, epochs=1, batch_size=16)
-    bodies, seen = trainer.cascade.units, list[int]()
-    bodies[0].body.register_forward_hook(lambda module, rows, output: seen.append(len(output)))
+    counts: list[int] = []
+    body = trainer.cascade.units[0].body
+    body.register_forward_hook(lambda module, rows, output: counts.append(len(output)))
     predicted = trainer.predict(data.x)
-    assert sum(seen) == len(data.x)
+    assert sum(counts) == len(data.x)
     outputs = trainer.cascade.outputs(data.x)
     scores = trainer.cascade.losses[-1].scores(outputs[-1])
     assert scores is not None
     assert torch.equal(predicted, scores.argmax(1))
-    for output, own in zip(outputs, trainer.cascade.losses, strict=True):
-        own_scores = own.scores(output)
-        assert own_scores is not None
-        expected = torch.nn.functional.cross_entropy(own_scores, data.y)
-        assert torch.equal(own(output, data.y), expected)
+    for output, loss_of_block in zip(outputs, trainer.cascade.losses, strict=True):
+        block_scores = loss_of_block.scores(output)
+        assert block_scores is not None
+        expected = torch.nn.functional.cross_entropy(block_scores, data.y)
+        assert torch.equal(loss_of_block(output, data.y), expected)

@@ -1,4 +1,4 @@
-"""Precision: one setting decides it for everything that a run computes."""
+"""Precision: one setting for all computations of a run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 
 
 class Products(TorchDispatchMode):
-    """Notes which precision every product inside is computed in, backward passes included."""
+    """Records the dtype of every product, including those of backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[tuple[str, torch.dtype]] = set()
+        self.dtypes: set[tuple[str, torch.dtype]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in PRODUCTS:
             tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
-            self.seen |= {(name, tensor.dtype) for tensor in tensors}
+            self.dtypes |= {(name, tensor.dtype) for tensor in tensors}
         return func(*args, **(kwargs or {}))
 
 
@@ -60,53 +60,53 @@ def test_every_product_of_a_run_has_the_precision_of_the_settings(
             trainer.step(*data.batch(torch.arange(16)))
             trainer.evaluate(data)
             trainer.predict(data.x)
-        # In float64: what no run narrows, such as the figures of a diagnosis.
-        found = {dtype for _, dtype in products.seen} - {torch.float64}
-        assert found == {getattr(torch, precision)}, products.seen
+        # Values that are always computed in float64, such as those of a diagnosis, are left out.
+        dtypes = {dtype for _, dtype in products.dtypes} - {torch.float64}
+        assert dtypes == {getattr(torch, precision)}, products.dtypes
 
 
-def test_the_sums_of_a_closed_form_stay_in_float64() -> None:
+def test_the_sums_of_a_closed_form_are_in_float64() -> None:
     data = images()
     trainer = TRAINERS["cafo"](make_cnn(), predictor="closed_form", precision="bfloat16", progress=False)
     trainer.build(data.sample_shape, CLASSES)
     with Products() as products:
         trainer.fit(data, data, batch_size=16)
-    assert ("convolution", torch.float32) not in products.seen
+    assert ("convolution", torch.float32) not in products.dtypes
     losses = trainer.cascade.losses
     assert all(loss.linear.weight.dtype == torch.float32 for loss in losses)
     assert all(loss.chosen is not None for loss in losses)
 
 
 @pytest.mark.parametrize("name", ["mono_forward", "forward_forward", "counter_current", "cafo", "dfa"])
-def test_losses_weights_and_scores_stay_in_float32(name: str) -> None:
+def test_losses_weights_and_scores_are_in_float32(name: str) -> None:
     trainer = TRAINERS[name](make_mlp(), progress=False, precision="bfloat16")
     trainer.build((12,), CLASSES)
     losses = trainer.step(*vectors(16).batch(torch.arange(16)))
-    if name != "dfa":  # the value of its losses means nothing
+    if name != "dfa":  # the values of its losses are not used
         assert {loss.dtype for loss in losses} == {torch.float32}
     assert {p.dtype for p in trainer.cascade.parameters()} == {torch.float32}
     assert trainer.model(vectors().x).dtype == torch.float32
 
 
-def test_half_the_bits_are_close_to_all_of_them() -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     runs = []
     for precision in ("float32", "bfloat16"):
         trainer = TRAINERS["mono_forward"](make_mlp(), precision=precision, lr=0.01, progress=False)
         runs.append(trainer.fit(easy(), easy(seed=1), epochs=5, batch_size=16))
-    wide, low = (run.rows[-1]["loss"] for run in runs)
-    assert low != wide
-    assert low == pytest.approx(wide, rel=0.05)
+    float32, bfloat16 = (run.rows[-1]["loss"] for run in runs)
+    assert bfloat16 != float32
+    assert bfloat16 == pytest.approx(float32, rel=0.05)
 
 
-def test_a_weight_that_moved_is_seen_moved() -> None:
-    # A copy in bfloat16 that outlived the step would give the second step the first one's losses.
+def test_a_step_uses_the_weights_of_the_step_before() -> None:
+    # With cached bfloat16 weights the second step would have the losses of the first one.
     trainer = TRAINERS["mono_forward"](make_mlp(), precision="bfloat16", lr=0.05, progress=False)
     history = trainer.fit(easy(), epochs=6, batch_size=120)
     first = [row["loss"][0] for row in history.rows]
     assert all(after < before for before, after in pairwise(first))
 
 
-def test_a_callers_autocast_changes_nothing() -> None:
+def test_autocast_of_the_caller_changes_nothing() -> None:
     def losses() -> list[list[float]]:
         trainer: Trainer = TRAINERS["mono_forward"](make_mlp(), progress=False)
         return [row["loss"] for row in trainer.fit(vectors(), epochs=2, batch_size=16).rows]
@@ -118,7 +118,7 @@ def test_a_callers_autocast_changes_nothing() -> None:
 
 @pytest.mark.parametrize("extra", [{"precision": "bfloat16"}, {"compile": "aot_eager"}], ids=str)
 @pytest.mark.parametrize("name", ["mono_forward", "counter_current", "cafo"])
-def test_the_closed_form_of_a_step_refuses_what_it_would_ignore(name: str, extra: dict[str, Any]) -> None:
+def test_closed_form_gradients_refuse_settings_without_effect(name: str, extra: dict[str, Any]) -> None:
     trainer = TRAINERS[name](make_mlp(), gradients="analytic", progress=False, **extra)
     with pytest.raises(BadValue, match="gradients = 'analytic'"):
         trainer.build((12,), CLASSES)

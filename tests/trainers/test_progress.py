@@ -1,4 +1,4 @@
-"""The progress bar, and what a history tells of a run."""
+"""The progress bar, and the rows of a history."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bpfree.trainers.progress import progress_bar
 from tests.helpers import make_mlp, vectors
 
 
-def test_a_silent_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1)
-    found = capsys.readouterr()
-    assert (found.out, found.err) == ("", "")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
 
 
 def test_a_bar_shows_losses_and_the_first_accuracy() -> None:
@@ -33,13 +33,15 @@ def test_a_bar_shows_losses_and_the_first_accuracy() -> None:
 
 
 def test_epochs_of_all_stages_are_counted() -> None:
-    seen: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     trainer = MonoForward(make_mlp(), schedule="greedy", progress=False)
-    trainer.fit(vectors(), epochs=2, hooks=Hooks(progress=lambda done, of, row: seen.append((done, of))))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    trainer.fit(
+        vectors(), epochs=2, hooks=Hooks(progress=lambda done, total, row: calls.append((done, total)))
+    )
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_curve_is_drawn_from_the_epochs_that_were_evaluated() -> None:
+def test_a_curve_has_the_epochs_with_an_evaluation() -> None:
     rows = [{"step": 3}, {"step": 6, "validation": {"last": 0.5}}, {"step": 9, "validation": {"sum": 0.25}}]
     history = History(rows)
     assert history.curve("last") == [(6, 0.5)]

@@ -18,7 +18,7 @@ def test_a_registered_trainer_is_found_by_its_id() -> None:
     assert register_trainer(Mine) is Mine
     try:
         assert get_trainer("tests.mine") is Mine
-        # The same class again is no clash, another one is.
+        # The same class can be registered again, another one cannot.
         register_trainer(Mine)
         other = type("Other", (MonoForward,), {"id": "tests.mine"})
         with pytest.raises(BadValue, match=r"a trainer with the id 'tests\.mine' exists already"):
@@ -27,7 +27,7 @@ def test_a_registered_trainer_is_found_by_its_id() -> None:
         del TRAINERS["tests.mine"]
 
 
-def test_the_table_is_made_by_registering() -> None:
+def test_every_trainer_is_registered_under_its_id() -> None:
     assert all(kind.id == name and get_trainer(name) is kind for name, kind in TRAINERS.items())
     with pytest.raises(BadValue, match="unknown trainer 'mono_froward'; did you mean 'mono_forward'"):
         get_trainer("mono_froward")
@@ -51,8 +51,8 @@ class Half(Trainer):
     [
         (int, "is no trainer"),
         ("mono_forward", "is no trainer"),
-        (Nameless, r"Nameless\.id = None: expected a name"),
-        (Half, "Half is no whole trainer: it must say locality, make_cascade"),
+        (Nameless, r"Nameless\.id = None: expected a non-empty string"),
+        (Half, "Half is abstract: expected a class that defines locality, make_cascade"),
     ],
 )
 def test_what_is_no_trainer_is_refused(kind: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The scale of the training data is the model's, and every sample is given it."""
+"""All samples are scaled as the training data were."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEAN, STD = (0.4,), (0.2,)
 
 
 def pictures(n: int = 40, seed: int = 0, **options: Any) -> TensorData:
-    """uint8 images of three classes, dark, grey and bright."""
+    """uint8 images of three classes, dark, gray and bright."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(CLASSES, (n,), generator=generator)
     noise = torch.randint(60, (n, 1, 8, 8), generator=generator)
@@ -40,7 +40,7 @@ def statistics(x: Tensor) -> dict[str, tuple[float, ...]]:
 
 
 def by_hand(trainer: Trainer, x: Tensor, mean: Any, std: Any) -> Tensor:
-    """The classes of float samples, standardized here."""
+    """The predicted classes of float samples, standardized without the trainer."""
     shape = (-1, *[1] * (x.ndim - 2))
     with torch.no_grad():
         scores = trainer.cascade.eval()((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape))
@@ -48,7 +48,7 @@ def by_hand(trainer: Trainer, x: Tensor, mean: Any, std: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
-def test_every_way_to_hand_over_samples_gives_the_same_answers(kind: type[Trainer]) -> None:
+def test_predictions_are_the_same_for_all_types_of_samples(kind: type[Trainer]) -> None:
     trainer = kind(make_cnn(), progress=False)
     train, test = (pictures(seed=s, mean=MEAN, std=STD) for s in (0, 1))
     trainer.fit(train, (test.x, test.y), epochs=2, batch_size=16)
@@ -60,7 +60,7 @@ def test_every_way_to_hand_over_samples_gives_the_same_answers(kind: type[Traine
         assert trainer.evaluate(data)["accuracy"] == pytest.approx(accuracy)
 
 
-def test_validation_without_statistics_has_those_of_the_training_data() -> None:
+def test_validation_data_are_standardized_by_the_training_statistics() -> None:
     train, test = pictures(mean=MEAN, std=STD), pictures(seed=1)
     curves = []
     for validation in ((test.x, test.y), test, replace(test, mean=MEAN, std=STD)):
@@ -88,7 +88,7 @@ def test_the_scaling_is_saved_and_loaded(tmp_path: Path) -> None:
         loaded.evaluate(replace(test, mean=(0.5,), std=STD))
 
 
-def test_a_file_from_before_there_was_a_scaling_loads(tmp_path: Path) -> None:
+def test_a_file_without_a_scaling_is_loaded(tmp_path: Path) -> None:
     trainer, test = MonoForward(make_cnn(), progress=False), pictures(seed=1, mean=MEAN, std=STD)
     trainer.fit(pictures(mean=MEAN, std=STD), epochs=1)
     trainer.save(tmp_path / "weights")
@@ -101,7 +101,7 @@ def test_a_file_from_before_there_was_a_scaling_loads(tmp_path: Path) -> None:
     assert loaded.evaluate(test) == trainer.evaluate(test)
 
 
-def test_other_statistics_are_refused_and_both_are_named() -> None:
+def test_other_statistics_are_refused_with_both_values() -> None:
     trainer = MonoForward(make_cnn(), progress=False)
     trainer.fit(pictures(mean=MEAN, std=STD), epochs=1)
     other = pictures(mean=(0.1,), std=(0.3,))
@@ -132,7 +132,7 @@ def test_a_second_run_on_raw_samples_keeps_the_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "message"),
+    ("train", "samples", "message"),
     [
         (pictures(), pictures().x.float(), r"values up to 2\d\d, but the model was trained on uint8 images"),
         (
@@ -144,12 +144,12 @@ def test_a_second_run_on_raw_samples_keeps_the_statistics() -> None:
     ],
     ids=["uint8, 0..255", "0..1, 0..255", "0..255, uint8"],
 )
-def test_pixels_of_another_range_are_refused(trained: TensorData, given: Tensor, message: str) -> None:
+def test_pixels_of_another_range_are_refused(train: TensorData, samples: Tensor, message: str) -> None:
     trainer = MonoForward(make_cnn(), progress=False)
-    trainer.fit(trained, epochs=1)
+    trainer.fit(train, epochs=1)
     for use in (trainer.predict, lambda x: trainer.evaluate((x, torch.zeros(len(x)).long()))):
         with pytest.raises(BadValue, match=message):
-            use(given)
+            use(samples)
 
 
 def test_floats_in_0_to_1_and_their_uint8_images_are_the_same() -> None:
@@ -159,16 +159,16 @@ def test_floats_in_0_to_1_and_their_uint8_images_are_the_same() -> None:
     assert torch.equal(trainer.predict(data.x), trainer.predict(data.x.float() / 255))
 
 
-def test_samples_that_were_standardized_before_are_warned_of() -> None:
+def test_samples_that_are_standardized_already_give_a_warning() -> None:
     stats = statistics(table().x)
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.fit(table(**stats), epochs=1)
-    ready, _ = table(**stats).batch(torch.arange(40))
+    standardized, _ = table(**stats).batch(torch.arange(40))
     with pytest.warns(UserWarning, match="mean 0 and standard deviation 1 already, and is standardized once"):
-        trainer.predict(ready)
+        trainer.predict(standardized)
 
 
-def test_a_step_and_the_model_take_what_a_batch_is() -> None:
+def test_a_step_and_the_model_expect_scaled_batches() -> None:
     data = pictures(mean=MEAN, std=STD)
     trainer = MonoForward(make_cnn(), progress=False)
     trainer.fit(data, epochs=1)
@@ -190,17 +190,18 @@ def test_a_step_and_the_model_take_what_a_batch_is() -> None:
         (torch.zeros(2, 12).int(), r"x is torch\.int32"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(x: Any, message: str) -> None:
+def test_wrong_samples_to_predict_are_refused(x: Any, message: str) -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.build((12,), CLASSES)
     with pytest.raises(BadValue, match=message):
         trainer.predict(x)
 
 
-def test_digits_are_predicted_as_they_are_evaluated() -> None:
+def test_predictions_of_digits_agree_with_the_evaluation() -> None:
     digits = bpfree.data.load("digits", standardize=True)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     trainer = MonoForward(net, progress=False)
     trainer.fit(digits.train, epochs=5)
-    found = trainer.predict(digits.test.x)
-    assert trainer.evaluate(digits.test)["accuracy"] == pytest.approx((found == digits.test.y).float().mean())
+    predicted = trainer.predict(digits.test.x)
+    accuracy = (predicted == digits.test.y).float().mean()
+    assert trainer.evaluate(digits.test)["accuracy"] == pytest.approx(accuracy)

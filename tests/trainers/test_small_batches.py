@@ -1,4 +1,4 @@
-"""Batches that a network cannot take are found out before training."""
+"""Batches on which a network cannot be trained are refused before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def batch_norm() -> nn.Module:
     return nn.BatchNorm1d(16)
 
 
-def never_trained(done: int, of: int, row: dict[str, Any]) -> None:
+def no_epoch(done: int, total: int, row: dict[str, Any]) -> None:
     raise AssertionError("an epoch was trained")
 
 
@@ -36,14 +36,14 @@ def test_a_last_batch_of_one_is_refused_before_training_or_dropped(kind: type[Tr
     trainer.build((12,), CLASSES)
     before = snapshot(trainer.cascade)
     with pytest.raises(BadValue, match=r"on a batch of 1, .*Expected more than 1 value.*drop_last = True"):
-        trainer.fit(vectors(33), epochs=1, batch_size=16, hooks=Hooks(progress=never_trained))
+        trainer.fit(vectors(33), epochs=1, batch_size=16, hooks=Hooks(progress=no_epoch))
     assert all(torch.equal(t, before[n]) for n, t in trainer.cascade.state_dict().items())
     assert trainer.scaling is None
     trainer.fit(vectors(33), epochs=1, batch_size=16, drop_last=True)
 
 
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
-def test_one_map_is_more_than_one_value(kind: type[Trainer]) -> None:
+def test_a_batch_of_one_image_has_several_values_per_channel(kind: type[Trainer]) -> None:
     kind(make_cnn(batch_norm=True), progress=False).fit(images(17), epochs=1, batch_size=16)
 
 
@@ -52,23 +52,23 @@ def test_one_map_is_more_than_one_value(kind: type[Trainer]) -> None:
     [
         (lambda: nn.GroupNorm(16, 16), 33, 16, "drop_last = True, or another batch_size"),
         (batch_norm, 40, 1, "raise batch_size"),
-        (batch_norm, 1, 16, "give more samples"),
+        (batch_norm, 1, 16, "pass more samples"),
         (lambda: nn.BatchNorm1d(16, track_running_stats=False), 17, 16, "drop_last"),
     ],
 )
-def test_other_ways_to_a_batch_of_one(norm: Any, n: int, batch_size: int, message: str) -> None:
+def test_other_batches_of_one_are_refused(norm: Any, n: int, batch_size: int, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         MonoForward(normalized(norm), progress=False).fit(vectors(n), epochs=1, batch_size=batch_size)
 
 
-def test_a_map_of_one_element_has_no_statistics_of_its_own() -> None:
+def test_instance_norm_of_one_element_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 8), nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU(),
                         nn.Flatten(), nn.Linear(4, CLASSES))  # fmt: skip
     with pytest.raises(BadValue, match="more than 1 spatial element"):
         MonoForward(net, progress=False).fit(images(), epochs=1)
 
 
-def test_one_sample_is_not_evaluated_by_statistics_of_the_batch() -> None:
+def test_a_sample_is_not_evaluated_with_statistics_of_a_batch_of_one() -> None:
     net = normalized(lambda: nn.BatchNorm1d(16, track_running_stats=False))
     trainer = MonoForward(net, progress=False)
     trainer.fit(vectors(32), vectors(40), epochs=1, batch_size=16)
@@ -76,7 +76,7 @@ def test_one_sample_is_not_evaluated_by_statistics_of_the_batch() -> None:
     for use in (
         lambda: trainer.predict(many.x[:1]),
         lambda: trainer.evaluate(many),
-        lambda: trainer.fit(vectors(32), many, epochs=1, hooks=Hooks(progress=never_trained)),
+        lambda: trainer.fit(vectors(32), many, epochs=1, hooks=Hooks(progress=no_epoch)),
     ):
         with pytest.raises(
             BadValue, match=r"one sample alone cannot be evaluated: .*track_running_stats = True"
@@ -84,24 +84,24 @@ def test_one_sample_is_not_evaluated_by_statistics_of_the_batch() -> None:
             use()
 
 
-def test_what_is_dropped_is_the_rest_of_each_epochs_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[int]] = []
+def test_each_epoch_drops_the_last_samples_of_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
     trainer, data = MonoForward(make_mlp(), progress=False), vectors(39)
     batch = type(data).batch
 
-    def noted(self: Any, indices: torch.Tensor, generator: Any = None) -> Any:
-        seen.append(indices.tolist())
+    def recording(self: Any, indices: torch.Tensor, generator: Any = None) -> Any:
+        batches.append(indices.tolist())
         return batch(self, indices, generator)
 
-    monkeypatch.setattr(type(data), "batch", noted)
+    monkeypatch.setattr(type(data), "batch", recording)
     history = trainer.fit(data, epochs=2, batch_size=16, drop_last=True)
-    steps = [indices for indices in seen if len(indices) == 16][-4:]
+    steps = [indices for indices in batches if len(indices) == 16][-4:]
     assert [row["step"] for row in history.rows] == [2, 4]
     assert len({*steps[0], *steps[1]}) == len({*steps[2], *steps[3]}) == 32
     assert {*steps[0], *steps[1]} != {*steps[2], *steps[3]}
 
 
-def test_dropping_nothing_changes_no_bit() -> None:
+def test_drop_last_without_a_short_batch_changes_no_bit() -> None:
     runs = []
     for drop_last in (False, True):
         trainer = MonoForward(make_mlp(dropout=0.3), progress=False)
@@ -110,45 +110,45 @@ def test_dropping_nothing_changes_no_bit() -> None:
     assert all(torch.equal(t, runs[1][n]) for n, t in runs[0].items())
 
 
-def test_dropping_all_is_refused() -> None:
+def test_drop_last_that_leaves_no_batch_is_refused() -> None:
     with pytest.raises(BadValue, match=r"drop_last = True with batch_size = 64: 40 samples make no batch"):
         MonoForward(make_mlp(), progress=False).fit(vectors(40), epochs=1, batch_size=64, drop_last=True)
 
 
-def test_steps_of_an_epoch() -> None:
+def test_number_of_steps_in_an_epoch() -> None:
     fit = FitSettings(batch_size=16)
     assert [fit.steps(n) for n in (15, 16, 17)] == [1, 1, 2]
     assert [replace(fit, drop_last=True).steps(n) for n in (15, 16, 17)] == [0, 1, 1]
 
 
-def test_a_cell_that_drops_nothing_keeps_its_name() -> None:
+def test_the_default_of_drop_last_does_not_change_the_id_of_a_cell() -> None:
     config = {
         "dataset": {"name": "digits"},
         "net": {"name": "mlp", "hidden": [8]},
         "trainer": {"id": "mono_forward"},
     }
-    plain, same, other = (
+    default, same, other = (
         cells({**config, "fit": fit})[0] for fit in ({}, {"drop_last": False}, {"drop_last": True})
     )
-    assert "drop_last" not in plain.record()["fit"] and plain.id == same.id != other.id
+    assert "drop_last" not in default.record()["fit"] and default.id == same.id != other.id
 
 
-def test_trying_a_batch_of_one_repeats_no_warning() -> None:
+def test_the_trial_step_repeats_no_warning() -> None:
     net = make_mlp()
     for layer in net:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight)
-    with pytest.warns(UserWarning, match="draws the weights") as found:
+    with pytest.warns(UserWarning, match="replaces the weights") as caught:
         ForwardForward(net, progress=False).fit(vectors(33), epochs=1, batch_size=16)
-    assert len(found) == 1
-    assert found[0].filename == __file__
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
 
 
-def test_a_network_that_cannot_be_copied_is_trained_all_the_same() -> None:
-    class Sealed(nn.Identity):
+def test_a_network_that_cannot_be_copied_is_trained() -> None:
+    class NotCopyable(nn.Identity):
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("it cannot be copied")
 
     net = make_mlp()
-    net.insert(2, Sealed())
+    net.insert(2, NotCopyable())
     MonoForward(net, progress=False).fit(vectors(17), epochs=1, batch_size=16)

@@ -1,4 +1,4 @@
-"""What trainers declare to be searched is made of their own settings, and nothing they would refuse."""
+"""Search spaces contain settings of their trainer, with values that it accepts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+import bpfree
 from bpfree._settings import validate
-from bpfree.trainers import TRAINERS, Choice, Range, Trainer, meant
+from bpfree.trainers import TRAINERS, Choice, Range, Trainer, active_dimensions
 
 
 @pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS)
-def test_every_end_of_a_space_is_accepted(kind: type[Trainer]) -> None:
+def test_the_ends_of_every_range_are_accepted(kind: type[Trainer]) -> None:
     fields = kind.Settings.__dataclass_fields__
     for name, dimension in kind.space.items():
         ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
@@ -23,17 +24,17 @@ def test_every_end_of_a_space_is_accepted(kind: type[Trainer]) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS)
-def test_conditions_name_values_that_a_setting_can_have(kind: type[Trainer]) -> None:
+def test_values_in_conditions_are_accepted(kind: type[Trainer]) -> None:
     for dimension in kind.space.values():
         for other, allowed in dimension.given.items():
             for value in allowed:
                 validate(kind.Settings, {other: value}, kind.id)
 
 
-def test_a_setting_without_a_meaning_is_not_searched() -> None:
+def test_a_setting_without_effect_is_not_searched() -> None:
     def names(trainer: str, **settings: Any) -> set[str]:
         kind = TRAINERS[trainer]
-        return set(meant(kind.space, asdict(validate(kind.Settings, settings, trainer))))
+        return set(active_dimensions(kind.space, asdict(validate(kind.Settings, settings, trainer))))
 
     assert names("cafo", predictor="closed_form", schedule="simultaneous") == set()
     assert names("physical_ridge") == set()
@@ -43,7 +44,14 @@ def test_a_setting_without_a_meaning_is_not_searched() -> None:
     assert "momentum" not in names("counter_current", optimizer="adam")
 
 
-def test_shares_of_a_range_follow_its_scale() -> None:
-    assert Range(1e-4, 1e-2, log=True).share(1e-3) == pytest.approx(0.5)
-    assert Range(0.0, 4.0).share(1.0) == 0.25
-    assert Range(1e-4, 1e-2, log=True).share(1e-2) == 1.0
+def test_a_fraction_of_a_range_follows_its_scale() -> None:
+    assert Range(1e-4, 1e-2, log=True).fraction(1e-3) == pytest.approx(0.5)
+    assert Range(0.0, 4.0).fraction(1.0) == 0.25
+    assert Range(1e-4, 1e-2, log=True).fraction(1e-2) == 1.0
+
+
+def test_old_names_are_accepted_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match=r"Range\.share is now Range\.fraction"):
+        assert Range(0.0, 4.0).share(1.0) == 0.25
+    with pytest.warns(FutureWarning, match=r"trainers\.meant is now bpfree\.trainers\.active_dimensions"):
+        assert bpfree.trainers.meant is active_dimensions
