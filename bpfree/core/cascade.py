@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Cascade(nn.Module):
     @property
     def units(self) -> list[BaseBlock]:
         """The blocks, bottom first."""
-        return list(self.blocks)  # type: ignore[arg-type]
+        return cast(list[BaseBlock], list(self.blocks))
 
     @property
     def losses(self) -> list[LocalLoss]:
@@ -206,7 +206,8 @@ class Cascade(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``[B, C]`` of the samples ``x [B, ...]`` by the first readout."""
         readout = self.readout(self.headline)
-        return readout(self.outputs(self.encoding.view(x, readout.view)), self.losses)  # type: ignore[no-any-return]
+        result: Tensor = readout(self.outputs(self.encoding.view(x, readout.view)), self.losses)
+        return result
 
     def to_module(self) -> nn.Module:
         """An ordinary module that computes `forward`, sharing the trained parameters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class JointBlock(BaseBlock):
 
     @property
     def parts(self) -> list[Block]:
-        return list(self.blocks)  # type: ignore[arg-type]
+        return cast(list[Block], list(self.blocks))
 
     @property
     def loss(self) -> LocalLoss:  # type: ignore[override]

@@ -209,7 +209,8 @@ class ClassifierReadout(Readout):
         return scores
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        return self.linear(self._features(outputs))  # type: ignore[no-any-return]
+        result: Tensor = self.linear(self._features(outputs))
+        return result
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
         first = int(self.skip_first and len(outputs) > 1)

@@ -66,7 +66,8 @@ class Encoding:
 
     def answers(self, data: Any) -> Tensor:
         """The targets of a metric: the labels ``[N]`` of the data set."""
-        return data.y  # type: ignore[no-any-return]
+        result: Tensor = data.y
+        return result
 
     def copies(self, view: View) -> int:
         """Number of rows of a sample in ``view``."""
@@ -95,4 +96,5 @@ class Reconstruct(Encoding):
 
     def answers(self, data: Any) -> Tensor:
         """The images."""
-        return data.batch(torch.arange(len(data.y), device=data.y.device))[0]  # type: ignore[no-any-return]
+        result: Tensor = data.batch(torch.arange(len(data.y), device=data.y.device))[0]
+        return result

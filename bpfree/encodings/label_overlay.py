@@ -164,7 +164,8 @@ class OverlaidLinear(nn.Module):
 
     def forward(self, rows: Overlaid) -> Tensor:
         if not self.flat and rows.images.ndim > 2:
-            return self.linear(LengthNorm(self.eps)(rows.dense()))  # type: ignore[no-any-return]
+            result: Tensor = self.linear(LengthNorm(self.eps)(rows.dense()))
+            return result
         classes, weight = rows.codes.shape[-1], self.linear.weight
         pixels = rows.images.flatten(1)[:, classes:]
         # One split, not two slices: its backward joins the two gradients where slices' pad and add them.

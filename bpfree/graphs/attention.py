@@ -41,7 +41,8 @@ def attend(conv: Any, x: Matrix, edges: Edges) -> Tensor:
             target_energy.flatten().to(dtype)[edges.row_sources],
             conv.negative_slope,
         )
-    return mixed.to(h.dtype).view(-1, len(weight)) + conv.bias  # type: ignore[no-any-return]
+    result: Tensor = mixed.to(h.dtype).view(-1, len(weight)) + conv.bias
+    return result
 
 
 class _Attention(torch.autograd.Function):

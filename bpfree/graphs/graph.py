@@ -169,4 +169,5 @@ def mostly_zero(values: Tensor) -> bool:
 
 def unit_rows(x: Tensor) -> Tensor:
     """Each row divided by its Euclidean length plus 1e-8; ``[n, d]``."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)  # type: ignore[no-any-return]
+    result: Tensor = x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)
+    return result

@@ -186,7 +186,8 @@ def affine(layer: Any, rows: Matrix) -> Tensor:
     bias = layer.lin_l.bias if sage else layer.bias
     if isinstance(rows, Tensor):
         return F.linear(rows, torch.cat(weights, 1) if sage else weights[0], bias)
-    return linear(rows, *weights) + bias  # type: ignore[no-any-return]
+    result: Tensor = linear(rows, *weights) + bias
+    return result
 
 
 class Attention(nn.Module):
@@ -240,7 +241,8 @@ class EndToEndGNN(nn.Module):
                 x = affine(conv, Aggregate(self.net.kind, self.normalize)(inputs))
             else:
                 x = self._layer(conv, self._dropped(x.relu() if number else x), inputs)
-        return x if targets_only or target_nodes is None else x[target_nodes]  # type: ignore[no-any-return]
+        result: Tensor = x if targets_only or target_nodes is None else x[target_nodes]
+        return result
 
     def _is_constant(self, x: Tensor | SparseMatrix) -> bool:
         """Whether features are the same in every step, and dense, so that their aggregate is no larger."""
@@ -255,7 +257,8 @@ class EndToEndGNN(nn.Module):
     def _layer(self, conv: Any, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
         # The graph's operators are cached; torch-geometric would compute them at every step.
         if self.net.kind == "gcn":
-            return nodes.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias  # type: ignore[no-any-return]
+            result: Tensor = nodes.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias
+            return result
         if self.net.kind == "sage":
             # The mean of products is the product of means: the narrower of the two is propagated.
             if not isinstance(x, Tensor) or len(conv.lin_l.weight) < x.shape[1]:
@@ -265,7 +268,8 @@ class EndToEndGNN(nn.Module):
             target_nodes = nodes.query.target_nodes
             if target_nodes is not None:
                 x = x[target_nodes] if isinstance(x, Tensor) else x.select_rows(target_nodes)
-            return neighbors + conv.lin_l.bias + x @ conv.lin_r.weight.T  # type: ignore[no-any-return]
+            result = neighbors + conv.lin_l.bias + x @ conv.lin_r.weight.T
+            return result
         return attend(conv, x, nodes.edges())
 
 

@@ -91,7 +91,8 @@ class SparseMatrix(Constant):
         return self._transposed
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        return _Product.apply(self, x)  # type: ignore[no-any-return]
+        result: Tensor = _Product.apply(self, x)
+        return result
 
     def dense(self) -> Tensor:
         """All values, ``[n, m]``."""

@@ -117,14 +117,16 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
         assert feedback is not None
         a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         if self.form == "dot":
-            return self.ramp(self.base * self.k / a.shape[1] * _distance(a, b, same))  # type: ignore[no-any-return]
+            result: Tensor = self.ramp(self.base * self.k / a.shape[1] * _distance(a, b, same))
+            return result
         a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (at_least_float32(a), at_least_float32(b)))
         loss = self.weight * _distance(a, b, same)
         if self.form == "decorrelated":
             loss = loss + self.decorrelation * sum(
                 _distance(x, x, torch.eye(len(x), dtype=x.dtype, device=x.device)) for x in (a, b)
             )
-        return self.ramp(loss)  # type: ignore[no-any-return]
+        result = self.ramp(loss)
+        return result
 
     def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         if self.form != "dot" or self.per_sample:
@@ -167,7 +169,8 @@ class PrototypeOutput(LocalCrossEntropy, FeedbackLoss):
         self.n_classes = n_classes
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
-        return self.ramp(super().forward(output, target))  # type: ignore[no-any-return]
+        result: Tensor = self.ramp(super().forward(output, target))
+        return result
 
     def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         loss, error, gradients = super().closed_form(output, target)

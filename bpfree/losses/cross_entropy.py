@@ -125,7 +125,8 @@ class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
 
     def scores(self, output: Tensor) -> Tensor:
         assert self.head is not None
-        return self.head(output)  # type: ignore[no-any-return]
+        result: Tensor = self.head(output)
+        return result
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return self.objective(self.scores(output), target)

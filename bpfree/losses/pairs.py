@@ -44,7 +44,8 @@ def pair_dot(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
         first: int64 ``[B]``.
         second: int64 ``[B]``.
     """
-    return _PairDot.apply(z, first, second)  # type: ignore[no-any-return]
+    result: Tensor = _PairDot.apply(z, first, second)
+    return result
 
 
 class PairScore(ScoringLoss):
