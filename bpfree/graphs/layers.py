@@ -268,8 +268,8 @@ class EndToEndGNN(nn.Module):
             target_nodes = nodes.query.target_nodes
             if target_nodes is not None:
                 x = x[target_nodes] if isinstance(x, Tensor) else x.select_rows(target_nodes)
-            result = neighbors + conv.lin_l.bias + x @ conv.lin_r.weight.T
-            return result
+            products: Tensor = neighbors + conv.lin_l.bias + x @ conv.lin_r.weight.T
+            return products
         return attend(conv, x, nodes.edges())
 
 

@@ -125,8 +125,8 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
             loss = loss + self.decorrelation * sum(
                 _distance(x, x, torch.eye(len(x), dtype=x.dtype, device=x.device)) for x in (a, b)
             )
-        result = self.ramp(loss)
-        return result
+        scaled: Tensor = self.ramp(loss)
+        return scaled
 
     def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         if self.form != "dot" or self.per_sample:
