@@ -11,12 +11,21 @@ from bpfree._errors import (
     NotMeasurable,
     WorkerLost,
 )
-from bpfree._renamed import module_getattr
-from bpfree.core.block import Block
-from bpfree.core.cascade import Cascade
-from bpfree.core.joint import JointBlock
-from bpfree.core.localize import localize, split
-from bpfree.losses import LocalLoss, RidgeAccumulator, register_loss
+from bpfree._renamed import accept_old_modules, module_getattr
+from bpfree.core import (
+    Autograd,
+    Block,
+    Cascade,
+    ClosedFormGradient,
+    JointBlock,
+    OnePassSolve,
+    Perturbation,
+    Stacked,
+    UpdateRule,
+    localize,
+    split,
+)
+from bpfree.losses import FeedbackLoss, LocalLoss, RidgeAccumulator, register_loss
 from bpfree.trainers import (
     Autoencoder,
     Backprop,
@@ -47,12 +56,13 @@ from bpfree.trainers import (
     register_trainer,
 )
 
-__getattr__ = module_getattr(__name__, {"WireError": "LinkError"})
+accept_old_modules()
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Autoencoder",
+    "Autograd",
     "Backprop",
     "BackpropGNN",
     "BadValue",
@@ -61,11 +71,13 @@ __all__ = [
     "Cascade",
     "CascadedForward",
     "Checkpoint",
+    "ClosedFormGradient",
     "CounterCurrentLearning",
     "DataNotFound",
     "DeepSupervision",
     "DirectFeedbackAlignment",
     "Diverged",
+    "FeedbackLoss",
     "ForwardForward",
     "ForwardGNN",
     "History",
@@ -80,6 +92,8 @@ __all__ = [
     "MeterError",
     "MonoForward",
     "NotMeasurable",
+    "OnePassSolve",
+    "Perturbation",
     "Physical",
     "PhysicalBackprop",
     "PhysicalDirectFeedback",
@@ -87,8 +101,10 @@ __all__ = [
     "PhysicalSPSA",
     "RandomFeatures",
     "RidgeAccumulator",
+    "Stacked",
     "Trainer",
     "TrainerSettings",
+    "UpdateRule",
     "WorkerLost",
     "data",
     "get_trainer",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from bpfree._errors import BadValue
@@ -55,3 +59,41 @@ def with_new_keys(values: Mapping[str, Any], table: Mapping[str, str], where: st
     for old in values.keys() & table.keys():
         warn_renamed(f"{prefix}{old}", f"{prefix}{table[old]}", stacklevel=4)
     return {table.get(key, key): value for key, value in values.items()}
+
+
+#: Modules of 0.1, and what holds their names now.
+OLD_MODULES = {
+    "bpfree.cascade": "bpfree.core",
+    "bpfree.cutting": "bpfree.core.localize",
+    "bpfree.graph": "bpfree.graphs.graph",
+    "bpfree.graph_encodings": "bpfree.encodings.graph",
+    "bpfree.readouts": "bpfree.core.readouts",
+    "bpfree.sparse": "bpfree.graphs.sparse",
+    "bpfree.stacked": "bpfree.core.stacked",
+    "bpfree.trainers.settings": "bpfree.engine.settings",
+}
+
+
+class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the modules of `OLD_MODULES` under their new names."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name in OLD_MODULES else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        new = OLD_MODULES[spec.name]
+        warn_renamed(spec.name, new, stacklevel=2)
+        module = ModuleType(spec.name)
+        vars(module).update(vars(importlib.import_module(new)))
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: `create_module` has set all names."""
+
+
+def accept_old_modules() -> None:
+    """Let ``import bpfree.readouts`` and other old module names import the new modules, with a warning."""
+    if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(_OldModules())

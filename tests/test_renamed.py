@@ -1,3 +1,4 @@
+import importlib
 import math
 import sys
 import types
@@ -5,7 +6,7 @@ import types
 import pytest
 
 import bpfree
-from bpfree._renamed import module_getattr, with_new_keys
+from bpfree._renamed import OLD_MODULES, module_getattr, with_new_keys
 from tests.helpers import make_mlp
 
 
@@ -37,6 +38,18 @@ def test_old_keys_become_new_ones_in_place() -> None:
 def test_an_old_and_a_new_key_together_are_refused() -> None:
     with pytest.raises(ValueError, match="give color alone"):
         with_new_keys({"colour": 1, "color": 2}, {"colour": "color"})
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_MODULES.items())
+def test_an_old_module_is_imported_under_its_new_name(old: str, new: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(FutureWarning, match=rf"{old} is now {new}"):
+        module = importlib.import_module(old)
+    names = {"bpfree.cascade": "Block", "bpfree.readouts": "BlockReadout", "bpfree.graph": "Graph"}
+    name = names.get(old)
+    if name is not None:
+        assert getattr(module, name) is getattr(importlib.import_module(new), name)
+    del sys.modules[old]
 
 
 def test_new_keys_alone_give_no_warning() -> None:
