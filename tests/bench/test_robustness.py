@@ -39,11 +39,12 @@ def start(config: dict[str, Any], out: Path, most_kib: int | None = None) -> sub
     """A bench of its own, that may write no file of more than so many KiB; what it says is in ``out``.log."""
     path = out.with_suffix(".json")
     path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "bpfree.bench", "run", str(path), "--out", str(out)]
+    command, env = [sys.executable, "-m", "bpfree.bench", "run", str(path), "--out", str(out)], {**os.environ}
     if most_kib is not None:
         command = ["bash", "-c", f'ulimit -f {most_kib}; exec "$@"', "bash", *command]
+        env.pop("COVERAGE_PROCESS_CONFIG", None)  # the files of coverage.py are larger than that
     with open(out.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True, env=env)
 
 
 def wait_for(path: Path, lines: int) -> None:
