@@ -6,11 +6,12 @@ from bpfree._errors import (
     BpfreeError,
     DataNotFound,
     Diverged,
+    LinkError,
     MeterError,
     NotMeasurable,
-    WireError,
     WorkerLost,
 )
+from bpfree._renamed import module_getattr
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.joint import JointBlock
@@ -46,6 +47,8 @@ from bpfree.trainers import (
     register_trainer,
 )
 
+__getattr__ = module_getattr(__name__, {"WireError": "LinkError"})
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -70,6 +73,7 @@ __all__ = [
     "HopMLP",
     "HopRidge",
     "JointBlock",
+    "LinkError",
     "Local",
     "LocalLoss",
     "MFJoint",
@@ -85,7 +89,6 @@ __all__ = [
     "RidgeAccumulator",
     "Trainer",
     "TrainerSettings",
-    "WireError",
     "WorkerLost",
     "data",
     "get_trainer",
@@ -97,3 +100,5 @@ __all__ = [
     "register_trainer",
     "split",
 ]
+
+__getattr__ = module_getattr(__name__, {"WireError": "LinkError"})

@@ -1,32 +1,32 @@
-"""The errors bpfree raises on purpose; each says what was wrong and what to do."""
+"""Exceptions of bpfree. Each message gives the problem and the fix."""
 
 
 class BpfreeError(Exception):
-    """Base of every error that bpfree raises on purpose."""
+    """Base class of all exceptions of bpfree."""
 
 
 class DataNotFound(BpfreeError, FileNotFoundError):
-    """A data set is not where it was looked for, and could not be downloaded."""
+    """A data set was not found, or could not be read or downloaded."""
 
 
 class BadValue(BpfreeError, ValueError):
-    """A value given by the caller is outside what is allowed."""
+    """An argument, setting or file has an invalid value."""
 
 
 class BadKind(BadValue, TypeError):
-    """A value given by the caller is of a kind that is not taken there."""
+    """An argument has an unsupported type."""
 
 
 class Diverged(BpfreeError, ArithmeticError):
-    """A loss became NaN or infinite; nothing after it can be trusted."""
+    """A loss, output or weight became NaN or infinite."""
 
 
 class DeviceError(BpfreeError, RuntimeError):
-    """A physical device did not answer, or answered what cannot be an answer.
+    """A physical device failed, or returned an invalid output.
 
     Args:
-        message: What happened, and to which rows.
-        retryable: Whether asking again may help (a dropped frame), or not (an answer of the wrong shape).
+        message: Description of the failure, and the rows that it affects.
+        retryable: Whether repeating the call may succeed (a dropped frame) or not (an output of wrong shape).
     """
 
     def __init__(self, message: str, retryable: bool = True) -> None:
@@ -35,16 +35,16 @@ class DeviceError(BpfreeError, RuntimeError):
 
 
 class MeterError(BpfreeError):
-    """A meter that worked stopped working, or says what cannot be; no figure of it can be trusted."""
+    """A meter failed during a measurement, or returned impossible values."""
 
 
 class NotMeasurable(BpfreeError):
-    """This machine, or this user, cannot measure what was asked; the message says what to do."""
+    """A quantity cannot be measured on this machine or by this user."""
 
 
-class WireError(BpfreeError, RuntimeError):
-    """A message between two workers is not the one that was due: a gap, a repeat, or another shape."""
+class LinkError(BpfreeError, RuntimeError):
+    """A tensor sent between two workers has an unexpected step, type or shape."""
 
 
 class WorkerLost(BpfreeError, RuntimeError):
-    """A worker of a pipelined run is gone, or this one was told to stop; a run started again goes on."""
+    """A worker of a pipelined run ended, or this worker was asked to stop. The run can be resumed."""

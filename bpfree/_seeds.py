@@ -1,8 +1,8 @@
-"""Random streams that depend on (seed, purpose, position) alone.
+"""Random streams that depend only on (seed, purpose, position).
 
-No generator is ever carried along: the numbers drawn at step 17 of epoch 3 follow from the run's seed and
-from that position. So a run that is resumed in the middle draws what the uninterrupted one draws, and every
-schedule draws the same numbers for the same block and step.
+No generator has a state that lasts longer than one use: the numbers of step 17 of epoch 3 are a function of
+the seed of the run and of this position. So a resumed run draws the same numbers as an uninterrupted run, and
+all schedules draw the same numbers for the same block and step.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ Part = int | str
 
 
 def derive(seed: int, *parts: Part) -> int:
-    """A 63-bit seed for the stream named by ``parts``, independent of every other stream of ``seed``."""
+    """Return the 63-bit seed of the stream ``parts``, independent of all other streams of ``seed``."""
     text = "/".join(map(str, (seed, *parts))).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def generator(device: torch.device, seed: int, *parts: Part) -> torch.Generator:
-    """A fresh generator on ``device`` for the stream named by ``parts``."""
+    """Return a new generator on ``device`` for the stream ``parts``."""
     return torch.Generator(device).manual_seed(derive(seed, *parts))
 
 
 @contextmanager
-def borrowed(device: torch.device) -> Iterator[None]:
-    """Inside, `seed_global` may be called; the CPU's and ``device``'s generators are then put back."""
+def fork_global(device: torch.device) -> Iterator[None]:
+    """Restore the states of the global generators of the CPU and of ``device`` at exit."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def seed_global(device: torch.device, seed: int, *parts: Part) -> None:
-    """Point the global generator of ``device`` (dropout, noise layers) at the stream named by ``parts``.
+    """Seed the global generator of ``device``, which dropout uses, with the stream ``parts``.
 
-    Only inside `borrowed`: what others draw later must not depend on where a run left it.
+    Call it only inside `fork_global`, so that a run does not change the random numbers of other code.
     """
     value = derive(seed, *parts)
     if device.type == "cuda":

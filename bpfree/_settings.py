@@ -1,53 +1,65 @@
-"""Settings are frozen dataclasses; pydantic checks them, and what it finds is told in one plain sentence."""
+"""Validation of settings, which are frozen dataclasses, with pydantic."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bpfree._errors import BadValue
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pydantic import GetCoreSchemaHandler, ValidationError
+    from pydantic_core import CoreSchema
 
-#: Put into a dataclass as ``__pydantic_config__``: unknown keys, NaN and silent conversions are errors.
+T = TypeVar("T", bound="DataclassInstance")
+
+#: Value of ``__pydantic_config__`` of a dataclass: unknown keys, NaN and conversions raise an error.
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
-def validate(settings: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make a ``settings`` dataclass out of ``values``.
+def validate(settings: type[T], values: Mapping[str, object], where: str) -> T:
+    """Create an instance of the dataclass ``settings``.
+
+    Args:
+        settings: A dataclass.
+        values: Values of its fields.
+        where: Name of the section, in messages.
 
     Raises:
-        BadValue: naming every key that is unknown or has a bad value, the value, and what is allowed.
+        BadValue: If a key is unknown or a value invalid. The message has one line for each such key, with the
+            value and what was expected.
     """
     from pydantic import ValidationError
 
     for key in values:
         if not isinstance(key, str):
-            raise BadValue(f"{where}.{key!r}: unknown key; keys are names, and this is none")
+            raise BadValue(f"{where}.{key!r}: unknown key; expected the name of a setting")
     try:
-        checked: T = _checked(settings)(**values)  # type: ignore[arg-type]
-        return checked
+        checked = _checked(settings)(**values)
     except ValidationError as error:
         raise BadValue("\n".join(_sentences(error, settings, where))) from None
+    assert isinstance(checked, settings)
+    return checked
 
 
 @dataclass(frozen=True)
 class Must:
-    """Says of a field, as in ``Annotated[str, Must(check)]``, that ``check`` must take its value.
+    """Annotation of a field, as in ``Annotated[str, Must(check)]``: ``check`` validates the value.
 
     Attributes:
-        check: Raises a ValueError that says what was expected.
+        check: Function of the value that raises a ValueError with what was expected.
     """
 
     check: Callable[[Any], object]
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import PydanticCustomError, core_schema
 
-        def checked(value: Any) -> Any:
+        def checked(value: object) -> object:
             try:
                 self.check(value)
             except ValueError as error:
@@ -59,41 +71,43 @@ class Must:
 
 
 @cache
-def _checked(settings: type) -> Any:
-    """A subclass of ``settings`` whose constructor checks its arguments."""
+def _checked(settings: type[DataclassInstance]) -> Callable[..., object]:
+    """Subclass of ``settings`` whose constructor validates its arguments."""
     from pydantic import dataclasses
 
     checked: Any = dataclasses.dataclass(settings, frozen=True, kw_only=True)
-    # It has the name of `settings`, so pickle would look it up there and find another class.
+    # pickle would find `settings` by the name of the subclass, which is another class.
     checked.__reduce__ = lambda self: (
-        _remade,
+        _restore,
         (settings, {f.name: getattr(self, f.name) for f in fields(self)}),
     )
-    return checked
+    constructor: Callable[..., object] = checked
+    return constructor
 
 
-def _remade(settings: type, values: dict[str, Any]) -> Any:
+def _restore(settings: type[DataclassInstance], values: dict[str, object]) -> object:
     return _checked(settings)(**values)
 
 
-def _sentences(error: Any, settings: type, where: str) -> Iterator[str]:
+def _sentences(error: ValidationError, settings: type[DataclassInstance], where: str) -> Iterator[str]:
     for item in error.errors(include_url=False):
         path = ".".join([where, *map(str, item["loc"])]).strip(".")
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             yield f"{path}: unknown key; {allowed_keys(settings, str(item['loc'][-1]))}"
         elif item["type"] in ("missing", "missing_argument"):
-            yield f"{path}: missing; it must be given"
+            yield f"{path}: missing; set a value"
         else:
             yield f"{path} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def allowed_keys(settings: type, key: str) -> str:
-    """Say which keys ``settings`` has, the nearest to ``key`` first."""
-    return did_you_mean(key, settings.__dataclass_fields__)  # type: ignore[attr-defined]
+def allowed_keys(settings: type[DataclassInstance], key: str) -> str:
+    """List the keys of ``settings``, with the most similar to ``key`` first."""
+    return did_you_mean(key, [f.name for f in fields(settings)])
 
 
-def did_you_mean(name: str, names: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
-    """Say what ``names`` there are, and which of them ``name`` may have meant."""
-    near = difflib.get_close_matches(name, list(names), n=1)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """List the allowed ``names``, with the most similar to ``name`` first."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(sorted(names)) or 'none'}"
+    return f"{hint}allowed: {', '.join(names) or 'none'}"

@@ -4,7 +4,9 @@ import types
 
 import pytest
 
+import bpfree
 from bpfree._renamed import module_getattr, with_new_keys
+from tests.helpers import make_mlp
 
 
 def test_an_old_attribute_is_the_new_one_with_a_warning() -> None:
@@ -39,3 +41,21 @@ def test_an_old_and_a_new_key_together_are_refused() -> None:
 
 def test_new_keys_alone_give_no_warning() -> None:
     assert with_new_keys({"color": 2}, {"colour": "color"}) == {"color": 2}
+
+
+def test_the_error_of_links_has_its_old_name_for_one_release() -> None:
+    with pytest.warns(FutureWarning, match=r"bpfree\.WireError is now bpfree\.LinkError"):
+        assert bpfree.WireError is bpfree.LinkError
+
+
+def test_a_trainer_with_a_hook_of_the_old_name_is_used_with_a_warning() -> None:
+    inner = bpfree.MonoForward(make_mlp(), progress=False)
+    with pytest.warns(FutureWarning, match=r"Old\.tutor is now Old\.front_trainer"):
+
+        class Old(bpfree.MonoForward):
+            def tutor(self) -> bpfree.Trainer | None:
+                return inner
+
+    assert Old(make_mlp(), progress=False).front_trainer() is inner
+    with pytest.warns(FutureWarning, match=r"Trainer\.tutor is now Trainer\.front_trainer"):
+        assert inner.tutor() is None

@@ -1,4 +1,4 @@
-"""Settings are checked, and what is wrong is told by key and value."""
+"""Settings are validated, and errors give the key and the value."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bpfree.trainers import TRAINERS, FitSettings, TrainerSettings
 from tests.helpers import make_mlp, vectors
 
 
-def test_good_values_make_a_frozen_dataclass_with_the_defaults() -> None:
-    found = validate(TrainerSettings, {"lr": 0.5, "cut": ["1", "2"]}, "here")
-    assert (found.lr, found.cut, found.optimizer) == (0.5, ["1", "2"], "adam")
+def test_valid_values_give_a_frozen_dataclass_with_defaults() -> None:
+    settings = validate(TrainerSettings, {"lr": 0.5, "cut": ["1", "2"]}, "here")
+    assert (settings.lr, settings.cut, settings.optimizer) == (0.5, ["1", "2"], "adam")
     with pytest.raises(AttributeError):
-        found.lr = 1.0  # type: ignore[misc]
+        settings.lr = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,26 @@ def test_good_values_make_a_frozen_dataclass_with_the_defaults() -> None:
         (FitSettings, {"eval_every": 0}, r"^here\.eval_every = 0"),
     ],
 )
-def test_a_bad_value_is_told_by_key_and_value(settings: Any, values: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_raises_an_error_with_key_and_value(
+    settings: Any, values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BadValue, match=message):
         validate(settings, values, "here")
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_one_error_lists_all_invalid_values() -> None:
     with pytest.raises(BadValue) as error:
         validate(TrainerSettings, {"lr": 0.0, "rl": 1, "momentum": 2.0}, "t")
     assert len(str(error.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_every_trainer_refuses_what_it_does_not_know(name: str) -> None:
+def test_unknown_settings_of_trainers_raise_an_error(name: str) -> None:
     with pytest.raises(BadValue, match=rf"{name}\.threshhold: unknown key"):
         get_trainer(name)(make_mlp(), threshhold=2)
 
 
-def test_fit_refuses_what_it_does_not_know_before_it_starts() -> None:
+def test_unknown_settings_of_fit_raise_an_error_before_training() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     with pytest.raises(BadValue, match=r"fit\.epoch: unknown key; did you mean 'epochs'"):
         trainer.fit(vectors(), epoch=2)
@@ -71,17 +73,17 @@ def test_fit_refuses_what_it_does_not_know_before_it_starts() -> None:
 
 
 @pytest.mark.parametrize("key", ["threshold", "alpha", "label_scale", "readout_lr"])
-def test_forward_forward_refuses_zeros(key: str) -> None:
+def test_zeros_in_settings_of_forward_forward_raise_an_error(key: str) -> None:
     with pytest.raises(BadValue, match=rf"forward_forward\.{key} = 0\.0"):
         ForwardForward(make_mlp(), **{key: 0.0})
 
 
-def test_an_unknown_trainer_is_an_error_that_guesses() -> None:
+def test_an_unknown_trainer_raises_an_error_with_a_hint() -> None:
     with pytest.raises(BadValue, match="did you mean 'forward_forward'"):
         get_trainer("forward-forward")
 
 
-def test_a_hint_is_given_only_where_something_is_near() -> None:
+def test_a_hint_is_given_only_for_similar_names() -> None:
     assert did_you_mean("zzz", ["alpha", "beta"]) == "allowed: alpha, beta"
     assert did_you_mean("alpa", ["alpha", "beta"]).startswith("did you mean 'alpha'? ")
     assert did_you_mean("x", []) == "allowed: none"

@@ -30,16 +30,16 @@ def _run(
     os.fsync = lambda _: None  # type: ignore[assignment]
     try:
         if isinstance(store, int):
-            # As torchrun does it: whoever needs a process group makes it.
-            told = {"RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
-            os.environ.update({name: str(value) for name, value in told.items()})
+            # As with torchrun: a process group is created where it is needed.
+            variables = {"RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
+            os.environ.update({name: str(value) for name, value in variables.items()})
             answers.put((rank, _packed(function(*args)), None))
             assert not dist.is_initialized()
         else:
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
             answers.put((rank, _packed(function(*args)), None))
             dist.destroy_process_group()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the test must hear of it
+    except BaseException as error:  # noqa: BLE001 - the test reports every error
         answers.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
         answers.close()
         answers.join_thread()
@@ -84,18 +84,18 @@ class Group:
 
     def results(self, answering: Sequence[int] | None = None) -> tuple[dict[int, Any], dict[int, str]]:
         """What they returned, and what they raised, by rank; all have ended then."""
-        found: dict[int, Any] = {}
+        returned: dict[int, Any] = {}
         raised: dict[int, str] = {}
         for _ in range(len(self.processes) if answering is None else len(answering)):
             rank, value, error = self.answers.get(timeout=180)
             if error is None:
-                found[rank] = torch.load(io.BytesIO(value), weights_only=False)
+                returned[rank] = torch.load(io.BytesIO(value), weights_only=False)
             else:
                 raised[rank] = error
         for process in self.processes:
             process.join(timeout=180)
             assert process.exitcode is not None, "a worker did not end"
-        return found, raised
+        return returned, raised
 
 
 def run(folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -104,6 +104,6 @@ def run(folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -
     Raises:
         AssertionError: If one of them raised.
     """
-    found, raised = Group(folder, n, function, *args).results()
+    returned, raised = Group(folder, n, function, *args).results()
     assert not raised, raised
-    return [found[rank] for rank in range(n)]
+    return [returned[rank] for rank in range(n)]

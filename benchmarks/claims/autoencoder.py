@@ -50,7 +50,7 @@ def train(rule: str, seed: int, data: Splits, epochs: int, **settings: Any) -> t
     history = trainer.fit(data.train, data.validation, epochs=epochs, batch_size=BATCH)
     with torch.no_grad():
         pictures = trainer.model(data.test.batch(torch.arange(SHOWN))[0])
-    curve = [-row["validation"]["last"] for row in history.rows]
+    curve = [row["validation"]["last"] for row in history.rows]
     row = {"seed": seed, **settings, "test_mse": trainer.evaluate(data.test)["mse"], "validation_mse": curve}
     return row, pictures
 

@@ -49,8 +49,7 @@ def accumulating(trainer: bpfree.Trainer) -> Step:
 
     def step(x: Tensor, y: Tensor, number: int) -> None:  # noqa: ARG001 (as `Trainer.step`)
         for rows, target in zip(x.chunk(PARTS), y.chunk(PARTS), strict=True):
-            losses, _ = block.objective(rows, target, None)
-            (block.total(losses) * (len(rows) / len(x))).backward()
+            (block.objective(rows, target, None).total * (len(rows) / len(x))).backward()
         assert block.optimizer is not None
         block.optimizer.step()
         block.optimizer.zero_grad()

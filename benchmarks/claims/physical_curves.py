@@ -25,7 +25,6 @@ from bpfree.bench.files import read_yaml
 from bpfree.data import Splits, TensorData
 from bpfree.nn import physical_net
 from bpfree.physics import AcousticCavity, Device
-from bpfree.trainers import get_trainer
 from bpfree.trainers.physical import PhysicalTrainer
 
 SEEDS = (0, 1, 2)
@@ -63,22 +62,20 @@ def new_trainer(
     name: str, data: TensorData, seed: int, noise: float = 0.05, **settings: Any
 ) -> PhysicalTrainer:
     """A new trainer on a new device."""
-    settings_of_arm = {key: value for key, value in arms()[name].trainer.items() if key != "id"}
     device = Device(AcousticCavity(seed_device=seed, seed_noise=seed, noise=noise))
     torch.manual_seed(seed)
     net = physical_net(
-        [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalise="calibrated"
+        [device] * 2, data.sample_shape, data.n_classes, [20], "minmax", skip=False, normalize="calibrated"
     )
-    trainer = get_trainer(arms()[name].trainer["id"])(
-        net, seed=seed, progress=False, **{**settings_of_arm, **settings}
-    )
+    trainer = arms()[name].trainer.make(net, seed, torch.device("cpu"), **settings)
     assert isinstance(trainer, PhysicalTrainer)
     return trainer
 
 
 def fit_settings(name: str) -> dict[str, Any]:
     """Epochs and batch size of a trainer."""
-    return {key: arms()[name].fit[key] for key in ("epochs", "batch_size")}
+    fit = arms()[name].fit
+    return {"epochs": fit.epochs, "batch_size": fit.batch_size}
 
 
 def system(trainer: PhysicalTrainer) -> AcousticCavity:

@@ -24,10 +24,7 @@ from bpfree.nn import GNN, mlp, physical_net
 
 #: Where the method is that takes a training step: module, class, name. The first one that exists is used.
 STEPS = (
-    ("bpfree.engine.loop", "Loop", "step"),
-    ("bpfree.engine.loop", "Loop", "_step"),
-    ("bpfree.engine.loop", "Fit", "step"),
-    ("bpfree.engine.loop", "Fit", "_step"),
+    ("bpfree.engine.loop", "TrainingLoop", "_step"),
     ("bpfree.trainers.fitting", "Fit", "_step"),
 )
 

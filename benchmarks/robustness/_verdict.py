@@ -32,7 +32,8 @@ FIX = re.compile(
     r"\b(?:expected|use|give|pass|leave|convert|relabel|take|try|needs?|allowed|possible|call|make|move|put|"
     r"name|lower|raise|drop|choose|set|load|go on|detach|did you mean|trains|train|must|instead|only|scale|"
     r"does not accept|was built for|should|unknown|written by|not a bpfree state file|another network|first|"
-    r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn)\b"
+    r"standardi[sz]e|replace|share|separate|keep|cut|switch|write|turn|remove|select|add|create|reduce|change|"
+    r"save|rename|install)\b"
 )
 #: Messages of PyTorch, which do not name an argument of a trainer.
 FOREIGN = re.compile(

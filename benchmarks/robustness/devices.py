@@ -139,8 +139,8 @@ def _locked(y: Any) -> Any:
 
 def _net(device: Any, layers: int = 2, **options: Any) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    normalise = options.pop("normalise", "l2")
-    return bpfree.nn.physical_net([device] * layers, (12,), 3, [15] * (layers - 1), "l2", False, normalise)
+    normalize = options.pop("normalize", "l2")
+    return bpfree.nn.physical_net([device] * layers, (12,), 3, [15] * (layers - 1), "l2", False, normalize)
 
 
 def _trained(watch: Watch, trainer: str, system: Any, at_least: float = 0.6, **settings: Any) -> str | None:

@@ -25,7 +25,7 @@ from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
 from benchmarks.robustness._verdict import Watch
 from bpfree.core.readouts import make_readouts
-from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 
 registry = Cases()
 
@@ -58,15 +58,15 @@ class Number(LocalCrossEntropy):
         return nn.functional.cross_entropy(scores, target).item()
 
 
-class NeedsFeedback(LocalCrossEntropy):
+class NeedsFeedback(LocalCrossEntropy, FeedbackLoss):
     """Expects feedback, which the output layer does not send."""
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, torch.eye(3)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        net_size = super().forward(output, target)
-        return net_size if lesson is None else net_size + lesson.sum() * 0
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        loss = super().forward(output, target)
+        return loss if feedback is None else loss + feedback.sum() * 0
 
 
 def _with_loss(watch: Watch, loss: Any, **settings: Any) -> str | None:
@@ -163,14 +163,14 @@ def heads(watch: Watch) -> str | None:
         nn.Flatten(),
         nn.Linear(32, 100),
     )
-    net_size = sum(p.numel() for p in net.parameters())
+    loss = sum(p.numel() for p in net.parameters())
     made = trainer_of("mono_forward", net, watch)
     made.build((3, 64, 64), 100)
-    head_size = sum(p.numel() for p in made.cascade.parameters()) - net_size
+    head_size = sum(p.numel() for p in made.cascade.parameters()) - loss
     return (
         None
         if head_size <= 4096 * 100 * 2
-        else f"{head_size:,} parameters in local heads of a network of {net_size:,}"
+        else f"{head_size:,} parameters in local heads of a network of {loss:,}"
     )
 
 
@@ -185,14 +185,14 @@ def heads_joint(watch: Watch) -> str | None:
         nn.Flatten(),
         nn.Linear(32, 100),
     )
-    net_size = sum(p.numel() for p in net.parameters())
+    loss = sum(p.numel() for p in net.parameters())
     made = trainer_of("backprop_ds", net, watch)
     made.build((3, 64, 64), 100)
-    head_size = sum(p.numel() for p in made.cascade.parameters()) - net_size
+    head_size = sum(p.numel() for p in made.cascade.parameters()) - loss
     return (
         None
         if head_size <= 4096 * 100 * 3
-        else f"{head_size:,} parameters in local heads of a network of {net_size:,}"
+        else f"{head_size:,} parameters in local heads of a network of {loss:,}"
     )
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from bpfree._errors import BpfreeError
 from bpfree.bench import report
 from bpfree.bench.arguments import count, seconds, share
+from bpfree.bench.cells import Cell
 from bpfree.bench.compare import changes
 from bpfree.bench.compare import show as show_changes
-from bpfree.bench.config import Cell, cells
+from bpfree.bench.config import cells
 from bpfree.bench.default import SUITE
 from bpfree.bench.display import watching
 from bpfree.bench.doctor import examine

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpfree.bench.results import Row
+from bpfree.bench.metric import RowMetric, metric_of
+from bpfree.bench.results import Row, figure
 from bpfree.bench.terminal import visible
 
 #: Trainers that are backpropagation.
@@ -49,6 +50,11 @@ class Arm:
         """Whether this is backpropagation, see `is_baseline`."""
         return is_baseline(self.rows[0]["config"]["trainer"])
 
+    @property
+    def metric(self) -> RowMetric:
+        """The metric of its rows."""
+        return metric_of(self.rows[0])
+
     def by_seed(self, *path: str) -> dict[Run, float]:
         """A figure of each seed that has it."""
         found = {run_of(row): figure(row, *path) for row in self.rows}
@@ -57,7 +63,7 @@ class Arm:
 
 @dataclass
 class Group:
-    """The arms that share data set, net and protocol: those that may be compared.
+    """The arms that share data set, net, metric and protocol: those that may be compared.
 
     Attributes:
         setting: Data set and net.
@@ -75,38 +81,35 @@ class Group:
         return f"{self.setting}, {PROTOCOLS[self.protocol]}"
 
     @property
+    def metric(self) -> RowMetric:
+        """The metric of its arms."""
+        return self.arms[0].metric
+
+    @property
     def baseline(self) -> Arm | None:
-        """Backpropagation; of several, the one with the best validation accuracy."""
+        """Backpropagation; of several, the one with the best value of the metric on validation data."""
         return max((arm for arm in self.arms if arm.is_baseline), key=_validation, default=None)
 
 
 def _validation(arm: Arm) -> float:
-    values = arm.by_seed("metrics", "val_accuracy")
-    return sum(values.values()) / len(values) if values else 0.0
+    values = [value for row in arm.rows if (value := arm.metric.validation(row)) is not None]
+    return arm.metric.signed(sum(values) / len(values)) if values else -math.inf
 
 
 def alone(arm: Arm) -> str:
-    """Test accuracy of every block by itself, in percent, bottom first, as means over seeds; of many blocks
-    the first three and the last. Nothing where there is but one, or none can be told apart.
+    """The metric of every block by itself on test data, in the unit of tables, bottom first, as means over
+    seeds; of many blocks the first three and the last. Nothing where there is but one, or none can be told
+    apart.
     """
     told = [row["metrics"].get("blocks") or [] for row in arm.rows]
     if len({len(blocks) for blocks in told}) != 1:
         return ""
     found = [
-        "–" if None in of_block else f"{100 * sum(of_block) / len(of_block):.1f}"
+        "–" if None in of_block else arm.metric.written(arm.metric.scale * sum(of_block) / len(of_block), 1)
         for of_block in zip(*told, strict=True)
     ]
     found = found if len(found) <= 6 else [*found[:3], "…", found[-1]]
     return " ".join(found) if len(found) > 1 else ""
-
-
-def figure(row: Row, *path: str) -> float | None:
-    """The number at a path of keys; None if it is not there, or not finite."""
-    value: Any = row
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
 
 
 def protocol(row: Row) -> str:
@@ -118,16 +121,20 @@ def protocol(row: Row) -> str:
 def groups(rows: Iterable[Row]) -> list[Group]:
     """Successful rows by data set, net and protocol, and by arm, in the order in which they come.
 
-    Arms of one name but other settings stay apart; what differs is added to the name. Matched passes have the
-    baseline of own convergence, whose passes they match.
+    Arms of another metric are a group of their own. Arms of one name but other settings stay apart; what
+    differs is added to the name. Matched passes have the baseline of own convergence, whose passes they
+    match.
     """
     found: dict[tuple[str, str], Group] = {}
     arms: dict[str, Arm] = {}
+    metrics: dict[str, RowMetric] = {}
     for row in rows:
         if row["status"] != "ok":
             continue
         setting = f"{describe(row['config']['dataset'])}, {describe(row['config']['net'])}"
-        kind = protocol(row)
+        metric, kind = metric_of(row), protocol(row)
+        if metrics.setdefault(setting, metric) != metric:
+            setting += f" ({metric.label})"
         if (setting, kind) not in found:
             found[setting, kind] = Group(setting, kind)
         group = found[setting, kind]

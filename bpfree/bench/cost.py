@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ class WholeCost(Cost):
         return total
 
 
-def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -> Cost:
+def measure(make: Callable[[], Trainer], data: Splits, fit: FitSettings) -> Cost:
     """Count the costs of a method by training it on one batch, and on two; on a graph, for two passes.
 
     Args:
@@ -173,9 +173,8 @@ def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -
         data: Its data.
         fit: Its settings of `Trainer.fit`.
     """
-    settings = FitSettings(**fit)
     whole, n_train = isinstance(data.train, GraphData), len(data.train)
-    batch = min(fit["batch_size"], n_train if whole else max(1, n_train // 2))
+    batch = min(fit.batch_size, n_train if whole else max(1, n_train // 2))
     judge = data.validation.take(torch.arange(min(batch, len(data.validation))))
     if whole:
         runs = [_counted(make(), data.train, judge, batch, epochs=2)]
@@ -192,13 +191,13 @@ def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -
         "optim": ledger.optimizer_bytes,
     }
     if whole:
-        batches = FitSettings(batch_size=batch, drop_last=settings.drop_last).steps(n_train)
+        batches = replace(fit, batch_size=batch).steps(n_train)
         return WholeCost(batch=batch, infer=infer, memory=memory, stages=ledger.stages, batches=batches)
     one, two = (
         [(f, s["epochs"]) for f, s in zip(run.stages, history.stages, strict=True)]
         for run, history, _ in runs
     )
-    stepped = settings.steps(n_train) * settings.batch_size if settings.drop_last else None
+    stepped = fit.steps(n_train) * fit.batch_size if fit.drop_last else None
     return BatchCost(batch=batch, infer=infer, memory=memory, one=one, two=two, stepped=stepped)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -32,7 +32,7 @@ SYSTEMS: dict[str, Any] = {
     "none": None,
     "acoustic": physics.AcousticCavity,
     "microwave": physics.MicrowaveCavity,
-    "optical": physics.MultimodeFibre,
+    "optical": physics.MultimodeFiber,
     "measured_acoustic": MeasuredCavity,
 }
 
@@ -61,6 +61,10 @@ class PhysicsConfig:
     options: dict[str, Any] = field(default_factory=dict)
     nonideal: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None
+
+    def record(self) -> Mapped:
+        """The settings as plain data; the device seed of a cell stands beside them."""
+        return {k: v for k, v in asdict(self).items() if k != "seeds"}
 
 
 def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
@@ -99,11 +103,13 @@ def _classes(kind: type | None) -> list[Any]:
     return [] if kind is None else [c for c in kind.__mro__ if c.__module__.startswith("bpfree.")]
 
 
-def make_devices(values: Mapping[str, Any], n: int, device_seed: int, seed: int) -> list[Any]:
+def make_devices(
+    config: PhysicsConfig, n: int, device_seed: int, seed: int
+) -> Sequence[physics.Device | None]:
     """The devices of ``n`` layers, None where there is none.
 
     Args:
-        values: The section.
+        config: The section.
         n: Number of layers.
         device_seed: Says which disorder.
         seed: Of the model; with the other it says which noise.
@@ -111,7 +117,6 @@ def make_devices(values: Mapping[str, Any], n: int, device_seed: int, seed: int)
     Raises:
         BadValue: If the system refuses its options.
     """
-    config = physics_config(values)
     if config.system == "none":
         return [None] * n
     if config.shared:
@@ -138,11 +143,13 @@ def _device(config: PhysicsConfig, device_seed: int, seed: int, number: int) -> 
     return physics.Device(system)
 
 
-def report(values: Mapping[str, Any], devices: list[Any], passes: dict[str, int], flops: float) -> Mapped:
+def report(
+    config: PhysicsConfig, devices: Sequence[physics.Device | None], passes: dict[str, int], flops: float
+) -> Mapped:
     """What a row says of the devices.
 
     Args:
-        values: The section.
+        config: The section.
         devices: One for each layer.
         passes: Rows sent until the end of training, by purpose.
         flops: FLOPs of the training.
@@ -153,7 +160,6 @@ def report(values: Mapping[str, Any], devices: list[Any], passes: dict[str, int]
         with own[0].frozen(), own[0].counters("other"):
             u = probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
             found["nonlinearity_index"] = physics.nonlinearity_index(u, own[0].forward(u))
-    profile = values.get("profile")
-    if profile is not None:
-        found["modelled"] = modelled(Profile(**profile), devices, passes, flops)
+    if config.profile is not None:
+        found["modelled"] = modelled(Profile(**config.profile), devices, passes, flops)
     return found

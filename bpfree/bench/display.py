@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Watcher
 from bpfree.bench.terminal import console, label_column, visible
@@ -32,8 +33,9 @@ def watching(cells: Sequence[Cell]) -> Iterator[Watcher]:
             bar.remove_task(tasks[cell.id])
             bar.advance(total)
             if not screen.is_terminal:
-                accuracy = row.get("metrics", {}).get("test_accuracy")
-                note = "" if accuracy is None else f" {100 * accuracy:.2f} %"
+                metric = metric_of(row)
+                value = metric.test(row)
+                note = "" if value is None else f" {metric.text(value)}"
                 screen.print(f"{visible(cell.arm)}, seed {cell.seed}: {row['status']}{note}", soft_wrap=True)
 
         yield Watcher(started, progress, finished)

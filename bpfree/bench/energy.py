@@ -17,7 +17,7 @@ from bpfree._settings import STRICT, validate
 from bpfree.bench.conditions import machine
 from bpfree.bench.statistics import estimate
 from bpfree.bench.terminal import visible
-from bpfree.meters import EnergyMeter, Factor, Modelled, Reading, carbon, factor, meter, modelled
+from bpfree.meters import EnergyMeter, Factor, ModeledEnergy, Reading, carbon, factor, meter, modeled_energy
 
 Row = dict[str, Any]
 Seconds = Annotated[float, Ge(0)]
@@ -92,7 +92,7 @@ class CellEnergy:
         self.meter, self.settings = meter, settings
         self._headline = "gpu" if device.type == "cuda" else "cpu"
         self._repeats = 1
-        self._model: Modelled | None = None
+        self._model: ModeledEnergy | None = None
 
     def joules(self) -> float | None:
         """Joules of the training so far, of the device that trains; None where they are not metered."""
@@ -127,7 +127,7 @@ class CellEnergy:
         if not self.meter.sources:
             return
         begin = perf_counter()
-        while self.meter.lacking_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
+        while self.meter.missing_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
             again(lambda name: self.meter(f"{name}_again"))
             self._repeats += 1
         self.meter.idle("after", self.settings.idle_s)
@@ -137,7 +137,7 @@ class CellEnergy:
         """CodeCarbon's model of what is done in it; if it fails, the work goes on, and the row says why."""
         stack, done = ExitStack(), False
         try:
-            self._model = stack.enter_context(modelled())
+            self._model = stack.enter_context(modeled_energy())
         except MeterError as error:
             self.meter.absent["model"] = str(error)
         try:
@@ -224,14 +224,13 @@ def _usable(reading: Reading, resumed: bool) -> bool:
 
 
 @contextmanager
-def metering(settings: Mapping[str, Any] | None, device: torch.device) -> Iterator[CellEnergy]:
-    """The meter of a cell with these settings, the checked content of its section ``energy``, or none."""
+def metering(settings: EnergyConfig | None, device: torch.device) -> Iterator[CellEnergy]:
+    """The meter of a cell with these settings, or with none."""
     if settings is None:
         yield CellEnergy(EnergyMeter(device, [], {}), None, device)
         return
-    checked = EnergyConfig(**settings)
-    with meter(device, min_s=checked.min_s) as found:
-        yield CellEnergy(found, checked, device)
+    with meter(device, min_s=settings.min_s) as found:
+        yield CellEnergy(found, settings, device)
 
 
 def summary(rows: Iterable[Row]) -> list[str]:

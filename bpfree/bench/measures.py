@@ -1,13 +1,14 @@
-"""What is read off a row and compared: accuracy, and what it cost."""
+"""What is read from a row and compared: its metric, and what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bpfree.bench.arms import Arm, Group, Run, figure, run_of
+from bpfree.bench.arms import Arm, Group, Run, run_of
 from bpfree.bench.conditions import CONDITIONS, several, unlike
-from bpfree.bench.results import Row
+from bpfree.bench.metric import RowMetric, metric_of
+from bpfree.bench.results import Row, figure
 from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
 
 #: The condition that a comparison of two results, before and after a change, must leave aside.
@@ -24,7 +25,8 @@ class Measure:
         unit: Of the figure as it is shown.
         scale: From the row's unit (SI) to ``unit``.
         read: The figure of a row in the row's unit; None where it was not measured.
-        ratio: Compared by ratio and the smaller is better; otherwise by difference, and the larger is better.
+        ratio: Whether values are compared by their ratio; otherwise by their difference.
+        greater_is_better: Whether the larger value is the better one.
         counted: Counted, not sampled: where all seeds agree, they need not be many.
         alike: The `CONDITIONS` that two rows must share for a comparison and, but for the version, the rows
             of an arm for a mean.
@@ -36,6 +38,7 @@ class Measure:
     scale: float
     read: Callable[[Row], float | None]
     ratio: bool = True
+    greater_is_better: bool = False
     counted: bool = False
     alike: tuple[str, ...] = ()
 
@@ -61,7 +64,15 @@ class Measure:
 
     def better(self, effect: Effect) -> bool:
         """Whether the first of the two that were compared is the better one."""
-        return effect.value < 1 if self.ratio else effect.value > 0
+        return self._ahead(effect) > 0
+
+    def worse(self, effect: Effect) -> bool:
+        """Whether the first of the two that were compared is the worse one."""
+        return self._ahead(effect) < 0
+
+    def _ahead(self, effect: Effect) -> float:
+        distance = effect.value - (1.0 if self.ratio else 0.0)
+        return distance if self.greater_is_better else -distance
 
 
 PREFIXES = {
@@ -115,10 +126,23 @@ def _at(*path: str) -> Callable[[Row], float | None]:
     return lambda row: figure(row, *path)
 
 
-MEASURES = {
+def on_test(metric: RowMetric) -> Measure:
+    """A metric on the test data: a share is compared by differences, another one by ratios."""
+    return Measure(
+        metric.name,
+        f"test {metric.label}",
+        metric.unit,
+        metric.scale,
+        lambda row: metric.test(row) if metric_of(row) == metric else None,
+        ratio=not metric.share,
+        greater_is_better=metric.greater_is_better,
+    )
+
+
+#: Costs by id.
+COSTS = {
     measure.id: measure
     for measure in (
-        Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
         Measure("train_s", "training time", "s", 1, train_seconds, alike=(VERSION, "machine")),
         Measure("train_cpu_s", "CPU time of training", "s", 1, cpu_seconds, alike=(VERSION, "machine")),
         Measure("energy_j", "training energy", "J", 1, energy, alike=(VERSION, "machine", "scope")),
@@ -182,20 +206,27 @@ def short(comparison: Comparison) -> str:
 Pair = tuple[str, Arm, Arm]
 
 
+def measures_of(pairs: Iterable[Pair]) -> list[Measure]:
+    """The metrics of these arms, then the costs."""
+    return [
+        *(on_test(metric) for metric in dict.fromkeys(arm.metric for _, arm, _ in pairs)),
+        *COSTS.values(),
+    ]
+
+
 def compare(
-    pairs: Iterable[Pair],
-    measures: Sequence[Measure] = tuple(MEASURES.values()),
-    aside: Sequence[str] = (),
+    pairs: Iterable[Pair], measures: Sequence[Measure] | None = None, aside: Sequence[str] = ()
 ) -> list[Comparison]:
-    """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family.
+    """Compare arms ``(group, arm, other)`` in `measures_of` them, or in ``measures``; the p values of one
+    measure are Holm's family.
 
     Rows are paired by seed where they share the conditions of the measure, those ``aside`` excepted: times
-    and energies within one version and one machine, energies within one scope. Accuracies, FLOPs and bytes
-    are compared across machines, which change no more than the last bits of an accuracy, and across versions,
+    and energies within one version and one machine, energies within one scope. Metrics, FLOPs and bytes
+    are compared across machines, which change no more than the last bits of a metric, and across versions,
     of which `left_out` tells, as it does of all that is not compared.
     """
     pairs, found = list(pairs), []
-    for measure in measures:
+    for measure in measures_of(pairs) if measures is None else measures:
         family = []
         for group, arm, other in pairs:
             runs = [run for run, lacking in _common(measure, arm, other, aside).items() if not lacking]
@@ -221,29 +252,25 @@ def _common(measure: Measure, arm: Arm, other: Arm, aside: Sequence[str]) -> dic
     return {run: unlike(ours[run], theirs[run], names) for run in ours if run in both}
 
 
-def left_out(
-    pairs: Iterable[Pair],
-    measures: Sequence[Measure] = tuple(MEASURES.values()),
-    aside: Sequence[str] = (),
-) -> list[str]:
+def left_out(pairs: Iterable[Pair], aside: Sequence[str] = ()) -> list[str]:
     """In sentences, what `compare` leaves out although both arms have it, and what it compares across
     versions.
     """
     arms: dict[tuple[str, str, str], list[str]] = {}
     for group, arm, other in pairs:
-        for text in _of_pair(arm, other, measures, aside):
+        for text in _of_pair(arm, other, aside):
             arms.setdefault((group, other.name, text), []).append(arm.name)
     return [
         f"{group}: {', '.join(names)} against {other}: {text}" for (group, other, text), names in arms.items()
     ]
 
 
-def _of_pair(arm: Arm, other: Arm, measures: Sequence[Measure], aside: Sequence[str]) -> Iterator[str]:
+def _of_pair(arm: Arm, other: Arm, aside: Sequence[str]) -> Iterator[str]:
     if not {run_of(row) for row in arm.rows} & {run_of(row) for row in other.rows}:
         yield f"not compared, no seed in common ({_seeds(arm)}; {_seeds(other)})"
         return
     labels: dict[tuple[str, str], list[str]] = {}
-    for measure in measures:
+    for measure in measures_of([("", arm, other)]):
         common = _common(measure, arm, other, aside)
         for name in CONDITIONS:
             if runs := [run for run, lacking in common.items() if name in lacking]:
@@ -276,7 +303,7 @@ def mixed(groups: Iterable[Group]) -> list[str]:
         for name in CONDITIONS:
             labels = [
                 measure.label
-                for measure in MEASURES.values()
+                for measure in COSTS.values()
                 if name in measure.alike
                 and name != VERSION
                 and measure.by_seed(arm)

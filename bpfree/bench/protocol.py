@@ -13,7 +13,7 @@ from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Arm, groups, is_baseline
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
 from bpfree.bench.results import Row
 
 
@@ -30,12 +30,12 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
     if protocols != ["A", "B"]:
         raise BadValue(f"protocols = {protocols}: expected [A], or [A, B], as B needs the passes found in A")
     for cell in cells:
-        if cell.fit["patience"] is None:
+        if cell.fit.patience is None:
             raise BadValue(
                 f"protocols = [A, B]: {cell.arm} has no stop rule, so no convergence of its own; "
                 "give fit.patience, for example 20"
             )
-        if not any(is_baseline(other.trainer) and other.net == cell.net for other in cells):
+        if not any(is_baseline(other.trainer.record()) and other.net == cell.net for other in cells):
             raise BadValue(
                 f"protocols = [A, B]: {cell.arm} has no backprop arm on its net to match the passes of; "
                 "add one under controls"
@@ -63,7 +63,7 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
     return [
         replace(
             cell,
-            fit={**cell.fit, "epochs": of_arm[arm_id(cell)][1], "patience": None},
+            fit=replace(cell.fit, epochs=of_arm[arm_id(cell)][1], patience=None),
             matched=of_arm[arm_id(cell)][0],
         )
         for cell in cells

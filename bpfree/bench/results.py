@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
+from bpfree.metrics import METRICS, Metric
 
 Row = dict[str, Any]
 
-#: The layout of rows, and all that may stand in one.
-SCHEMA = 1
+#: The layout of rows that are written, and all that may stand in one. Rows of schema 1 are read as well.
+SCHEMA = 2
 KEYS = frozenset({
     "schema", "run_id", "cell_id", "status", "reason", "arm", "trainer", "dataset", "net", "seed",
     "device_seed", "config", "protocol", "tuning", "env", "git", "locality", "method", "metrics", "budget",
@@ -28,6 +30,57 @@ NEEDED = frozenset({"cell_id", "status", "seed"})
 
 #: What a successful one is reported by.
 REPORTED = ("arm", "config", "env", "locality", "method", "metrics", "time", "budget", "curve")
+
+
+#: Metrics by the names that rows of schema 1 have for them.
+OLD_METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc", "negative squared error": "mse"}
+
+
+def upgraded(row: Row) -> Row:
+    """A row in the layout of today.
+
+    Rows of schema 1 store every metric as ``test_accuracy`` and ``val_accuracy``, and the mean squared error
+    with the sign turned; ``measure`` names it, where there is one.
+    """
+    metrics = row.get("metrics")
+    if row.get("schema", SCHEMA) != 1 or not isinstance(metrics, dict):
+        return row
+    metrics = dict(metrics)
+    old = metrics.pop("measure", "accuracy")
+    if old not in OLD_METRICS:
+        raise BadValue(f"row {row['cell_id']}: measure = {old!r}: expected one of {', '.join(OLD_METRICS)}")
+    metric = METRICS[OLD_METRICS[old]]
+    for part in ("test", "val"):
+        if f"{part}_accuracy" in metrics:
+            metrics[f"{part}_{metric.name}"] = _signed(metric, metrics.pop(f"{part}_accuracy"))
+    for part in ("readouts", "blocks"):
+        if part in metrics:
+            metrics[part] = _signed(metric, metrics[part])
+    metrics |= {
+        "metric": metric.name,
+        "greater_is_better": metric.greater_is_better,
+        "share": metric.share,
+    }
+    curve = [[step, _signed(metric, value), *rest] for step, value, *rest in row.get("curve", [])]
+    return {**row, "metrics": metrics} | ({"curve": curve} if "curve" in row else {})
+
+
+def _signed(metric: Metric, value: Any) -> Any:
+    """A value of an old row, or all in a list or mapping, with the metric's own sign."""
+    if isinstance(value, dict):
+        return {key: _signed(metric, one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_signed(metric, one) for one in value]
+    return metric.signed(value) if isinstance(value, int | float) else value
+
+
+def figure(row: Row, *path: str) -> float | None:
+    """The number at a path of keys; None if it is not there, or not finite."""
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 class Results:
@@ -180,10 +233,10 @@ def _rows(path: Path, lines: Sequence[str]) -> list[Row]:
         if not isinstance(row, dict) or not row.keys() >= NEEDED:
             raise BadValue(f"{path}: line {number} is not a row of a bench: was the file edited?")
         strange = sorted(row.keys() - KEYS)
-        if strange or row.get("schema", SCHEMA) != SCHEMA:
-            what = f"unknown keys {strange}" if strange else f"schema {row['schema']}, not {SCHEMA}"
+        if strange or row.get("schema", SCHEMA) not in (1, SCHEMA):
+            what = f"unknown keys {strange}" if strange else f"schema {row['schema']}, not 1 or {SCHEMA}"
             raise BadValue(f"{path}: line {number}: {what}: written by another version of bpfree?")
-    return rows
+    return [upgraded(row) for row in rows]
 
 
 def successes(rows: Iterable[Row], where: str) -> dict[str, Row]:

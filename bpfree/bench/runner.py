@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -21,9 +21,8 @@ from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench import cell as cell_module
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
 from bpfree.bench.results import Results, Row
-from bpfree.data import GRAPH_NAMES
 
 #: Bytes of a temporary folder in which multiprocessing can make its sockets: its names take 32 of the 103
 #: that every system grants, and where there are more, what to use instead.
@@ -124,7 +123,9 @@ def run(
                         end(one, row)
                 for one in [r for r in running if limit_s is not None and r.ends(limit_s) <= 0]:
                     one.process.kill()
-                    end(one, cell_module.failed(one.cell, "timeout", f"not done after {limit_s:g} s"))
+                    end(
+                        one, cell_module.failed(one.cell.record(), "timeout", f"not done after {limit_s:g} s")
+                    )
         finally:
             for one in running:
                 one.process.kill()
@@ -137,9 +138,9 @@ def start_server(cells: Sequence[Cell]) -> None:
 
     It imports what these cells need. One that runs already is left as it is: cells import what it lacks.
     """
-    graphs = ["bpfree.bench.preload_graphs"] if any(c.dataset["name"] in GRAPH_NAMES for c in cells) else []
+    own = dict.fromkeys(module for cell in cells for module in cell.dataset.preload)
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["bpfree.bench.cell", *graphs, "bpfree.bench.preload"]
+        ["bpfree.bench.cell", *own, "bpfree.bench.preload"]
     )
     _shorten_temporary_folder()
     main = threading.current_thread() is threading.main_thread()
@@ -175,10 +176,10 @@ def _shorten_temporary_folder() -> None:
 
 def _check(pending: Sequence[Cell]) -> None:
     """Have a process build the trainer of each arm; what else it might die of, the cell itself will tell."""
-    arms = list({json.dumps({**asdict(cell), "seed": 0}): cell for cell in reversed(pending)}.values())
+    arms = {json.dumps({**cell.record(), "seed": 0}): cell for cell in reversed(pending)}.values()
     if not arms:
         return
-    one = _spawn(arms[0], cell_module.check, arms)
+    one = _spawn(next(iter(arms)), cell_module.check, [cell.record() for cell in arms])
     try:
         kind, message = one.pipe.recv()
     except EOFError:
@@ -192,7 +193,7 @@ def _check(pending: Sequence[Cell]) -> None:
 def start(job: cell_module.Job, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
     """Start a job on a cell in a process of its own; `start_server` must have been called."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _spawn(cell, cell_module.main, job, cell, str(folder), checkpoint_s)
+    return _spawn(cell, cell_module.main, job, cell.record(), str(folder), checkpoint_s)
 
 
 def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
@@ -219,7 +220,7 @@ def receive(one: Running, progress: Callable[..., None]) -> Row | None:
         one.process.join()
         code = one.process.exitcode or 0
         cause = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return cell_module.failed(one.cell, "error", f"the cell's process was {cause}")
+        return cell_module.failed(one.cell.record(), "error", f"the cell's process was {cause}")
     if kind == "progress":
         progress(one.cell, *content)
         return None
@@ -234,7 +235,7 @@ def _protocol(one: Running, jobs: int, cooldown_s: float) -> Row:
     conditions = {"started": one.since.isoformat(timespec="seconds"), "jobs": jobs, "cooldown_s": cooldown_s}
     if one.cell.matched is not None:
         return {"id": "B", "matched_passes": one.cell.matched, "targets": [*one.cell.targets], **conditions}
-    own = "fixed" if one.cell.fit["patience"] is None else "A"
+    own = "fixed" if one.cell.fit.patience is None else "A"
     return {"id": own, "targets": [*one.cell.targets], **conditions}
 
 

@@ -1,4 +1,4 @@
-"""What it took to reach a target accuracy, read off the curves."""
+"""What it took to reach a target of the metric, read from the curves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bpfree.bench.arms import Arm
-from bpfree.bench.measures import MEASURES, Measure, cpu_seconds, train_flops
+from bpfree.bench.measures import COSTS, Measure, cpu_seconds, train_flops
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
-#: The measures that a curve tells of.
-COSTS = ("train_flops", "train_s", "train_cpu_s", "energy_j")
+#: The costs that a curve tells of.
+CURVE_COSTS = ("train_flops", "train_s", "train_cpu_s", "energy_j")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Reached:
 
 
 def to_target(row: Row, target: float) -> Reached | None:
-    """The cost at the first of two evaluations in a row that reach ``target`` (validation accuracy, 0 to 1).
+    """The cost at the first of two evaluations in a row that reach ``target``, a value of the metric on
+    validation data.
 
     Returns:
         None for a run that never did: a miss is a miss, and no number.
     """
-    points = row["curve"]
+    points, metric = row["curve"], metric_of(row)
     for point, following in itertools.pairwise(points):
-        if point[1] >= target and following[1] >= target:
+        if metric.reaches(point[1], target) and metric.reaches(following[1], target):
             flops, cpu = flops_until(row, point[0]), cpu_until(row, point[0])
             return Reached(point[0], seconds_at(row, point), cpu, flops, joules_at(point))
     return None
@@ -72,7 +74,7 @@ def at_target(target: float, cost: str) -> Measure:
         reached = to_target(row, target)
         return None if reached is None else getattr(reached, cost)
 
-    return replace(MEASURES[cost], id=f"{cost} to {target:g}", read=read, counted=False)
+    return replace(COSTS[cost], id=f"{cost} to {target:g}", read=read, counted=False)
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ def target_cost(arm: Arm, target: float) -> TargetCost:
 
     def median(name: str) -> float | None:
         reached = [getattr(one, name) for one in found if one is not None]
-        if None in reached or not MEASURES[name].uniform(arm):
+        if None in reached or not COSTS[name].uniform(arm):
             return None
         value = statistics.median([*reached, *[math.inf] * (len(found) - len(reached))])
         return value if math.isfinite(value) else None
 
     hits = sum(one is not None for one in found)
-    medians = {name: median(name) for name in COSTS}
+    medians = {name: median(name) for name in CURVE_COSTS}
     return TargetCost(target, hits, len(found), **medians)

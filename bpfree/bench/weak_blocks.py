@@ -1,13 +1,11 @@
-"""What a report says of single blocks, whose faults a headline accuracy may hide."""
+"""What a report says of single blocks, whose faults the prediction may hide."""
 
 from __future__ import annotations
 
 from bpfree._drops import drops
-from bpfree.bench.arms import Arm, figure
+from bpfree.bench.arms import Arm
+from bpfree.bench.results import figure
 from bpfree.bench.statistics import estimate
-
-#: Measures of which blocks have a chance level that may be compared in points.
-MEASURES = ("accuracy", "roc_auc")
 
 
 def weak_blocks(arm: Arm) -> str:
@@ -16,13 +14,13 @@ def weak_blocks(arm: Arm) -> str:
     A block is at chance where its 95 % interval over seeds reaches down to the level that the rows name;
     without several seeds, or in rows that name none, nothing is said of it.
     """
-    accuracies = [row["metrics"].get("blocks") or [] for row in arm.rows]
-    of_measure = {row["metrics"].get("measure", "accuracy") for row in arm.rows}
-    if len({len(blocks) for blocks in accuracies}) != 1 or not of_measure <= {*MEASURES}:
+    values_of_rows = [row["metrics"].get("blocks") or [] for row in arm.rows]
+    in_points = arm.metric.share and arm.metric.greater_is_better
+    if len({len(blocks) for blocks in values_of_rows}) != 1 or not in_points:
         return ""
     by_block = {
         f"block {k + 1}": values
-        for k, values in enumerate(zip(*accuracies, strict=True))
+        for k, values in enumerate(zip(*values_of_rows, strict=True))
         if None not in values
     }
     estimates = {name: estimate(values) for name, values in by_block.items()}

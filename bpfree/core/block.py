@@ -1,49 +1,205 @@
-"""`Block`: a body and the local loss that trains it."""
+"""`Block`: a body, the local loss that trains it, and the rule that makes its gradients."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from bpfree._errors import BadValue
+from bpfree._renamed import warn_renamed
 from bpfree._rows import Rows
-from bpfree.graphs.nodes import Ends, Nodes
-from bpfree.losses import LocalLoss
-from bpfree.nn._closed_form import body_gradients
-from bpfree.nn.in_place import in_place, overwriting
-from bpfree.nn.layout import lay_out_gradients
+from bpfree.core.frozen import frozen_modules, learns
+from bpfree.core.update_rules import (
+    Autograd,
+    ClosedFormGradient,
+    Objective,
+    OnePassSolve,
+    UpdateRule,
+    apply_gradients,
+)
+from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, StatefulFeedbackLoss
+from bpfree.nn.inplace import overwritable_relus
 from bpfree.nn.weights import feature_axis
 
+#: A loss with the output that it is built for, or computed of, and its feedback.
+LossInput = tuple[LocalLoss, Tensor, Tensor | None]
 
-class Block(nn.Module):
-    """A body, the local loss that trains it, and the optimizer that takes the step.
 
-    The body is a front and a learned part. The front is fixed: no gradient enters it, no optimizer holds its
-    parameters, and what it answers may be cached. Most blocks have none.
+class BaseBlock(nn.Module, ABC):
+    """What the engine needs of a block, whether it holds one body or several.
+
+    Attributes:
+        rule: How its gradients are made.
+        optimizer: Set by the trainer.
+        front: A fixed module in front of the body. No gradient enters it, no optimizer updates it, and its
+            output can be cached. None for most blocks.
+        loss: The loss of the highest part. It receives feedback from the block above and sends it down.
+        detach: Whether no gradient passes between the parts.
+        overwriting: ReLUs that may overwrite their input. Set in training mode.
+    """
+
+    rule: UpdateRule[Any]
+    loss: LocalLoss
+    detach: bool = False
+    optimizer: torch.optim.Optimizer | None = None
+    front: nn.Module | None
+    overwriting: Sequence[nn.ReLU] = ()
+
+    # ---- the blocks inside -----------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def parts(self) -> list[Block]:
+        """The blocks with one loss each, bottom first: the block itself, if it holds no others."""
+
+    @property
+    def losses(self) -> list[LocalLoss]:
+        """The local losses, bottom first, one for each of `outputs`."""
+        return [part.loss for part in self.parts]
+
+    # ---- the forward pass ------------------------------------------------------------------------------
+
+    def run_front(self, inputs: Rows) -> Rows:
+        """The output of the front, detached: the input of the body."""
+        if self.front is None:
+            return inputs
+        with torch.no_grad():
+            output = self.front(inputs)
+        # A user's front may enable gradients by itself.
+        return output.detach() if isinstance(output, Tensor) else output
+
+    @abstractmethod
+    def forward(self, inputs: Rows) -> Tensor:
+        """The output, ``[rows, ...]``."""
+
+    @abstractmethod
+    def body_output(self, front_output: Rows) -> Tensor:
+        """The output, given that of the front."""
+
+    def outputs(self, inputs: Rows) -> list[Tensor]:
+        """The outputs that readouts receive, one for each loss, bottom first."""
+        return [self(inputs)]
+
+    def next_input(self, inputs: Rows, output: Tensor | None = None) -> Rows:
+        """The input of the block above.
+
+        Args:
+            inputs: The input of this block.
+            output: Its output, if it has been computed.
+        """
+        return self(inputs) if output is None else output
+
+    def concat_feedback(self, inputs: Rows, feedback: Tensor | None) -> Rows:
+        """The inputs with the feedback concatenated, for a block that reads both. Here: the inputs."""
+        return inputs
+
+    # ---- training --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
+        """The arguments of each loss.
+
+        Args:
+            outputs: As `outputs` returns them.
+            target: ``[rows]``.
+            feedback: The block's own feedback.
+        """
+
+    @abstractmethod
+    def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
+        """The losses and the output, with their graphs."""
+
+    def train_step(
+        self,
+        inputs: Rows,
+        target: Tensor,
+        feedback: Tensor | None,
+        *,
+        front_done: bool = False,
+        send_up: bool = True,
+    ) -> tuple[list[Tensor], Tensor, Rows | None]:
+        """Update the block on one batch, and free what that needed.
+
+        Args:
+            inputs: ``[rows, ...]``, detached.
+            target: ``[rows]``.
+            feedback: The block's own feedback.
+            front_done: Whether ``inputs`` are the output of the front.
+            send_up: Whether a block above needs its input.
+
+        Returns:
+            The losses and the output before the step, and the input of the block above; all detached.
+        """
+        if not front_done and self.front is not None:
+            inputs = self.run_front(inputs)
+        losses, output = self.update(inputs, target, feedback)
+        return losses, output, output
+
+    def update(
+        self, front_output: Rows, target: Tensor, feedback: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Make the gradients and take the optimizer's step.
+
+        Returns:
+            The losses and the output before the step, detached.
+        """
+        assert self.optimizer is not None
+        losses, output, gradients = self.rule.gradients(self, front_output, target, feedback)
+        apply_gradients(self.optimizer, gradients)
+        return losses, output
+
+    @abstractmethod
+    def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
+        """Each loss with the output for ``inputs`` that it will be built for, bottom first."""
+
+    def build(self, inputs: Rows, n_classes: int) -> Tensor:
+        """Let the losses create what depends on shapes; returns the output for ``inputs``."""
+        probes = self.probe(inputs)
+        for loss, output in probes:
+            loss.build(output, n_classes)
+        return probes[-1][1]
+
+    # ---- parameters and modes --------------------------------------------------------------------------
+
+    @abstractmethod
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen, without those of fronts."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that the block's optimizer updates."""
+        return self.rule.parameters(self)
+
+    def hold_frozen(self) -> None:
+        """Keep in evaluation mode, from now on, the modules that are frozen and in evaluation mode now."""
+        for part in self.parts:
+            part.hold_frozen()
+
+    def compile(self, backend: str) -> None:
+        """Compile the forward pass and the loss by `torch.compile`."""
+        # An attribute of the instance is found before the method, and costs no call where there is none.
+        self.__dict__["objective"] = torch.compile(self.objective, backend=backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the compiled function, which is bound to this block's weights and cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "objective"}
+
+
+class Block(BaseBlock):
+    """A body, the local loss that trains it, and the rule that makes its gradients.
 
     Args:
         body: The learned part, ``[rows, ...] -> [rows, ...]``.
         loss: The objective.
         front: The fixed part, in front of the body.
-        gradients: ``"autograd"``, or ``"analytic"`` for the closed form: then no autograd takes part.
-        inner_steps: Steps to take on each answer of the front. With a number given, what goes up the wire is
-            the output after them; by default one step is taken, and the output before it goes up.
-        upper: Width of the lesson that joins the states of nodes coming up, for a block that reads it in its
-            body; None: the lesson is for the loss alone.
+        rule: How gradients are made; by default `Autograd`, or `OnePassSolve` for a `OnePassLoss`.
+        gradients: Old name: ``"autograd"`` or ``"analytic"``.
     """
 
-    #: Whether a step takes a gradient back through the body.
-    backward: ClassVar[bool] = True
-    optimizer: torch.optim.Optimizer | None = None
-    upper: int | None = None
-    inner_steps: int | None = None
-    #: Set while the block trains.
-    relus: Sequence[nn.ReLU] = ()
-    #: Modules that were handed over frozen and in evaluation mode, see `hold`.
+    #: Modules that stay in evaluation mode, see `hold_frozen`.
     held: Sequence[nn.Module] = ()
 
     def __init__(
@@ -51,218 +207,132 @@ class Block(nn.Module):
         body: nn.Module,
         loss: LocalLoss,
         front: nn.Module | None = None,
-        gradients: str = "autograd",
-        upper: int | None = None,
-        inner_steps: int | None = None,
+        rule: UpdateRule[Any] | None = None,
+        gradients: str | None = None,
     ) -> None:
         super().__init__()
         self.front, self.body, self.loss = front, body, loss
-        self.gradients, self.upper, self.inner_steps = gradients, upper, inner_steps
-        self._objective: Any = self.objective
+        given = rule if isinstance(rule, str) else gradients
+        if given is not None:
+            rule = _rule_of(given, loss)
+        if rule is None:
+            rule = OnePassSolve() if isinstance(loss, OnePassLoss) else Autograd()
+        self.rule = rule
+        self._stateful = isinstance(loss, StatefulFeedbackLoss)
+        self._reads_input = isinstance(loss, BlockLoss)
 
     @property
-    def losses(self) -> list[LocalLoss]:
-        """The local losses inside, one for each of `outputs`."""
-        return [self.loss]
+    def parts(self) -> list[Block]:
+        return [self]
 
-    def build(self, rows: Rows, n_classes: int) -> Tensor:
-        """Let the loss create what depends on shapes; returns the block's output for ``rows``."""
-        seen = self.seen(rows)
-        for loss, output in seen:
-            loss.build(output, n_classes)
-        return seen[-1][1]
+    def forward(self, inputs: Rows) -> Tensor:
+        output: Tensor = self.body(inputs if self.front is None else self.run_front(inputs))
+        return output
 
-    def seen(self, rows: Rows) -> list[tuple[LocalLoss, Tensor]]:
-        """Each loss inside with the output for ``rows`` that it is to be built for, bottom first."""
-        output = self(self.join(rows, None))
+    def body_output(self, front_output: Rows) -> Tensor:
+        output: Tensor = self.body(front_output)
+        return output
+
+    def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
+        return [(self.loss, outputs[0], feedback)]
+
+    def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
+        output = self.body(front_output)
+        if self._reads_input:
+            assert isinstance(self.loss, BlockLoss)
+            assert isinstance(front_output, Tensor)
+            loss = self.loss.block_loss(self.body, front_output, output, target, feedback)
+        else:
+            loss = self.loss(output, target, feedback)
+        return Objective([loss], loss, output)
+
+    def train_step(
+        self,
+        inputs: Rows,
+        target: Tensor,
+        feedback: Tensor | None,
+        *,
+        front_done: bool = False,
+        send_up: bool = True,
+    ) -> tuple[list[Tensor], Tensor, Rows | None]:
+        if not front_done and self.front is not None:
+            inputs = self.run_front(inputs)
+        losses, output = self.update(inputs, target, feedback)
+        return losses, output, self.advance_state(output) if self._stateful else output
+
+    def advance_state(self, output: Tensor) -> Tensor:
+        """Let a `StatefulFeedbackLoss` take its next state; returns what the block above receives."""
+        assert isinstance(self.loss, StatefulFeedbackLoss)
+        passed_up = self.loss.passed_up(output)
+        self.loss.state = self.loss.next_state(output)
+        return passed_up
+
+    def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
+        output = self(self.concat_feedback(inputs, None))
         parts = nn.ModuleList([m for m in (self.front, self.body) if m is not None])
         self.loss.feature_axis = feature_axis(parts, output)
         return [(self.loss, output)]
 
-    def join(self, rows: Rows, lesson: Tensor | None) -> Rows:
-        """What came up with what came down beside it, for a block that reads both."""
-        if not self.upper:
-            return rows
-        assert isinstance(rows, Nodes)
-        states = rows.states[0]
-        above = states.new_zeros(len(states), self.upper) if lesson is None else lesson.detach()
-        return replace(rows, beside=above)
-
-    def onward(self, rows: Rows, output: Tensor | None = None) -> Rows:
-        """What goes up: the output for ``rows``, or the states of all nodes where they stand on a graph.
-
-        Args:
-            rows: What the block is fed.
-            output: Its output, where that is of all of them; made here if it is not given.
-        """
-        if not isinstance(rows, Nodes):
-            return self(rows) if output is None else output
-        if output is None or rows.wanted is not None:
-            output = self._of_all(rows.whole())
-        return rows.up(output)
-
-    @torch.no_grad()
-    def _of_all(self, rows: Nodes) -> Tensor:
-        """The output for all nodes; behind a front the learned part sees each row by itself."""
-        sensed = self.sense(rows)
-        if isinstance(sensed, Tensor):
-            rows_of = sensed
-            return rows.store.filled(len(rows_of), lambda at: self.body(rows_of[at]).unsqueeze(0))[0]
-        output = self.body(sensed)
-        return rows.store.filled(len(output), lambda at: output[None, at])[0]
-
-    def sense(self, rows: Rows) -> Rows:
-        """What the front answers: the input of the learned part, a constant of the input."""
-        if self.front is None:
-            return rows
-        with torch.no_grad():
-            answer = self.front(rows)
-        # A front of anyone's making may have opened a graph of its own.
-        return answer.detach() if isinstance(answer, Tensor) else answer
-
-    def forward(self, rows: Rows) -> Tensor:
-        return self.body(self.sense(rows))  # type: ignore[no-any-return]
-
-    def outputs(self, rows: Rows) -> list[Tensor]:
-        """The outputs that readouts may look at, in order; the last goes up, but for that of single nodes."""
-        output = self(rows)
-        return [Ends(output, rows.pairs)] if isinstance(rows, Nodes) and rows.pairs is not None else [output]  # type: ignore[list-item]
-
-    def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """The loss of every `LocalLoss` inside, and the output, for an input that the front has seen."""
-        output = self.body(sensed)
-        return [self.loss(output, target, lesson)], output
-
-    def total(self, losses: Sequence[Tensor]) -> Tensor:
-        """What is differentiated, of the losses that `objective` gave."""
-        return losses[0]
-
-    def update(
-        self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Take one step, or the inner steps, and free what they needed.
-
-        Args:
-            sensed: What the front answered to the rows below, ``[rows, ...]``, detached.
-            target: ``[rows]``.
-            lesson: What the loss made of the message from above.
-
-        Returns:
-            The losses before the first step, and the output to be sent up; all detached.
-        """
-        if self.inner_steps is None:
-            return self._step(sensed, target, lesson)
-        first, _ = self._step(sensed, target, lesson)
-        for _ in range(1, self.inner_steps):
-            self._step(sensed, target, lesson)
-        with torch.no_grad():
-            return first, self.body(sensed)
-
-    def _step(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """One step; the losses and the output before it, detached."""
-        assert self.optimizer is not None
-        if self.gradients == "analytic":
-            with torch.no_grad():
-                with in_place(self.relus):
-                    output = self.body(sensed)
-                loss, error = self.loss.output_gradient(output, target, lesson)
-                if error is not None:
-                    assert isinstance(sensed, Tensor)
-                    body_gradients(self.body, sensed, output, error)
-                lay_out_gradients(self.optimizer)
-            losses = [loss]
-        else:
-            with in_place(self.relus):
-                losses, output = self._objective(sensed, target, lesson)
-            total = self.total(losses)
-            # A block may be frozen, and have no head that learns.
-            if total.requires_grad:
-                # Each product's gradient has the precision that the product had.
-                with torch.autocast(target.device.type, enabled=False):
-                    total.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return [loss.detach() for loss in losses], output.detach()
-
-    def compile(self, backend: str) -> None:
-        """Compile the block's forward pass and loss by `torch.compile`."""
-        self._objective = torch.compile(self.objective, backend=backend)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the compiled function, which is bound to this block's weights and cannot be pickled."""
-        return {key: value for key, value in self.__dict__.items() if key != "_objective"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._objective = self.objective
+    def learned_parameters(self) -> list[nn.Parameter]:
+        fixed = set() if self.front is None else {id(p) for p in self.front.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
 
     def train(self, mode: bool = True) -> Block:
-        """Training mode for the body and the loss, but not for what is `held`.
+        """Set training mode for the body and the loss, except for modules that are held.
 
-        The front is fixed and stays in evaluation mode.
+        The front stays in evaluation mode.
         """
         super().train(mode)
         if self.front is not None:
             self.front.eval()
         for module in self.held:
-            if not _learns(module):
+            if not learns(module):
                 module.eval()
-        self.relus = self._overwriting() if mode else ()
+        self.overwriting = overwritable_relus(self.body) if mode else ()
         return self
 
-    def hold(self) -> None:
-        """Keep in evaluation mode, from now on, what is in it now and frozen.
+    def hold_frozen(self) -> None:
+        """Keep in evaluation mode, from now on, what is frozen and in evaluation mode now.
 
-        That is a module with parameters, all of them frozen, with all that is inside; a normalization without
-        parameters beside layers in training mode; and the whole body, front or head, with layers that have no
-        parameters, if that holds for every module in it that has some.
+        These are: a module with parameters, all of them frozen, with everything inside; a normalization
+        without parameters beside layers in training mode; and the whole body, front or head, with layers that
+        have no parameters, if this holds for every module in it that has some.
         """
         parts = (self.front, self.body, *self.loss.children())
-        self.held = [m for part in parts if part is not None for m in _still(part)]
-
-    def _overwriting(self) -> list[nn.ReLU]:
-        return overwriting(self.body)
-
-    def trainable(self) -> list[nn.Parameter]:
-        """The parameters that the block's optimizer moves: not the front's, which are left as they came."""
-        fixed = {id(p) for p in self.front.parameters()} if self.front is not None else set()
-        return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
+        self.held = [m for part in parts if part is not None for m in frozen_modules(part)]
 
 
-def _learns(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
+def _rule_of(gradients: str, loss: LocalLoss) -> UpdateRule[Any]:
+    """The rule that the first release called ``gradients``."""
+    if gradients not in ("autograd", "analytic"):
+        raise BadValue(f"gradients = {gradients!r}: expected 'autograd' or 'analytic'")
+    rule: UpdateRule[Any] = Autograd() if gradients == "autograd" else ClosedFormGradient()
+    rule = OnePassSolve() if isinstance(loss, OnePassLoss) else rule
+    warn_renamed(f"Block(gradients={gradients!r})", f"Block(rule=bpfree.{rule})", stacklevel=4)
+    return rule
 
 
-def _still(part: nn.Module) -> list[nn.Module]:
-    """The modules of ``part`` in evaluation mode and frozen; ``part`` alone if all are that can be."""
-    own = [m for m in part.modules() if m._parameters]
-    if own and not any(m.training for m in own) and not _learns(part):
-        return [part]
-    having = (m for m in part.modules() if next(m.parameters(), None) is not None)
-    held = [m for m in having if not m.training and not _learns(m)]
-    if any(m.training for m in part.modules()):
-        # Beside layers in training mode, a normalization that has statistics alone was set so on purpose.
-        held += [m for m in part.modules() if isinstance(m, _NormBase) and not m.affine and not m.training]
-    return held
-
-
-def descend(blocks: Sequence[Block], target: Tensor | None = None) -> list[Tensor | None]:
-    """Send the teaching messages down the wire; returns each block's lesson, bottom first.
+def send_feedback(
+    blocks: Sequence[BaseBlock], message: Tensor | None = None
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Send feedback from the top block to the bottom one.
 
     Args:
         blocks: Bottom first.
-        target: What comes to the top block as its message, where targets are more than labels.
+        message: The message for the top block.
+
+    Returns:
+        Each block's own feedback, bottom first, and the message that the lowest block sends down, detached.
     """
-    return send_down(blocks, target)[0]
-
-
-def send_down(blocks: Sequence[Block], message: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
-    """`descend`, and the message that the lowest block sends further down, detached."""
-    lessons: list[Tensor | None] = []
+    feedback: list[Tensor | None] = []
     for block in reversed(blocks):
-        # A block with analytic gradients keeps nothing for a backward pass, on this wire either.
-        with torch.set_grad_enabled(block.gradients == "autograd" and torch.is_grad_enabled()):
-            lesson, below = block.loss.teach(message)
-        lessons.append(lesson)
-        message = None if below is None else below.detach()
-    return lessons[::-1], message
+        loss, own = block.loss, None
+        if isinstance(loss, FeedbackLoss):
+            # A rule without autograd needs no graph of the feedback.
+            with torch.set_grad_enabled(block.rule.autograd and torch.is_grad_enabled()):
+                own, message = loss.make_feedback(message)
+            message = None if message is None else message.detach()
+        else:
+            message = None
+        feedback.append(own)
+    return feedback[::-1], message

@@ -1,92 +1,99 @@
-"""Several blocks under one backward pass."""
+"""`JointBlock`: several blocks under one backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bpfree._rows import Rows
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, Block, LossInput, send_feedback
+from bpfree.core.update_rules import Autograd, Objective, UpdateRule
 from bpfree.losses import LocalLoss
 
 
-class JointBlock(Block):
-    """Several blocks under one backward pass: deep supervision, or backpropagation, as one block.
+class JointBlock(BaseBlock):
+    """Several blocks under one update: deep supervision, or backpropagation, as one block.
 
-    What is differentiated is the weighted sum of the inner losses; what is told are they themselves. With
-    the walls open (``detach=False``) the gradient of each reaches every block below it: this is the control
-    of the local methods, locality L0. With the walls closed it is the simultaneous schedule with one summed
-    backward.
+    The weighted sum of the inner losses is differentiated; the losses are reported without weights. With
+    ``detach=False`` the gradient of each loss reaches every block below it: this is the control of the local
+    methods, locality L0. With ``detach=True`` no gradient crosses an inner block boundary: it is the
+    simultaneous schedule with one summed backward pass.
 
     Args:
         blocks: The inner blocks, bottom first.
         weights: A weight for each inner loss.
-        detach: Whether the walls are closed.
+        detach: Whether activations are detached between the inner blocks.
+        rule: How the gradients of all are made; by default by one backward pass.
     """
 
-    def __init__(self, blocks: Sequence[Block], weights: Sequence[float], detach: bool = False) -> None:
-        nn.Module.__init__(self)
-        self.blocks = nn.ModuleList(blocks)
-        self.weights, self.detach_walls, self.gradients = list(weights), detach, "autograd"
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        weights: Sequence[float],
+        detach: bool = False,
+        rule: UpdateRule[Any] | None = None,
+    ) -> None:
+        super().__init__()
         self.front = None
-        self._objective = self.objective
+        self.blocks = nn.ModuleList(blocks)
+        self.weights, self.detach = list(weights), detach
+        self.rule = Autograd() if rule is None else rule
 
     @property
-    def inner(self) -> list[Block]:
-        """The inner blocks, bottom first."""
+    def parts(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
 
     @property
-    def losses(self) -> list[LocalLoss]:
-        return [block.loss for block in self.inner]
-
-    @property
     def loss(self) -> LocalLoss:  # type: ignore[override]
-        """The top block's loss: the messages of inner blocks stay inside."""
-        return self.inner[-1].loss
+        return self.parts[-1].loss
 
-    def seen(self, rows: Rows) -> list[tuple[LocalLoss, Tensor]]:
+    def forward(self, inputs: Rows) -> Tensor:
+        return self.outputs(inputs)[-1]
+
+    def body_output(self, front_output: Rows) -> Tensor:
+        return self.outputs(front_output)[-1]
+
+    def outputs(self, inputs: Rows) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            outputs.append(block(inputs))
+            inputs = outputs[-1].detach() if self.detach else outputs[-1]
+        return outputs
+
+    def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
+        return list(
+            zip(self.losses, self.seen(outputs, target), self.inner_feedback(outputs, target), strict=True)
+        )
+
+    def seen(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        """The outputs as the inner losses receive them: unchanged."""
+        return outputs
+
+    def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+        """The feedback of each inner block, bottom first. All outputs of the batch are known by then."""
+        return send_feedback(self.parts)[0]
+
+    def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
+        outputs = self.outputs(front_output)
+        inputs = self.loss_inputs(outputs, target, feedback)
+        losses = [loss(output, target, own) for loss, output, own in inputs]
+        total = torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
+        return Objective(losses, total, outputs[-1])
+
+    def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
         found: list[tuple[LocalLoss, Tensor]] = []
-        for block in self.inner:
-            found += block.seen(rows)
-            rows = found[-1][1]
+        for block in self.parts:
+            found += block.probe(inputs)
+            inputs = found[-1][1]
         return found
 
-    def hold(self) -> None:
-        for block in self.inner:
-            block.hold()
+    def learned_parameters(self) -> list[nn.Parameter]:
+        return list(dict.fromkeys(p for block in self.parts for p in block.learned_parameters()))
 
-    def forward(self, rows: Rows) -> Tensor:
-        return self.outputs(rows)[-1]
-
-    def outputs(self, rows: Rows) -> list[Tensor]:
-        outputs: list[Tensor] = []
-        for block in self.inner:
-            outputs.append(block(rows))
-            rows = outputs[-1].detach() if self.detach_walls else outputs[-1]
-        return outputs
-
-    def objective(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        outputs = self.outputs(sensed)
-        judged, lessons = self.judged(outputs, target), self.lessons(outputs, target)
-        parts = zip(self.losses, judged, lessons, strict=True)
-        return [loss(output, target, own) for loss, output, own in parts], outputs[-1]
-
-    def total(self, losses: Sequence[Tensor]) -> Tensor:
-        return torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
-
-    def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
-        """What the inner losses see of the outputs: all of it."""
-        return outputs
-
-    def _overwriting(self) -> list[nn.ReLU]:
-        return [relu for block in self.inner for relu in block.relus]
-
-    def trainable(self) -> list[nn.Parameter]:
-        return list(dict.fromkeys(p for block in self.inner for p in block.trainable()))
-
-    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
-        """The lesson of each inner loss; here all outputs of the batch are known when they are made."""
-        return descend(self.inner)
+    def train(self, mode: bool = True) -> JointBlock:
+        super().train(mode)
+        self.overwriting = [relu for block in self.parts for relu in block.overwriting]
+        return self

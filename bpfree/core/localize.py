@@ -16,7 +16,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import make_readouts
 from bpfree.core.sharing import OWN_LOSSES, check_once
 from bpfree.encodings.label_overlay import LabelOverlay, Overlay, overlaid_bodies
-from bpfree.losses import LocalCrossEntropy, LocalLoss, make_loss
+from bpfree.losses import LocalCrossEntropy, LocalLoss, OnePassLoss, make_loss
 from bpfree.nn import LengthNorm, RootMeanSquarePool, RowNorm
 from bpfree.nn.weights import weight_matrices
 
@@ -186,7 +186,7 @@ def localize(
     kind = losses[0]
     if overlay != "auto" and not kind.signed:
         raise BadValue(f"overlay = {overlay!r}: {type(kind).__name__} is shown no labels; leave overlay out")
-    if kind.signed or kind.one_pass:
+    if kind.signed or isinstance(kind, OnePassLoss):
         if output == "apart":
             raise BadValue(
                 f"output = 'apart': {type(kind).__name__} trains every block without an output layer"
@@ -194,17 +194,14 @@ def localize(
         output = "none"
     above = nn.Sequential()
     if output != "joined" and cut == "activation":
-        stages[-1], above = _at_the_wall(stages[-1])
+        stages[-1], above = _at_the_boundary(stages[-1])
     if output == "joined":
         losses[-1] = LocalCrossEntropy(top)
     elif output == "apart":
         stages.append(above)
         losses.append(LocalCrossEntropy(top))
-    if kind.one_pass:
-        blocks = [
-            Block(nn.Identity(), own, front=stage, gradients="analytic")
-            for stage, own in zip(stages, losses, strict=True)
-        ]
+    if isinstance(kind, OnePassLoss):
+        blocks = [Block(nn.Identity(), own, front=stage) for stage, own in zip(stages, losses, strict=True)]
     else:
         bodies = overlaid_bodies(stages) if kind.signed else stages
         blocks = [Block(body, own) for body, own in zip(bodies, losses, strict=True)]
@@ -213,7 +210,7 @@ def localize(
     return Cascade(blocks, make_readouts(readout, losses), encoding, source=source)
 
 
-def _at_the_wall(stage: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
+def _at_the_boundary(stage: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
     """A stage without the passive layers at its end, and these."""
     end = _lead([("", module) for module in stage], len(stage))
     return stage[:end], stage[end:]

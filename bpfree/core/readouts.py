@@ -14,74 +14,81 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._settings import Must
 from bpfree.encodings.base import View
-from bpfree.losses import LocalLoss
-from bpfree.nn import LengthNorm, widened
+from bpfree.losses import LocalLoss, ScoringLoss
+from bpfree.nn import LengthNorm, at_least_float32
 
 
 class Readout(nn.Module, ABC):
     """Class scores ``[B, C]`` of the outputs of the first k blocks, for any k from 1.
 
-    It hears one block after another, and then judges by what it has heard: of a block that will not change
-    any more, that alone need be kept.
+    `collect` takes what the readout needs of one block; `predict` makes scores of what was collected. Of a
+    frozen block, only what was collected needs to be cached.
 
     Attributes:
         view: How the input must be encoded for it.
-        ear: What it hears of a block; readouts with the same ear hear the same.
+        input_kind: What it collects of a block. Readouts of the same kind collect the same.
         learns: Whether it has parameters of its own, which are trained on detached outputs.
-        tells_blocks: Whether `per_block` can judge each block alone.
+        scores_blocks: Whether `per_block` gives scores of each block alone.
     """
 
     view: View = "plain"
-    ear: ClassVar[str] = "scores"
+    input_kind: ClassVar[str] = "scores"
     learns: bool = False
-    tells_blocks: bool = True
+    scores_blocks: bool = True
 
-    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+    def planned_parameters(self, outputs: Sequence[Tensor], n_classes: int) -> int:
         """How many trainable values `build` will create; none here."""
         return 0
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
         """Create what depends on the shapes of the blocks' outputs; called once."""
 
-    def hear(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
-        """What it keeps of one block's output ``[rows, ...]``: the scores, None if its loss gives none."""
+    def collect(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
+        """What it needs of one block's output ``[rows, ...]``: the scores, or None if the loss has none."""
         scores = loss.scores(output)
-        return None if scores is None else widened(scores)
+        return None if scores is None else at_least_float32(scores)
 
-    def concerns(self, first: int, stop: int) -> bool:
+    def depends_on(self, first: int, stop: int) -> bool:
         """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
         return True
 
     @abstractmethod
-    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        """Class scores ``[B, C]`` by what was heard of each block, bottom first."""
+    def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        """Class scores ``[B, C]``, given what was collected of each block, bottom first."""
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        return self.judge([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)], losses)
+        return self.predict([self.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)], losses)
 
-    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def block_scores(self, collected: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Class scores ``[B, C]`` of each block alone; None where a loss gives none."""
-        return list(heard)
+        return list(collected)
 
     def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
-        """`apart`, of the blocks' outputs."""
-        return self.apart([self.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)])
+        """`block_scores` of the blocks' outputs."""
+        return self.block_scores([self.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)])
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
         """The loss of a readout that learns."""
         raise TypeError(f"{type(self).__name__} has nothing to learn")
 
 
-def _said(heard: Tensor | None, loss: LocalLoss) -> Tensor:
-    if heard is None:
+def class_probabilities(scores: Tensor, loss: LocalLoss) -> Tensor:
+    """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; the softmax, unless the loss has its own."""
+    if isinstance(loss, ScoringLoss):
+        return loss.probabilities(scores)
+    return at_least_float32(scores).softmax(1)
+
+
+def _checked(collected: Tensor | None, loss: LocalLoss) -> Tensor:
+    if collected is None:
         raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
-    return heard
+    return collected
 
 
 class BlockReadout(Readout):
-    """The scores of one block, by default the last: early exit for free.
+    """The scores of one block, by default the last: an early exit.
 
-    While there are fewer blocks, as in a greedy run, it is the highest that there is.
+    While there are fewer blocks, as in a greedy run, it is the highest of them.
 
     Args:
         block: Its number from 0, or -1 for the last.
@@ -98,17 +105,17 @@ class BlockReadout(Readout):
         if self.block >= len(outputs):
             raise BadValue(f"readout = 'block:{self.block + 1}': expected a number from 1 to {len(outputs)}")
 
-    def concerns(self, first: int, stop: int) -> bool:
+    def depends_on(self, first: int, stop: int) -> bool:
         return self.block < 0 or self.block >= first
 
-    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        k = min(self.block, len(heard) - 1)
-        return _said(heard[k], losses[k])
+    def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        k = min(self.block, len(collected) - 1)
+        return _checked(collected[k], losses[k])
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        # The heads of the others are not asked.
+        # The heads of the other blocks are not computed.
         k = min(self.block, len(outputs) - 1)
-        return _said(self.hear(outputs[k], losses[k]), losses[k])
+        return _checked(self.collect(outputs[k], losses[k]), losses[k])
 
 
 class SumReadout(Readout):
@@ -118,10 +125,10 @@ class SumReadout(Readout):
         super().__init__()
         self.probabilities = probabilities
 
-    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        scores = [_said(h, loss) for h, loss in zip(heard, losses, strict=True)]
+    def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        scores = [_checked(h, loss) for h, loss in zip(collected, losses, strict=True)]
         if self.probabilities:
-            scores = [loss.probabilities(s) for s, loss in zip(scores, losses, strict=True)]
+            scores = [class_probabilities(s, loss) for s, loss in zip(scores, losses, strict=True)]
         return torch.stack(scores).sum(0)
 
 
@@ -141,15 +148,15 @@ class GoodnessReadout(Readout):
         super().__init__()
         self.skip_first, self.of = skip_first, SumReadout() if of is None else of
 
-    def concerns(self, first: int, stop: int) -> bool:
-        return self.of.concerns(first, stop)
+    def depends_on(self, first: int, stop: int) -> bool:
+        return self.of.depends_on(first, stop)
 
-    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        first = int(self.skip_first and len(heard) > 1)
-        return self._by_candidate(self.of.judge(heard[first:], losses[first:]))
+    def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        first = int(self.skip_first and len(collected) > 1)
+        return self._by_candidate(self.of.predict(collected[first:], losses[first:]))
 
-    def apart(self, heard: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [None if g is None else self._by_candidate(g) for g in heard]
+    def block_scores(self, collected: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if g is None else self._by_candidate(g) for g in collected]
 
     def _by_candidate(self, goodness: Tensor) -> Tensor:
         """``[C * B, 1]``, the first candidate's rows first, to ``[B, C]``."""
@@ -161,26 +168,26 @@ class GoodnessReadout(Readout):
 
 
 class ClassifierReadout(Readout):
-    """A linear layer on the normalised outputs under the neutral label.
+    """A linear layer on the normalized outputs under the neutral label.
 
     No bias, zero at the start, trained by cross-entropy beside the blocks; no gradient enters a block.
 
     Args:
         skip_first: Whether to leave out the first block.
-        norm: The normalisation; by default that of the length.
+        norm: The normalization; by default that of the length.
     """
 
     view: View = "neutral"
-    ear = "features"
+    input_kind = "features"
     learns = True
-    tells_blocks = False
+    scores_blocks = False
 
     def __init__(self, skip_first: bool = True, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.skip_first = skip_first
         self.norm = LengthNorm() if norm is None else norm
 
-    def planned(self, outputs: Sequence[Tensor], n_classes: int) -> int:
+    def planned_parameters(self, outputs: Sequence[Tensor], n_classes: int) -> int:
         first = int(self.skip_first and len(outputs) > 1)
         return n_classes * sum(output[0].numel() for output in outputs[first:])
 
@@ -190,13 +197,13 @@ class ClassifierReadout(Readout):
         )
         nn.init.zeros_(self.linear.weight)
 
-    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
-        """The normalised features, ``[rows, n]``."""
+    def collect(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The normalized features, ``[rows, n]``."""
         found: Tensor = self.norm(output.flatten(1))
         return found
 
-    def judge(self, heard: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        return self.linear(self._joined([h for h in heard if h is not None]))  # type: ignore[no-any-return]
+    def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
+        return self.linear(self._joined([h for h in collected if h is not None]))  # type: ignore[no-any-return]
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
         return self.linear(self._features(outputs))  # type: ignore[no-any-return]
@@ -205,7 +212,7 @@ class ClassifierReadout(Readout):
         return F.cross_entropy(self.linear(self._features(outputs)), y)
 
     def _features(self, outputs: Sequence[Tensor]) -> Tensor:
-        return self._joined([self.hear(output) for output in outputs])
+        return self._joined([self.collect(output) for output in outputs])
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
         first = int(self.skip_first and len(features) > 1)
@@ -219,14 +226,14 @@ class OnePassReadout(ClassifierReadout):
     readout asks once for each class, and it costs passes of its own in training.
     """
 
-    ear = "magnitudes"
+    input_kind = "magnitudes"
 
     def __init__(self) -> None:
         super().__init__(skip_first=False)
 
-    def hear(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
-        """The length-normalised magnitudes, ``[rows, n]``."""
-        return super().hear(output.abs(), loss)
+    def collect(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
+        """The length-normalized magnitudes, ``[rows, n]``."""
+        return super().collect(output.abs(), loss)
 
 
 def _check_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Equal blocks that take their steps at once: what is one product for each becomes one for all."""
+"""Equal blocks that are updated at once: one product for each block becomes one batched product for all."""
 
 from __future__ import annotations
 
@@ -11,104 +11,101 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.joint import JointBlock
+from bpfree.core.update_rules import Gradients, UpdateRule
 from bpfree.losses import LocalCrossEntropy
 from bpfree.nn._closed_form import BACKWARD, FORWARD
-from bpfree.nn.layout import lay_out_gradients
 from bpfree.nn.weights import is_plain
 
 
-class StackedBlock(JointBlock):
-    """Neighbouring blocks ``Linear(n, n), activation`` under Mono-Forward, with the walls closed.
+class Stacked(UpdateRule[JointBlock]):
+    """The closed form of neighboring blocks ``Linear(n, n), activation`` under Mono-Forward, in one step.
 
-    The output of each is made one after another, without a graph; then all take the closed form of their step
-    together, in batched products, and one optimizer moves all: where a step is bound by launching operations,
-    backpropagation has no such choice, since there each layer waits for the gradient of the one above. What
-    is computed is what the blocks would compute by themselves.
+    The outputs are computed one after another, without a graph. The gradients of all blocks are computed
+    together, in batched products, and one optimizer updates all. This helps where a step is bound by the
+    launching of operations. Backpropagation cannot do it, since each layer waits for the gradient of the one
+    above. The result is that of the blocks' own closed forms.
 
-    The weights of all lie in one tensor ``[L, ...]`` of each kind, of which the layers' own are parts.
-
-    Args:
-        blocks: The inner blocks, bottom first; all alike, see `stacked`.
+    The weights of all blocks are one tensor ``[L, ...]`` of each kind, and the layers' parameters its views.
 
     Raises:
-        BadValue: When its optimizer is made, if a layer has been frozen.
+        BadValue: When the optimizer is created, if a layer is frozen.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__(blocks, [1.0] * len(blocks), detach=True)
-        self.gradients = "analytic"
-        # In a tuple they are not the module's own: they would stand in its state twice.
+    def __init__(self) -> None:
         self._stacks: tuple[nn.Parameter, ...] = ()
         self._layers: tuple[list[Any], ...] = ()
 
-    def trainable(self) -> list[nn.Parameter]:
-        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+    def parameters(self, block: JointBlock) -> list[nn.Parameter]:
+        frozen = [name for name, p in block.named_parameters() if not p.requires_grad]
         if frozen:
             raise BadValue(
                 f"gradients = 'stacked': {frozen[0]} is frozen, and stacked layers learn together; leave it "
                 "free, or use 'analytic'"
             )
-        return list(self._bound())
+        return list(self.stacks(block))
 
-    def _bound(self) -> tuple[nn.Parameter, ...]:
-        """The stacks: weights ``[L, n, n]``, heads ``[L, C, n]`` and, if there are any, biases ``[L, n]``.
+    def stacks(self, block: JointBlock) -> tuple[nn.Parameter, ...]:
+        """Weights ``[L, n, n]``, heads ``[L, C, n]`` and, if there are any, biases ``[L, n]``.
 
-        Layers that were copied, moved or replaced have left them, and are brought back.
+        Parameters that were copied, moved or replaced are views no more, and are made views again.
         """
         if not self._layers:
-            layers = [block.body[0] for block in self.inner]  # type: ignore[index]
-            self._layers = (layers, [loss.linear for loss in self.losses])
+            parts: list[Any] = block.parts
+            self._layers = ([part.body[0] for part in parts], [part.loss.linear for part in parts])
         layers, heads = self._layers
         kinds = [[layer.weight for layer in layers], [head.weight for head in heads]]
         kinds += [[layer.bias for layer in layers]] if layers[0].bias is not None else []
         if not self._stacks:
             self._stacks = tuple(nn.Parameter(torch.stack([p.detach() for p in kind])) for kind in kinds)
         for stack, kind in zip(self._stacks, kinds, strict=True):
-            if any(p.data_ptr() != part.data_ptr() for p, part in zip(kind, stack.unbind(0), strict=True)):
+            views = stack.unbind(0)
+            if any(p.data_ptr() != view.data_ptr() for p, view in zip(kind, views, strict=True)):
                 stack.data = torch.stack([p.detach() for p in kind])
-                for parameter, part in zip(kind, stack.data.unbind(0), strict=True):
-                    parameter.data = part
+                for parameter, view in zip(kind, stack.data.unbind(0), strict=True):
+                    parameter.data = view
         return self._stacks
 
     @torch.no_grad()
-    def _step(self, sensed: Rows, target: Tensor, lesson: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        assert self.optimizer is not None
-        assert isinstance(sensed, Tensor)
-        weight, head, *bias = self._bound()
-        activation: Any = self.inner[0].body[1]  # type: ignore[index]
+    def gradients(
+        self, block: JointBlock, front_output: Rows, target: Tensor, feedback: Tensor | None
+    ) -> Gradients:
+        assert isinstance(front_output, Tensor)
+        weight, head, *bias = stacks = self.stacks(block)
+        first: Any = block.parts[0]
+        activation = first.body[1]
         kind = type(activation)
-        rows = sensed.new_empty(len(weight) + 1, *sensed.shape)
-        rows[0] = sensed
+        rows = front_output.new_empty(len(weight) + 1, *front_output.shape)
+        rows[0] = front_output
         inputs, outputs = rows[:-1], rows[1:]
-        shifts = bias[0].unbind(0) if bias else [sensed.new_zeros(1)] * len(weight)
-        parts = zip(inputs.unbind(0), outputs.unbind(0), weight.mT.unbind(0), shifts, strict=True)
-        for below, above, turned, shift in parts:
-            FORWARD[kind](activation, torch.addmm(shift, below, turned, out=above))
-        loss, error = self.losses[0].score_gradient(outputs @ head.mT, target)  # type: ignore[operator]
-        head.grad = error.mT @ outputs
+        shifts = bias[0].unbind(0) if bias else [front_output.new_zeros(1)] * len(weight)
+        layers = zip(inputs.unbind(0), outputs.unbind(0), weight.mT.unbind(0), shifts, strict=True)
+        for below, above, transposed, shift in layers:
+            FORWARD[kind](activation, torch.addmm(shift, below, transposed, out=above))
+        losses, error = first.loss.score_gradient(outputs @ head.mT, target)
+        gradients = [error.mT @ outputs]
         error = BACKWARD[kind](activation, error @ head, outputs)
-        weight.grad = error.mT @ inputs
+        gradients.insert(0, error.mT @ inputs)
         if bias:
-            bias[0].grad = error.sum(1)
-        lay_out_gradients(self.optimizer)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return list(loss.unbind(0)), outputs[-1]
+            gradients.append(error.sum(1))
+        return Gradients(list(losses.unbind(0)), outputs[-1], dict(zip(stacks, gradients, strict=True)))
 
 
-def stacked(blocks: Sequence[Block]) -> list[Block]:
-    """The same blocks, of which equal neighbours stand in a `StackedBlock`; heads need not be built yet."""
-    found: list[Block] = []
-    for likeness, run in groupby(blocks, _likeness):
+def stacked(blocks: Sequence[Block]) -> list[BaseBlock]:
+    """The blocks, with runs of equal neighbors under a `Stacked` rule; heads need not be built yet."""
+    result: list[BaseBlock] = []
+    for key, run in groupby(blocks, _stacking_key):
         equal = list(run)
-        found += [StackedBlock(equal)] if likeness is not None and len(equal) > 1 else equal
-    return found
+        if key is None or len(equal) == 1:
+            result += equal
+        else:
+            result.append(JointBlock(equal, [1.0] * len(equal), detach=True, rule=Stacked()))
+    return result
 
 
-def _likeness(block: Block) -> str | None:
-    """What blocks must share to be stacked; None: it cannot be."""
+def _stacking_key(block: Block) -> str | None:
+    """What blocks must have in common to be stacked; None: the block cannot be stacked."""
     layers = list(block.body) if isinstance(block.body, nn.Sequential) else []
     match layers:
         case [linear, activation] if type(linear) is nn.Linear and type(activation) in BACKWARD:

@@ -1,4 +1,4 @@
-"""Data sets held as tensors on the device that trains on them, with batched augmentation."""
+"""Data sets stored as tensors on one device, with augmentation of whole batches."""
 
 from bpfree.data._augment import AUGMENTATIONS
 from bpfree.data._cavity import acoustic_cavity

@@ -1,7 +1,7 @@
-"""Batched image augmentations, run on the device that holds the images.
+"""Image augmentations of whole batches, on the device of the images.
 
-Random numbers are drawn apart from being applied: `draw_*` ask a generator, while `flip`, `crop` and `shift`
-are plain functions of the images and of what was drawn.
+Drawing random numbers and applying them are separate: `draw_*` use a generator, while `flip`, `crop` and
+`shift` are deterministic functions of the images and of the drawn numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ SHIFT_PIXELS = 2
 
 
 def draw_flips(n: int, generator: Generator) -> Tensor:
-    """Toss a fair coin per sample: bool `[n]`, on the generator's device."""
+    """Draw one bool per sample, True with probability 1/2: `[n]`, on the generator's device."""
     return torch.randint(2, (n,), generator=generator, device=generator.device, dtype=torch.bool)
 
 
@@ -27,21 +27,25 @@ def draw_offsets(n: int, reach: int, generator: Generator) -> Tensor:
 
 
 def flip(x: Tensor, flipped: Tensor) -> Tensor:
-    """Mirror left and right the images `[N, C, H, W]` for which `flipped` (bool `[N]`) is true."""
+    """Mirror the images of `x` `[N, C, H, W]` horizontally where `flipped` (bool `[N]`) is True."""
     return torch.where(flipped[:, None, None, None], x.flip(-1), x)
 
 
 def crop(x: Tensor, offsets: Tensor) -> Tensor:
-    """Crop each image back to its own size from its reflected surroundings.
+    """Crop each image to its own size, with padding by reflection.
 
-    `x` is `[N, C, H, W]` and `offsets` int64 `[N, 2]`: how far (down, right) the window lies from the centre,
-    at most `CROP_PIXELS`. Raises BadValue for images too small to be reflected that far.
+    Args:
+        x: Images `[N, C, H, W]`.
+        offsets: Offsets (down, right) of the crop from the center, int64 `[N, 2]`, at most `CROP_PIXELS`.
+
+    Raises:
+        BadValue: If the images are too small for the padding.
     """
     height, width = x.shape[-2:]
     if min(height, width) <= CROP_PIXELS:
         raise BadValue(
-            f"image size {height}x{width}: 'crop' reflects {CROP_PIXELS} pixels, so it needs a height and a "
-            f"width of at least {CROP_PIXELS + 1}; leave 'crop' out of augment"
+            f"image size is {height}x{width}; 'crop' pads by {CROP_PIXELS} reflected pixels and expects a "
+            f"height and a width of at least {CROP_PIXELS + 1}; leave 'crop' out of augment"
         )
     rows = _reflect(_window(offsets[:, 0], height), height)
     columns = _reflect(_window(offsets[:, 1], width), width)
@@ -49,10 +53,13 @@ def crop(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def shift(x: Tensor, offsets: Tensor) -> Tensor:
-    """Crop each image back to its own size from a border of zeros: for digits, where reflection adds strokes.
+    """Crop each image to its own size, with padding by zeros.
 
-    `x` is `[N, C, H, W]` and `offsets` int64 `[N, 2]`: how far (down, right) the window lies from the centre,
-    at most `SHIFT_PIXELS`.
+    Suited to digits, where padding by reflection would add strokes.
+
+    Args:
+        x: Images `[N, C, H, W]`.
+        offsets: Offsets (down, right) of the crop from the center, int64 `[N, 2]`, at most `SHIFT_PIXELS`.
     """
     height, width = x.shape[-2:]
     padded = F.pad(x, (SHIFT_PIXELS,) * 4)
@@ -61,18 +68,18 @@ def shift(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _window(start: Tensor, size: int) -> Tensor:
-    """The `size` positions that follow each start `[N]`: int64 `[N, size]`."""
+    """The `size` consecutive positions from each start `[N]` on: int64 `[N, size]`."""
     return start[:, None] + torch.arange(size, device=start.device)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Fold positions outside `0..size-1` back inside, the edge pixel itself not repeated."""
+    """Reflect positions outside `0..size-1` at the edge pixels, which are not repeated."""
     last = size - 1
     return last - (last - position.abs()).abs()
 
 
 def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Take rows `[N, H]` and columns `[N, W]` of each image of `x`, giving `[N, C, H, W]`."""
+    """Select rows `[N, H]` and columns `[N, W]` of each image of `x`: `[N, C, H, W]`."""
     n, channels, _, width = x.shape
     pixels = rows[:, :, None] * width + columns[:, None, :]
     taken = x.flatten(2).gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1))
@@ -96,27 +103,34 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "crop": _random_crop,
     "shift": _random_shift,
 }
-"""The names for `TensorData.augment`. Each takes images `[N, C, H, W]` and a generator on their device."""
+"""Augmentations by name, for `TensorData.augment`: functions of images `[N, C, H, W]` and a generator."""
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the augmentation names as a tuple; raises BadValue for an unknown one."""
+    """Return the names of augmentations as a tuple.
+
+    Raises:
+        BadValue: If a name is unknown.
+    """
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in AUGMENTATIONS:
-            raise BadValue(f"augment {name!r} is not known; expected any of {', '.join(AUGMENTATIONS)}")
+            raise BadValue(
+                f"augment has the unknown name {name!r}; expected any of {', '.join(AUGMENTATIONS)}"
+            )
     return names
 
 
 def augment(x: Tensor, names: Sequence[str], generator: Generator) -> Tensor:
-    """Apply the named augmentations in turn to images `[N, C, H, W]`.
+    """Apply the augmentations `names` in order to images `[N, C, H, W]`.
 
-    Raises BadValue for a generator on another kind of device than the images.
+    Raises:
+        BadValue: If the generator is on another type of device than the images.
     """
     if generator.device.type != x.device.type:
         raise BadValue(
-            f"generator is on {generator.device}, the images are on {x.device}; "
-            f"make it with torch.Generator(device={x.device.type!r})"
+            f"the generator is on {generator.device} and the images are on {x.device}; "
+            f"create it with torch.Generator(device={x.device.type!r})"
         )
     for name in names:
         x = AUGMENTATIONS[name](x, generator)

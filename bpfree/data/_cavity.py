@@ -1,9 +1,8 @@
-"""Drives and measured answers of a real acoustic cavity (Momeni et al., Science 382, 1297, 2023)."""
+"""Drives and measured outputs of an acoustic cavity (Momeni et al., Science 382, 1297, 2023)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,37 +23,40 @@ _FILES = {
 
 def acoustic_cavity(
     root: str | Path | None = None, *, download: bool | None = None
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Drive amplitudes `[10000, 20]` in 0..1, and the spectral amplitudes that were measured, `[10000, 20]`.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Drive amplitudes `[10000, 20]` in 0..1, and the measured spectral amplitudes `[10000, 20]`.
 
-    Drive index = 5 * loudspeaker + tone, answer index = 5 * microphone + component. The files' first row, all
-    zeros, is a placeholder and is left out.
+    The index of a drive is 5 * loudspeaker + tone, the index of an output 5 * microphone + component. The
+    first row of the files, a placeholder of zeros, is skipped.
 
     Args:
-        root: The folder of the data sets; by default $BPFREE_DATA, else the user's cache folder.
-        download: Whether missing files may be downloaded; by default only into the user's cache folder.
+        root: Folder of the data sets. Default: $BPFREE_DATA, or the user's cache folder if that is not set.
+        download: Whether to download missing files. Default: only into the user's cache folder.
 
-    Raises DataNotFound where the files are missing and cannot be downloaded, or are others.
+    Raises:
+        DataNotFound: If the files are missing and cannot be downloaded, or have other contents.
     """
     folder = data_root(root) / "PhyLL"
-    found = []
+    arrays = []
     for name, (remote, sha256) in _FILES.items():
         file = folder / name
         if not file.exists():
             if not may_download(root, download):
                 raise DataNotFound(
-                    f"expected {file}; set download=True to fetch it, or unset BPFREE_DATA and give no root"
+                    f"{file} is missing; set download=True to download it, or unset BPFREE_DATA and leave "
+                    "root out"
                 )
             fetch(_REPOSITORY + remote, file, sha256)
         try:
-            found.append(np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2))
+            arrays.append(np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2))
         except ValueError as error:
             raise DataNotFound(f"{file} cannot be read ({error}); remove it and try again") from error
-    x, y = found
+    x, y = arrays
     if x.shape != y.shape or x.shape[1] != 20:
         raise DataNotFound(
-            f"{folder}: drives {list(x.shape)} and answers {list(y.shape)}; expected [N, 20] both"
+            f"{folder}: the drives are {list(x.shape)} and the outputs {list(y.shape)}; expected [N, 20] for "
+            "both; remove the files and try again"
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise DataNotFound(f"{folder}: values are NaN or infinite; remove the files and try again")
+        raise DataNotFound(f"{folder}: some values are NaN or infinite; remove the files and try again")
     return x, y

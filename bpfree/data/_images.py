@@ -1,9 +1,9 @@
-"""The named data sets: read, split and standardised by one call."""
+"""`load`: read, split and standardize a data set by name."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,33 +13,33 @@ from bpfree.data._augment import check_names
 from bpfree.data._folder import read_folder
 from bpfree.data._sources import Raw, data_root, may_download, read_digits, read_downloaded
 from bpfree.data._tensors import TensorData
-from bpfree.data._vowels import SEVEN, VOWELS, Tokens, read_recordings, read_table, split_talkers
+from bpfree.data._vowels import SEVEN, VOWELS, VowelSamples, read_recordings, read_table, split_speakers
 
 _DESCRIPTIONS = {
-    "digits": "8x8 grey handwritten digits, 10 classes, 1797 images; part of scikit-learn, no download",
-    "mnist": "28x28 grey handwritten digits, 10 classes, 60000 + 10000 images",
-    "fashion_mnist": "28x28 grey pictures of clothes, 10 classes, 60000 + 10000 images",
-    "cifar10": "32x32 colour photographs, 10 classes, 50000 + 10000 images",
-    "cifar100": "32x32 colour photographs, 100 classes, 50000 + 10000 images",
-    "image_folder": "your own image files, in train/<class>/ and test/<class>/ below path",
-    "vowels_7": "60 log-mel energies of 336 recordings: 7 vowels, 48 women; no talker is in two parts",
-    "vowels_7_formants": "12 formants, measured by machine, of the same recordings",
-    "vowels_12": "60 log-mel energies of 1116 recordings: 12 vowels, 45 men and 48 women; split by talker",
-    "vowels_12_formants": "12 formants, measured by machine, of the same recordings",
-    "vowel_formants": "12 formants, measured by hand, of 258 recordings: 7 vowels, 48 women; split by talker",
+    "digits": "8x8 gray handwritten digits, 10 classes, 1797 images; part of scikit-learn, no download",
+    "mnist": "28x28 gray handwritten digits, 10 classes, 60000 + 10000 images",
+    "fashion_mnist": "28x28 gray images of clothes, 10 classes, 60000 + 10000 images",
+    "cifar10": "32x32 color photographs, 10 classes, 50000 + 10000 images",
+    "cifar100": "32x32 color photographs, 100 classes, 50000 + 10000 images",
+    "image_folder": "your own image files in path/train/<class>/ and path/test/<class>/",
+    "vowels_7": "60 log-mel energies of 336 recordings: 7 vowels, 48 women; split by speaker",
+    "vowels_7_formants": "12 formants of the same recordings, computed",
+    "vowels_12": "60 log-mel energies of 1116 recordings: 12 vowels, 45 men and 48 women; split by speaker",
+    "vowels_12_formants": "12 formants of the same recordings, computed",
+    "vowel_formants": "12 formants of 258 recordings, measured by hand: 7 vowels, 48 women; split by speaker",
 }
 
 NAMES = tuple(_DESCRIPTIONS)
-"""The data sets that `load` knows."""
+"""Names of the data sets for `load`."""
 
 _VOWELS = tuple(name for name in NAMES if name.startswith("vowel"))
 
-# digits has no published test part. This one is the same whatever split_seed is, as a published one would be.
+# digits has no published test set. This seed fixes one that does not depend on split_seed.
 _DIGITS_TEST_SEED = 0
 
 
 class Splits(NamedTuple):
-    """The three parts of a data set; no sample is in two of them."""
+    """Disjoint training, validation and test sets."""
 
     train: TensorData
     validation: TensorData
@@ -47,7 +47,7 @@ class Splits(NamedTuple):
 
 
 def describe() -> list[tuple[str, str]]:
-    """(name, description in one line) of each data set that `load` knows."""
+    """Name and one-line description of each data set of `load`."""
     return list(_DESCRIPTIONS.items())
 
 
@@ -65,38 +65,42 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
 ) -> Splits:
-    """Load a data set, split into train, validation and test.
+    """Load a data set, split into training, validation and test sets.
 
-    Images are uint8 `[N, C, H, W]`; those of image_folder are floats in [0, 1] where a file has more than 8
-    bits. Vowels are float features `[N, D]`, split by talker: the sizes count
-    talkers, and the test part follows split_seed too.
+    Images are uint8 `[N, C, H, W]`; images of image_folder are floats in [0, 1] if a file has more than 8
+    bits per channel. Vowels are float features `[N, D]`, split by speaker: the sizes are numbers of speakers,
+    and the test set also depends on `split_seed`.
 
     Args:
-        name: one of `NAMES`.
-        root: the folder of the data sets; by default $BPFREE_DATA, else the user's cache folder.
-        download: whether missing data may be downloaded; by default only into the user's cache folder.
-        standardize: give batches zero mean and unit variance per channel, or per feature, as measured on the
-            train part.
-        augment: names of augmentations ("flip", "crop", "shift") for the train part.
-        train_size: keep this many training samples; by default all that validation leaves.
-        validation_size: samples set apart from the published training set; by default 10000 of mnist, a
-            quarter of digits (so that it splits 60/20/20), a tenth of the other images, and a tenth of all
-            talkers.
-        split_seed: fixes which samples are for validation, and which are kept for training.
-        path: image_folder only: its folder, absolute or relative to root.
-        image_size: image_folder only: (height, width) in pixels, or one number for both, to resize to.
-        device: where the tensors are to live.
+        name: One of `NAMES`.
+        root: Folder of the data sets. Default: $BPFREE_DATA, or the user's cache folder if that is not set.
+        download: Whether to download missing data. Default: only into the user's cache folder.
+        standardize: Whether batches have zero mean and unit variance per channel (per feature for vowels),
+            measured on the training set.
+        augment: Names of the augmentations of the training set: "flip", "crop", "shift".
+        train_size: Number of training samples. Default: all that are not used for validation.
+        validation_size: Number of samples of the published training set that are used for validation.
+            Default: 10000 for mnist, a quarter for digits (a split of 60/20/20), a tenth for other images,
+                and
+            a tenth of all speakers for vowels.
+        split_seed: Seed of the choice of validation and training samples.
+        path: Folder of image_folder, absolute or relative to `root`. Only for image_folder.
+        image_size: Size to resize images to, (height, width) in pixels or one number for both. Only for
+            image_folder.
+        device: Device of the tensors.
 
-    Raises DataNotFound where data are missing and cannot be downloaded; BadValue for an unknown name or
-    augmentation, an impossible size, or an option that this data set does not have.
+    Raises:
+        DataNotFound: If data are missing and cannot be downloaded.
+        BadValue: If a name or an augmentation is unknown, a size is impossible, or the data set does not have
+            an option.
     """
     augment = check_names(augment)
     _check_options(name, path, image_size)
     folder = data_root(root)
     if name in _VOWELS:
-        tokens = _vowels(name, folder, may_download(root, download))
-        parts = split_talkers(tokens.talkers, split_seed, validation_size, train_size)
-        return _split_tokens(name, tokens, parts, standardize, augment, device)
+        samples = _vowels(name, folder, may_download(root, download))
+        parts = split_speakers(samples.speakers, split_seed, validation_size, train_size)
+        return _split_vowels(name, samples, parts, standardize, augment, device)
     if name == "digits":
         raw = _digits()
     elif name == "image_folder":
@@ -106,10 +110,10 @@ def load(
         raw = read_downloaded(name, folder, may_download(root, download))
 
     order = _permutation(raw.y, split_seed, stratified=name == "digits")
-    n_train, n_rest = _sizes(name, len(raw.y), train_size, validation_size)
-    # Validation comes from the end, so that its size does not change which samples a given train_size keeps.
-    kept, held_out = order[:n_train], order[n_rest:]
-    train_data = TensorData(raw.x[kept], raw.y[kept], raw.n_classes, name=name)
+    n_train, n_left = _sizes(name, len(raw.y), train_size, validation_size)
+    # Validation samples are taken from the end, so that their number does not change the training samples.
+    training, held_out = order[:n_train], order[n_left:]
+    train_data = TensorData(raw.x[training], raw.y[training], raw.n_classes, name=name)
     if standardize:
         mean, std = _channel_statistics(train_data.x)
         train_data = replace(train_data, mean=mean, std=std)
@@ -120,7 +124,7 @@ def load(
     )
 
 
-def _vowels(name: str, folder: Path, download: bool) -> Tokens:
+def _vowels(name: str, folder: Path, download: bool) -> VowelSamples:
     if name == "vowel_formants":
         return read_table(folder, download)
     vowels, sexes = (SEVEN, "w") if name.startswith("vowels_7") else (VOWELS, "mw")
@@ -128,39 +132,39 @@ def _vowels(name: str, folder: Path, download: bool) -> Tokens:
     return read_recordings(folder, features, vowels, sexes, download)
 
 
-def _split_tokens(
+def _split_vowels(
     name: str,
-    tokens: Tokens,
+    samples: VowelSamples,
     parts: list[Tensor],
     standardize: bool,
     augment: tuple[str, ...],
     device: str | torch.device,
 ) -> Splits:
-    n_classes = int(tokens.y.max()) + 1
-    train, validation, test = (TensorData(tokens.x[i], tokens.y[i], n_classes, name=name) for i in parts)
-    statistics: dict[str, Any] = {}
+    n_classes = int(samples.y.max()) + 1
+    train, validation, test = (TensorData(samples.x[i], samples.y[i], n_classes, name=name) for i in parts)
+    mean = std = None
     if standardize:
-        deviation, mean = torch.std_mean(train.x.double(), dim=0, correction=0)
-        statistics = {"mean": tuple(mean.tolist()), "std": tuple(deviation.tolist())}
+        deviation, average = torch.std_mean(train.x.double(), dim=0, correction=0)
+        mean, std = tuple(average.tolist()), tuple(deviation.tolist())
     return Splits(
-        replace(train, augment=augment, **statistics).to(device),
-        replace(validation, **statistics).to(device),
-        replace(test, **statistics).to(device),
+        replace(train, augment=augment, mean=mean, std=std).to(device),
+        replace(validation, mean=mean, std=std).to(device),
+        replace(test, mean=mean, std=std).to(device),
     )
 
 
 def _check_options(name: str, path: str | Path | None, image_size: int | tuple[int, int] | None) -> None:
     if name not in NAMES:
-        raise BadValue(f"data set {name!r} is not known; expected one of {', '.join(NAMES)}")
+        raise BadValue(f"there is no data set {name!r}; expected one of {', '.join(NAMES)}")
     if name == "image_folder":
         if path is None:
             raise BadValue(
-                "path is None; image_folder needs the folder that holds train/ and test/: give path="
+                "path is None; image_folder expects the folder that contains train/ and test/; set path"
             )
     elif path is not None or image_size is not None:
         raise BadValue(
-            f"path is {path!r} and image_size {image_size!r}, which only image_folder has; "
-            f"leave them out for {name}"
+            f"path is {path!r} and image_size is {image_size!r}, but {name} has neither option, only "
+            "image_folder; leave them out"
         )
 
 
@@ -168,42 +172,43 @@ def _digits() -> Raw:
     x, y = read_digits()
     order = _permutation(y, _DIGITS_TEST_SEED, stratified=True)
     n_test = round(len(y) / 5)
-    test, rest = order[:n_test], order[n_test:]
-    return Raw(x[rest], y[rest], x[test], y[test], 10)
+    test, train = order[:n_test], order[n_test:]
+    return Raw(x[train], y[train], x[test], y[test], 10)
 
 
 def _sizes(name: str, n: int, train_size: int | None, validation_size: int | None) -> tuple[int, int]:
-    """How many of `n` samples to train on, and how many validation leaves for that.
+    """Number of training samples, and number of the `n` samples that are not used for validation.
 
-    Raises BadValue where there are not that many.
+    Raises:
+        BadValue: If there are fewer samples.
     """
     if validation_size is None:
         validation_size = 10_000 if name == "mnist" else max(1, round(n / (4 if name == "digits" else 10)))
     if not 0 < validation_size < n:
         raise BadValue(
-            f"validation_size is {validation_size}; expected 1..{n - 1}, for {name} has {n} samples outside "
-            "its test part; set validation_size"
+            f"validation_size is {validation_size}; expected 1..{n - 1}, because {name} has {n} samples "
+            "outside its test set; change validation_size"
         )
     left = n - validation_size
     if train_size is None:
         train_size = left
     if not 0 < train_size <= left:
         raise BadValue(
-            f"train_size is {train_size}; expected 1..{left}, for {name} has {n} samples outside its test "
-            f"part and {validation_size} are for validation; lower one of the two"
+            f"train_size is {train_size}; expected 1..{left}, because {name} has {n} samples outside its "
+            f"test set, of which {validation_size} are for validation; reduce train_size or validation_size"
         )
     return train_size, left
 
 
 def _permutation(y: Tensor, seed: int, *, stratified: bool) -> Tensor:
-    """A random order of the samples with labels `y` `[N]`, by a generator of its own: int64 `[N]`.
+    """A random permutation of the samples with labels `y` `[N]`, from a new generator: int64 `[N]`.
 
-    Stratified, each stretch of it holds the classes in nearly the proportions they have in `y`.
+    If it is stratified, each interval of it has the classes in nearly the same proportions as `y`.
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     if not stratified:
         return order
-    # Spread each class evenly over [0, 1), then read all classes from left to right.
+    # Place the samples of each class evenly in [0, 1), then sort all samples by their place.
     place = torch.empty(len(y), dtype=torch.float64)
     for label in set(y.tolist()):
         members = y[order] == label
@@ -215,8 +220,8 @@ def _permutation(y: Tensor, seed: int, *, stratified: bool) -> Tensor:
 def _channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation per channel of images `[N, C, H, W]`, uint8 or floats in [0, 1].
 
-    Both in units of a [0, 1] pixel. Of uint8 it counts the 256 grey levels instead of summing pixels: exact,
-    and without a float copy of the images.
+    The unit is that of a pixel in [0, 1]. For uint8 they are computed from counts of the 256 values, which is
+    exact and needs no float copy of the images.
     """
     level = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

@@ -1,10 +1,13 @@
-"""Where each data set comes from, and how its files are read into uint8 tensors."""
+"""Locations of the image data sets, and readers that return uint8 tensors."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bpfree._errors import DataNotFound
@@ -13,7 +16,7 @@ ROOT_VARIABLE = "BPFREE_DATA"
 
 
 class Raw(NamedTuple):
-    """A data set as published, in two parts: images `[N, C, H, W]`, uint8 or floats; int64 labels `[N]`."""
+    """A data set with its published split: images `[N, C, H, W]` (uint8 or float) and int64 labels `[N]`."""
 
     x: Tensor
     y: Tensor
@@ -23,7 +26,7 @@ class Raw(NamedTuple):
 
 
 class Download(NamedTuple):
-    """A data set that torchvision knows how to read and download."""
+    """A data set that torchvision reads and downloads."""
 
     class_name: str
     folder: str
@@ -42,7 +45,7 @@ DOWNLOADS = {
 
 
 def data_root(root: str | Path | None) -> Path:
-    """The folder that holds the data sets: `root`, else $BPFREE_DATA, else the user's cache folder."""
+    """Folder of the data sets: `root` if given, else $BPFREE_DATA if set, else the user's cache folder."""
     chosen = root or os.environ.get(ROOT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
@@ -52,45 +55,58 @@ def data_root(root: str | Path | None) -> Path:
 
 
 def may_download(root: str | Path | None, download: bool | None) -> bool:
-    """`download` where it is set; else whether the data go to the user's cache, not to a chosen folder."""
+    """`download` if it is not None; else True only if the data are stored in the user's cache folder."""
     if download is not None:
         return download
     return not (root or os.environ.get(ROOT_VARIABLE))
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's embedded handwritten digits: uint8 `[1797, 1, 8, 8]` in 0..255, int64 `[1797]`."""
+    """Digits of scikit-learn: images, uint8 `[1797, 1, 8, 8]` in 0..255; labels, int64 `[1797]`."""
     from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
-    # The original grey levels are 0..16.
+    # The original gray levels are 0..16.
     x = torch.from_numpy(values).mul(255 / 16).round().to(torch.uint8)
     return x.view(-1, 1, 8, 8), torch.from_numpy(labels).long()
 
 
 def read_downloaded(name: str, root: Path, download: bool) -> Raw:
-    """Read one of `DOWNLOADS` from `root`, in torchvision's layout; download it first if missing and allowed.
+    """Read one of `DOWNLOADS` from `root`, in torchvision's layout.
 
-    Raises DataNotFound if it is missing or damaged and may not, or cannot, be downloaded.
+    Args:
+        name: Key of `DOWNLOADS`.
+        root: Folder of the data sets.
+        download: Whether to download the data set if it is missing.
+
+    Raises:
+        DataNotFound: If the data set is missing or damaged, and `download` is False or the download fails.
     """
     source = DOWNLOADS[name]
     try:
         train = _open(source, root, True, download)
         test = _open(source, root, False, download)
-    except (RuntimeError, OSError) as error:  # a failed download is a URLError, which is an OSError
-        tried = "could not be downloaded" if download else "may not be downloaded there"
+    except (RuntimeError, OSError) as error:  # a failed download raises URLError, a subclass of OSError
+        reason = "the download failed" if download else "downloading is disabled"
         raise DataNotFound(
-            f"{name} cannot be read from {root} and {tried} ({error}): expected {root / source.folder}/ "
+            f"{name} cannot be read from {root}, and {reason} ({error}): expected {root / source.folder}/ "
             f"with the files {source.files}. To download it set download=True, or unset {ROOT_VARIABLE} and "
-            "give no root; remove damaged files first"
+            "leave root out; remove damaged files first"
         ) from error
     return Raw(*_tensors(train), *_tensors(test), source.n_classes)
 
 
-def _open(source: Download, root: Path, train: bool, download: bool) -> Any:
+class _Samples(Protocol):
+    """What this module uses of a torchvision data set."""
+
+    data: Tensor | NDArray[np.uint8]
+    targets: Tensor | list[int]
+
+
+def _open(source: Download, root: Path, train: bool, download: bool) -> _Samples:
     from torchvision import datasets
 
-    cls = getattr(datasets, source.class_name)
+    cls: Callable[..., _Samples] = getattr(datasets, source.class_name)
     try:
         return cls(root, train=train)
     except RuntimeError:
@@ -99,13 +115,16 @@ def _open(source: Download, root: Path, train: bool, download: bool) -> Any:
     from filelock import FileLock
 
     root.mkdir(parents=True, exist_ok=True)
-    # Two processes that download at once would write into one another's files.
+    # Two processes that download at the same time would overwrite each other's files.
     with FileLock(root / f"{source.class_name}.lock"):
         return cls(root, train=train, download=True)
 
 
-def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
-    """x and y of a torchvision data set, whose images are `[N, H, W]` (MNIST) or `[N, H, W, 3]` (CIFAR)."""
+def _tensors(dataset: _Samples) -> tuple[Tensor, Tensor]:
+    """Images `[N, C, H, W]` and labels `[N]` of a torchvision data set.
+
+    torchvision stores images as `[N, H, W]` (MNIST) or `[N, H, W, 3]` (CIFAR).
+    """
     x = torch.as_tensor(dataset.data)
     x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
     return x, torch.as_tensor(dataset.targets)

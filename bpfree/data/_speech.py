@@ -1,16 +1,14 @@
-"""What a recorded vowel sounds like, in a few numbers: log-mel bands, or formants."""
+"""Features of recorded vowels: log-mel energies and formants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Signal = NDArray[np.float64]
 
-#: Where along the vowel the sound is looked at.
-PLACES = (0.2, 0.5, 0.8)
+#: Relative positions in the vowel at which features are computed.
+POSITIONS = (0.2, 0.5, 0.8)
 MEL_BANDS = 20
 _MEL_HZ = (80.0, 7600.0)
 _POINTS = 41
@@ -19,8 +17,9 @@ _POINTS = 41
 def vowel_span(signal: Signal, rate: int) -> tuple[float, float]:
     """Start and end of the vowel in a recorded word, in seconds.
 
-    The longest run of voiced frames, 30 ms long and 5 ms apart: within 15 dB of the loudest, and periodic
-    with 75 to 500 Hz. The whole signal where there is none.
+    The vowel is the longest run of voiced frames (30 ms long, 5 ms apart). A frame is voiced if its energy is
+    within 15 dB of the highest and it is periodic with 75 to 500 Hz. If no frame is voiced, the whole signal
+    is the vowel.
     """
     from scipy.signal import butter, sosfiltfilt
 
@@ -43,32 +42,32 @@ def vowel_span(signal: Signal, rate: int) -> tuple[float, float]:
 
 
 def _frames(signal: Signal, length: int, hop: int) -> Signal:
-    """Frames ``[n, length]``; a signal shorter than one frame is padded with zeros."""
+    """Frames ``[n, length]`` of a signal, which is padded with zeros if it is shorter than one frame."""
     if len(signal) < length:
         signal = np.pad(signal, (0, length - len(signal)))
     return np.lib.stride_tricks.sliding_window_view(signal, length)[::hop]
 
 
 def mel_features(signal: Signal, rate: int) -> Signal:
-    """Log energies of 20 mel bands at 20, 50 and 80 % of the vowel, each place's mean taken off: ``[60]``."""
+    """Log energies of 20 mel bands at 20, 50 and 80 % of the vowel, ``[60]``; each position has mean 0."""
     start, end = vowel_span(signal, rate)
     length = round(0.025 * rate)
     window = np.hanning(length)
     bank = mel_filters(MEL_BANDS, 1024, rate, *_MEL_HZ)
-    found = []
-    for place in PLACES:
-        middle = round((start + place * (end - start)) * rate)
-        # Five frames, 5 ms apart, so that it matters less where in a period a frame lies.
+    features = []
+    for position in POSITIONS:
+        middle = round((start + position * (end - start)) * rate)
+        # The mean of five frames, 5 ms apart, depends less on the position of a frame in a period.
         firsts = [middle - length // 2 + round(k * 0.005 * rate) for k in (-2, -1, 0, 1, 2)]
         frames = np.stack([_cut(signal, first, length) for first in firsts])
         power = np.abs(np.fft.rfft(frames * window, 1024)) ** 2
         band = np.log(power.mean(0) @ bank.T + 1e-10)
-        found.append(band - band.mean())
-    return np.concatenate(found)
+        features.append(band - band.mean())
+    return np.concatenate(features)
 
 
 def _cut(signal: Signal, first: int, length: int) -> Signal:
-    """``length`` samples from ``first``, zeros outside the signal."""
+    """``length`` samples from index ``first`` on, with zeros outside the signal."""
     padded = np.zeros(length)
     low, high = max(first, 0), min(first + length, len(signal))
     if low < high:
@@ -77,7 +76,7 @@ def _cut(signal: Signal, first: int, length: int) -> Signal:
 
 
 def mel_filters(bands: int, n_fft: int, rate: int, low: float, high: float) -> Signal:
-    """Triangular filters, evenly spaced in mel (2595 log10(1 + f / 700)): ``[bands, n_fft // 2 + 1]``."""
+    """Triangular filters with equal spacing in mel, 2595 log10(1 + f / 700): ``[bands, n_fft // 2 + 1]``."""
     lowest, highest = (float(2595 * np.log10(1 + hz / 700)) for hz in (low, high))
     edges_mel = np.linspace(lowest, highest, bands + 2)
     edges = 700 * (10 ** (edges_mel / 2595) - 1)
@@ -88,7 +87,7 @@ def mel_filters(bands: int, n_fft: int, rate: int, low: float, high: float) -> S
 
 
 def burg(frames: Signal, order: int) -> Signal:
-    """Linear prediction by Burg's method: coefficients ``[n, order + 1]``, first 1, of ``[n, length]``."""
+    """Linear prediction of frames ``[n, length]`` by Burg's method: ``[n, order + 1]``, the first 1."""
     forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
     a = np.ones((len(frames), 1))
     for _ in range(order):
@@ -101,15 +100,15 @@ def burg(frames: Signal, order: int) -> Signal:
 
 
 def formant_tracks(signal: Signal, rate: int, ceiling: float) -> Signal:
-    """F1, F2 and F3 in Hz at 41 places along the vowel, ``[41, 3]``; gaps are filled from their neighbours.
+    """F1, F2 and F3 in Hz at 41 positions in the vowel, ``[41, 3]``; missing values are interpolated.
 
     Args:
         signal: Samples.
         rate: Samples per second.
-        ceiling: Highest frequency to look at: 5000 Hz suits women, 4000 Hz men.
+        ceiling: Highest frequency in Hz: 5000 suits women, 4000 suits men.
 
     Raises:
-        ValueError: If a formant is found nowhere.
+        ValueError: If a formant has no value at any position.
     """
     from scipy.ndimage import median_filter
     from scipy.signal import resample_poly
@@ -124,18 +123,18 @@ def formant_tracks(signal: Signal, rate: int, ceiling: float) -> Signal:
     frames = np.stack([_cut(x, middle - length // 2, length) for middle in middles]) * np.hamming(length)
     tracks = np.full((_POINTS, 3), np.nan)
     for track, coefficients in zip(tracks, burg(frames, 10), strict=True):
-        found = _resonances(coefficients, low_rate)[:3]
-        track[: len(found)] = found
+        formants = _resonances(coefficients, low_rate)[:3]
+        track[: len(formants)] = formants
     for formant in range(3):
         known = np.flatnonzero(~np.isnan(tracks[:, formant]))
         if len(known) == 0:
-            raise ValueError(f"F{formant + 1} is found nowhere in the vowel")
+            raise ValueError(f"F{formant + 1} was not found in the vowel")
         tracks[:, formant] = np.interp(np.arange(_POINTS), known, tracks[known, formant])
     return np.asarray(median_filter(tracks, size=(5, 1), mode="nearest"))
 
 
 def _resonances(coefficients: Signal, rate: int) -> Signal:
-    """Frequencies of the narrow poles of one prediction filter, in Hz, rising."""
+    """Frequencies of the narrow poles of a prediction filter, in Hz, in ascending order."""
     roots = np.roots(coefficients)
     roots = roots[roots.imag > 0]
     f = np.angle(roots) * rate / (2 * np.pi)
@@ -146,13 +145,13 @@ def _resonances(coefficients: Signal, rate: int) -> Signal:
 def formant_features(signal: Signal, rate: int, ceiling: float) -> Signal:
     """F1, F2, F3 in the steady state and at 20, 50 and 80 % of the vowel, in Hz: ``[12]``.
 
-    The steady state is where F1 and F2 change least, between 15 and 60 %.
+    The steady state is the position between 15 and 60 % at which F1 and F2 change least.
     """
     tracks = formant_tracks(signal, rate, ceiling)
-    places = np.linspace(0, 1, _POINTS)
+    positions = np.linspace(0, 1, _POINTS)
     change = np.abs(np.gradient(np.log(tracks[:, :2]), axis=0)).sum(1)
     smooth = np.convolve(change, np.ones(5) / 5, mode="same")
-    inside = np.flatnonzero((places >= 0.15) & (places <= 0.60))
+    inside = np.flatnonzero((positions >= 0.15) & (positions <= 0.60))
     steady = inside[np.argmin(smooth[inside])]
-    at: list[Any] = [steady, *(round(place * (_POINTS - 1)) for place in PLACES)]
-    return np.asarray(tracks[at].ravel())
+    indices = [int(steady), *(round(position * (_POINTS - 1)) for position in POSITIONS)]
+    return np.asarray(tracks[indices].ravel())

@@ -1,9 +1,8 @@
-"""Labelled data held whole on one device, and the making of batches from it."""
+"""Labeled samples stored on one device, and batches of them."""
 
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -14,20 +13,22 @@ from bpfree.data._augment import augment, check_names
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorData:
-    """Labelled samples, resident on one device.
+    """Labeled samples, stored on one device.
 
     Attributes:
-        x: uint8 images `[N, C, H, W]`, or floating point samples `[N, ...]`.
-        y: int64 class labels `[N]`, each in `0..n_classes-1`.
-        n_classes: number of classes.
-        mean: per channel (dimension 1 of `x`), taken off each batch; uint8 images are divided by 255 before,
-            so it is in units of a [0, 1] pixel. None, together with `std`: not standardised.
-        std: per channel, divides each batch after the mean was taken off; same units.
-        augment: names of the augmentations for training batches, in order; `[N, C, H, W]` data only.
-        name: what to call the data in messages and reports.
-        dtype: floating point type of batches; trainers set it to that of their network.
+        x: Images `[N, C, H, W]` of type uint8, or floating point samples `[N, ...]`.
+        y: Class labels `[N]` of type int64, each in `0..n_classes-1`.
+        n_classes: Number of classes.
+        mean: Mean per channel (dimension 1 of `x`), subtracted from each batch. uint8 images are divided by
+            255 first, so the unit is that of a pixel in [0, 1]. None, together with `std`: batches are not
+            standardized.
+        std: Standard deviation per channel, by which each batch is divided after `mean` is subtracted.
+        augment: Names of the augmentations of training batches, in order. Only for `[N, C, H, W]` data.
+        name: Name of the data in messages and reports.
+        dtype: Floating point type of batches. Trainers set it to the type of their network.
 
-    Raises BadValue if these do not fit together.
+    Raises:
+        BadValue: If these values are inconsistent.
     """
 
     x: Tensor
@@ -38,8 +39,8 @@ class TensorData:
     augment: tuple[str, ...] = ()
     name: str = "data"
     dtype: torch.dtype = torch.float32
-    # Kept on the device: building these for every batch would make the host wait for it.
-    _centre: Tensor | None = field(init=False, default=None)
+    # Stored on the device: creating these tensors for every batch would synchronize host and device.
+    _center: Tensor | None = field(init=False, default=None)
     _scale: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -47,41 +48,42 @@ class TensorData:
             object.__setattr__(self, key, self._values(key))
         self._check_samples()
         self._check_labels()
-        self._check_standardisation()
+        self._check_standardization()
         object.__setattr__(self, "augment", check_names(self.augment))
         if self.augment and self.x.ndim != 4:
             raise BadValue(
                 f"{self.name}: augment {self.augment} needs images [N, C, H, W], x is {list(self.x.shape)}; "
                 "reshape x, or leave augment empty"
             )
-        object.__setattr__(self, "_centre", self._per_channel(self.mean))
+        object.__setattr__(self, "_center", self._per_channel(self.mean))
         object.__setattr__(self, "_scale", self._per_channel(self.std))
 
     def _values(self, key: str) -> tuple[float, ...] | None:
-        """`mean` or `std` as a tuple of floats, whatever sequence was given."""
+        """`mean` or `std`, given as any sequence, as a tuple of floats."""
         given = getattr(self, key)
         if given is None:
             return None
         try:
-            found = tuple(float(value) for value in given)
+            values = tuple(float(value) for value in given)
         except (TypeError, ValueError):
             raise BadValue(
-                f"{self.name}: {key} is {given!r}; expected a number for each channel of x, as a tuple"
+                f"{self.name}: {key} is {given!r}; expected a tuple with one number for each channel of x"
             ) from None
-        if not all(math.isfinite(value) for value in found):
-            raise BadValue(f"{self.name}: {key} is {found}; expected finite numbers; std all above 0")
-        return found
+        if not all(math.isfinite(value) for value in values):
+            expected = "finite numbers" if key == "mean" else "finite numbers above 0"
+            raise BadValue(f"{self.name}: {key} is {values}; expected {expected}")
+        return values
 
     def _check_samples(self) -> None:
         x, y = self.x, self.y
         if x.layout != torch.strided or x.is_quantized or x.is_nested:
             kind = "quantized" if x.is_quantized else "nested" if x.is_nested else str(x.layout)
             raise BadValue(
-                f"{self.name}: x is a {kind} tensor; expected a dense one; convert it first (to_dense)"
+                f"{self.name}: x is a {kind} tensor; expected a dense tensor; convert it with x.to_dense()"
             )
         if x.is_complex():
             raise BadValue(
-                f"{self.name}: x is {x.dtype}; expected uint8 images or floats; give the real and imaginary "
+                f"{self.name}: x is {x.dtype}; expected uint8 images or floats; pass the real and imaginary "
                 "parts as channels (torch.view_as_real), or the magnitude (x.abs())"
             )
         if x.dtype != torch.uint8 and not x.is_floating_point():
@@ -111,8 +113,8 @@ class TensorData:
         y = self.y
         if y.is_complex() or (y.is_floating_point() and not bool((y == y.round()).all())):
             raise BadValue(
-                f"{self.name}: y is {y.dtype} and holds values that are no class numbers; expected int64 "
-                "class labels, one of 0..n_classes-1 for each sample"
+                f"{self.name}: y is {y.dtype} and has values that are not class labels; expected int64 "
+                "class labels, one in 0..n_classes-1 for each sample"
             )
         if y.dtype != torch.int64:
             raise BadValue(f"{self.name}: y is {y.dtype}; expected int64 class labels; convert with y.long()")
@@ -125,12 +127,12 @@ class TensorData:
 
     def _relabelling(self, low: int, high: int) -> str:
         if low == -1 and high == 1 and not bool((self.y == 0).any()):
-            return "relabel y by (y > 0).long(), for 2 classes"
+            return "for 2 classes replace y by (y > 0).long()"
         if low < 0:
-            return "relabel y; samples without a label must be left out"
-        return "relabel y by y - 1" if (low, high) == (1, self.n_classes) else "relabel y or raise n_classes"
+            return "relabel y, and leave out samples without a label"
+        return "replace y by y - 1" if (low, high) == (1, self.n_classes) else "relabel y or raise n_classes"
 
-    def _check_standardisation(self) -> None:
+    def _check_standardization(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise BadValue(f"{self.name}: mean is {self.mean} and std {self.std}; give both or neither")
         if self.mean is None or self.std is None:
@@ -143,8 +145,8 @@ class TensorData:
             )
         if not all(s > 0 for s in self.std):
             raise BadValue(
-                f"{self.name}: std is {self.std}; expected all above 0; a channel that never varies cannot "
-                "be standardised: drop it, or do not standardise"
+                f"{self.name}: std is {self.std}; expected values above 0; a constant channel cannot be "
+                "standardized: remove it, or leave mean and std out"
             )
 
     def _per_channel(self, values: tuple[float, ...] | None) -> Tensor | None:
@@ -168,55 +170,56 @@ class TensorData:
 
     @property
     def augmented(self) -> bool:
-        """Whether batches made with a generator differ from those made without."""
+        """Whether training batches are augmented."""
         return bool(self.augment)
 
-    def content(self) -> list[Any]:
-        """What tells two data sets apart: labels, some of the samples, and what is done to them."""
+    def content(self) -> list[object]:
+        """Values that identify the data: name, size, preprocessing, and a hash of labels and samples."""
         some = self.x[:: max(1, len(self) // 64)].contiguous().cpu()
-        # As bytes: NumPy has no bfloat16.
-        content = some.flatten().view(torch.uint8).numpy().tobytes()
-        digest = hashlib.sha256(self.y.cpu().numpy().tobytes() + content).hexdigest()
+        # NumPy has no bfloat16, so the samples are viewed as bytes.
+        samples = some.flatten().view(torch.uint8).numpy().tobytes()
+        digest = hashlib.sha256(self.y.cpu().numpy().tobytes() + samples).hexdigest()
         shape = list(self.sample_shape)
         return [self.name, len(self), shape, list(self.augment), self.mean, self.std, digest]
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "TensorData":
-        """The same data on `device`, with batches of `dtype` if that is given."""
+        """Return the same data on `device`, with batches of type `dtype` if it is given."""
         return replace(self, x=self.x.to(device), y=self.y.to(device), dtype=dtype or self.dtype)
 
     def take(self, indices: Tensor) -> "TensorData":
-        """The samples at `indices` (int64 `[M]`, on any device) as data of their own, in that order."""
+        """Return data with the samples at `indices` (int64 `[M]`, on any device), in that order."""
         indices = indices.to(self.x.device)
         return replace(self, x=self.x.index_select(0, indices), y=self.y.index_select(0, indices))
 
     def batch(self, indices: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The samples at `indices` (int64 `[B]`), ready for a model.
+        """Return the samples at `indices` as a batch for a model.
 
         Args:
-            indices: int64 `[B]`; on the data's own device nothing waits for a copy.
-            generator: on the data's device; given, the batch is augmented (training), else it is not.
+            indices: int64 `[B]`. Indices on another device than the data are copied first.
+            generator: Generator on the data's device. The batch is augmented if it is given (training), and
+                not augmented if it is None.
 
         Returns:
-            `[B, *sample_shape]` of `dtype`: uint8 images divided by 255, standardised where mean and std are
-            set; and int64 labels `[B]`.
+            Samples `[B, *sample_shape]` of type `dtype`, where uint8 images are divided by 255, and all
+            samples are standardized if `mean` and `std` are set; and int64 labels `[B]`.
         """
         indices = indices.to(self.x.device)
-        # index_select copies, so what follows may work in place.
+        # index_select copies, so the operations below may work in place.
         x = self.x.index_select(0, indices)
         if generator is not None and self.augment:
-            # Before the conversion to float: a quarter of the bytes to move.
+            # Before the conversion to float, because uint8 moves a quarter of the bytes.
             x = augment(x, self.augment, generator)
         pixels = x.dtype == torch.uint8
         x = x.to(self.dtype)
         if pixels:
             x.div_(255)
-        if self._centre is not None and self._scale is not None:
-            x.sub_(self._centre).div_(self._scale)
+        if self._center is not None and self._scale is not None:
+            x.sub_(self._center).div_(self._scale)
         return x, self.y.index_select(0, indices)
 
 
 def _flat_labels(x: Tensor, y: Tensor) -> str:
-    """How labels with a second dimension become labels `[N]`."""
+    """Hint for labels with a second dimension."""
     if y.ndim != 2 or len(x) != len(y):
         return ""
-    return "; use y.squeeze(1)" if y.shape[1] == 1 else "; of one-hot rows take y.argmax(1)"
+    return "; use y.squeeze(1)" if y.shape[1] == 1 else "; for one-hot rows use y.argmax(1)"

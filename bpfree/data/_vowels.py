@@ -1,4 +1,4 @@
-"""Vowels that many talkers said: the recordings of Hillenbrand et al. (1995), and a table of formants."""
+"""Vowels of many speakers: the recordings of Hillenbrand et al. (1995), and a table of formants."""
 
 from __future__ import annotations
 
@@ -33,67 +33,79 @@ _TABLE = (
 )
 _TABLE_SHA256 = "d492d33fcb2444daea663e7c4909dbcd2ad51fd479c97117a2c1f01790b70768"
 _NAME = re.compile(r"([mw]\d\d)([a-z]{2})")
-#: Changes with the code that makes features, so that a cache of an older one is not read.
+#: Version of the feature code, in the name of the cache file, so that features of older code are not used.
 _VERSION = 1
 
 
-class Tokens(NamedTuple):
-    """Spoken vowels: float32 features `[N, D]`, int64 labels `[N]`, and who spoke, such as "w01"."""
+class VowelSamples(NamedTuple):
+    """Spoken vowels: float32 features `[N, D]`, int64 labels `[N]`, and speakers such as "w01"."""
 
     x: Tensor
     y: Tensor
-    talkers: list[str]
+    speakers: list[str]
 
 
-def read_recordings(root: Path, features: str, vowels: tuple[str, ...], sexes: str, download: bool) -> Tokens:
-    """Features of the recordings below `root`, cached by the recordings' content.
+def read_recordings(
+    root: Path, features: str, vowels: tuple[str, ...], sexes: str, download: bool
+) -> VowelSamples:
+    """Compute the features of the recordings below `root`, or read them from the cache.
 
     Args:
-        root: Holds `Vowels/*.wav`, or `Vowels/raw/*.tar.gz`.
-        features: "mel", 60 numbers, or "formants", 12 in Hz.
-        vowels: Which vowels, in the order of their labels.
-        sexes: Any of "m" and "w".
-        download: Whether to download what is missing.
+        root: Folder that contains `Vowels/*.wav`, or `Vowels/raw/*.tar.gz`.
+        features: "mel" (60 log energies) or "formants" (12, in Hz).
+        vowels: Vowels to read, in the order of their labels.
+        sexes: Sexes of the speakers to read: "m", "w" or "mw".
+        download: Whether to download missing recordings.
 
-    Raises DataNotFound where the recordings are missing or damaged.
+    Raises:
+        DataNotFound: If the recordings are missing or damaged.
     """
     recordings = _open(root, download)
     digest = _digest(recordings)
     if len(recordings) != _RECORDINGS or digest != _CONTENT:
         raise DataNotFound(
-            f"the {len(recordings)} recordings in {root / 'Vowels'} are not the {_RECORDINGS} that were "
-            "published; replace the folder"
+            f"the {len(recordings)} recordings in {root / 'Vowels'} are not the {_RECORDINGS} published "
+            "recordings; replace the folder"
         )
     table = _cached(f"vowels-{features}-{_VERSION}-{digest}", lambda: _measure(recordings, features))
     names = [name for name in sorted(recordings) if name[0] in sexes and name[3:] in vowels]
     index = {name: i for i, name in enumerate(sorted(recordings))}
     x = torch.from_numpy(table[[index[name] for name in names]]).float()
-    return Tokens(x, torch.tensor([vowels.index(name[3:]) for name in names]), [name[:3] for name in names])
+    return VowelSamples(
+        x, torch.tensor([vowels.index(name[3:]) for name in names]), [name[:3] for name in names]
+    )
 
 
-def read_table(root: Path, download: bool) -> Tokens:
-    """The hand-measured formants of 258 vowels of 48 women, `[258, 12]` in Hz: `PhyLL/vowel_dataset.xlsx`.
+def read_table(root: Path, download: bool) -> VowelSamples:
+    """Read formants of 258 vowels of 48 women, measured by hand, `[258, 12]` in Hz.
 
-    Raises DataNotFound where the file is missing and cannot be downloaded, BadValue where openpyxl is missing
-    or the file is another one.
+    Args:
+        root: Folder that contains `PhyLL/vowel_dataset.xlsx`.
+        download: Whether to download the file if it is missing.
+
+    Raises:
+        DataNotFound: If the file is missing and cannot be downloaded, or is not a spreadsheet.
+        BadValue: If openpyxl is not installed, or the file has other contents.
     """
     file = root / "PhyLL" / "vowel_dataset.xlsx"
     if not file.exists():
         if not download:
             raise DataNotFound(
-                f"vowel_formants: expected {file}; set download=True to fetch it from {_TABLE}"
+                f"vowel_formants: {file} is missing; set download=True to download it from {_TABLE}"
             )
         fetch(_TABLE, file, _TABLE_SHA256)
     try:
         from openpyxl import load_workbook
     except ImportError:
-        raise BadValue("vowel_formants is a spreadsheet; install openpyxl, as with bpfree[vowels]") from None
+        raise BadValue(
+            "vowel_formants is a spreadsheet and needs openpyxl: pip install 'bpfree[vowels]'"
+        ) from None
     try:
         rows = list(load_workbook(file).worksheets[0].iter_rows(min_row=2, values_only=True))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise DataNotFound(f"{file} is no spreadsheet ({error}); remove it and try again") from error
-    found = [_NAME.fullmatch(str(row[0])) for row in rows]
-    names = [(match[1], match[2]) for match in found if match and match[2] in SEVEN]
+        raise DataNotFound(f"{file} is not a spreadsheet ({error}); remove it and try again") from error
+    matches = [_NAME.fullmatch(str(row[0])) for row in rows]
+    names = [(match[1], match[2]) for match in matches if match and match[2] in SEVEN]
     if len(names) != len(rows) or any(len(row) != 13 or None in row for row in rows):
         raise BadValue(f"{file}: expected rows of a name such as w01ae and 12 formants in Hz")
     try:
@@ -102,49 +114,53 @@ def read_table(root: Path, download: bool) -> Tokens:
         raise BadValue(f"{file}: expected formants in Hz ({error})") from None
     if not torch.isfinite(x).all():
         raise BadValue(f"{file}: {int((~torch.isfinite(x)).sum())} formants are NaN or infinite")
-    return Tokens(
-        x, torch.tensor([SEVEN.index(vowel) for _, vowel in names]), [talker for talker, _ in names]
+    return VowelSamples(
+        x, torch.tensor([SEVEN.index(vowel) for _, vowel in names]), [speaker for speaker, _ in names]
     )
 
 
-def split_talkers(talkers: list[str], seed: int, validation: int | None, train: int | None) -> list[Tensor]:
-    """Which tokens are for training, validation and test: int64 indices; no talker is in two of the parts.
+def split_speakers(speakers: list[str], seed: int, validation: int | None, train: int | None) -> list[Tensor]:
+    """Split vowels by speaker: int64 indices of the training, validation and test sets.
 
-    A fifth of the men and a fifth of the women are for the test, so it changes with `seed`: there are too few
-    talkers for one test part to stand for all of them.
+    A fifth of the men and a fifth of the women are test speakers. They depend on `seed`, because there are
+    too few speakers for one test set to represent all of them.
 
     Args:
-        talkers: Who spoke each token, such as "w01".
-        seed: Which talkers go where.
-        validation: Number of talkers for validation; None: a tenth of all, at least one.
-        train: Number of talkers to train on; None: all others.
+        speakers: Speaker of each vowel, such as "w01".
+        seed: Seed of the split.
+        validation: Number of speakers for validation; None: a tenth of all, at least one.
+        train: Number of speakers for training; None: all others.
 
-    Raises BadValue where there are not that many talkers.
+    Raises:
+        BadValue: If there are fewer speakers.
     """
     test: list[str] = []
-    rest: list[str] = []
-    for sex in sorted({talker[0] for talker in talkers}):
-        people = sorted({talker for talker in talkers if talker[0] == sex})
-        order = torch.randperm(len(people), generator=generator(torch.device("cpu"), seed, "talkers", sex))
-        shuffled = [people[i] for i in order.tolist()]
-        held_out = max(1, round(len(people) / 5))
+    others: list[str] = []
+    # "talkers" and "rest" are names of random streams: other names would change the published splits.
+    for sex in sorted({speaker[0] for speaker in speakers}):
+        candidates = sorted({speaker for speaker in speakers if speaker[0] == sex})
+        order = torch.randperm(
+            len(candidates), generator=generator(torch.device("cpu"), seed, "talkers", sex)
+        )
+        shuffled = [candidates[i] for i in order.tolist()]
+        held_out = max(1, round(len(candidates) / 5))
         test += shuffled[:held_out]
-        rest += shuffled[held_out:]
-    order = torch.randperm(len(rest), generator=generator(torch.device("cpu"), seed, "talkers", "rest"))
-    rest = [rest[i] for i in order.tolist()]
-    n = validation if validation is not None else max(1, round((len(test) + len(rest)) / 10))
-    left = len(rest) - n
+        others += shuffled[held_out:]
+    order = torch.randperm(len(others), generator=generator(torch.device("cpu"), seed, "talkers", "rest"))
+    others = [others[i] for i in order.tolist()]
+    n = validation if validation is not None else max(1, round((len(test) + len(others)) / 10))
+    left = len(others) - n
     if n < 1 or left < 1 or (train is not None and not 1 <= train <= left):
         raise BadValue(
-            f"validation_size is {n} and train_size {train}; both count talkers here, of whom {len(rest)} "
-            "are outside the test part; lower one of the two"
+            f"validation_size is {n} and train_size is {train}; both are numbers of speakers here, and "
+            f"{len(others)} speakers are outside the test set; reduce train_size or validation_size"
         )
-    parts = (rest[: train or left], rest[left:], test)
-    return [torch.tensor([i for i, who in enumerate(talkers) if who in set(part)]) for part in parts]
+    parts = (others[: train or left], others[left:], test)
+    return [torch.tensor([i for i, who in enumerate(speakers) if who in set(part)]) for part in parts]
 
 
 def _open(root: Path, download: bool) -> dict[str, bytes]:
-    """The recordings by their names, such as "w01ae"."""
+    """Contents of the recordings by name, such as "w01ae"."""
     folder = root / "Vowels"
     files = sorted(folder.glob("*.wav"))
     if files:
@@ -154,7 +170,8 @@ def _open(root: Path, download: bool) -> dict[str, bytes]:
         if not download:
             raise DataNotFound(
                 f"vowels: expected {folder}/*.wav, such as w01ae.wav, or a .tar.gz of them in "
-                f"{folder / 'raw'}; to download them set download=True, or unset BPFREE_DATA and give no root"
+                f"{folder / 'raw'}; to download them set download=True, or unset BPFREE_DATA and leave root "
+                "out"
             )
         archives = [fetch(_ARCHIVE, folder / "raw" / "vowels.tar.gz", None)]
     recordings = {}
@@ -179,7 +196,7 @@ def _digest(recordings: Mapping[str, bytes]) -> str:
 
 
 def _measure(recordings: Mapping[str, bytes], features: str) -> Signal:
-    """Features of all recordings in the order of their names, `[N, D]`."""
+    """Compute the features of all recordings, sorted by name: `[N, D]`."""
     from scipy.io import wavfile
 
     rows = []
@@ -194,13 +211,13 @@ def _measure(recordings: Mapping[str, bytes], features: str) -> Signal:
 
 
 def _cached(name: str, make: Callable[[], Signal]) -> Signal:
-    """What `make` makes, kept in the user's cache folder; written at once, so no reader sees a part."""
+    """Result of `make`, cached in a file that is written atomically to the user's cache folder."""
     from filelock import FileLock
     from platformdirs import user_cache_path
 
     file = user_cache_path("bpfree") / "features" / f"{name}.npy"
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes one computes, and the others wait for it.
+    # One of several processes computes the features, and the others wait.
     with FileLock(file.with_name(file.name + ".lock")):
         if not file.exists():
             partial = file.with_name(file.name + ".partial")

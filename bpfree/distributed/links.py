@@ -1,4 +1,4 @@
-"""One link between two workers: messages with a header, in order, at most a few on the way."""
+"""A link between two workers: tensors with a header, in order, with a bounded number in flight."""
 
 from __future__ import annotations
 
@@ -6,239 +6,248 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bpfree._errors import BpfreeError, WireError, WorkerLost
+from bpfree._errors import BpfreeError, LinkError, WorkerLost
 
-#: Numbers in a header: step, type, number of dimensions, and up to 13 sizes. They fill 128 bytes, so what
-#: follows is aligned as torch aligns its own memory: elsewhere products may add up in another order.
+#: Numbers in a header: step, dtype, number of dimensions, and up to 13 sizes. They fill 128 bytes, so that
+#: the tensor behind them is aligned as torch aligns its own: products may be summed in another order
+#: elsewhere.
 HEADER = 16
 _BYTES = 8 * HEADER
-_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+
+T = TypeVar("T")
 
 
-def pack(index: int, rows: Tensor, capacity: int) -> Tensor:
-    """A message, ``[128 + capacity]`` bytes in host memory: a header, the tensor, and room to spare.
+def pack(index: int, tensor: Tensor, capacity: int) -> Tensor:
+    """A message, ``[128 + capacity]`` bytes in host memory: a header, the tensor, and padding.
 
     Args:
         index: Number of the step.
-        rows: What is sent.
+        tensor: The tensor to send.
         capacity: Bytes of the largest tensor that the link takes.
 
     Raises:
-        WireError: If the tensor is larger, or of a type or shape that no header can tell.
+        LinkError: If the tensor is larger, or the header cannot represent its dtype or shape.
     """
-    size = rows.numel() * rows.element_size()
-    if size > capacity or rows.dtype not in _TYPES or rows.ndim > HEADER - 3:
-        raise WireError(
-            f"step {index}: a {rows.dtype} tensor of shape {list(rows.shape)} ({size} bytes) does not fit on "
-            f"a wire that was laid for {capacity} bytes: a block's output must not grow while it trains"
+    size = tensor.numel() * tensor.element_size()
+    if size > capacity or tensor.dtype not in _DTYPES or tensor.ndim > HEADER - 3:
+        raise LinkError(
+            f"step {index}: a {tensor.dtype} tensor of shape {list(tensor.shape)} ({size} bytes) does not "
+            f"fit on a link of {capacity} bytes; the output of a block must not grow during training"
         )
     message = torch.empty(_BYTES + capacity, dtype=torch.uint8)
-    numbers = [index, _TYPES.index(rows.dtype), rows.ndim, *rows.shape]
+    numbers = [index, _DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape]
     message[:_BYTES].view(torch.int64)[: len(numbers)] = torch.tensor(numbers)
-    message[_BYTES : _BYTES + size].copy_(rows.detach().contiguous().reshape(-1).view(torch.uint8))
+    message[_BYTES : _BYTES + size].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
     return message
 
 
 def unpack(message: Tensor, index: int, peer: int) -> Tensor:
-    """The tensor in a message from worker ``peer``, which shares its memory.
+    """The tensor in a message from worker ``peer``; it shares the memory of the message.
 
     Raises:
-        WireError: If it is not of step ``index``, or its header cannot be true.
+        LinkError: If it belongs to another step than ``index``, or its header is invalid.
     """
     header = message[:_BYTES].view(torch.int64).tolist()
-    found, kind, ndim, shape = header[0], header[1], header[2], header[3:]
-    if found != index:
-        what = "a repeat" if found < index else "a gap"
-        raise WireError(f"worker {peer} sent step {found} where step {index} was expected: {what}")
-    if not (0 <= kind < len(_TYPES) and 0 <= ndim <= len(shape) and all(n >= 0 for n in shape[:ndim])):
-        raise WireError(f"worker {peer} sent step {index} with a header that cannot be: {header}")
-    rows = torch.Size(shape[:ndim])
-    size = rows.numel() * _TYPES[kind].itemsize
+    step, dtype, ndim, sizes = header[0], header[1], header[2], header[3:]
+    if step != index:
+        fault = "a repeat" if step < index else "a gap"
+        raise LinkError(f"worker {peer} sent step {step} where step {index} was expected: {fault}")
+    if not (0 <= dtype < len(_DTYPES) and 0 <= ndim <= len(sizes) and all(n >= 0 for n in sizes[:ndim])):
+        raise LinkError(f"worker {peer} sent step {index} with an invalid header: {header}")
+    shape = torch.Size(sizes[:ndim])
+    size = shape.numel() * _DTYPES[dtype].itemsize
     if size > len(message) - _BYTES:
-        raise WireError(f"worker {peer} sent step {index} of shape {list(rows)}, more than the wire holds")
-    return message[_BYTES : _BYTES + size].view(_TYPES[kind]).view(rows)
+        raise LinkError(f"worker {peer} sent step {index} of shape {list(shape)}, larger than the link")
+    return message[_BYTES : _BYTES + size].view(_DTYPES[dtype]).view(shape)
 
 
-def lost(peer: int, error: BaseException) -> WorkerLost:
-    """What is raised where worker ``peer`` does not answer any more."""
+def worker_lost(peer: int, error: BaseException) -> WorkerLost:
+    """The error for a worker ``peer`` that does not respond."""
     return WorkerLost(f"worker {peer} is gone ({str(error).splitlines()[0][:200]})")
 
 
-class Outlet:
-    """The sending end.
+class Sender:
+    """The sending end of a link.
 
-    A send ends when the receiver has asked for it, so those under way are what it is behind.
+    A send completes when the receiver has posted its receive, so the sends in flight are those that the
+    receiver is behind.
 
     Args:
         group: The process group.
         peer: Rank of the receiver in the group.
         capacity: Bytes of the largest tensor.
-        queue: Sends that may be under way before `make_room` waits.
-        keep: Whether messages are kept, to be sent again, until `forget`.
+        queue: Number of sends in flight at which `make_room` waits.
+        store: Whether messages are stored until `discard`, so that they can be sent again.
     """
 
-    def __init__(self, group: Any, peer: int, capacity: int, queue: int, keep: bool) -> None:
+    def __init__(self, group: Any, peer: int, capacity: int, queue: int, store: bool) -> None:
         self.group, self.peer, self.capacity = group, peer, capacity
-        self.queue, self.keep = queue, keep
-        self.kept: dict[int, Tensor] = {}
-        #: Messages of earlier steps are not wanted: the receiver has had them.
-        self.wanted_from = 0
-        self._under_way: deque[tuple[Tensor, Any]] = deque()
-        self._broken: WorkerLost | None = None
+        self.queue, self.store = queue, store
+        #: Messages by step.
+        self.stored: dict[int, Tensor] = {}
+        #: Messages of earlier steps are not sent: the receiver has them.
+        self.first_needed = 0
+        self._in_flight: deque[tuple[Tensor, Any]] = deque()
+        self._error: WorkerLost | None = None
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        """Number of sends in flight."""
+        return len(self._in_flight)
 
     def make_room(self) -> None:
-        """Wait until fewer than ``queue`` sends are under way.
+        """Wait until fewer than ``queue`` sends are in flight.
 
         Raises:
             WorkerLost: If the receiver is gone.
         """
-        if self._broken is not None:
-            raise self._broken
-        while len(self._under_way) >= self.queue:
-            self._wait()
+        if self._error is not None:
+            raise self._error
+        while len(self._in_flight) >= self.queue:
+            _, work = self._in_flight.popleft()
+            call_peer(self.peer, work.wait)
 
-    def send(self, index: int, rows: Tensor) -> None:
-        """Start to send; a receiver that is gone is told of by the next `make_room`."""
-        message = pack(index, rows, self.capacity)
-        if self.keep:
-            self.kept[index] = message
-        if index >= self.wanted_from:
+    def send(self, index: int, tensor: Tensor) -> None:
+        """Start to send the tensor of step ``index``; `make_room` raises if the receiver is gone."""
+        message = pack(index, tensor, self.capacity)
+        if self.store:
+            self.stored[index] = message
+        if index >= self.first_needed:
             self._post(message)
 
     def resend(self, first: int, stop: int) -> None:
-        """Send the kept messages of steps ``first`` to ``stop - 1`` once more.
+        """Send the stored messages of steps ``first`` to ``stop - 1`` again.
 
         Raises:
-            WireError: If one is not kept.
+            LinkError: If one is not stored.
         """
-        missing = [index for index in range(first, stop) if index not in self.kept]
+        missing = [index for index in range(first, stop) if index not in self.stored]
         if missing:
-            raise WireError(
-                f"worker {self.peer} asks for steps {first} to {stop - 1} again, of which {missing[0]} is "
-                "not kept: the workers' checkpoints are not of one run"
+            raise LinkError(
+                f"worker {self.peer} needs steps {first} to {stop - 1} again, and step {missing[0]} is not "
+                "stored: the checkpoints of the workers do not belong to one run"
             )
         for index in range(first, stop):
             self.make_room()
-            self._post(self.kept[index])
+            self._post(self.stored[index])
 
-    def forget(self, before: int) -> None:
-        """Keep no message of a step earlier than ``before``."""
-        for index in [i for i in self.kept if i < before]:
-            del self.kept[index]
+    def discard(self, before: int) -> None:
+        """Discard the stored messages of steps earlier than ``before``."""
+        for index in [i for i in self.stored if i < before]:
+            del self.stored[index]
 
     def _post(self, message: Tensor) -> None:
         try:
             work = dist.isend(message, group=self.group, group_dst=self.peer)
         except RuntimeError as error:
-            # The step that sends is half taken: it is finished, and the next one does not begin.
-            self._broken = lost(self.peer, error)
+            # The step is half done: it is completed, and the next one does not begin.
+            self._error = worker_lost(self.peer, error)
             return
-        self._under_way.append((message, work))
-
-    def _wait(self) -> None:
-        _, work = self._under_way.popleft()
-        wait(work, self.peer)
+        self._in_flight.append((message, work))
 
 
-class Inlet:
-    """The receiving end: asks for messages before they are needed.
+class Receiver:
+    """The receiving end of a link: posts receives before the messages are needed.
 
     Args:
         group: The process group.
         peer: Rank of the sender in the group.
         capacity: Bytes of the largest tensor.
-        queue: Messages to ask for ahead.
-        device: Where tensors are needed.
+        queue: Number of receives to post ahead.
+        device: Device of the received tensors.
     """
 
     def __init__(self, group: Any, peer: int, capacity: int, queue: int, device: torch.device) -> None:
         self.group, self.peer, self.capacity = group, peer, capacity
         self.queue, self.device = queue, device
+        #: The next step.
         self.next = 0
-        self._to_ask = 0
-        self._asked: deque[tuple[Tensor, Any]] = deque()
+        self._to_post = 0
+        self._posted: deque[tuple[Tensor, Any]] = deque()
 
     def __len__(self) -> int:
-        return len(self._asked)
+        """Number of posted receives."""
+        return len(self._posted)
 
     def expect(self, first: int, stop: int) -> None:
-        """The steps ``first`` to ``stop - 1`` will come, and no more before the next call."""
-        self.next, self._to_ask = first, stop - first
-        self._ask()
+        """Begin to receive the messages of steps ``first`` to ``stop - 1``."""
+        self.next, self._to_post = first, stop - first
+        self._post()
 
-    def take(self) -> Tensor:
-        """The next tensor, waited for.
+    def receive(self) -> Tensor:
+        """The next tensor; waits for it.
 
         Raises:
-            WireError: If it is not of the step that is due.
+            LinkError: If it belongs to another step.
             WorkerLost: If the sender is gone.
         """
-        message, work = self._asked[0]
-        wait(work, self.peer)
-        self._asked.popleft()
-        self._ask()
-        rows = unpack(message, self.next, self.peer)
+        message, work = self._posted[0]
+        call_peer(self.peer, work.wait)
+        self._posted.popleft()
+        self._post()
+        tensor = unpack(message, self.next, self.peer)
         self.next += 1
-        return rows.to(self.device)
+        return tensor.to(self.device)
 
-    def _ask(self) -> None:
-        while self._to_ask and len(self._asked) < self.queue:
+    def _post(self) -> None:
+        while self._to_post and len(self._posted) < self.queue:
             message = torch.empty(_BYTES + self.capacity, dtype=torch.uint8)
-            ask = partial(dist.irecv, message, group=self.group, group_src=self.peer)
-            work = guarded(self.peer, ask)
-            self._asked.append((message, work))
-            self._to_ask -= 1
+            post = partial(dist.irecv, message, group=self.group, group_src=self.peer)
+            self._posted.append((message, call_peer(self.peer, post)))
+            self._to_post -= 1
 
 
-class Newest:
-    """The receiving end of messages of which the newest alone counts.
+class NewestReceiver:
+    """The receiving end of a link of which only the newest message is used.
 
-    A thread takes them as they come: gloo does not tell whether one is here without waiting for it.
+    A thread receives the messages: gloo cannot report without waiting whether one has arrived.
 
     Args:
-        inlet: Where they come from; asked by the thread alone.
+        receiver: Receives the messages; used by the thread alone.
     """
 
-    def __init__(self, inlet: Inlet) -> None:
-        self.inlet = inlet
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
         #: The newest message, and the step before which it was sent.
         self.latest: tuple[Tensor, int] | None = None
-        self._failed: BpfreeError | None = None
-        self._came = threading.Condition()
+        self._error: BpfreeError | None = None
+        self._arrived = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        return len(self.inlet)
+        """Number of posted receives."""
+        return len(self.receiver)
 
     def expect(self, first: int, stop: int) -> None:
-        """The messages of steps ``first`` to ``stop - 1`` will come."""
-        self._thread = threading.Thread(target=self._listen, args=(first, stop), daemon=True)
+        """Begin to receive the messages of steps ``first`` to ``stop - 1``."""
+        self._thread = threading.Thread(target=self._receive_all, args=(first, stop), daemon=True)
         self._thread.start()
 
-    def get(self, index: int, staleness: int | None) -> tuple[Tensor, int]:
-        """The newest message and its step, waited for until it is no older than ``staleness`` at ``index``.
+    def newest(self, index: int, staleness: int | None) -> tuple[Tensor, int]:
+        """The newest message and its step.
+
+        Args:
+            index: Number of the current step.
+            staleness: Largest allowed age in steps, which is waited for; None: any age.
 
         Raises:
             WorkerLost: If the sender is gone.
         """
-        with self._came:
+        with self._arrived:
             while self.latest is None or (staleness is not None and index - self.latest[1] > staleness):
-                if self._failed is not None:
-                    raise self._failed
-                self._came.wait()
+                if self._error is not None:
+                    raise self._error
+                self._arrived.wait()
             return self.latest
 
     def drain(self) -> None:
-        """Wait until all expected messages have come.
+        """Wait until all expected messages have arrived.
 
         Raises:
             WorkerLost: If the sender is gone.
@@ -246,36 +255,31 @@ class Newest:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._failed is not None:
-            raise self._failed
+        if self._error is not None:
+            raise self._error
 
-    def _listen(self, first: int, stop: int) -> None:
+    def _receive_all(self, first: int, stop: int) -> None:
         try:
-            self.inlet.expect(first, stop)
+            self.receiver.expect(first, stop)
             for step in range(first, stop):
-                message = self.inlet.take()
-                with self._came:
+                message = self.receiver.receive()
+                with self._arrived:
                     self.latest = (message, step)
-                    self._came.notify()
+                    self._arrived.notify()
         except BpfreeError as error:
             # It is raised where the message is needed.
-            with self._came:
-                self._failed = error
-                self._came.notify()
+            with self._arrived:
+                self._error = error
+                self._arrived.notify()
 
 
-def wait(work: Any, peer: int) -> None:
-    """Wait for a send or a receive.
+def call_peer(peer: int, call: Callable[[], T]) -> T:
+    """Return ``call()``, an operation of `torch.distributed`.
 
     Raises:
-        WorkerLost: If the peer is gone.
+        WorkerLost: If it fails, with the number of the worker ``peer``.
     """
-    guarded(peer, work.wait)
-
-
-def guarded(peer: int, call: Callable[[], Any]) -> Any:
-    """What ``call`` returns; its failure is told as the loss of worker ``peer``."""
     try:
         return call()
     except RuntimeError as error:
-        raise lost(peer, error) from error
+        raise worker_lost(peer, error) from error

@@ -1,4 +1,4 @@
-"""What joins a row of blocks to the rows above and below it: nothing, or links to other workers."""
+"""The connections of a worker to the workers that train the blocks above and below its own."""
 
 from __future__ import annotations
 
@@ -8,97 +8,116 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from bpfree._rows import Rows
-from bpfree.distributed.links import Inlet, Newest, Outlet
+from bpfree.distributed.links import NewestReceiver, Receiver, Sender
 
 
-class Wires:
-    """The wires of blocks that have no others above and below them: each ends where it begins."""
+class Neighbors:
+    """The connections of a worker that trains all blocks: there are none.
 
-    #: Whether anybody waits for what the highest block sends up.
+    Attributes:
+        above: Whether another worker needs the output of the highest block.
+    """
+
     above: bool = False
 
-    def begin(self, index: int) -> None:
-        """Step ``index`` of the run begins, counted over all epochs."""
+    def receive_feedback(self, message: Tensor | None) -> Tensor | None:
+        """The feedback message for the highest block.
 
-    def from_above(self, message: Tensor | None) -> Tensor | None:
-        """The message for the highest block; ``message`` is what the encoding sends to the top of the net."""
+        Args:
+            message: What the encoding sends to the top of the network.
+        """
         return message
 
-    def to_below(self, message: Tensor | None) -> None:
-        """Take what the lowest block sends down."""
+    def send_feedback(self, message: Tensor | None) -> None:
+        """Send the feedback message of the lowest block to the worker below."""
 
-    def from_below(self, rows: Rows) -> Rows:
-        """The input of the lowest block; ``rows`` is that of the bottom of the net."""
+    def receive_inputs(self, rows: Rows) -> Rows:
+        """The input rows of the lowest block.
+
+        Args:
+            rows: The input of the network.
+        """
         return rows
 
-    def to_above(self, rows: Rows) -> None:
-        """Take what the highest block sends up."""
+    def send_outputs(self, rows: Rows) -> None:
+        """Send the output of the highest block to the worker above."""
 
 
 @dataclass
 class Age:
-    """How old the messages from above were that steps have used: steps of the sender they did not know."""
+    """The age of feedback messages when they are used, in steps between sending and use.
+
+    Attributes:
+        steps: Number of messages.
+        total: Sum of their ages.
+        largest: The largest age.
+    """
 
     steps: int = 0
     total: int = 0
     largest: int = 0
 
     def add(self, age: int) -> None:
-        """Count one."""
+        """Count one message."""
         self.steps, self.total, self.largest = self.steps + 1, self.total + age, max(self.largest, age)
 
 
 @dataclass
-class LinkedWires(Wires):
-    """Wires to the workers above and below.
+class LinkedNeighbors(Neighbors):
+    """Connections over links to the workers above and below.
 
     Attributes:
-        check: Raises where the worker has been told to stop; called between two steps.
-        below: Where rows come from; None for the lowest worker.
-        up: Where rows go; None for the highest.
-        down: Where messages for the worker below go; None where there are none.
-        top: Where messages from above come from; None where there are none.
-        staleness: How old a message may be; None: any age.
-        age: Of the messages used since the last report.
-        index: The step that is being taken.
+        check_stop: Raises `WorkerLost` if the process has received SIGTERM; called between two steps.
+        inputs: Receives input rows from the worker below; None for the lowest worker.
+        outputs: Sends output rows to the worker above; None for the highest worker.
+        feedback_below: Sends feedback to the worker below; None where there is no feedback.
+        feedback_above: Receives feedback from the worker above; None where there is no feedback.
+        staleness: Largest allowed age of a feedback message; None: any age.
+        age: Ages of the messages that were used since the last report.
+        index: Number of the current step.
     """
 
-    check: Callable[[], None]
-    below: Inlet | None = None
-    up: Outlet | None = None
-    down: Outlet | None = None
-    top: Newest | None = None
+    check_stop: Callable[[], None]
+    inputs: Receiver | None = None
+    outputs: Sender | None = None
+    feedback_below: Sender | None = None
+    feedback_above: NewestReceiver | None = None
     staleness: int | None = None
     age: Age = field(default_factory=Age)
     index: int = 0
 
     def __post_init__(self) -> None:
-        self.above = self.up is not None
+        self.above = self.outputs is not None
 
-    def begin(self, index: int) -> None:
-        self.check()
+    def begin_step(self, index: int) -> None:
+        """Begin step ``index``, counted over all epochs of a stage; waits until the links can take its sends.
+
+        Raises:
+            WorkerLost: If a neighbor is gone, or this process has received SIGTERM.
+        """
+        self.check_stop()
         self.index = index
-        if self.up is not None:
-            self.up.make_room()
-        if self.down is not None:
-            self.down.make_room()
+        if self.outputs is not None:
+            self.outputs.make_room()
+        if self.feedback_below is not None:
+            self.feedback_below.make_room()
 
-    def from_above(self, message: Tensor | None) -> Tensor | None:
-        if self.top is None:
+    def receive_feedback(self, message: Tensor | None) -> Tensor | None:
+        if self.feedback_above is None:
             return message
-        newest, step = self.top.get(self.index, self.staleness)
+        newest, step = self.feedback_above.newest(self.index, self.staleness)
         self.age.add(self.index - step)
         return newest
 
-    def to_below(self, message: Tensor | None) -> None:
-        if self.down is not None:
+    def send_feedback(self, message: Tensor | None) -> None:
+        if self.feedback_below is not None:
             assert message is not None
-            self.down.send(self.index, message)
+            self.feedback_below.send(self.index, message)
 
-    def from_below(self, rows: Rows) -> Rows:
-        return rows if self.below is None else self.below.take()
+    def receive_inputs(self, rows: Rows) -> Rows:
+        return rows if self.inputs is None else self.inputs.receive()
 
-    def to_above(self, rows: Rows) -> None:
-        if self.up is not None:
+    def send_outputs(self, rows: Rows) -> None:
+        if self.outputs is not None:
             assert isinstance(rows, Tensor)
-            self.up.send(self.index, rows)
+            self.outputs.send(self.index, rows)

@@ -1,4 +1,4 @@
-"""How a pipelined run finds its workers: the processes that torchrun, or the script, has started."""
+"""Starts the workers of a run: the processes that torchrun, or the user's script, has created."""
 
 from __future__ import annotations
 
@@ -16,75 +16,79 @@ import torch
 import torch.distributed as dist
 
 from bpfree._errors import WorkerLost
-from bpfree.distributed.pipelined import Workers
+from bpfree.distributed.pipelined import PipelinedWorkers
 from bpfree.distributed.replicas import check_replicas
-from bpfree.distributed.workers import Crew, Pipeline
+from bpfree.distributed.workers import Pipeline, Workers
 
-#: Numbers of the runs of this process that have made a process group.
+#: Numbers of the runs of this process that have created a process group.
 _RUNS = count()
 
 
 def n_workers() -> int:
-    """How many processes there are: of the process group, or as torchrun tells."""
+    """Number of processes: of the process group if there is one, otherwise as torchrun has set it."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @cache
 def _rendezvous() -> Any:
-    """The store that torchrun has told of, this worker's rank, and the number of workers."""
+    """The store that torchrun has set, the rank of this worker, and the number of workers."""
     from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://"))
 
 
 @contextmanager
-def crew(schedule: str, pipeline: Pipeline, device: torch.device) -> Iterator[Crew]:
-    """The workers of a run: one, or under the pipelined schedule as many as there are processes.
+def start_workers(schedule: str, pipeline: Pipeline, device: torch.device) -> Iterator[Workers]:
+    """The workers of a run: one, or with the pipelined schedule as many as there are processes.
 
-    A process group is made, and ended, where there is none.
+    Where there is no process group, one is created, and destroyed at the end.
     """
     if schedule == "pipelined":
         check_replicas(pipeline.replicas, n_workers())
     if schedule != "pipelined" or n_workers() == 1:
-        yield Crew()
+        yield Workers()
         return
-    own = not dist.is_initialized()
-    if own:
-        from torch.distributed.distributed_c10d import PrefixStore
-
-        store, rank, size = _rendezvous()
-        # Each run has names of its own in the store, and so has each start by torchrun, which may keep it: a
-        # worker must not meet the addresses of workers that are gone.
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = PrefixStore(f"bpfree/{start}/{next(_RUNS)}", store)
-        timeout = timedelta(seconds=pipeline.timeout_s)
-        dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
-    workers: Workers | None = None
+    create = not dist.is_initialized()
+    if create:
+        _create_process_group(pipeline.timeout_s)
+    workers: PipelinedWorkers | None = None
     try:
-        with told_to_stop() as stopped:
-            workers = Workers(pipeline, device, stopped)
+        with catch_sigterm() as check_stop:
+            workers = PipelinedWorkers(pipeline, device, check_stop)
             yield workers
     finally:
         if workers is not None:
             workers.close()
-        if own:
+        if create:
             dist.destroy_process_group()
 
 
-@contextmanager
-def told_to_stop() -> Iterator[Callable[[], None]]:
-    """Inside, SIGTERM is only noted, and what is given here raises `WorkerLost` from then on."""
-    told: list[int] = []
+def _create_process_group(timeout_s: float) -> None:
+    from torch.distributed.distributed_c10d import PrefixStore
 
-    def check() -> None:
-        if told:
-            raise WorkerLost("this worker was told to stop (SIGTERM)")
+    store, rank, size = _rendezvous()
+    # Each run has a prefix of its own in the store, and so has each start by torchrun, which may reuse the
+    # store: a worker must not find the addresses of workers that are gone.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"bpfree/{start}/{next(_RUNS)}", store)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
+
+
+@contextmanager
+def catch_sigterm() -> Iterator[Callable[[], None]]:
+    """Catch SIGTERM inside; the function in the context raises `WorkerLost` once one has been received."""
+    received: list[int] = []
+
+    def check_stop() -> None:
+        if received:
+            raise WorkerLost("this worker was stopped (SIGTERM)")
 
     if threading.current_thread() is not threading.main_thread():
-        yield check  # a signal handler belongs to the main thread
+        yield check_stop  # only the main thread can set a signal handler
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        yield check
+        yield check_stop
     finally:
         signal.signal(signal.SIGTERM, before)

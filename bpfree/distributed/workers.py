@@ -1,48 +1,50 @@
-"""Who trains which blocks: one worker all of them, or several workers a group each."""
+"""The workers of a run: the interface, and one worker that trains all blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bpfree._errors import BadValue
 from bpfree._rows import Rows
 from bpfree._settings import STRICT
-from bpfree.core.block import Block, send_down
 from bpfree.core.cascade import Cascade
-from bpfree.distributed.neighbors import Wires
-from bpfree.losses import LocalLoss
-from bpfree.nn import counted
+from bpfree.distributed.neighbors import Neighbors
 
-#: Makes the input rows of the first block and their targets, for one batch of the training size.
-Probe = Callable[[], tuple[Rows, Tensor]]
+#: Returns the input rows of the first block and their targets, for one batch of the training size.
+ExampleBatch = Callable[[], tuple[Rows, Tensor]]
+
+#: Returns the input rows and targets of a training step.
+P = ParamSpec("P")
+RowsFunction = Callable[P, tuple[Rows, Tensor]]
+
+#: Takes a training step; returns the losses, ``[n_losses]``.
+StepFunction = Callable[P, Tensor]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """How the workers of a pipelined run work together; what comes of it does not depend on it.
+    """Settings of a pipelined run. The trained weights do not depend on them.
 
-    But for ``staleness``, where messages come down a wire between two workers.
+    The exception is ``staleness``, for losses that take feedback from a block of another worker.
 
     Attributes:
-        groups: Number of blocks of each worker, bottom first; None: so that the largest count of operations
-            in a group is smallest.
-        replicas: Workers that train the same group, each on a part of every batch; so there are ``replicas``
-            workers for each group. See `bpfree.distributed.replicas`.
-        queue: Batches that may wait on a link, at either end of it.
-        staleness: How many steps a message from above may be old; 0 makes a worker wait for the newest, and
-            is the simultaneous schedule to the bit; None: any age.
-        save_every: Batches between two writes of a worker's checkpoint; where there is a checkpoint, as many
-            batches are kept in memory at each link.
-        timeout_s: Seconds after which a worker that neither answers nor breaks the connection is given up.
+        groups: Number of blocks of each worker, bottom first; None: the groups whose largest number of
+            operations is smallest.
+        replicas: Workers that train the same group, each on a part of every batch. A run has ``replicas``
+            workers for each group; see `bpfree.distributed.replicas`.
+        queue: Batches that may wait at either end of a link.
+        staleness: Largest age of a feedback message in steps. With 0 a worker waits for the newest one, which
+            gives the bits of the simultaneous schedule; None: any age.
+        save_every: Batches between two checkpoints of a worker. With a checkpoint, as many batches are stored
+            in memory at each link.
+        timeout_s: Seconds after which a worker that neither responds nor closes the connection counts as
+            lost.
     """
 
     __pydantic_config__ = STRICT
@@ -55,15 +57,15 @@ class Pipeline:
     timeout_s: Annotated[float, Gt(0)] = 1800.0
 
 
-class Crew:
-    """One worker, who trains all blocks and has nobody to tell or to wait for.
+class Workers:
+    """The workers of a run, as one of them uses them; here a single worker that trains all blocks.
 
     Attributes:
         rank: Number of this worker's group of blocks, of ``size``.
         replica: Number among the workers that train the same group, of ``replicas``.
-        label: Tells the workers' files from those of another number of workers; empty for one alone.
-        weight: This worker's share of the rows of the batch that was last given out.
-        wires: To the workers that train the blocks above and below.
+        label: Distinguishes the files of runs with different numbers of workers; empty for a single worker.
+        groups: Number of blocks of each worker; empty for a single worker.
+        neighbors: The connections to the workers that train the blocks above and below.
     """
 
     rank: int = 0
@@ -71,152 +73,118 @@ class Crew:
     replica: int = 0
     replicas: int = 1
     label: str = ""
-    weight: float = 1.0
-    wires: Wires = Wires()
+    groups: Sequence[int] = ()
+    neighbors: Neighbors = Neighbors()
 
     @property
-    def leads(self) -> bool:
-        """Whether this worker is the one that speaks for all."""
+    def several(self) -> bool:
+        """Whether there is more than one worker."""
+        return self.size * self.replicas > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the worker that prints, warns and writes the finished run."""
         return self.rank == 0 and self.replica == 0
 
-    def assign(self, cascade: Cascade, probe: Probe) -> None:
-        """Give every worker its blocks."""
+    # ---- blocks and batches ----------------------------------------------------------------------------
 
-    def share(self, first: int, stop: int) -> tuple[int, int]:
-        """Which of the blocks ``first`` to ``stop - 1`` are this worker's, told in the same way."""
-        return first, stop
-
-    def part(self, rows: Rows, target: Tensor, views: int) -> tuple[Rows, Tensor]:
-        """Those of a batch's rows, and of their targets, that this worker trains on; all of them.
+    def assign(self, cascade: Cascade, example: ExampleBatch) -> None:
+        """Assign the blocks of ``cascade`` to the workers.
 
         Args:
-            rows: ``[views * B, ...]``, view by view.
-            target: ``[views * B]``.
-            views: How many rows stand for a sample.
+            cascade: The blocks.
+            example: Returns an example batch; called only if the assignment depends on it.
         """
-        return rows, target
 
-    def working(self) -> AbstractContextManager[None]:
-        """Inside, a step is taken."""
-        return nullcontext()
+    def block_range(self, first: int, stop: int) -> tuple[int, int]:
+        """This worker's part of the blocks ``first`` to ``stop - 1``: its first, and one past its last."""
+        return first, stop
 
-    def begin(self, positions: Sequence[int], stop: int) -> None:
-        """Begin, or go on with, an epoch that ends after step ``stop - 1``, each worker where it stands.
+    def split_rows(self, rows: RowsFunction[P], views: int) -> RowsFunction[P]:
+        """The function that returns this worker's part of the rows of a step; here all of them.
+
+        Args:
+            rows: Returns all rows ``[views * B, ...]``, view by view, and their targets ``[views * B]``.
+            views: Number of rows of a sample.
+        """
+        return rows
+
+    def wrap_step(self, step: StepFunction[P], index: int) -> StepFunction[P]:
+        """``step`` with the communication that surrounds it; here ``step`` itself.
+
+        Args:
+            step: Takes one training step on this worker's rows.
+            index: Number of the next step, counted over all epochs of a stage.
+        """
+        return step
+
+    # ---- a run -----------------------------------------------------------------------------------------
+
+    def begin_run(self, index: int, save: Callable[[], None] | None) -> None:
+        """Prepare a run with checkpoints.
+
+        Args:
+            index: Steps that have been taken.
+            save: Writes the first checkpoint; None for a resumed run, which has one.
+        """
+
+    def begin_epoch(self, positions: Sequence[int], stop: int) -> None:
+        """Begin or continue an epoch.
 
         Args:
             positions: Steps that each worker has taken.
-            stop: Steps that all will have taken at the next cut.
+            stop: Steps that every worker will have taken at the end of the epoch.
         """
 
-    def due(self, index: int, elapsed: bool) -> bool:
-        """Whether a checkpoint is due after ``index`` steps; ``elapsed``: whether it is time for one."""
+    def checkpoint_due(self, index: int, elapsed: bool) -> bool:
+        """Whether to write a checkpoint after ``index`` steps.
+
+        Args:
+            index: Steps that have been taken.
+            elapsed: Whether the time between two checkpoints has passed.
+        """
         return elapsed
 
-    def cut(self, index: int, save: Callable[[], None] | None) -> None:
-        """All blocks have taken ``index`` steps; ``save`` leaves a checkpoint from which each can go on."""
+    def synchronize(self, index: int, save: Callable[[], None] | None) -> None:
+        """Wait until every worker has taken ``index`` steps.
 
-    def total(self, sums: Tensor) -> Tensor:
-        """The sums of the losses of all blocks, from this worker's own."""
-        return sums
+        Args:
+            index: Steps that this worker has taken.
+            save: Writes a checkpoint from which every worker can continue; None: none is written.
+        """
 
-    def state(self) -> dict[str, Tensor]:
-        """What is on this worker's wires."""
+    def reduce_losses(self, values: Tensor) -> Tensor:
+        """Values of the losses of all blocks, from the values of this worker's blocks."""
+        return values
+
+    def broadcast_weights(self, cascade: Cascade) -> None:
+        """Copy the state of every block from its worker to all others; call it between two epochs."""
+
+    def report_age(self) -> dict[str, Any]:
+        """Entries of the history's row about the age of feedback messages since the last report."""
         return {}
 
-    def gathered(self, own: T) -> list[T]:
-        """What a checkpoint needs of each replica, by number; to be used by the first alone."""
-        return [own]
+    def all_gather(self, value: T) -> list[T]:
+        """``value`` of every worker: those of the first replicas by rank, then of the second, and so on."""
+        return [value]
 
-    def sync(self, cascade: Cascade) -> None:
-        """Give every worker the weights of all blocks, at a cut."""
+    # ---- checkpoints -----------------------------------------------------------------------------------
 
-    def report(self) -> dict[str, Any]:
-        """What the history's row says of the wires since the last report."""
+    def link_state(self) -> dict[str, Tensor]:
+        """The messages on this worker's links, for its checkpoint."""
         return {}
 
+    def load_link_state(self, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
+        """Load the result of `link_state`.
 
-def costs(cascade: Cascade, rows: Rows, target: Tensor, message: Tensor | None) -> list[float]:
-    """Operations of one step of each block: forward, loss with its head, and backward, as torch counts them.
+        Args:
+            groups: Number of blocks of each worker in the run that wrote the checkpoint.
+            tensors: The result of `link_state`.
 
-    Nothing changes: copies are asked.
-    """
-    import copy
+        Raises:
+            BadValue: If the groups were different.
+        """
 
-    from torch.utils.flop_counter import FlopCounterMode
-
-    blocks: Sequence[Block] = copy.deepcopy(cascade).eval().units
-    found = []
-    lessons, _ = send_down(blocks, message)
-    for block, lesson in zip(blocks, lessons, strict=True):
-        block.loss.memory = None
-        rows = block.join(rows, lesson)
-        with FlopCounterMode(display=False) as counter:
-            losses, output = block.objective(block.sense(rows), target, lesson)
-            total = block.total(losses)
-            if total.requires_grad:
-                with torch.autocast(target.device.type, enabled=False):
-                    total.backward()
-        rows = block.onward(rows, output.detach())
-        # What is not a product costs something, too: a block without any is not free.
-        found.append(float(counter.get_total_flops() + output.numel()))
-    return found
-
-
-def balanced(costs: Sequence[float], n: int) -> list[int]:
-    """Cut blocks into ``n`` groups of neighbours, so that the largest sum of costs is smallest.
-
-    Returns:
-        Number of blocks in each group, at least one.
-    """
-    best: dict[tuple[int, int], tuple[float, list[int]]] = {(0, 0): (0.0, [])}
-    for stop in range(1, len(costs) + 1):
-        for k in range(1, n + 1):
-            options = [
-                (max(best[first, k - 1][0], sum(costs[first:stop])), [*best[first, k - 1][1], stop - first])
-                for first in range(stop)
-                if (first, k - 1) in best
-            ]
-            if options:
-                best[stop, k] = min(options)
-    return best[len(costs), n][1]
-
-
-def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> None:
-    """Check that ``n`` workers can train a cascade.
-
-    Raises:
-        BadValue: If not.
-    """
-    units = cascade.units
-    if n > len(units):
-        raise BadValue(
-            f"schedule = 'pipelined' with {n} workers: expected at most {len(units)}, the number of blocks; "
-            "start fewer (torchrun --nproc-per-node), or cut the net into more blocks"
-        )
-    if groups is not None and (len(groups) != n or sum(groups) != len(units)):
-        raise BadValue(
-            f"pipeline.groups = {list(groups)}: expected {n} numbers, one for each worker, "
-            f"whose sum is {len(units)}, the number of blocks"
-        )
-    if cascade.encoding.whole:
-        raise BadValue(
-            "schedule = 'pipelined' with several workers: a graph is shown whole, and only samples that "
-            "stand alone go from worker to worker; use 'greedy' or 'simultaneous'"
-        )
-    learning = [name for name in cascade.readouts if cascade.readout(name).learns]
-    if learning:
-        raise BadValue(
-            f"schedule = 'pipelined' with several workers: the readout {learning[0]!r} learns from the "
-            "outputs of all blocks at every step, which no worker has; leave it out (for forward_forward: "
-            "readout = 'goodness', classifier = false)"
-        )
-    if any(counted(block) for block in units):
-        raise BadValue(
-            "schedule = 'pipelined' with several workers: each would ask the devices behind the fronts; use "
-            "'greedy' or 'simultaneous'"
-        )
-    if any(type(loss).remembered is not LocalLoss.remembered for loss in cascade.losses):
-        raise BadValue(
-            "schedule = 'pipelined' with several workers: these losses send down what they remember of the "
-            "last batch; use 'simultaneous'"
-        )
+    def gather_checkpoint(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """``tensors`` of each replica of this worker's group, by number; complete on the first replica."""
+        return [tensors]

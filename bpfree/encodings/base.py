@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
-from bpfree.losses import accuracy
 
 View = Literal["plain", "neutral", "candidates"]
 
@@ -22,17 +21,23 @@ class Encoding:
         views: How many rows a sample becomes in training.
         redraw: Whether a sample looks different each time; if so, features of it cannot be cached, except
             where all its `looks` can be.
-        whole: Whether a sample cannot be shown without all the others: a node of a graph.
-        measure: What `judge` gives.
+        transductive: Whether a sample needs all others to be encoded, as the nodes of a graph do.
     """
 
     views: int = 1
     redraw: bool = False
-    whole: bool = False
-    measure: str = "accuracy"
+    transductive: bool = False
 
     def build(self, n_classes: int) -> None:
         """Be told how many classes there are; called once."""
+
+    def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
+        """Adapt the first block to encoded samples; called once, before heads are built. Here: nothing.
+
+        Args:
+            first_block: The `bpfree.Block`.
+            sample_shape: Shape of a sample, without the batch.
+        """
 
     def looks(self, x: Tensor) -> Tensor:
         """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by
@@ -55,12 +60,8 @@ class Encoding:
         return x, y
 
     def answers(self, data: Any) -> Tensor:
-        """What scores are judged against: the labels ``[N]`` of the data set."""
+        """The targets of a metric: the labels ``[N]`` of the data set."""
         return data.y  # type: ignore[no-any-return]
-
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """How good scores are, higher is better: the share of rows that they classify rightly."""
-        return accuracy(scores, answers)
 
     def copies(self, view: View) -> int:
         """How many rows of `view` stand for one sample."""
@@ -84,15 +85,9 @@ class Encoding:
 class Reconstruct(Encoding):
     """Shows images as they are, and asks for them back; labels take no part."""
 
-    measure = "negative squared error"
-
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         return x, x
 
     def answers(self, data: Any) -> Tensor:
         """The images."""
         return data.batch(torch.arange(len(data.y), device=data.y.device))[0]  # type: ignore[no-any-return]
-
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """The negative mean squared error."""
-        return -F.mse_loss(scores, answers).item()

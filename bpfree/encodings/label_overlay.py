@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._rows import StructuredRows
 from bpfree.encodings.base import Encoding, View
-from bpfree.nn import LengthNorm, StraightThroughReLU, widened
+from bpfree.nn import LengthNorm, StraightThroughReLU, at_least_float32
 from bpfree.nn.weights import is_plain, weight_matrices
 
 #: Where a label goes: over the first C values of a sample (``force``), beside them (``beside``), or, by
@@ -93,6 +93,11 @@ class LabelOverlay(Encoding):
             len(sample_shape) < 3 or torch.Size(sample_shape).numel() <= self.n_classes
         ):
             self.beside = True
+
+    def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
+        self.place(sample_shape)
+        if self.beside:
+            first_block.body = put_beside(first_block.body, self.n_classes)
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor:
         """A wrong label for each sample, ``[B]``; ``scores [B, C]`` are needed for hard negatives."""
@@ -245,7 +250,9 @@ class LabelledLayer(nn.Module):
     def forward(self, rows: Overlaid) -> Tensor:
         x, codes = rows.images, rows.codes * self.label.unit.to(rows.codes.dtype)
         # All codes of a call are equally long, so samples are computed once for all their labels.
-        squares = widened(x).flatten(1).square().sum(1) + widened(codes[0, 0]).square().sum()
+        squares = (
+            at_least_float32(x).flatten(1).square().sum(1) + at_least_float32(codes[0, 0]).square().sum()
+        )
         rms = (squares / (x[0].numel() + codes.shape[-1])).sqrt().to(x.dtype) + self.eps
         out = self.layer(self.before(x / rms.view(-1, *[1] * (x.ndim - 1))))
         label = self.label(codes / rms.unsqueeze(1))

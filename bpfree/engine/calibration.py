@@ -1,4 +1,4 @@
-"""Statistics of the normalisation layers inside fronts, estimated once on the training data."""
+"""Statistics of the normalization layers inside fronts, estimated once on the training data."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import nn
 
 from bpfree._rows import Rows
-from bpfree.core.block import Block
-from bpfree.engine.step import ascend
+from bpfree.core.block import BaseBlock
+from bpfree.engine.step import forward
 
 
 @torch.no_grad()
-def calibrate(blocks: Sequence[Block], batches: Iterable[Rows]) -> None:
-    """Estimate the running statistics of the batch normalisation inside the blocks' fronts, in one pass.
+def calibrate(blocks: Sequence[BaseBlock], batches: Iterable[Rows]) -> None:
+    """Estimate the running statistics of the batch normalization inside the blocks' fronts, in one pass.
 
-    Each is the average over all batches of the batch's own statistics. While it lasts, a front normalises by
-    the batch, and so feeds the fronts above it what they will see; afterwards, by the averages alone. Layers
-    that were handed over frozen and in evaluation mode keep the statistics that they came with.
+    Each is the average of the statistics of all batches. During the pass a front normalizes by the batch;
+    afterwards, by the averages. Layers that were passed frozen and in evaluation mode keep their statistics.
 
     Args:
-        blocks: All blocks, bottom first; nothing but those statistics changes.
-        batches: Input rows of the lowest, ``[rows, ...]`` each; asked for only if there is something to do.
+        blocks: All blocks, bottom first. Only those statistics change.
+        batches: Inputs of the lowest block, ``[rows, ...]`` each. Iterated over only if there is something to
+            estimate.
     """
     fronts = [block.front for block in blocks if block.front is not None]
     norms = [m for front in fronts for m in front.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = {m for block in blocks for part in block.held for m in part.modules()}
+    held = {m for block in blocks for part in block.parts for held in part.held for m in held.modules()}
     norms = [norm for norm in norms if norm.track_running_stats and norm not in held]
     if not norms:
         return
@@ -36,7 +36,7 @@ def calibrate(blocks: Sequence[Block], batches: Iterable[Rows]) -> None:
         norm.momentum = None  # a plain average over the batches
         norm.train()
     for rows in batches:
-        ascend(blocks, rows)
+        forward(blocks, rows)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -1,4 +1,4 @@
-"""State on disk: tensors as safetensors, everything else as JSON inside the same file. Nothing is pickled."""
+"""State files: tensors in the safetensors format, other values as JSON in the same file; no pickle."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bpfree._errors import BadValue
 
 Tensors = dict[str, Tensor]
 
-#: In a file's metadata: names of complex tensors that are held as pairs of real numbers, ``[..., 2]``.
+#: Metadata key: names of complex tensors that are saved as pairs of real numbers, ``[..., 2]``.
 PAIRS = "complex_as_pairs"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write both to ``path`` at once: whoever reads it sees the old file or the new one, never a part.
+    """Write both to ``path`` atomically: a reader finds the old file or the new one, never a part.
 
     Raises:
-        BadValue: If it cannot be written, or a tensor is of a kind that a file cannot hold; what stood there
-            before still does.
+        BadValue: If it cannot be written, or the format does not support a tensor; an existing file is then
+            unchanged.
     """
     from safetensors.torch import save
 
@@ -46,34 +46,34 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Check that a file can hold ``tensors``.
+    """Check that the format supports ``tensors``.
 
     Raises:
-        BadValue: naming the first that is no dense tensor of numbers.
+        BadValue: naming the first that is not a dense tensor of numbers.
     """
     for name, value in tensors.items():
         kind = _unwritable(value)
         if kind is not None:
             raise BadValue(
                 f"{path}: {name} is {kind}, which cannot be saved: leave it out of the state "
-                "(persistent=False), or keep it as a dense tensor"
+                "(persistent=False), or make it a dense tensor"
             )
 
 
 def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
-    """Dense tensors with memory of their own, and the names of those that stand for complex numbers."""
+    """Dense tensors with memory of their own, and the names of those that are pairs for complex numbers."""
     check_tensors(path, tensors)
     plain: Tensors = {}
     pairs: list[str] = []
     stored: set[int] = set()
     for name, value in tensors.items():
-        # The conjugate and the negative of a tensor may be that tensor with a mark; a file knows no marks.
+        # The conjugate or negative of a tensor may be the tensor with a flag, which the format does not have.
         tensor = value.detach().resolve_conj().resolve_neg()
         if tensor.is_complex() and tensor.dtype != torch.complex64:
             tensor = torch.view_as_real(tensor)
             pairs.append(name)
         tensor = tensor.contiguous()
-        # A file holds each tensor by itself, also those that a network shares.
+        # The format has no shared memory: tensors that a network shares are saved one by one.
         if tensor.untyped_storage().data_ptr() in stored:
             tensor = tensor.clone()
         stored.add(tensor.untyped_storage().data_ptr())
@@ -82,9 +82,9 @@ def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
 
 
 def _unwritable(value: Any) -> str | None:
-    """What is wrong with ``value``, for a file of dense tensors; None: nothing."""
+    """Why the format does not support ``value``; None: it does."""
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}, no tensor"
+        return f"a {type(value).__name__}, not a tensor"
     if value.is_meta:
         return "a meta tensor, without values"
     if value.is_quantized or value.is_nested or value.layout != torch.strided:
@@ -94,7 +94,7 @@ def _unwritable(value: Any) -> str | None:
 
 
 def check_path(path: Path) -> None:
-    """Check that a file can stand at ``path``, whose folder is made.
+    """Check that ``path`` can be a file; its folder is created.
 
     Raises:
         BadValue: If it cannot.
@@ -106,14 +106,14 @@ def check_path(path: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise BadValue(f"{path}: {path.parent} is a file, not a folder; name another file") from None
     except OSError as error:
-        raise BadValue(f"{path}: {path.parent} cannot be made: {error.strerror or error}") from None
+        raise BadValue(f"{path}: {path.parent} cannot be created: {error.strerror or error}") from None
 
 
 def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
-    """What `write` wrote.
+    """The tensors and values that `write` wrote.
 
     Raises:
-        BadValue: If the file is missing or is not one of ours.
+        BadValue: If the file is missing, or `write` did not write it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -142,13 +142,13 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Those of ``tensors`` whose name begins with ``prefix.``, without it."""
+    """The tensors whose names begin with ``prefix.``, with that removed from the names."""
     start = prefix + "."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The tensors of an optimizer's state, by parameter and name."""
+    """The tensors in an optimizer's state, by number of the parameter and name."""
     state = optimizer.state_dict()["state"]
     return {
         f"{i}.{name}": v for i, slot in state.items() for name, v in slot.items() if isinstance(v, Tensor)
@@ -156,20 +156,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took; hyperparameters stay the optimizer's own."""
+    """Load the result of `optimizer_tensors`; the hyperparameters do not change."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
-        # A file knows no layout, and a step's rounding depends on it: moments lie as their parameters do.
-        like = parameters[int(index)]
-        lies_alike = tensor.shape == like.shape
-        slots.setdefault(int(index), {})[name] = _laid_like(tensor, like) if lies_alike else tensor
+        # The format has no memory layout, and the rounding of a step depends on it: moments get the layout
+        # of their parameter.
+        parameter = parameters[int(index)]
+        is_moment = tensor.shape == parameter.shape
+        slots.setdefault(int(index), {})[name] = _with_layout(tensor, parameter) if is_moment else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @torch.no_grad()
-def _laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+def _with_layout(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
@@ -177,13 +178,13 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     """Load ``tensors`` into ``module``.
 
     Raises:
-        BadValue: naming the first tensors that are missing, left over, or of another shape.
+        BadValue: naming the first tensors that are missing, unexpected, or of another shape.
     """
-    own = module.state_dict()
-    wrong = [name for name in own.keys() | tensors.keys() if name not in own or name not in tensors]
-    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    state = module.state_dict()
+    wrong = [name for name in state.keys() | tensors.keys() if name not in state or name not in tensors]
+    wrong += [name for name in state.keys() & tensors.keys() if state[name].shape != tensors[name].shape]
     if wrong:
         raise BadValue(
-            f"{path} holds another network: these tensors do not fit: {', '.join(sorted(wrong)[:5])}"
+            f"{path} contains another network: these tensors do not fit: {', '.join(sorted(wrong)[:5])}"
         )
     module.load_state_dict(dict(tensors))

@@ -15,7 +15,8 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.encodings.base import View
 from bpfree.engine.feed import Data
-from bpfree.nn import asking
+from bpfree.metrics import Metric
+from bpfree.nn import counting_passes
 
 #: Rows that are computed at once: samples, times the labels that each is shown under.
 BATCH = 1024
@@ -46,7 +47,7 @@ class Evaluator:
     Args:
         cascade: The blocks and readouts.
         data: The samples; never augmented here.
-        cache: Whether `climb` keeps what the frozen blocks answered.
+        cache: Whether `freeze_below` keeps what the frozen blocks answered.
         store: Where it is kept; by default in memory.
     """
 
@@ -62,7 +63,7 @@ class Evaluator:
         return few
 
     @torch.no_grad()
-    def climb(self, height: int, readouts: Sequence[str]) -> None:
+    def freeze_below(self, height: int, readouts: Sequence[str]) -> None:
         """Freeze the blocks below ``height``, for the views of ``readouts``; other views are forgotten.
 
         Of a frozen block that is kept which readouts hear of it; of the highest, its output as well, or what
@@ -73,7 +74,7 @@ class Evaluator:
         views = self._by_view(readouts)
         self._kept = {view: kept for view, kept in self._kept.items() if view in views}
         for view, listening in views.items():
-            ears = {readout.ear for readout in listening}
+            ears = {readout.input_kind for readout in listening}
             if ears != self._of(view).heard.keys():
                 self._kept[view] = Kept(heard={ear: [] for ear in ears})
             while self._of(view).height < height or self._unsensed(self._of(view)):
@@ -102,32 +103,33 @@ class Evaluator:
         self.cascade.eval()
         found: dict[str, list[Tensor]] = {}
         named = {name: self.cascade.readout(name) for name in readouts}
-        teller = next((readout for readout in named.values() if readout.tells_blocks), None)
+        teller = next((readout for readout in named.values() if readout.scores_blocks), None)
         losses = self.cascade.losses[: self._n_losses(n_blocks)]
         for view, listening in self._by_view(readouts).items():
             for indices in self._batches(view):
                 heard = self._heard(view, indices, listening, n_blocks)
                 for name, readout in named.items():
                     if readout.view == view:
-                        found.setdefault(name, []).append(readout.judge(heard[readout.ear], losses))
+                        found.setdefault(name, []).append(readout.predict(heard[readout.input_kind], losses))
                 if teller is not None and teller.view == view:
-                    for k, scores in enumerate(teller.apart(heard[teller.ear])):
+                    for k, scores in enumerate(teller.block_scores(heard[teller.input_kind])):
                         if scores is not None:
                             found.setdefault(f"block {k + 1}", []).append(scores)
         self.cascade.train(training)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
-        """Share of samples that each readout, and each block alone, classifies rightly."""
+    def evaluate(
+        self, metric: Metric, readouts: Sequence[str], n_blocks: int | None = None
+    ) -> dict[str, float]:
+        """The metric of each readout, and of each block alone."""
         scores = self.scores(readouts, n_blocks)
         for name, found in scores.items():
             if not found.isfinite().all():
                 raise Diverged(
                     f"the scores of {name} are not finite: nor are the samples, or the weights by now"
                 )
-        encoding = self.cascade.encoding
-        answers = encoding.answers(self.data)[: self.n_samples]
-        return {name: encoding.judge(s, answers) for name, s in scores.items()}
+        targets = self.cascade.encoding.answers(self.data)[: self.n_samples]
+        return {name: metric(s, targets) for name, s in scores.items()}
 
     # ---- one batch -------------------------------------------------------------------------------------
 
@@ -143,10 +145,10 @@ class Evaluator:
         kept, found = self._of(view), list[Tensor]()
         rows: Rows
         rows = self._shown(view, indices) if kept.rows is None else rows_at(kept.rows, indices).flatten(0, 1)
-        with asking(self.cascade, "eval"):
+        with counting_passes(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
-                found += [block.body(rows)] if sensed else block.outputs(rows)
+                found += [block.body_output(rows)] if sensed else block.outputs(rows)
                 rows = found[-1]
         return found
 
@@ -165,9 +167,9 @@ class Evaluator:
     def _hear(self, listening: Sequence[Readout], outputs: Sequence[Tensor], height: int) -> Heard:
         """What readouts hear of the outputs of the blocks from ``height`` on."""
         losses = self.cascade.losses[self._n_losses(height) :][: len(outputs)]
-        ears = {readout.ear: readout for readout in listening}
+        ears = {readout.input_kind: readout for readout in listening}
         return {
-            ear: [readout.hear(o, loss) for o, loss in zip(outputs, losses, strict=True)]
+            ear: [readout.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)]
             for ear, readout in ears.items()
         }
 
@@ -203,7 +205,7 @@ class Evaluator:
                     if own is not None and part is not None:
                         own.add(part.unflatten(0, (-1, len(indices))))
             if height < len(units):
-                answer = units[height].sense(outputs[-1] if outputs else self._shown(view, indices))
+                answer = units[height].run_front(outputs[-1] if outputs else self._shown(view, indices))
                 assert isinstance(answer, Tensor)
                 rows.add(answer.unflatten(0, (-1, len(indices))))
         kept.height, kept.rows = height, rows.whole if height < len(units) else None

@@ -13,8 +13,9 @@ from bpfree._feature_store import Growing, Store, rows_at
 from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.base import Encoding, View
-from bpfree.engine.step import ascend
-from bpfree.nn import counted
+from bpfree.engine.base_feed import BaseFeed
+from bpfree.engine.step import forward
+from bpfree.nn import counted_modules
 
 
 class Data(Protocol):
@@ -32,7 +33,7 @@ class Data(Protocol):
         """The samples ``[B, ...]`` and labels ``[B]`` at ``indices``, augmented if a generator is given."""
 
 
-class Feed:
+class Feed(BaseFeed):
     """Feeds the block at ``height``, whose predecessors are frozen.
 
     While neither the data nor the encoding changes from one epoch to the next, what the frozen blocks (and
@@ -75,16 +76,16 @@ class Feed:
             self._fixed = cascade.encoding.draw(data.y, self._generator("negatives"))
 
     @property
-    def sensed(self) -> bool:
+    def front_output(self) -> bool:
         """Whether `rows` are what the fed block's front has answered already."""
         return self.features is not None
 
     @property
     def measured(self) -> bool:
         """Whether what is kept here was asked of a front that counts, so that asking again is another run."""
-        return self.sensed and self._asks(self.height + 1)
+        return self.front_output and self._asks(self.height + 1)
 
-    def climb(self, height: int) -> None:
+    def freeze_below(self, height: int) -> None:
         """Freeze the blocks below ``height``; their features are computed here if they can be kept."""
         # Not before training begins: a run that is taken up has its weights only then.
         if self.caches and self.features is None and self.cascade.units[0].front is not None:
@@ -144,9 +145,9 @@ class Feed:
             return rows_at(self.features, indices).flatten(0, 1), self._targets[:, indices].flatten()
         if self.height == 0 or not self._constant or self._asks(self.height):
             rows, target = self._encoded(indices, epoch, step, scores)
-            return ascend(self.cascade.units[: self.height], rows), target
+            return forward(self.cascade.units[: self.height], rows), target
         rows, target = self._encoded(self._filled(indices))
-        rows = ascend(self.cascade.units[: self.height], rows)
+        rows = forward(self.cascade.units[: self.height], rows)
         assert isinstance(rows, Tensor)
         return self._first(rows, len(indices)), self._first(target, len(indices))
 
@@ -190,10 +191,10 @@ class Feed:
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
             asked = indices if self._asks(self.height + 1) else self._filled(indices)
             if self.features is not None:
-                rows: Rows = below[-1].body(rows_at(self.features, asked).flatten(0, 1))
+                rows: Rows = below[-1].body_output(rows_at(self.features, asked).flatten(0, 1))
             else:
-                rows = ascend(below, self._shown(asked))
-            answer = block.sense(rows)
+                rows = forward(below, self._shown(asked))
+            answer = block.run_front(rows)
             assert isinstance(answer, Tensor)
             kept.add(answer.unflatten(0, (-1, len(asked)))[:, : len(indices)])
         self.features = kept.whole
@@ -213,7 +214,7 @@ class Feed:
 
     def _asks(self, height: int) -> bool:
         """Whether a front of the first ``height`` blocks counts its calls."""
-        return any(counted(block) for block in self.cascade.units[:height])
+        return any(counted_modules(block) for block in self.cascade.units[:height])
 
     def _filled(self, indices: Tensor) -> Tensor:
         """``indices``, filled up to a whole batch: the answer to a shorter one has other bits."""

@@ -1,4 +1,4 @@
-"""Whether every loss that takes messages from the block above is sent some."""
+"""Whether every loss that needs a message from the block above gets one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock
 from bpfree.core.cascade import Cascade
-from bpfree.losses import LocalLoss
+from bpfree.losses import FeedbackLoss, StatefulFeedbackLoss
 
 
 def warn_without_feedback(cascade: Cascade) -> None:
-    """Warn of blocks whose loss overrides `LocalLoss.teach` while the block above sends it nothing.
+    """Warn of blocks with a `FeedbackLoss` below a block that sends no message.
 
     Raises:
         BadValue: If such a loss fails without a message.
@@ -25,16 +25,16 @@ def warn_without_feedback(cascade: Cascade) -> None:
 
 
 def without_feedback(cascade: Cascade) -> str:
-    """What there is to say of blocks below the highest that are sent no message; nothing if all are sent one.
+    """What to warn of: blocks below the highest that get no message; empty if all get one.
 
-    Copies of the losses are asked, so that nothing changes. Those which send what they remember of the step
-    before have nothing to send at first, and are left out.
+    Copies of the losses are called, so that nothing changes. A `StatefulFeedbackLoss` has no message to send
+    in the first step, and is left out.
 
     Raises:
         BadValue: If a loss fails without a message.
     """
     blocks = cascade.units
-    if not any(_takes_messages(block) for block in blocks[:-1]):
+    if not any(_needs_message(block) for block in blocks[:-1]):
         return ""
     device = next((p.device for p in cascade.parameters()), torch.device("cpu"))
     try:
@@ -42,12 +42,13 @@ def without_feedback(cascade: Cascade) -> str:
     except RuntimeError:  # it holds on to a graph, and cannot be copied
         return ""
     message, lacking = cascade.encoding.message(), list[int]()
-    with _seeds.borrowed(device), torch.no_grad():
+    with _seeds.fork_global(device), torch.no_grad():
         for k in range(len(blocks) - 1, -1, -1):
-            if k + 1 < len(blocks) and message is None and _takes_messages(blocks[k]):
+            if k + 1 < len(blocks) and message is None and _needs_message(blocks[k]):
                 lacking.append(k)
+            loss = losses[k]
             try:
-                message = losses[k].teach(message)[1]
+                message = loss.make_feedback(message)[1] if isinstance(loss, FeedbackLoss) else None
             except (AssertionError, AttributeError, TypeError) as error:
                 if k not in lacking:
                     raise
@@ -58,15 +59,14 @@ def without_feedback(cascade: Cascade) -> str:
 
 REMEDY = (
     "let the loss of the block above send one, or give every block the same loss (output = 'none'), whose "
-    "`teach` must then send one at the top, where it is given None"
+    "`make_feedback` must then return one at the top, where it is given None"
 )
 
 
-def _takes_messages(block: Block) -> bool:
-    kind = type(block.loss)
-    return kind.teach is not LocalLoss.teach and kind.remembered is LocalLoss.remembered
+def _needs_message(block: BaseBlock) -> bool:
+    return isinstance(block.loss, FeedbackLoss) and not isinstance(block.loss, StatefulFeedbackLoss)
 
 
-def _lacks(blocks: list[Block], k: int) -> str:
+def _lacks(blocks: list[BaseBlock], k: int) -> str:
     own, above = (type(block.loss).__name__ for block in blocks[k : k + 2])
-    return f"block {k + 1} ({own}) is sent no message by block {k + 2} ({above}) above it"
+    return f"block {k + 1} ({own}) gets no message from block {k + 2} ({above}) above it"

@@ -1,10 +1,11 @@
-"""The one training loop: stages, epochs, steps; evaluation, early stopping, checkpoints."""
+"""The training loop: stages, epochs, steps; evaluation, early stopping, checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,328 +14,384 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import WorkerLost
-from bpfree._feature_store import Store
-from bpfree.core.cascade import Cascade
+from bpfree._rows import Rows
+from bpfree.core.block import BaseBlock
 from bpfree.core.readouts import Readout
-from bpfree.distributed.pipelined import Workers
-from bpfree.distributed.workers import Crew
 from bpfree.engine import saving
+from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.calibration import calibrate
-from bpfree.engine.checkpoint import Tensors
-from bpfree.engine.feed import Data, Feed
+from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.feedback_check import warn_without_feedback
 from bpfree.engine.history import History
-from bpfree.engine.measurements import Measurements
 from bpfree.engine.optimizers import update_readout
-from bpfree.engine.run_state import Checkpoint, Hooks, Position
-from bpfree.engine.schedule import Stage, plan
-from bpfree.engine.selection import check_finite, check_losses, is_finite, judges, parts, validate
-from bpfree.engine.settings import FitSettings, TrainerSettings, lr_factor, set_lr
-from bpfree.engine.step import step
+from bpfree.engine.run_state import Checkpoint, Hooks, Position, RunState
+from bpfree.engine.schedule import Stage
+from bpfree.engine.selection import (
+    check_finite,
+    check_losses,
+    is_finite,
+    parts,
+    selecting_readouts,
+    validate,
+)
+from bpfree.engine.settings import lr_factor, set_lr
+from bpfree.engine.step import linked_step, step
 from bpfree.engine.weak_blocks import note_weak_blocks
-from bpfree.graphs.evaluation import make_evaluator
-from bpfree.graphs.feed import GraphFeed
+from bpfree.losses import LocalLoss
 
-__all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Fit", "Hooks"]
+__all__ = ["CALIBRATION_SAMPLES", "Checkpoint", "Hooks", "TrainingLoop"]
 
-#: Training samples that the statistics of normalisation layers inside fronts are estimated on.
+#: Training samples on which the statistics of normalization layers inside fronts are estimated.
 CALIBRATION_SAMPLES = 10_000
 
 
-class Fit:
-    """One run of the loop over a built cascade."""
+@dataclass(frozen=True)
+class EpochConstants:
+    """What a step needs and is the same for all steps of an epoch.
+
+    Attributes:
+        blocks: This worker's blocks that are trained, bottom first; none in a stage of readouts alone.
+        first: Number of the lowest of them.
+        rows: Returns this worker's input rows of a step and their targets.
+        front_output: Whether these rows are outputs of the front of the lowest block.
+        step: `bpfree.engine.step.step`, with the connections to other workers.
+        message: Feedback message for the highest block of the network.
+        readouts: The readouts that are trained, by name.
+        losses: The losses of all blocks.
+        seed_parts: Further parts of the seed of a step: a replica has other rows, so it draws other noise.
+    """
+
+    blocks: list[BaseBlock]
+    first: int
+    rows: Callable[[Tensor, int, int, Tensor | None], tuple[Rows, Tensor]]
+    front_output: bool
+    step: Callable[..., list[Tensor]]
+    message: Tensor | None
+    readouts: dict[str, Readout]
+    losses: list[LocalLoss]
+    seed_parts: tuple[int, ...]
+
+
+class TrainingLoop:
+    """Trains a built cascade.
+
+    Args:
+        state: The state of the run; `run` changes it.
+        feed: Returns the training rows.
+        evaluator: Evaluates on validation data; None without them.
+        checkpoint: Where to save the state.
+        hooks: Callbacks.
+        diagnose: Returns further entries of the history's row after an evaluation.
+    """
 
     def __init__(
         self,
-        cascade: Cascade,
-        optimizers: dict[str, torch.optim.Optimizer],
-        settings: TrainerSettings,
-        fit: FitSettings,
-        train: Data,
-        validation: Data | None,
-        seed: int,
-        identity: dict[str, Any],
+        state: RunState,
+        feed: BaseFeed,
+        evaluator: Evaluator | None,
         checkpoint: Checkpoint | None,
         hooks: Hooks,
-        history: History,
         diagnose: Callable[[], dict[str, Any]],
-        crew: Crew,
-        store: Store,
     ) -> None:
-        self.cascade, self.optimizers, self.settings, self.fit = cascade, optimizers, settings, fit
-        self.train, self.seed, self.identity = train, seed, identity
-        self.fingerprint = saving.fingerprint(identity)
-        self.checkpoint, self.hooks, self.crew = checkpoint, hooks, crew
-        self.n_steps = fit.steps(len(train.y))
-        #: Whether this worker stands between two steps, so that a later one can go on from here.
-        self.between = False
-        self.stages = plan(settings.schedule, cascade)
-        self.at, self.history, self.diagnose = Position(), history, diagnose
-        self.at.total_steps = history.rows[-1]["step"] if history.rows else 0
-        self.best: Tensors = {}
-        # Where the only stage has ended, and the weights that its best took the place of: to go on from.
-        self.end: Position | None = None
-        self.last: Tensors = {}
-        self.sums: Tensor | None = None
-        # What is seen once is not worth keeping.
-        keep = settings.cache and not all(loss.one_pass for loss in cascade.losses)
-        self.feed: Feed | GraphFeed
-        if cascade.encoding.whole:
-            self.feed = GraphFeed(cascade, train, keep, store)
-        else:
-            self.feed = Feed(cascade, train, seed, fit.batch_size, keep, store)
-        path = None if checkpoint is None else checkpoint.path
-        self.measurements = Measurements(cascade, self.feed, path, self.fingerprint)
-        self.evaluator = None
-        if validation is not None:
-            cached = settings.cache and (settings.schedule == "greedy" or cascade.encoding.whole)
-            # A resumed run would measure what is kept anew, and so be another run.
-            self.evaluator = make_evaluator(cascade, validation, cached and not self.measurements, store)
-        self.saved_at = time.monotonic()
+        self.state, self.feed, self.evaluator = state, feed, evaluator
+        self.checkpoint, self.hooks, self.diagnose = checkpoint, hooks, diagnose
+        self.cascade, self.workers = state.cascade, state.workers
+        #: Steps that each worker has taken, at the beginning of the epoch.
+        self.positions = [0]
+        #: Whether the run can be resumed from the state between two steps of the current epoch.
+        self._resumable = False
+        self._saved_at = time.monotonic()
 
     def run(self) -> History:
-        """Go through all stages, from where a checkpoint of this run stands if there is one."""
-        self.cascade.remember({})
-        if self.crew.leads:
+        """Run all stages; if there is a checkpoint of this run, from its position on."""
+        state = self.state
+        self.cascade.set_states({})
+        if self.workers.is_first:
             warn_without_feedback(self.cascade)
-        batch = torch.arange(len(self.train.y), device=self.train.y.device)[: self.fit.batch_size]
-        self.crew.assign(self.cascade, lambda: self.feed.rows(batch, 0, 0))
-        resumed = saving.begun(self.checkpoint, self.crew)
+        batch = torch.arange(state.n_samples, device=state.device)[: state.fit.batch_size]
+        self.workers.assign(self.cascade, lambda: self.feed.rows(batch, 0, 0))
+        resumed = saving.exists(self.checkpoint, self.workers)
         if self.checkpoint is not None and resumed:
-            saving.resume(self, self.checkpoint)
-        finished = self.at.stage == len(self.stages)
-        self.positions = saving.agree(self, resumed)
-        self.history.resumed += resumed
-        self.history.replayed += sum(max(0, a - b) for a, b in pairwise(self.positions))
-        if isinstance(self.crew, Workers) and self.checkpoint is not None and not finished:
-            self.crew.keep()
-            self.crew.cut(self.index, None if resumed else self._save)
-        while self.at.stage < len(self.stages):
+            saving.resume(state, self.checkpoint)
+        finished = state.finished
+        self.positions = saving.agree(state, resumed)
+        state.history.resumed += resumed
+        state.history.replayed += sum(max(0, a - b) for a, b in pairwise(self.positions))
+        if self.checkpoint is not None and not finished:
+            self.workers.begin_run(state.index, None if resumed else self._save)
+        while not state.finished:
             try:
-                self._run_stage(self.stages[self.at.stage])
+                self._run_stage(state.stages[state.position.stage])
             except WorkerLost:
-                # Replicas stand apart by now, and must go on from one file.
-                if self.between and self.checkpoint is not None and self.crew.replicas == 1:
+                # Replicas may have taken different steps, and must resume from one file.
+                if self._resumable and self.checkpoint is not None and self.workers.replicas == 1:
                     self._save()
                 raise
-            self.at = Position(stage=self.at.stage + 1, total_steps=self.at.total_steps)
-            self.best = {}
+            state.position = Position(stage=state.position.stage + 1, total_steps=state.position.total_steps)
+            state.best = {}
         self.cascade.eval()
-        note_weak_blocks(self)
+        note_weak_blocks(state, self.evaluator)
         if self.checkpoint is not None and not finished:
             self._save()
-            saving.clear(self, self.checkpoint)
-        self.measurements.forget()
-        return self.history
-
-    @property
-    def index(self) -> int:
-        """Steps that the stage has taken, over all epochs."""
-        return self.at.epoch * self.n_steps + self.at.step
+            saving.remove_worker_files(state, self.checkpoint)
+        state.measurements.remove_files()
+        return state.history
 
     # ---- one stage -------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage) -> None:
+        state = self.state
         self.cascade.eval()
         with self.hooks.window("calibrate"):
-            if self.at == Position(total_steps=self.at.total_steps):
-                calibrate(self.cascade.units, self.feed.batches(CALIBRATION_SAMPLES, self.fit.drop_last))
+            if state.position == Position(total_steps=state.position.total_steps):
+                batches = self.feed.batches(CALIBRATION_SAMPLES, state.fit.drop_last)
+                calibrate(self.cascade.units, batches)
         with self.hooks.window("cache"):
             self._enter(stage)
         stopped = self._stale()
-        while self.at.epoch < self._epochs(stage) and not stopped:
+        while state.position.epoch < self._epochs(stage) and not stopped:
             self._run_epoch(stage)
             stopped = self._stale()
-        if self.checkpoint is not None and len(self.stages) == 1:
-            now = self.cascade.state_dict()
-            self.end, self.last = replace(self.at), {name: now[name].clone() for name in self.best}
-        if self.best:
-            self.cascade.load_state_dict(self.best, strict=False)
-        self.crew.sync(self.cascade)
-        if self.settings.schedule == "greedy":
+        if self.checkpoint is not None and len(state.stages) == 1:
+            tensors = self.cascade.state_dict()
+            state.end = replace(state.position)
+            state.last = {name: tensors[name].clone() for name in state.best}
+        if state.best:
+            self.cascade.load_state_dict(state.best, strict=False)
+        self.workers.broadcast_weights(self.cascade)
+        if state.settings.schedule == "greedy":
             for k in range(stage.first, stage.stop):
-                # Without its moments an optimizer is as good as new, and holds no memory.
-                self.optimizers[f"block{k}"].state.clear()
-        epochs, best = self.at.epoch, self.at.best
-        self.history.stages.append(
-            {"name": stage.name, "epochs": epochs, "stopped_early": stopped}
-            | ({"best_epoch": self.at.best_epoch, "best": best} if self.at.best_epoch >= 0 else {})
+                # Without its moments an optimizer is as good as new, and needs no memory.
+                state.optimizers[f"block{k}"].state.clear()
+        epochs, best_epoch = state.position.epoch, state.position.best_epoch
+        best = (
+            {"best_epoch": best_epoch, "best": state.metric.signed(state.position.best)}
+            if best_epoch >= 0
+            else {}
         )
+        state.history.stages.append({"name": stage.name, "epochs": epochs, "stopped_early": stopped} | best)
 
     def _enter(self, stage: Stage) -> None:
-        self.measurements.climb(stage.first, self.at.epoch, self.at.step)
+        """Freeze the blocks below the stage, and cache what does not change in it."""
+        position = self.state.position
+        self.state.measurements.freeze_below(stage.first, position.epoch, position.step)
         if self.evaluator is not None:
-            self.evaluator.climb(stage.first, judges(self.cascade, stage))
+            self.evaluator.freeze_below(stage.first, selecting_readouts(self.cascade, stage))
         if stage.readouts and stage.first == stage.stop:
-            for _, readout in self.learning(stage):
+            for readout in self.state.trained_readouts(stage).values():
                 self.feed.keep_outputs(readout.view)
 
     def _epochs(self, stage: Stage) -> int:
-        """How many passes a stage takes at most: one, where another would change nothing."""
-        return 1 if not self.learning(stage) and self.gathers(stage, all) else self.fit.epochs
-
-    def gathers(self, stage: Stage, quantifier: Callable[[Iterable[bool]], bool]) -> bool:
-        """Whether all, or any, of the losses that train in a stage gather in one pass."""
-        blocks = self.cascade.units[stage.first : stage.stop]
-        return quantifier(loss.one_pass for block in blocks for loss in block.losses)
+        """The largest number of epochs of a stage: one, where a second one would change nothing."""
+        state = self.state
+        return 1 if not state.trained_readouts(stage) and state.one_pass(stage, all) else state.fit.epochs
 
     def _stale(self) -> bool:
-        return self.fit.patience is not None and self.at.stale >= self.fit.patience
-
-    def learning(self, stage: Stage) -> list[tuple[str, Readout]]:
-        """The readouts that learn in a stage, by name."""
-        learning = [
-            (n, self.cascade.readout(n)) for n in self.cascade.readouts if self.cascade.readout(n).learns
-        ]
-        return learning if stage.readouts else []
+        patience = self.state.fit.patience
+        return patience is not None and self.state.position.stale >= patience
 
     # ---- one epoch -------------------------------------------------------------------------------------
 
     def _run_epoch(self, stage: Stage) -> None:
-        set_lr(self.optimizers.values(), lr_factor(self.settings.lr_schedule, self.at.epoch, self.fit.epochs))
-        lr, finite = self._lr(stage), list[Tensor]()
+        state, position, fit = self.state, self.state.position, self.state.fit
+        lr_schedule = state.settings.lr_schedule
+        set_lr(state.optimizers.values(), lr_factor(lr_schedule, position.epoch, fit.epochs))
+        lr = self._lr(stage)
         self.cascade.eval()
-        for module in [*self.cascade.units[stage.first : stage.stop], *(r for _, r in self.learning(stage))]:
+        for module in [
+            *self.cascade.units[stage.first : stage.stop],
+            *state.trained_readouts(stage).values(),
+        ]:
             module.train()
         with self.hooks.window("train"):
-            if self.measurements.too_old(self.at.epoch, getattr(self.settings, "cache_age", None)):
-                self.measurements.renew(self.at.epoch)
-            device = self.train.y.device
-            order = torch.randperm(
-                len(self.train.y),
-                generator=_seeds.generator(device, self.seed, "order", self.at.epoch),
-                device=device,
-            )
-            # A pass that is taken up from its beginning needs the devices as they were there.
-            # So do workers, of whom some may have passed its end.
-            several = isinstance(self.crew, Workers)
-            begins_anew = (bool(self.measurements) or several) and self.gathers(stage, any)
-            if self.at.step == 0:
-                for block in self.cascade.units[stage.first : stage.stop]:
-                    for loss in block.losses:
-                        loss.begin_pass()
-            self.between = several and not begins_anew
-            self.crew.begin(self.positions, (self.at.epoch + 1) * self.n_steps)
-            for indices in order.split(self.fit.batch_size)[self.at.step : self.n_steps]:
-                self.crew.wires.begin(self.index)
-                with self.crew.working():
-                    last = self.at.step == self.n_steps - 1
-                    losses = self._step(stage, indices, finite if last else None)
-                self.sums = losses if self.sums is None else self.sums + losses
-                self.at.step += 1
-                if not begins_anew:
-                    self._save_if_due()
-            assert self.sums is not None
-            self.crew.cut(self.index, self._save if self.between and self.checkpoint is not None else None)
-            means = (self.crew.total(self.sums) / self.n_steps).tolist()
-            self.between = False
-            check_losses(stage.name, means, self.at.epoch, self.settings.lr)
+            if state.measurements.too_old(position.epoch, state.settings.cache_lifetime()):
+                state.measurements.renew(position.epoch)
+            finite = self._run_steps(stage)
+            assert state.sums is not None
+            save = self._save if self._resumable and self.checkpoint is not None else None
+            self.workers.synchronize(state.index, save)
+            means = (self.workers.reduce_losses(state.sums) / state.n_steps).tolist()
+            self._resumable = False
+            check_losses(stage.name, means, position.epoch, state.settings.lr)
             self._end_pass(stage)
-            broken = self.crew.total(self._broken(stage, finite)).tolist()
-            check_finite(stage.name, broken, self.at.epoch, self.settings.lr)
-        self.at.total_steps += self.n_steps
-        self.at.epoch, self.at.step, self.sums = self.at.epoch + 1, 0, None
-        self.positions = [self.index] * self.crew.size
+            broken = self.workers.reduce_losses(self._broken(stage, finite)).tolist()
+            check_finite(stage.name, broken, position.epoch, state.settings.lr)
+        position.total_steps += state.n_steps
+        position.epoch, position.step, state.sums = position.epoch + 1, 0, None
+        self.positions = [state.index] * self.workers.size
         self._close_epoch(stage, lr, means)
 
+    def _run_steps(self, stage: Stage) -> list[Tensor]:
+        """Take the steps of the epoch that are left; returns whether the outputs of the last were finite."""
+        state, position, finite = self.state, self.state.position, list[Tensor]()
+        order = torch.randperm(
+            state.n_samples,
+            generator=_seeds.generator(state.device, state.seed, "order", position.epoch),
+            device=state.device,
+        )
+        # A pass that begins again needs the devices in the state that they had at its beginning. With several
+        # workers, some may have finished the pass.
+        several = self.workers.several
+        begins_again = (state.measurements.has_devices or several) and state.one_pass(stage, any)
+        if position.step == 0:
+            for block in self.cascade.units[stage.first : stage.stop]:
+                block.rule.begin_epoch(block)
+        self._resumable = several and not begins_again
+        save_between = self.checkpoint is not None and not begins_again
+        self.workers.begin_epoch(self.positions, (position.epoch + 1) * state.n_steps)
+        constants = self._epoch_constants(stage)
+        take_step = self.workers.wrap_step(self._step, state.index)
+        batches = order.split(state.fit.batch_size)[position.step : state.n_steps]
+        for indices in batches:
+            last = position.step == state.n_steps - 1
+            losses = take_step(constants, indices, finite if last else None)
+            state.sums = losses if state.sums is None else state.sums + losses
+            position.step += 1
+            if save_between:
+                self._save_if_due()
+        return finite
+
+    def _epoch_constants(self, stage: Stage) -> EpochConstants:
+        first, stop = self.workers.block_range(stage.first, stage.stop)
+        encoding = self.cascade.encoding
+        return EpochConstants(
+            blocks=self.cascade.units[first:stop],
+            first=first,
+            rows=self.workers.split_rows(self.feed.rows, encoding.views),
+            front_output=self.feed.front_output and first == stage.first,
+            step=partial(linked_step, self.workers.neighbors) if self.workers.size > 1 else step,
+            message=encoding.message(),
+            readouts=self.state.trained_readouts(stage),
+            losses=self.cascade.losses,
+            seed_parts=(self.workers.replica,) if self.workers.replica else (),
+        )
+
+    def _step(self, constants: EpochConstants, indices: Tensor, finite: list[Tensor] | None) -> Tensor:
+        """Take one step; returns the losses of this worker's blocks, then of readouts.
+
+        Args:
+            constants: What is the same for all steps of the epoch.
+            indices: The samples, ``[B]``.
+            finite: A list to which is added, for each block, whether its output is finite; None: unchecked.
+        """
+        epoch, number = self.state.position.epoch, self.state.position.step
+        seed = _seeds.derive(self.state.seed, "step", epoch, number, *constants.seed_parts)
+        scores, losses = None, list[Tensor]()
+        if constants.readouts:
+            scores, losses = self._step_readouts(constants, indices, seed)
+        if constants.blocks:
+            rows, target = constants.rows(indices, epoch, number, scores)
+            losses = (
+                constants.step(
+                    constants.blocks,
+                    rows,
+                    target,
+                    seed,
+                    constants.first,
+                    constants.front_output,
+                    constants.message,
+                    finite,
+                )
+                + losses
+            )
+        return torch.stack(losses).float()
+
+    def _step_readouts(
+        self, constants: EpochConstants, indices: Tensor, seed: int
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """One step of each readout that is trained; returns the scores of the last ``[B, C]``, and losses."""
+        position, scores, losses = self.state.position, None, list[Tensor]()
+        _seeds.seed_global(indices.device, seed, "readout")
+        x, y = self.feed.samples(indices, position.epoch, position.step)
+        for name, readout in constants.readouts.items():
+            outputs = self.feed.outputs(x, indices, readout.view)
+            scores = readout(outputs, constants.losses).detach()
+            optimizer = self.state.optimizers[f"readout.{name}"]
+            losses.append(update_readout(readout, optimizer, outputs, y))
+        return scores, losses
+
     def _end_pass(self, stage: Stage) -> None:
-        if self.gathers(stage, any):
-            self.crew.sync(self.cascade)
-        number, (first, stop) = 0, self.crew.share(stage.first, stage.stop)
+        if self.state.one_pass(stage, any):
+            self.workers.broadcast_weights(self.cascade)
+        number, (first, stop) = 0, self.workers.block_range(stage.first, stage.stop)
         for k, block in enumerate(self.cascade.units[:stop]):
-            for loss in block.losses:
-                if k >= first:
-                    seen = None if self.evaluator is None else self.evaluator.outputs(number, k + 1)
-                    loss.end_pass(seen)
-                number += 1
+            if k >= first and block.rule.one_pass:
+                outputs = None if self.evaluator is None else self.evaluator.outputs(number, k + 1)
+                block.rule.end_epoch(block, outputs)
+            number += len(block.losses)
 
     def _lr(self, stage: Stage) -> float:
-        """The learning rate of the lowest block of a stage, or of the readout where that learns alone."""
+        """The learning rate of the lowest block of a stage, or of the readout where that is trained alone."""
         names = [f"block{k}" for k in range(stage.first, stage.stop)]
-        names += [f"readout.{name}" for name, _ in self.learning(stage)]
-        return float(self.optimizers[names[0]].param_groups[0]["lr"])
+        names += [f"readout.{name}" for name in self.state.trained_readouts(stage)]
+        return float(self.state.optimizers[names[0]].param_groups[0]["lr"])
 
     def _broken(self, stage: Stage, finite: list[Tensor]) -> Tensor:
         """1 for each loss whose block, or readout, has outputs or weights that are not finite; else 0.
 
         Args:
             stage: The stage.
-            finite: Whether the outputs of this worker's blocks were, if a step has just been taken.
+            finite: Whether the last outputs of this worker's blocks were finite; empty if no step was taken.
         """
-        first, stop = self.crew.share(stage.first, stage.stop)
-        found: list[Tensor] = []
+        first, stop = self.workers.block_range(stage.first, stage.stop)
+        all_finite: list[Tensor] = []
         for k, block in enumerate(self.cascade.units[first:stop]):
-            found += [is_finite(part) for part in parts([block])]
+            all_finite += [is_finite(part) for part in parts([block])]
             if finite:
-                found[-1] = found[-1] & finite[k]
-        found += [is_finite(readout) for _, readout in self.learning(stage)]
-        return 1 - torch.stack(found).float()
-
-    def _step(self, stage: Stage, indices: Tensor, finite: list[Tensor] | None) -> Tensor:
-        epoch, number = self.at.epoch, self.at.step
-        learning, scores, losses = self.learning(stage), None, []
-        # Replicas have other rows, so they draw other noise.
-        replica = (self.crew.replica,) if self.crew.replica else ()
-        seed = _seeds.derive(self.seed, "step", epoch, number, *replica)
-        if learning:
-            _seeds.seed_global(indices.device, seed, "readout")
-            x, y = self.feed.samples(indices, epoch, number)
-            for name, readout in learning:
-                outputs = self.feed.outputs(x, indices, readout.view)
-                scores = readout(outputs, self.cascade.losses).detach()
-                losses.append(update_readout(readout, self.optimizers[f"readout.{name}"], outputs, y))
-        if stage.stop > stage.first:
-            rows, target = self.feed.rows(indices, epoch, number, scores)
-            rows, target = self.crew.part(rows, target, self.cascade.encoding.views)
-            first, stop = self.crew.share(stage.first, stage.stop)
-            sensed, message = self.feed.sensed and first == stage.first, self.cascade.encoding.message()
-            blocks, wires = self.cascade.units[first:stop], self.crew.wires
-            losses = step(blocks, rows, target, seed, first, sensed, message, wires, finite) + losses
-        return torch.stack(losses).float() * self.crew.weight
+                all_finite[-1] = all_finite[-1] & finite[k]
+        all_finite += [is_finite(readout) for readout in self.state.trained_readouts(stage).values()]
+        return 1 - torch.stack(all_finite).float()
 
     def _close_epoch(self, stage: Stage, lr: float, means: list[float]) -> None:
+        """Evaluate, add the history's row, and save."""
+        state, position, fit = self.state, self.state.position, self.state.fit
         row: dict[str, Any] = {
             "stage": stage.name,
-            "epoch": self.at.epoch,
-            "step": self.at.total_steps,
+            "epoch": position.epoch,
+            "step": position.total_steps,
             "lr": lr,
             "loss": means,
-            **self.crew.report(),
+            **self.workers.report_age(),
         }
-        due = self.at.epoch % self.fit.eval_every == 0 or self.at.epoch == self._epochs(stage)
-        if self.evaluator is not None and due and judges(self.cascade, stage):
+        due = position.epoch % fit.eval_every == 0 or position.epoch == self._epochs(stage)
+        readouts = selecting_readouts(self.cascade, stage) if due else []
+        if self.evaluator is not None and readouts:
             with self.hooks.window("eval"):
-                self.crew.sync(self.cascade)
-                row["validation"] = validate(self.cascade, stage, self.evaluator)
+                self.workers.broadcast_weights(self.cascade)
+                row["metric"] = state.metric.name
+                row["validation"] = validate(self.cascade, stage, self.evaluator, state.metric)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
-            self._select(stage, row["validation"][judges(self.cascade, stage)[0]])
-        if self.measurements:
-            row["passes"] = self.measurements.passes()
-        self.history.rows.append(row)
-        done = self.at.stage * self.fit.epochs + self.at.epoch
-        self.hooks.progress(done, len(self.stages) * self.fit.epochs, row)
-        # What a device has answered cannot be had again for nothing: no epoch of it is left unsaved.
-        self._save_if_due(now=bool(self.measurements))
+            self._select(stage, row["validation"][readouts[0]])
+        has_devices = state.measurements.has_devices
+        if has_devices:
+            row["passes"] = state.measurements.passes()
+        state.history.rows.append(row)
+        done = position.stage * fit.epochs + position.epoch
+        self.hooks.progress(done, len(state.stages) * fit.epochs, row)
+        # Measuring again costs passes of the devices, so every epoch with devices is saved.
+        self._save_if_due(now=has_devices)
 
-    def _select(self, stage: Stage, accuracy: float) -> None:
-        if accuracy > self.at.best + self.fit.min_delta:
-            self.at.best, self.at.best_epoch, self.at.stale = accuracy, self.at.epoch, 0
-            if self.fit.restore_best:
-                self.best = {name: tensor.clone() for name, tensor in saving.changing(self, stage)}
+    def _select(self, stage: Stage, value: float) -> None:
+        state, position = self.state, self.state.position
+        signed = state.metric.signed(value)
+        if signed > position.best + state.fit.min_delta:
+            position.best, position.best_epoch, position.stale = signed, position.epoch, 0
+            if state.fit.restore_best:
+                state.best = {name: tensor.clone() for name, tensor in state.trained_tensors(stage)}
         else:
-            self.at.stale += 1
+            position.stale += 1
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
     def _save_if_due(self, now: bool = False) -> None:
         if self.checkpoint is not None:
-            elapsed = time.monotonic() - self.saved_at >= self.checkpoint.every_s
-            if self.crew.due(self.index, elapsed) or now:
+            elapsed = time.monotonic() - self._saved_at >= self.checkpoint.every_s
+            if self.workers.checkpoint_due(self.state.index, elapsed) or now:
                 self._save()
 
     def _save(self) -> None:
         assert self.checkpoint is not None
         with self.hooks.window("io"):
-            saving.save(self, self.checkpoint)
-        self.saved_at = time.monotonic()
+            saving.save(self.state, self.checkpoint)
+        self._saved_at = time.monotonic()

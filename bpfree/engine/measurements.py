@@ -1,4 +1,4 @@
-"""What a run has asked of devices: their state in its checkpoints, and the answers that it keeps."""
+"""The devices in the fronts of a run: their state in checkpoints, and the files of their cached outputs."""
 
 from __future__ import annotations
 
@@ -9,109 +9,104 @@ import torch
 
 from bpfree.core.cascade import Cascade
 from bpfree.engine import checkpoint as ckpt
-from bpfree.engine.feed import Feed
-from bpfree.graphs.feed import GraphFeed
-from bpfree.nn import apparatus, passes
+from bpfree.engine.base_feed import BaseFeed
+from bpfree.nn import physical_devices, passes
 
 
 class Measurements:
-    """The devices behind a cascade, and the files of the answers that the feed keeps.
+    """The devices of a cascade, and the files of the outputs that the feed caches.
 
-    Answers are large and change seldom, so they lie beside the checkpoint, a file for each height of the
-    feed, written when they were measured: a run that is taken up measures nothing twice. With no device in
-    the cascade, or no checkpoint, nothing is written.
+    Cached outputs are large and change rarely, so they are saved beside the checkpoint, in one file for each
+    height of the feed, when they were measured: a resumed run measures nothing twice. Without a device or
+    without a checkpoint nothing is written.
 
     Args:
         cascade: The blocks.
-        feed: What keeps answers for training.
-        path: The checkpoint's file, or None.
+        feed: Caches outputs for training.
+        path: The file of the checkpoint, or None.
         fingerprint: Of the run.
     """
 
-    def __init__(self, cascade: Cascade, feed: Feed | GraphFeed, path: Path | None, fingerprint: str) -> None:
+    def __init__(self, cascade: Cascade, feed: BaseFeed, path: Path | None, fingerprint: str) -> None:
         self.cascade, self.feed, self.path, self.fingerprint = cascade, feed, path, fingerprint
-        self.apparatus = apparatus(cascade)
+        self.devices = physical_devices(cascade)
 
     @property
-    def kept(self) -> Feed:
-        """The feed that keeps answers: no device stands behind a graph."""
-        assert isinstance(self.feed, Feed)
-        return self.feed
-
-    def __bool__(self) -> bool:
-        return bool(self.apparatus)
+    def has_devices(self) -> bool:
+        """Whether there is a device."""
+        return bool(self.devices)
 
     def passes(self) -> dict[str, int]:
-        """Rows sent so far, by purpose."""
+        """Rows that the devices have processed so far, by purpose."""
         return passes(self.cascade)
 
     def state(self, tensors: ckpt.Tensors) -> Any:
-        """The devices' states, as JSON; arrays go to ``tensors``."""
-        if not self.apparatus:
+        """The states of the devices, as JSON; their arrays are added to ``tensors``."""
+        if not self.devices:
             return []
         from bpfree.physics import split_state
 
-        arrays, rest = split_state([one.state_dict() for one in self.apparatus])
+        arrays, values = split_state([device.state_dict() for device in self.devices])
         tensors |= ckpt.prefixed(
             "apparatus", {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
         )
-        return rest
+        return values
 
-    def load(self, state: Any, tensors: ckpt.Tensors) -> None:
-        """Put back what `state` took."""
-        if not self.apparatus:
+    def load(self, values: Any, tensors: ckpt.Tensors) -> None:
+        """Load the result of `state`."""
+        if not self.devices:
             return
         from bpfree.physics import join_state
 
         arrays = {name: t.cpu().numpy() for name, t in ckpt.under("apparatus", tensors).items()}
-        for one, own in zip(self.apparatus, join_state(arrays, state), strict=True):
-            one.load_state_dict(own)
+        for device, state in zip(self.devices, join_state(arrays, values), strict=True):
+            device.load_state_dict(state)
 
-    def climb(self, height: int, epoch: int, step: int) -> None:
-        """Bring the feed to the block at ``height``, with what was measured for it if that was saved.
+    def freeze_below(self, height: int, epoch: int, step: int) -> None:
+        """Freeze the blocks below ``height`` in the feed, with saved outputs of devices if there are any.
 
         Args:
-            height: The block.
-            epoch: Where the run stands in the stage of that block.
-            step: Where it stands in the epoch.
+            height: Number of frozen blocks.
+            epoch: Finished epochs of the stage.
+            step: Steps taken in the current epoch.
         """
         path = self._file(height)
         if path is not None and path.exists():
-            tensors, state = ckpt.read(path, self.kept.device)
-            if state["fingerprint"] == self.fingerprint:
-                self.kept.restore(height, tensors["features"], state["made_in"])
-                if (epoch, step) == (state["made_in"], 0):
-                    # They were measured after the checkpoint had been written.
-                    self.load(state["apparatus"], tensors)
+            tensors, values = ckpt.read(path, self.feed.device)
+            if values["fingerprint"] == self.fingerprint:
+                self.feed.restore(height, tensors["features"], values["made_in"])
+                if (epoch, step) == (values["made_in"], 0):
+                    # They were measured after the checkpoint was written.
+                    self.load(values["apparatus"], tensors)
                 return
-        self.feed.climb(height)
+        self.feed.freeze_below(height)
         self._save()
 
     def too_old(self, epoch: int, limit: int | None) -> bool:
-        """Whether what is kept was measured ``limit`` epochs ago or more."""
-        return limit is not None and self.kept.measured and epoch - self.kept.made_in >= limit
+        """Whether the cached outputs of devices were measured ``limit`` epochs ago or earlier."""
+        return limit is not None and self.feed.measured and epoch - self.feed.made_in >= limit
 
     def renew(self, epoch: int) -> None:
-        """Measure what is kept once more."""
-        self.kept.renew(epoch)
+        """Measure the cached outputs again."""
+        self.feed.renew(epoch)
         self._save()
 
-    def forget(self) -> None:
-        """Remove the files: the run is over."""
+    def remove_files(self) -> None:
+        """Remove the files: the run is finished."""
         for height in range(len(self.cascade.units)):
             path = self._file(height)
             if path is not None:
                 path.unlink(missing_ok=True)
 
     def _file(self, height: int) -> Path | None:
-        if self.path is None or not self.apparatus:
+        if self.path is None or not self.devices:
             return None
         return self.path.with_name(f"{self.path.name}.measured{height}")
 
     def _save(self) -> None:
-        path = self._file(self.feed.height)
-        if path is None or not self.kept.measured or self.kept.features is None:
+        path, features = self._file(self.feed.height), self.feed.features
+        if path is None or features is None or not self.feed.measured:
             return
-        tensors: dict[str, torch.Tensor] = {"features": self.kept.features}
-        state = {"fingerprint": self.fingerprint, "made_in": self.kept.made_in}
-        ckpt.write(path, tensors, state | {"apparatus": self.state(tensors)})
+        tensors: dict[str, torch.Tensor] = {"features": features}
+        values = {"fingerprint": self.fingerprint, "made_in": self.feed.made_in}
+        ckpt.write(path, tensors, values | {"apparatus": self.state(tensors)})

@@ -12,6 +12,7 @@ from bpfree._errors import BadValue
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.engine.settings import TrainerSettings, make_optimizer
+from bpfree.losses import FeedbackLoss
 from bpfree.nn.layout import overlaps_itself
 
 
@@ -81,17 +82,18 @@ def make_optimizers(cascade: Cascade, settings: TrainerSettings) -> dict[str, to
     optimizers = {}
     _check_memory(cascade)
     for k, block in enumerate(cascade.units):
-        feedback = [p for loss in block.losses for p in loss.feedback_parameters()]
+        sending_losses = (loss for loss in block.losses if isinstance(loss, FeedbackLoss))
+        feedback = [p for loss in sending_losses for p in loss.feedback_parameters()]
         sending = {id(p) for p in feedback}
         forward = [p for p in block.trainable() if id(p) not in sending]
-        lr = getattr(settings, "feedback_lr", None)
-        apart = [(feedback, settings.lr if lr is None else lr)] if feedback else []
+        apart = [(feedback, settings.feedback_rate())] if feedback else []
         optimizers[f"block{k}"] = make_optimizer(forward, settings, apart=apart)
     for name in cascade.readouts:
         readout = cascade.readout(name)
         if readout.learns:
-            lr, decay = getattr(settings, "readout_lr", None), getattr(settings, "readout_weight_decay", None)
-            optimizers[f"readout.{name}"] = make_optimizer(readout.parameters(), settings, lr, decay)
+            optimizers[f"readout.{name}"] = make_optimizer(
+                readout.parameters(), settings, settings.readout_rate(), settings.readout_decay()
+            )
     return optimizers
 
 

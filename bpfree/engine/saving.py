@@ -1,290 +1,220 @@
-"""A run's state in files: written while it goes on, and taken up by a run that goes on from there."""
+"""Saves the state of a run in files, and resumes a run from them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.distributed.pipelined import Workers
-from bpfree.distributed.workers import Crew
+from bpfree.distributed.workers import Workers
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.history import History
-from bpfree.engine.optimizers import hyperparameters
-from bpfree.engine.run_state import Checkpoint, Position
-from bpfree.engine.schedule import Stage
-from bpfree.engine.settings import FitSettings
-
-if TYPE_CHECKING:
-    from bpfree.data import TensorData
-    from bpfree.engine.loop import Fit
-    from bpfree.trainers.base import Trainer
+from bpfree.engine.identity import differences
+from bpfree.engine.run_state import Checkpoint, Position, RunState
 
 
-#: Keys of an identity whose values are digests, which tell nobody anything, and what they stand for.
-DIGESTS = {
-    "network": "the network is another",
-    "train.content": "the training samples or labels are others",
-    "validation.content": "the validation samples or labels are others",
-}
+def worker_path(path: Path, workers: Workers) -> Path:
+    """The file of this worker's group of blocks, beside those of the others; ``path`` for a single worker."""
+    return path.with_name(f"{path.name}.worker{workers.rank}of{workers.label}") if workers.label else path
 
 
-def identity(
-    trainer: Trainer, fit: FitSettings, train: TensorData, validation: TensorData | None
-) -> dict[str, Any]:
-    """What a run's files must agree on with the run that goes on from them, by name, as JSON holds it."""
-    cascade = trainer.cascade
-    shapes = [list(p.shape) for p in cascade.parameters()]
-    found: dict[str, Any] = {"trainer": trainer.id, "seed": trainer.seed}
-    found |= asdict(trainer.settings) | {f"fit.{name}": value for name, value in asdict(fit).items()}
-    found["network"] = _digest([shapes, repr(cascade), str(trainer.dtype)])
-    if frozen := [name for name, p in cascade.named_parameters() if not p.requires_grad]:
-        found["frozen parameters"] = frozen
-    for part, data in (("train", train), ("validation", validation)):
-        *told, digest = [None] if data is None else data.content()
-        names = ("name", "samples", "shape", "augment", "mean", "std")
-        found |= {f"{part}.{name}": value for name, value in zip(names, told, strict=False)}
-        found[f"{part}.content"] = digest
-    for name, optimizer in trainer.replaced.items():
-        found[f"optimizers.{name}"] = f"{type(optimizer).__name__} {hyperparameters(optimizer)}"
-    plain: dict[str, Any] = json.loads(json.dumps(found))
-    return plain
-
-
-def _digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """An identity in short."""
-    return _digest(identity)
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
-    """In what two identities differ: by name, the sentence that says so."""
-    names = [name for name in (*ours, *(theirs.keys() - ours)) if theirs.get(name) != ours.get(name)]
-    return {
-        name: DIGESTS.get(name) or f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-        for name in names
-    }
-
-
-def own_path(path: Path, crew: Crew) -> Path:
-    """The file of this worker and its replicas, beside the others'; of one worker alone it is ``path``."""
-    return path.with_name(f"{path.name}.worker{crew.rank}of{crew.label}") if crew.label else path
-
-
-def begun(checkpoint: Checkpoint | None, crew: Crew) -> bool:
-    """Whether there is a run to go on with.
+def exists(checkpoint: Checkpoint | None, workers: Workers) -> bool:
+    """Whether there is a run to resume.
 
     Raises:
-        BadValue: If it was begun by another number of workers.
+        BadValue: If another number of workers began it.
     """
     if checkpoint is None:
         return False
     path = checkpoint.path
-    others = {p.name.rpartition("of")[2] for p in path.parent.glob(f"{escape(path.name)}.worker*of*")}
-    others = {n for n in others if re.fullmatch(r"\d+(x\d+)?", n)} - {crew.label}
-    if others and not path.exists():
+    labels = {p.name.rpartition("of")[2] for p in path.parent.glob(f"{escape(path.name)}.worker*of*")}
+    labels = {label for label in labels if re.fullmatch(r"\d+(x\d+)?", label)} - {workers.label}
+    if labels and not path.exists():
         raise BadValue(
-            f"{path}: the run was begun by {others.pop()} workers, not {crew.label or 1}: go on with as "
-            f"many, or remove {path.name}.worker*"
+            f"{path}: the run was begun by {labels.pop()} workers, not {workers.label or 1}: continue it "
+            f"with as many, or remove {path.name}.worker*"
         )
-    return path.exists() or own_path(path, crew).exists()
+    return path.exists() or worker_path(path, workers).exists()
 
 
-def save(run: Fit, checkpoint: Checkpoint) -> None:
-    """Write what the run needs to go on.
+def save(state: RunState, checkpoint: Checkpoint) -> None:
+    """Write what is needed to continue the run.
 
-    A worker among several writes its own blocks into its own file; of replicas, the first does, and puts what
-    differs between them beside one another. The finished run, which all hold whole, is written by the first.
+    A worker among several writes its own blocks into a file of its own. Of replicas the first writes, with
+    the tensors that differ between replicas. The finished run is the same for all workers, and the first
+    writes it.
     """
-    finished = run.at.stage == len(run.stages)
-    if finished and not run.crew.leads:
+    workers, finished = state.workers, state.finished
+    if finished and not workers.is_first:
         return
-    sums = {} if run.sums is None else {"sums": run.sums.cpu()}
-    apart = [] if finished else run.crew.gathered(sums | run.crew.state())
-    if run.crew.replica > 0:
+    sums = {} if state.sums is None else {"sums": state.sums.cpu()}
+    replicas = [] if finished else workers.gather_checkpoint(sums | workers.link_state())
+    if workers.replica > 0:
         return
-    model = run.cascade.state_dict() if finished else _own(run, run.cascade.state_dict())
-    tensors = ckpt.prefixed("model", model) | ckpt.prefixed("best", run.best)
-    tensors |= ckpt.prefixed("memory", run.cascade.memories())
-    for name, optimizer in run.optimizers.items():
+    model = state.cascade.state_dict()
+    if not finished:
+        others = state.other_workers_tensors()
+        model = {name: tensor for name, tensor in model.items() if name not in others}
+    tensors = ckpt.prefixed("model", model) | ckpt.prefixed("best", state.best)
+    tensors |= ckpt.prefixed("memory", state.cascade.states())
+    for name, optimizer in state.optimizers.items():
         tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
-    for number, own in enumerate(apart):
-        tensors |= ckpt.prefixed(f"replica{number}", own)
-    state: dict[str, Any] = {
-        "fingerprint": run.fingerprint,
-        "identity": run.identity,
-        "position": position(run.at),
-        "history": asdict(run.history),
+    for number, replica in enumerate(replicas):
+        tensors |= ckpt.prefixed(f"replica{number}", replica)
+    values: dict[str, Any] = {
+        "fingerprint": state.fingerprint,
+        "identity": state.identity,
+        "position": _as_json(state.position),
+        "history": asdict(state.history),
         "carried": checkpoint.carried.state() if checkpoint.carried else None,
-        "apparatus": run.measurements.state(tensors),
+        "apparatus": state.measurements.state(tensors),
     }
-    if isinstance(run.crew, Workers):
-        state["groups"] = run.crew.groups
-    if finished and run.end is not None:
-        state["end"] = position(run.end)
-        tensors |= ckpt.prefixed("last", run.last)
-    ckpt.write(checkpoint.path if finished else own_path(checkpoint.path, run.crew), tensors, state)
+    if workers.groups:
+        values["groups"] = workers.groups
+    if finished and state.end is not None:
+        values["end"] = _as_json(state.end)
+        tensors |= ckpt.prefixed("last", state.last)
+    ckpt.write(checkpoint.path if finished else worker_path(checkpoint.path, workers), tensors, values)
 
 
-def _own(run: Fit, state: ckpt.Tensors) -> ckpt.Tensors:
-    """What of the cascade's state is this worker's: without the blocks of others."""
-    n = len(run.cascade.units)
-    first, stop = run.crew.share(0, n)
-    others = tuple(f"blocks.{k}." for k in range(n) if not first <= k < stop)
-    return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
+def _as_json(position: Position) -> dict[str, Any]:
+    return {name: value for name, value in asdict(position).items() if value != -math.inf}
 
 
-def changing(run: Fit, stage: Stage) -> Iterator[tuple[str, Tensor]]:
-    """The state that a stage changes: of this worker's blocks but for their fronts, and of readouts."""
-    first, stop = run.crew.share(stage.first, stage.stop)
-    blocks = {f"blocks.{k}.": f"blocks.{k}.front." for k in range(first, stop)}
-    parts = blocks | {f"readouts.{name}.": " " for name, _ in run.learning(stage)}
-    for name, tensor in run.cascade.state_dict().items():
-        if any(name.startswith(part) and not name.startswith(fixed) for part, fixed in parts.items()):
-            yield name, tensor
-
-
-def position(at: Position) -> dict[str, Any]:
-    """As JSON."""
-    return {k: v for k, v in asdict(at).items() if v != -math.inf}
-
-
-def resume(run: Fit, checkpoint: Checkpoint) -> None:
-    """Take up what `save` wrote.
+def resume(state: RunState, checkpoint: Checkpoint) -> None:
+    """Load what `save` wrote.
 
     Raises:
-        BadValue: If it is of another run.
+        BadValue: If it belongs to another run.
     """
     path = checkpoint.path
-    path = path if path.exists() else own_path(path, run.crew)
-    tensors, state = ckpt.read(path, run.train.y.device)
-    if "fingerprint" not in state:
+    path = path if path.exists() else worker_path(path, state.workers)
+    tensors, values = ckpt.read(path, state.device)
+    if "fingerprint" not in values:
         raise BadValue(f"{path} was written by Trainer.save, not by a run: name another file")
-    finished = state["position"].get("stage", 0) == len(run.stages)
-    extends = _check_identity(run, state, path, finished)
-    whole = run.cascade.state_dict()
+    finished = values["position"].get("stage", 0) == len(state.stages)
+    more_epochs = _check_identity(state, values, path, finished)
     model = ckpt.under("model", tensors)
-    rest = {} if finished else {k: t for k, t in whole.items() if k not in _own(run, whole)}
-    ckpt.load_module(run.cascade, rest | model, path)
-    run.cascade.remember(ckpt.under("memory", tensors))
-    for name, optimizer in run.optimizers.items():
+    # The file of a worker has the tensors of its own blocks alone.
+    others = {} if finished else state.other_workers_tensors()
+    ckpt.load_module(state.cascade, others | model, path)
+    state.cascade.set_states(ckpt.under("memory", tensors))
+    for name, optimizer in state.optimizers.items():
         ckpt.load_optimizer(optimizer, ckpt.under(f"optimizer.{name}", tensors))
-    own = ckpt.under(f"replica{run.crew.replica}", tensors)
-    run.best, run.sums = ckpt.under("best", tensors), own.get("sums")
-    run.at, run.history = Position(**state["position"]), History(**state["history"])
-    if run.at.stage < len(run.stages) and run.gathers(run.stages[run.at.stage], any):
-        # What was gathered in the pass is not in the file: the pass begins anew, and gathers the same.
-        run.at.step, run.sums = 0, None
-    if extends and finished:
-        # The run goes on from its last epoch, not from its best.
+    replica = ckpt.under(f"replica{state.workers.replica}", tensors)
+    state.best, state.sums = ckpt.under("best", tensors), replica.get("sums")
+    state.position, state.history = Position(**values["position"]), History(**values["history"])
+    state.history.name_metric(state.metric)
+    if not state.finished and state.one_pass(state.stages[state.position.stage], any):
+        # The file does not contain the sums of a pass: the pass begins again, and computes the same.
+        state.position.step, state.sums = 0, None
+    if more_epochs and finished:
+        # The run continues from its last epoch, not from its best.
         last = ckpt.under("last", tensors)
-        run.best = {name: model[name] for name in last}
-        run.cascade.load_state_dict(last, strict=False)
-        run.at = Position(**state["end"])
-        run.history.stages.pop()
-    if checkpoint.carried is not None and state["carried"] is not None:
-        checkpoint.carried.load(state["carried"])
-    run.measurements.load(state["apparatus"], tensors)
-    if isinstance(run.crew, Workers) and "groups" in state:
-        run.crew.load(state["groups"], own)
+        state.best = {name: model[name] for name in last}
+        state.cascade.load_state_dict(last, strict=False)
+        state.position = Position(**values["end"])
+        state.history.stages.pop()
+    if checkpoint.carried is not None and values["carried"] is not None:
+        checkpoint.carried.load(values["carried"])
+    state.measurements.load(values["apparatus"], tensors)
+    if "groups" in values:
+        state.workers.load_link_state(values["groups"], replica)
 
 
-def _check_identity(run: Fit, state: Mapping[str, Any], path: Path, finished: bool) -> bool:
-    """Whether the run goes on for another number of epochs than it was begun with.
+def _check_identity(state: RunState, values: Mapping[str, Any], path: Path, finished: bool) -> bool:
+    """Whether the run continues with another number of epochs than it began with.
 
     Raises:
-        BadValue: If it is another run, or cannot go on so.
+        BadValue: If it is another run, or cannot continue so.
     """
-    if state["fingerprint"] == run.fingerprint:
+    if values["fingerprint"] == state.fingerprint:
         return False
     different = {"": "other settings, seed or data"}
-    if "identity" in state:
-        different = _differences(state["identity"], run.identity)
-    remedy = "remove it, or name another file"
+    if "identity" in values:
+        different = differences(values["identity"], state.identity)
+    fix = "remove it, or name another file"
     if different.keys() != {"fit.epochs"}:
-        raise BadValue(f"{path} belongs to another run ({'; '.join(different.values())}): {remedy}")
-    reason = _fixed_epochs(run, state, finished)
+        raise BadValue(f"{path} belongs to another run ({'; '.join(different.values())}): {fix}")
+    reason = _fixed_epochs(state, values, finished)
     if reason:
-        raise BadValue(f"{path} belongs to another run ({different['fit.epochs']}), and {reason}: {remedy}")
+        raise BadValue(f"{path} belongs to another run ({different['fit.epochs']}), and {reason}: {fix}")
     return True
 
 
-def _fixed_epochs(run: Fit, state: Mapping[str, Any], finished: bool) -> str:
-    """Why a run cannot go on with another number of epochs as if it had been begun so; "" if it can."""
-    before = state["identity"]["fit.epochs"]
-    if run.settings.lr_schedule != "constant":
-        return f"lr_schedule = {run.settings.lr_schedule!r} depends on the number of epochs"
-    if isinstance(run.crew, Workers) or run.measurements:
-        return "a run by several workers, or with devices, keeps its number of epochs"
-    if finished and len(run.stages) == 1 and run.settings.schedule != "greedy" and "end" in state:
-        at = state["end"]
-    elif state["position"].get("stage", 0) == 0:
-        at = state["position"]
+def _fixed_epochs(state: RunState, values: Mapping[str, Any], finished: bool) -> str:
+    """Why a run cannot continue with another number of epochs as if it had begun with it; "" if it can."""
+    before = values["identity"]["fit.epochs"]
+    if state.settings.lr_schedule != "constant":
+        return f"lr_schedule = {state.settings.lr_schedule!r} depends on the number of epochs"
+    if state.workers.several or state.measurements.has_devices:
+        return "the number of epochs of a run with several workers, or with devices, cannot change"
+    if finished and len(state.stages) == 1 and state.settings.schedule != "greedy" and "end" in values:
+        position = values["end"]
+    elif values["position"].get("stage", 0) == 0:
+        position = values["position"]
     else:
         return f"its stages have trained for {before} epochs each"
-    done = at["epoch"]
-    if (done, at["step"]) > (run.fit.epochs, 0):
+    done = position["epoch"]
+    if (done, position["step"]) > (state.fit.epochs, 0):
         return f"{done} epochs are done"
-    if done == before and done % run.fit.eval_every and run.evaluator is not None:
-        return f"its evaluation after epoch {done} is none of those every {run.fit.eval_every} epochs"
+    if done == before and done % state.fit.eval_every and state.validated:
+        return f"it was evaluated after epoch {done}, which is not a multiple of {state.fit.eval_every}"
     return ""
 
 
-def agree(run: Fit, resumed: bool) -> list[int]:
-    """Let the workers tell one another where they stand; returns the steps that each has taken.
+def agree(state: RunState, resumed: bool) -> list[int]:
+    """Exchange the positions of all workers; returns the steps that each has taken.
 
-    One that was stopped at a cut which others have passed holds the weights that it had there, and takes over
-    what they know: the history, and which evaluation was the best.
+    A worker that was stopped at the end of an epoch, while others went on, has the weights of that moment. It
+    takes over the history of the others, and which evaluation was the best.
 
     Raises:
-        BadValue: If some have begun and others have not.
+        BadValue: If some workers resume and others begin.
     """
-    if not isinstance(run.crew, Workers):
-        return [run.index]
-    words = run.crew.gather((resumed, run.index, position(run.at), asdict(run.history)))
-    # The replicas of a group go on from the same file.
-    words = words[: run.crew.size]
-    missing = [k for k, word in enumerate(words) if not word[0]]
-    if 0 < len(missing) < len(words):
+    workers = state.workers
+    mine = (resumed, state.index, _as_json(state.position), asdict(state.history))
+    # The replicas of a group resume from the same file.
+    all_states = workers.all_gather(mine)[: workers.size]
+    missing = [k for k, (has_file, *_) in enumerate(all_states) if not has_file]
+    if 0 < len(missing) < len(all_states):
         raise BadValue(
-            f"worker {missing[0]} has no checkpoint while others go on from theirs: all need the same "
-            "folder; remove the files of the run to begin anew"
+            f"worker {missing[0]} has no checkpoint while others resume from theirs: all need the same "
+            "folder; remove the files of the run to begin again"
         )
-    first = max(words, key=lambda word: (word[2]["stage"], word[2]["epoch"]))
-    _follow(run, first[2], first[3] | {k: max(word[3][k] for word in words) for k in ("resumed", "replayed")})
-    return [word[1] for word in words]
+    _, _, position, history = max(all_states, key=lambda one: (one[2]["stage"], one[2]["epoch"]))
+    counts = {k: max(one[3][k] for one in all_states) for k in ("resumed", "replayed")}
+    _catch_up(state, position, history | counts)
+    return [index for _, index, *_ in all_states]
 
 
-def _follow(run: Fit, at: Mapping[str, Any], history: dict[str, Any]) -> None:
-    run.history = History(**history)
-    if (at["stage"], at["epoch"]) == (run.at.stage, run.at.epoch):
+def _catch_up(state: RunState, position: Mapping[str, Any], history: dict[str, Any]) -> None:
+    """Take over position and history of the worker that is the farthest."""
+    state.history = History(**history)
+    mine, ahead = state.position, Position(**position)
+    if (ahead.stage, ahead.epoch) == (mine.stage, mine.epoch):
         return
-    ahead = Position(**at)
-    if ahead.stage == run.at.stage and run.at.step == run.n_steps and ahead.epoch == run.at.epoch + 1:
-        if ahead.best_epoch == ahead.epoch and run.fit.restore_best:
-            run.best = {name: tensor.clone() for name, tensor in changing(run, run.stages[run.at.stage])}
-        ahead.step, run.at, run.sums = 0, ahead, None
+    if ahead.stage == mine.stage and mine.step == state.n_steps and ahead.epoch == mine.epoch + 1:
+        if ahead.best_epoch == ahead.epoch and state.fit.restore_best:
+            stage = state.stages[mine.stage]
+            state.best = {name: tensor.clone() for name, tensor in state.trained_tensors(stage)}
+        ahead.step, state.position, state.sums = 0, ahead, None
         return
     raise BadValue(
-        f"worker {run.crew.rank} stands in epoch {run.at.epoch + 1}, another in epoch {ahead.epoch + 1}: "
-        "their checkpoints are not of one run; remove them to begin anew"
+        f"worker {state.workers.rank} is in epoch {mine.epoch + 1}, another in epoch {ahead.epoch + 1}: "
+        "their checkpoints do not belong to one run; remove them to begin again"
     )
 
 
-def clear(run: Fit, checkpoint: Checkpoint) -> None:
-    """Remove the workers' own files, when the finished run is written."""
-    if isinstance(run.crew, Workers):
-        run.crew.gather(None)
-        own_path(checkpoint.path, run.crew).unlink(missing_ok=True)
+def remove_worker_files(state: RunState, checkpoint: Checkpoint) -> None:
+    """Remove the files of the single workers, when the finished run is written."""
+    # Wait for the first worker, which writes it.
+    state.workers.all_gather(None)
+    path = worker_path(checkpoint.path, state.workers)
+    if path != checkpoint.path:
+        path.unlink(missing_ok=True)

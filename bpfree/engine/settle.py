@@ -1,4 +1,4 @@
-"""Evaluation of blocks whose teaching messages matter to what they answer: sweeps up and down, no steps."""
+"""Evaluation of blocks whose outputs depend on feedback: sweeps down and up, without steps."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ import torch
 from torch import Tensor
 
 from bpfree._rows import Rows
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, send_feedback
+from bpfree.losses import StatefulFeedbackLoss
 
 
 @torch.no_grad()
 def settle(
-    blocks: Sequence[Block], rows: Rows, message: Tensor | None, sweeps: int
+    blocks: Sequence[BaseBlock], inputs: Rows, message: Tensor | None, sweeps: int
 ) -> Iterator[list[Tensor]]:
-    """What readouts see of the blocks after each sweep.
+    """What readouts receive of the blocks after each sweep.
 
-    The first sweep finds nothing on the down wire; every later one, what the one before has left there. In
-    each, the blocks answer bottom first. What the blocks remember of training is put back at the end.
+    There is no feedback in the first sweep; each later one uses the states that the sweep before has left.
+    In a sweep the blocks are computed bottom first. Afterwards the states are those of training again.
 
     Args:
         blocks: Bottom first.
-        rows: Input of the lowest, all of them asked about.
-        message: What comes to the highest block as its message, from the second sweep on.
+        inputs: Input of the lowest, for all nodes or samples.
+        message: The message for the highest block, from the second sweep on.
         sweeps: Number of sweeps.
     """
-    losses = [block.loss for block in blocks]
-    before = [loss.memory for loss in losses]
+    losses = [block.loss for block in blocks if isinstance(block.loss, StatefulFeedbackLoss)]
+    before = [loss.state for loss in losses]
     try:
         for loss in losses:
-            loss.memory = None
-        heard: list[tuple[Rows, Tensor, Rows]] = []
+            loss.state = None
+        # For each block its last input, with its output and the input of the block above.
+        computed: list[tuple[Rows, Tensor, Rows]] = []
         for sweep in range(sweeps):
             outputs: list[Tensor] = []
-            at = rows
-            for k, (block, lesson) in enumerate(
-                zip(blocks, descend(blocks, message if sweep else None), strict=True)
-            ):
-                joined = block.join(at, lesson)
-                # A block that hears what it has heard before would answer the same again.
-                if len(heard) <= k or heard[k][0] is not joined:
+            current = inputs
+            feedback, _ = send_feedback(blocks, message if sweep else None)
+            for k, (block, own) in enumerate(zip(blocks, feedback, strict=True)):
+                joined = block.concat_feedback(current, own)
+                # The same input gives the same output again.
+                if len(computed) <= k or computed[k][0] is not joined:
                     output = block(joined)
-                    heard[k : k + 1] = [(joined, output, block.onward(joined, output))]
-                _, output, at = heard[k]
-                outputs.append(block.loss.blend(output, lesson))
-                block.loss.memory = block.loss.remembered(output)
+                    computed[k : k + 1] = [(joined, output, block.next_input(joined, output))]
+                _, output, current = computed[k]
+                if isinstance(block.loss, StatefulFeedbackLoss):
+                    outputs.append(block.loss.combine(output, own))
+                    block.loss.state = block.loss.next_state(output)
+                else:
+                    outputs.append(output)
             yield outputs
     finally:
-        for loss, memory in zip(losses, before, strict=True):
-            loss.memory = memory
+        for loss, state in zip(losses, before, strict=True):
+            loss.state = state

@@ -1,4 +1,4 @@
-"""One pass of a batch through a row of blocks, each taking its step on the way."""
+"""One training step of a batch: feedback from top to bottom, then an update of every block, bottom first."""
 
 from __future__ import annotations
 
@@ -9,66 +9,104 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._rows import Rows
-from bpfree.core.block import Block, send_down
-from bpfree.distributed.neighbors import Wires
-from bpfree.graphs.nodes import Nodes
+from bpfree.core.block import BaseBlock, send_feedback
+from bpfree.distributed.neighbors import Neighbors
 
 
 def step(
-    blocks: Sequence[Block],
-    rows: Rows,
+    blocks: Sequence[BaseBlock],
+    inputs: Rows,
     target: Tensor,
     seed: int,
     first: int = 0,
-    sensed: bool = False,
+    front_done: bool = False,
     message: Tensor | None = None,
-    wires: Wires | None = None,
     finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Update every block on one batch, bottom first, and free its activations before the next.
+    """Update every block on one batch, and free its activations before the next.
 
     Args:
-        blocks: The blocks to update.
-        rows: Input of the lowest of them.
+        blocks: The blocks to update, bottom first.
+        inputs: Input of the lowest of them.
         target: ``[rows]``.
-        seed: Seed of this step; block k draws its noise (dropout) from (seed, k), whatever the schedule.
+        seed: Seed of this step. Block k draws its noise (dropout) from (seed, k), whatever the schedule.
         first: Number of the lowest block.
-        sensed: Whether the lowest block's front has answered to ``rows`` already.
-        message: What comes to the highest block as its message.
-        wires: To the blocks of other workers, above and below; by default there are none.
+        front_done: Whether ``inputs`` are the output of the lowest block's front.
+        message: The message for the highest block.
         finite: A list to which is added, for each block, whether its output is finite everywhere.
 
     Returns:
         The loss of each `LocalLoss`, before its block's step, bottom first.
     """
-    wires = Wires() if wires is None else wires
-    losses: list[Tensor] = []
-    lessons, below = send_down(blocks, wires.from_above(message))
-    wires.to_below(below)
-    rows = wires.from_below(rows)
-    for k, (block, lesson) in enumerate(zip(blocks, lessons, strict=True)):
-        _seeds.seed_global(target.device, seed, first + k)
-        rows = block.join(rows, lesson)
-        # The step asks about some nodes, the blocks above about all: those must be told before it is taken.
-        heard = wires.above or k + 1 < len(blocks)
-        some = heard and isinstance(rows, Nodes) and rows.wanted is not None
-        above = block.onward(rows) if some else None
-        found, output = block.update(rows if sensed and k == 0 else block.sense(rows), target, lesson)
-        if finite is not None:
-            finite.append(output.isfinite().all())
-        shown = block.loss.upward(output)
-        for loss in block.losses:
-            loss.memory = loss.remembered(output)
-        if heard:
-            rows = above if above is not None else block.onward(rows, shown)
-        losses += found
-    wires.to_above(rows)
+    feedback, _ = send_feedback(blocks, message)
+    return _update(blocks, inputs, target, seed, feedback, first, front_done, False, finite)[0]
+
+
+def linked_step(
+    neighbors: Neighbors,
+    blocks: Sequence[BaseBlock],
+    inputs: Rows,
+    target: Tensor,
+    seed: int,
+    first: int = 0,
+    front_done: bool = False,
+    message: Tensor | None = None,
+    finite: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """`step` of a worker whose blocks are between those of others.
+
+    Args:
+        neighbors: The connections to the workers above and below.
+        blocks: As for `step`.
+        inputs: As for `step`; used by the lowest worker.
+        target: As for `step`.
+        seed: As for `step`.
+        first: As for `step`.
+        front_done: As for `step`.
+        message: As for `step`; used by the highest worker.
+        finite: As for `step`.
+    """
+    feedback, below = send_feedback(blocks, neighbors.receive_feedback(message))
+    neighbors.send_feedback(below)
+    inputs = neighbors.receive_inputs(inputs)
+    losses, above = _update(
+        blocks, inputs, target, seed, feedback, first, front_done, neighbors.above, finite
+    )
+    if above is not None:
+        neighbors.send_outputs(above)
     return losses
 
 
+def _update(
+    blocks: Sequence[BaseBlock],
+    inputs: Rows,
+    target: Tensor,
+    seed: int,
+    feedback: Sequence[Tensor | None],
+    first: int,
+    front_done: bool,
+    send_up: bool,
+    finite: list[Tensor] | None,
+) -> tuple[list[Tensor], Rows | None]:
+    """Update blocks that have their feedback; returns the losses and the input of the block above."""
+    losses: list[Tensor] = []
+    highest = len(blocks) - 1
+    above: Rows | None = inputs
+    for k, block in enumerate(blocks):
+        assert above is not None
+        _seeds.seed_global(target.device, seed, first + k)
+        values, output, above = block.train_step(
+            above, target, feedback[k], front_done=front_done and k == 0, send_up=send_up or k < highest
+        )
+        losses += values
+        if finite is not None:
+            finite.append(output.isfinite().all())
+    return losses, above
+
+
 @torch.no_grad()
-def ascend(blocks: Sequence[Block], rows: Rows) -> Rows:
-    """The output of the highest of ``blocks``, without a step."""
+def forward(blocks: Sequence[BaseBlock], inputs: Rows) -> Rows:
+    """The input of the block above ``blocks``, without a step."""
     for block in blocks:
-        rows = block.onward(rows)
-    return rows
+        inputs = block.next_input(inputs)
+    return inputs

@@ -1,26 +1,51 @@
-"""The states of the nodes of a graph."""
+"""The input of a block on a graph: states of all nodes, the nodes whose outputs are needed, and a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpfree._feature_store import Store
 from bpfree._rows import StructuredRows
+from bpfree.graphs.cache import NodeCache
+from bpfree.graphs.edges import Edges
 from bpfree.graphs.graph import Graph, mostly_zero
-from bpfree.graphs.sparse import Columns, Constant, Edges, Raised, Repeated, SideBySide, SparseMatrix
+from bpfree.graphs.matrices import Concatenated, Matrix, Repeated, WithCodes
+from bpfree.graphs.sparse import Constant, SparseMatrix
+from bpfree.graphs.states import NodeStates
+
+#: Computes ``[n, K d]`` from states ``[n, d]`` and a graph, linearly in the states.
+Aggregation = Callable[[Tensor, Graph], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Ends:
-    """Outputs for pairs of nodes, not multiplied out.
+class NodeQuery:
+    """The nodes whose outputs are needed.
 
     Attributes:
-        output: Of all nodes, ``[n, d]``.
+        target_nodes: Their numbers, int64 ``[m]``; None: all nodes.
+        pairs: Pairs of nodes that readouts score, int64 ``[B, 2]``; None: they score nodes.
+        repeated: Whether the same query comes again, so that results for its nodes are worth caching.
+    """
+
+    target_nodes: Tensor | None = None
+    pairs: Tensor | None = None
+    repeated: bool = False
+
+
+#: Outputs of all nodes are needed once.
+ALL_NODES = NodeQuery()
+
+
+@dataclass(frozen=True, eq=False)
+class PairOutputs:
+    """The outputs of all nodes, and the pairs of nodes that readouts score by them.
+
+    Attributes:
+        output: ``[n, d]``.
         pairs: int64 ``[B, 2]``.
     """
 
@@ -30,231 +55,187 @@ class Ends:
 
 @dataclass(frozen=True, eq=False)
 class Nodes(Constant, StructuredRows):
-    """The states of all nodes of a graph, in one view or several, and the nodes that are asked about.
-
-    What a front makes of states and graph is a constant of the two: it is kept here, so it is known by them
-    and by nothing else, and goes with them.
+    """The input of a block on a graph.
 
     Attributes:
-        states: ``[n, d]`` for each view; one for all views where they do not differ.
-        graphs: For each view; one for all views where they do not differ.
-        beside: More columns of the states, ``[n, d'']``, that do not stay; with one view only.
-        codes: For each view (one for all where they do not differ), ``[n, c]``: ``codes book`` is added to
-            the states. What differs by view, or is full where the rest is sparse, is kept apart so.
-        book: ``[c, d]``.
-        wanted: The nodes that are asked about, ``[m]``; None: all.
-        keeps: Whether the rows of ``wanted`` will be asked for again: then they are kept as well.
-        leads: Whether only the first view's states go up, for all views.
-        sparse: Whether the states are zeros for the most part; rows made of them are kept sparse if they are.
-        pairs: Pairs of nodes that readouts are to judge, ``[B, 2]``; None: nodes.
-        memo: What fronts have answered; None: nothing is kept.
-        store: Where it is kept, but for sparse rows, and where states go that these are raised to.
+        states: The states of all nodes, on their graph.
+        query: The nodes whose outputs are needed.
+        cache: Results computed from ``states`` before.
     """
 
-    states: tuple[Tensor, ...]
-    graphs: tuple[Graph, ...]
-    beside: Tensor | None = None
-    codes: tuple[Tensor, ...] = ()
-    book: Tensor | None = None
-    wanted: Tensor | None = None
-    keeps: bool = False
-    leads: bool = False
-    sparse: bool = False
-    pairs: Tensor | None = None
-    memo: dict[Any, Any] | None = field(default_factory=dict)
-    store: Store = field(default_factory=Store)
+    states: NodeStates
+    query: NodeQuery = ALL_NODES
+    cache: NodeCache = field(default_factory=NodeCache)
 
-    @property
-    def views(self) -> int:
-        """Number of views."""
-        return max(len(self.states), len(self.graphs), len(self.codes))
+    def with_query(self, query: NodeQuery) -> Nodes:
+        """The same states and cache with another query."""
+        return Nodes(self.states, query, self.cache)
 
-    @property
-    def n_nodes(self) -> int:
-        """Number of nodes n."""
-        return len(self.states[0])
+    def next_layer(self, output: Tensor) -> Nodes:
+        """The same query on the states ``output [variants * n, d']``, with an empty cache."""
+        return Nodes(self.states.next_layer(output), self.query, self.cache.for_other_states())
 
-    def full(self, number: int) -> Tensor:
-        """The states of one view, ``[n, d]``."""
-        states = self.states[number % len(self.states)]
-        return states if self.book is None else states + self.codes[number % len(self.codes)] @ self.book
+    def for_next_layer(self) -> Nodes:
+        """The input whose output is the states of the next layer: all nodes, in the variants needed there."""
+        if self.states.pass_first_variant:
+            return Nodes(self.states.first_variant(), ALL_NODES, self.cache.disabled())
+        return self.with_query(ALL_NODES)
 
-    def graph(self, number: int) -> Graph:
-        """The graph of one view."""
-        return self.graphs[number % len(self.graphs)]
+    # ---- fronts ----------------------------------------------------------------------------------------
 
-    def wanting(self, wanted: Tensor | None, keeps: bool = False, pairs: Tensor | None = None) -> Nodes:
-        """The same states, with other nodes or pairs asked about."""
-        return replace(self, wanted=wanted, keeps=keeps, pairs=pairs)
+    def compute(self, name: str, function: Aggregation, normalize: bool = False) -> Matrix:
+        """``function(states, graph)`` for the target nodes, ``[variants * m, K d]``.
 
-    def whole(self) -> Nodes:
-        """What goes up must be known of: all nodes, in those views whose states go up."""
-        if self.leads:
-            return replace(self, graphs=self.graphs[:1], codes=self.codes[:1], wanted=None, memo=None)
-        return self.wanting(None)
-
-    def up(self, output: Tensor) -> Nodes:
-        """The states ``output [views * n, d']`` in place of these, on the same graphs."""
-        states = output.detach().view(-1, self.n_nodes, output.shape[1]).unbind(0)
-        kept: dict[Any, Any] | None = None if self.memo is None else {}
-        states = states[:1] if self.leads else states
-        return replace(self, states=states, beside=None, codes=(), book=None, sparse=False, memo=kept)
-
-    def rows(self, name: str, make: Callable[[Tensor, Graph], Tensor], normalize: bool = False) -> Columns:
-        """What ``make`` makes of states and graph for the nodes asked about, ``[views * m, d']``.
-
-        What stands beside the states is made of by itself, and so are their codes.
+        Feedback and codes are passed to ``function`` separately from the states.
 
         Args:
-            name: What ``make`` is known by: rows that were made under a name are not made again.
-            make: Makes ``[n, K d]`` of states ``[n, d]`` and a graph, linearly in the states.
-            normalize: Whether the states of each node get length 1 first, those beside them by themselves.
+            name: Identifies ``function`` in the cache.
+            function: The aggregation.
+            normalize: Whether the states of each node are divided by their length first; so is its feedback.
         """
-        if self.beside is not None:
-            below = replace(self, beside=None)
-            fresh = Nodes((self.beside,), self.graphs, wanted=self.wanted, memo=None, store=self.store)
-            return SideBySide(below.rows(name, make, normalize), fresh.rows(name, make, normalize))
-        key = (name, normalize, None if self.wanted is None else id(self.wanted))
-        keeps = self.memo is not None and self.keeps
-        if keeps and self.memo is not None and key in self.memo:
-            return self.memo[key][0]  # type: ignore[no-any-return]
-        lengths = self._lengths() if normalize else [None] * self.views
-        found = self._made((name, normalize), make, self.states, lengths)
-        if self.book is not None:
-            codes = self._made((name, normalize, "codes"), make, self.codes, lengths)
-            found = Raised(found, codes, self.book)
-        if keeps and self.memo is not None:
-            self.memo[key] = (found, self.wanted)  # the key is an address: what stands there must stay
-        return found
+        states, query, cache = self.states, self.query, self.cache
+        if states.feedback is not None:
+            without = Nodes(replace(states, feedback=None), query, cache)
+            feedback = Nodes(
+                NodeStates((states.feedback,), states.graphs),
+                NodeQuery(query.target_nodes),
+                cache.disabled(),
+            )
+            parts = (without, feedback)
+            return Concatenated(*(part.compute(name, function, normalize) for part in parts))
+        key = ("result", name, normalize)
+        if query.repeated:
+            cached: Matrix | None = cache.get(key, query.target_nodes)
+            if cached is not None:
+                return cached
+        lengths = self._lengths() if normalize else [None] * states.n_variants
+        result = self._by_variant((name, normalize), function, states.states, lengths)
+        if states.codebook is not None:
+            codes = self._by_variant((name, normalize, "codes"), function, states.codes, lengths)
+            result = WithCodes(result, codes, states.codebook)
+        if query.repeated:
+            cache.put(key, result, query.target_nodes)
+        return result
 
-    def _made(
+    def dense_states(self, normalize: bool) -> Matrix:
+        """The states of all nodes: ``[n, d]``, or ``[variants * n, d]`` where they differ; cached."""
+        states = replace(self.states, graphs=self.states.graphs[:1])
+        alike = Nodes(states, NodeQuery(repeated=True), self.cache)
+        return alike.compute("states", lambda states, _: states, normalize)
+
+    def _by_variant(
         self,
-        name: Any,
-        make: Callable[[Tensor, Graph], Tensor],
+        name: Hashable,
+        function: Aggregation,
         values: tuple[Tensor, ...],
         lengths: Sequence[Tensor | None],
-    ) -> Columns:
-        """What ``make`` makes of ``values [n, d]`` over ``lengths [n, 1]``, by view; of equal views once."""
+    ) -> Matrix:
+        """``function`` of ``values [n, d]`` divided by ``lengths [n, 1]``, by variant; of equal ones once."""
+        states, query, cache = self.states, self.query, self.cache
         parts: list[Tensor] = []
-        made: dict[tuple[int, ...], Tensor] = {}
-        for number in range(self.views):
-            value, graph, length = values[number % len(values)], self.graph(number), lengths[number]
+        computed: dict[tuple[int, int, int], Tensor] = {}
+        for variant in range(states.n_variants):
+            value, graph, length = values[variant % len(values)], states.graph(variant), lengths[variant]
             key = (id(value), id(graph), id(length))
-            if key not in made:
-                made[key] = self._whole((name, number), make, value, graph, length)
-            parts.append(made[key])
-        if self._alike(parts):
+            if key not in computed:
+                computed[key] = self._of_all_nodes((name, variant), function, value, graph, length)
+            parts.append(computed[key])
+        if self._are_equal(parts):
             parts = parts[:1]
-        found: Tensor | SparseMatrix = self._picked(
-            parts, self.store if self.memo is not None and self.keeps else Store()
-        )
-        assert isinstance(found, Tensor)
-        if values is self.states and self.sparse and self.keeps and mostly_zero(found):
-            found = SparseMatrix.of(found)
-        return found if len(parts) == self.views else Repeated(found, self.views)
+        result = self._select(parts, cache.store if cache.enabled and query.repeated else Store())
+        matrix: Tensor | SparseMatrix = result
+        if values is states.states and states.sparse and query.repeated and mostly_zero(result):
+            matrix = SparseMatrix.from_dense(result)
+        return matrix if len(parts) == states.n_variants else Repeated(matrix, states.n_variants)
 
-    def _alike(self, parts: list[Tensor]) -> bool:
-        """Whether the rows asked about are the same in all views; looked at only if they are kept."""
-        first, at = parts[0], slice(None) if self.wanted is None else self.wanted
-        return all(part is first or (self.keeps and torch.equal(part[at], first[at])) for part in parts[1:])
+    def _are_equal(self, parts: list[Tensor]) -> bool:
+        """Whether the rows of the target nodes are the same in all variants; compared only if cached."""
+        first, nodes = parts[0], self.query.target_nodes
+        index = slice(None) if nodes is None else nodes
+        return all(
+            part is first or (self.query.repeated and torch.equal(part[index], first[index]))
+            for part in parts[1:]
+        )
 
     def _lengths(self) -> list[Tensor]:
-        """Lengths of the states, by view, ``[n, 1]``; the same tensor where they are equal."""
-        key = ("lengths", self.views)
-        if self.memo is not None and key in self.memo:
-            return self.memo[key]  # type: ignore[no-any-return]
-        found: list[Tensor] = []
-        known: dict[tuple[int, int], Tensor] = {}
-        for number in range(self.views):
-            states = self.states[number % len(self.states)]
-            codes = self.codes[number % len(self.codes)] if self.codes else states
-            made_of = (id(states), id(codes))
-            if made_of not in known:
-                known[made_of] = _lengths(states, codes, self.book)
-            found.append(known[made_of])
-        found = [found[0] if torch.equal(length, found[0]) else length for length in found]
-        if self.memo is not None:
-            self.memo[key] = found
-        return found
+        """`NodeStates.lengths`, cached."""
+        key = ("lengths", self.states.n_variants)
+        lengths: list[Tensor] | None = self.cache.get(key)
+        if lengths is None:
+            lengths = self.states.lengths()
+            self.cache.put(key, lengths)
+        return lengths
 
-    def columns(self, normalize: bool) -> Columns:
-        """The states of all nodes, ``[n, d]``, ``[views * n, d]`` where they differ by view; once a memo."""
-        alike = replace(self, graphs=self.graphs[:1], wanted=None, keeps=True)
-        return alike.rows("states", lambda states, _: states, normalize)
+    def _select(self, parts: list[Tensor], store: Store) -> Tensor:
+        """The rows of the target nodes in each variant, ``[variants * m, d']``."""
+        nodes = self.query.target_nodes
+        if nodes is None:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = store.filled(
+            len(nodes), lambda part: torch.stack([p.index_select(0, nodes[part]) for p in parts])
+        )
+        return rows.flatten(0, 1)
+
+    def _of_all_nodes(
+        self, name: Hashable, function: Aggregation, value: Tensor, graph: Graph, length: Tensor | None
+    ) -> Tensor:
+        """``function`` for all nodes of one variant.
+
+        It is cached unless there are several variants whose rows for the target nodes are cached.
+        """
+        key = ("all nodes", name)
+        cached: Tensor | None = self.cache.get(key)
+        if cached is not None:
+            return cached
+        if length is not None:
+            scaled = self.cache.store.filled(
+                len(value), lambda part: (value[part] / (length[part] + 1e-8))[None]
+            )[0]
+        result = function(value if length is None else scaled, graph)
+        if not (self.query.repeated and self.states.n_variants > 1):
+            self.cache.put(key, result)
+        return result
+
+    # ---- graphs ----------------------------------------------------------------------------------------
 
     def operator(self, kind: str) -> SparseMatrix:
-        """Of the first view's graph, the rows of `Graph.operator` that are asked about, ``[m, n]``."""
-        whole = self.graph(0).operator(kind)
-        if self.wanted is None:
-            return whole
-        key = (kind, id(self.wanted))
-        if self.memo is not None and key in self.memo:
-            return self.memo[key][0]  # type: ignore[no-any-return]
-        found = whole.picked(self.wanted)
-        if self.memo is not None and self.keeps:
-            self.memo[key] = (found, self.wanted)
-        return found
+        """The rows of the first variant's `Graph.operator` for the target nodes, ``[m, n]``."""
+        operator, nodes = self.states.graph(0).operator(kind), self.query.target_nodes
+        if nodes is None:
+            return operator
+        key = ("operator", kind)
+        cached: SparseMatrix | None = self.cache.get(key, nodes)
+        if cached is not None:
+            return cached
+        rows = operator.select_rows(nodes)
+        if self.query.repeated:
+            self.cache.put(key, rows, nodes)
+        return rows
 
     def edges(self) -> Edges:
-        """Edges and own loops into the nodes asked about, all views side by side as one graph.
+        """Edges and self-loops into the target nodes, with all variants as one graph of separate parts.
 
-        Sources are counted on through the views; there are views * m rows.
+        There are ``variants * n`` sources and ``variants * m`` rows.
         """
-        key = ("edges", None if self.wanted is None else id(self.wanted))
-        keeps = self.memo is not None and (self.keeps or self.wanted is None)
-        if keeps and self.memo is not None and key in self.memo:
-            return self.memo[key][0]  # type: ignore[no-any-return]
-        n = self.n_nodes
-        asked = torch.arange(n, device=self.states[0].device) if self.wanted is None else self.wanted
+        nodes, n = self.query.target_nodes, self.states.n_nodes
+        cacheable = self.query.repeated or nodes is None
+        cached: Edges | None = self.cache.get("edges", nodes) if cacheable else None
+        if cached is not None:
+            return cached
+        rows = torch.arange(n, device=self.states.states[0].device) if nodes is None else nodes
         sources, targets = [], []
-        for number in range(self.views):
-            source, target = self.graph(number).with_loops()
-            if self.wanted is not None:
-                place = torch.full((n,), -1, device=target.device)
-                place[asked] = torch.arange(len(asked), device=target.device)
-                into = place[target] >= 0
-                source, target = source[into], place[target[into]]
-            sources.append(source + number * n)
-            targets.append(target + number * len(asked))
-        own = torch.cat([asked + number * n for number in range(self.views)])
-        found = Edges(torch.cat(sources), torch.cat(targets), own, self.views * n)
-        if keeps and self.memo is not None:
-            self.memo[key] = (found, self.wanted)
-        return found
-
-    def _picked(self, parts: list[Tensor], store: Store) -> Tensor:
-        """Of each view, the rows that are asked about."""
-        if self.wanted is None:
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        at = self.wanted
-        kept = store.filled(len(at), lambda part: torch.stack([p.index_select(0, at[part]) for p in parts]))
-        return kept.flatten(0, 1)
-
-    def _whole(
-        self,
-        name: Any,
-        make: Callable[[Tensor, Graph], Tensor],
-        value: Tensor,
-        graph: Graph,
-        length: Tensor | None,
-    ) -> Tensor:
-        """All rows of one view; kept unless several views would be and their wanted rows are kept anyway."""
-        key = ("view", name)
-        if self.memo is not None and key in self.memo:
-            return self.memo[key]  # type: ignore[no-any-return]
-        if length is not None:
-            scaled = self.store.filled(len(value), lambda at: (value[at] / (length[at] + 1e-8))[None])[0]
-        found = make(value if length is None else scaled, graph)
-        if self.memo is not None and not (self.keeps and self.views > 1):
-            self.memo[key] = found
-        return found
-
-
-def _lengths(states: Tensor, codes: Tensor, book: Tensor | None) -> Tensor:
-    """Lengths of the rows of ``states + codes book``, ``[n, 1]``."""
-    lengths: Tensor = torch.linalg.vector_norm(states, dim=1)
-    if book is None:
-        return lengths.unsqueeze(1)
-    square = lengths.square() + 2 * ((states @ book.T) * codes).sum(1)
-    square = square + ((codes @ (book @ book.T)) * codes).sum(1)
-    return square.clamp_min(0).sqrt().unsqueeze(1)
+        for variant in range(self.states.n_variants):
+            source, target = self.states.graph(variant).with_self_loops()
+            if nodes is not None:
+                row = torch.full((n,), -1, device=target.device)
+                row[nodes] = torch.arange(len(nodes), device=target.device)
+                into_targets = row[target] >= 0
+                source, target = source[into_targets], row[target[into_targets]]
+            sources.append(source + variant * n)
+            targets.append(target + variant * len(rows))
+        n_variants = self.states.n_variants
+        row_sources = torch.cat([rows + variant * n for variant in range(n_variants)])
+        edges = Edges(torch.cat(sources), torch.cat(targets), row_sources, n_variants * n)
+        if cacheable:
+            self.cache.put("edges", edges, nodes)
+        return edges

@@ -1,6 +1,16 @@
 """`LocalLoss` and one file per objective."""
 
-from bpfree.losses.base import LocalLoss, accuracy
+from bpfree._renamed import module_getattr
+from bpfree.losses.base import (
+    BlockLoss,
+    ClosedFormLoss,
+    ClosedFormStep,
+    FeedbackLoss,
+    LocalLoss,
+    OnePassLoss,
+    ScoringLoss,
+    StatefulFeedbackLoss,
+)
 from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
 from bpfree.losses.cross_entropy import LocalCrossEntropy
@@ -18,17 +28,22 @@ from bpfree.losses.similarity import PredSim
 from bpfree.losses.sparsemax import LocalSparsemax, sparsemax
 
 __all__ = [
+    "BlockLoss",
     "ClassPrototypes",
     "ClosedForm",
+    "ClosedFormLoss",
+    "ClosedFormStep",
     "CounterCurrent",
     "DirectFeedback",
     "DualRidge",
+    "FeedbackLoss",
     "Goodness",
     "LocalCrossEntropy",
     "LocalLoss",
     "LocalSparsemax",
     "MapPair",
     "MeanGoodness",
+    "OnePassLoss",
     "PairCosine",
     "PairScore",
     "PredSim",
@@ -36,10 +51,11 @@ __all__ = [
     "PrototypeOutput",
     "Reconstruction",
     "RidgeAccumulator",
+    "ScoringLoss",
+    "StatefulFeedbackLoss",
     "TopToInput",
     "TopToInputPairs",
     "TopToLoss",
-    "accuracy",
     "loss_names",
     "loss_options",
     "make_loss",
@@ -47,3 +63,5 @@ __all__ = [
     "register_loss",
     "sparsemax",
 ]
+
+__getattr__ = module_getattr(__name__, {"accuracy": "bpfree.metrics:accuracy"})

@@ -1,55 +1,113 @@
-"""`LocalLoss`: what one block is trained for, seen from inside the block."""
+"""`LocalLoss`, the objective of one block, and classes of losses that need more than its output."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from bpfree.nn import widened
+from bpfree._errors import BadValue
+from bpfree.nn import at_least_float32
+
+#: Methods of the first release, and what takes their place.
+REPLACED = {
+    "teach": "make_feedback(message) of a bpfree.losses.FeedbackLoss",
+    "remembered": "next_state(output) of a bpfree.losses.StatefulFeedbackLoss",
+    "upward": "passed_up(output) of a bpfree.losses.StatefulFeedbackLoss",
+    "blend": "combine(output, feedback) of a bpfree.losses.StatefulFeedbackLoss",
+    "output_gradient": "closed_form(output, target, feedback) of a bpfree.losses.ClosedFormLoss",
+    "one_pass": "a bpfree.losses.OnePassLoss",
+    "begin_pass": "begin() of a bpfree.losses.OnePassLoss",
+    "end_pass": "solve(validation) of a bpfree.losses.OnePassLoss",
+    "planned": "planned_parameters(output, n_classes) of a bpfree.losses.ScoringLoss",
+}
+
+#: The class whose subclasses a method is called of.
+BASES = {
+    "make_feedback": "FeedbackLoss",
+    "next_state": "StatefulFeedbackLoss",
+    "closed_form": "ClosedFormLoss",
+    "accumulate": "OnePassLoss",
+    "block_loss": "BlockLoss",
+    "planned_parameters": "ScoringLoss",
+    "probabilities": "ScoringLoss",
+}
 
 
 class LocalLoss(nn.Module, ABC):
-    """The objective of one block, with whatever head or teacher side belongs to it.
+    """The objective of one block, with the head that belongs to it.
 
-    A loss sees the block's output, the target that is broadcast to every block, and the message that came
-    down from the block above; it knows nothing of batches, devices, epochs or of other blocks. Subclasses
-    write `forward`; the other methods have defaults that suit a loss without head, scores or messages.
+    A loss sees the block's output, the target, and the feedback from the block above. It does not see
+    batches, devices, epochs or other blocks. Subclasses implement `forward`; `build` and `scores` have
+    defaults for a loss without a head and without class scores.
 
     Attributes:
-        one_pass: Whether the loss gathers what it sees in one pass over the data and solves at its end, so
-            that another pass would change nothing. Its block must have nothing to learn in its body.
-        signed: Whether it learns from rows that show a right or a wrong label, and its targets are 1 and 0;
-            its scores are then a goodness ``[rows, 1]``.
-        by_row: Whether the value for some rows is the mean of its values for each of them alone (for each
-            sample alone, where a sample is shown in several rows), and nothing is learned but by its
-            gradient. Then workers may share the rows of a batch out.
-        feature_axis: Which axis of an output ``[rows, ...]`` holds its features, 1 or -1; its block says so
-            before `build`. An axis in between is a position.
-        memory: What `remembered` made of the output of the last step, for the next one's messages; it is part
-            of a run's checkpoint and not of the model.
+        signed: Whether it is trained on positive and negative samples, with targets 1 and 0. Its scores are
+            then a goodness ``[rows, 1]``.
+        by_row: Whether the value for a batch is the mean of the values for its rows (for its samples, where a
+            sample has several rows), and nothing is learned except by its gradient. Replicas can then split
+            a batch.
+        feature_axis: The axis of an output ``[rows, ...]`` that holds its features, 1 or -1. The block sets
+            it before `build`. An axis in between is a position.
     """
 
-    one_pass: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     by_row: bool = False
     feature_axis: int = 1
-    memory: Tensor | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse what the first release called, and nothing calls any more.
+
+        Raises:
+            BadValue: If the class defines one, or a method that is called of another base class alone.
+        """
+        super().__init_subclass__(**options)
+        for name in REPLACED.keys() & cls.__dict__.keys():
+            raise BadValue(f"{cls.__name__}.{name} has no effect any more: use {REPLACED[name]}")
+        ancestors = {ancestor.__name__ for ancestor in cls.__mro__}
+        for name, base in BASES.items():
+            if name in cls.__dict__ and base not in ancestors:
+                raise BadValue(
+                    f"{cls.__name__}.{name} is called of a bpfree.losses.{base} alone: add that to the bases "
+                    f"of {cls.__name__}"
+                )
 
     def build(self, output: Tensor, n_classes: int) -> None:
         """Create what depends on the shape of the block's output (a head, a threshold).
 
-        Called once, before any optimizer is made.
+        Called once, before the optimizers are created.
 
         Args:
             output: The block's output for a few rows, ``[rows, ...]``.
             n_classes: Number of classes C.
         """
 
-    def planned(self, output: Tensor, n_classes: int) -> int:
-        """How many trainable values `build` will create; none here.
+    @abstractmethod
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        """The scalar loss.
+
+        Args:
+            output: The block's output, ``[rows, ...]``, with its graph.
+            target: The target of each row, ``[rows]``: a class, or 1/0 for positive/negative.
+            feedback: The block's own feedback, see `FeedbackLoss`; None for other losses.
+        """
+
+    def scores(self, output: Tensor) -> Tensor | None:
+        """Scores of each row, for readouts.
+
+        Returns:
+            Class scores ``[rows, C]``, a goodness ``[rows, 1]``, or None if the loss has no scores.
+        """
+        return None
+
+
+class ScoringLoss(LocalLoss):
+    """A loss with class scores of its own kind: from a head, or with other probabilities than the softmax."""
+
+    def planned_parameters(self, output: Tensor, n_classes: int) -> int:
+        """Number of trainable values that `build` will create.
 
         Args:
             output: As for `build`.
@@ -57,81 +115,141 @@ class LocalLoss(nn.Module, ABC):
         """
         return 0
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; by default their softmax."""
+        return at_least_float32(scores).softmax(1)
+
+
+class FeedbackLoss(LocalLoss):
+    """A loss that receives a message from the block above and sends one to the block below."""
+
     @abstractmethod
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Called once per step, before the block is updated.
+
+        Args:
+            message: The message from the block above, detached; None for the top block, unless the encoding
+                sends one.
+
+        Returns:
+            The block's own feedback, which `forward` is given with its graph, and the message for the block
+            below, which is detached at the block boundary.
+        """
+
+    def feedback_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters that make the feedback. They can have a learning rate of their own."""
+        return ()
+
+
+class StatefulFeedbackLoss(FeedbackLoss):
+    """A loss whose messages are made of the block's output in the step before.
+
+    Attributes:
+        state: `next_state` of the last step's output, or None. It belongs to the checkpoint of a run, not to
+            the model's ``state_dict``.
+    """
+
+    state: Tensor | None = None
+
+    @abstractmethod
+    def next_state(self, output: Tensor) -> Tensor:
+        """The state after a step with this output (detached), ``[rows, ...]``."""
+
+    def passed_up(self, output: Tensor) -> Tensor:
+        """What the block above receives in a training step. Called before `state` changes."""
+        return output
+
+    def combine(self, output: Tensor, feedback: Tensor | None) -> Tensor:
+        """What readouts receive of the block: by default its output."""
+        return output
+
+
+class ClosedFormStep(NamedTuple):
+    """A loss with its gradients, computed without autograd.
+
+    Attributes:
+        loss: The loss, a scalar.
+        error: Its gradient with respect to the block's output, ``[rows, ...]``. It may be overwritten.
+        gradients: Its gradients with respect to the loss's own parameters.
+    """
+
+    loss: Tensor
+    error: Tensor
+    gradients: dict[Tensor, Tensor]
+
+
+class ClosedFormLoss(LocalLoss):
+    """A loss whose gradients have a closed form."""
+
+    @abstractmethod
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        """The loss and its gradients, without autograd.
+
+        Args:
+            output: As for `forward`.
+            target: As for `forward`.
+            feedback: As for `forward`.
+
+        Raises:
+            TypeError: If there is no closed form with these options.
+        """
+
+    def check_closed_form(self) -> None:
+        """Check, before the first step, that there is a closed form.
+
+        Raises:
+            TypeError: If there is none with these options, or with this head.
+        """
+
+
+class OnePassLoss(LocalLoss):
+    """A loss that is minimized exactly after one pass over the training data.
+
+    Its block learns nothing else: the body has no parameters.
+    """
+
+    def begin(self) -> None:
+        """Forget the sums of an earlier pass."""
+
+    @abstractmethod
+    def accumulate(self, output: Tensor, target: Tensor) -> None:
+        """Add the rows of a batch to the sums."""
+
+    @abstractmethod
+    def solve(self, validation: Iterable[tuple[Tensor, Tensor]] | None) -> None:
+        """Set the parameters to the minimum, at the end of the pass.
+
+        Args:
+            validation: Outputs of the block and targets ``[rows]`` on validation data, in batches, computed
+                when they are iterated over; None if there are no such data.
+        """
+
+
+class BlockLoss(LocalLoss):
+    """A loss of the block's input and body as well as its output, as in predictive coding.
+
+    Subclasses implement `block_loss`; rules that are no gradient of a loss, as Oja's, are an
+    `bpfree.core.update_rules.UpdateRule`.
+    """
+
+    @abstractmethod
+    def block_loss(
+        self, body: nn.Module, inputs: Tensor, output: Tensor, target: Tensor, feedback: Tensor | None
+    ) -> Tensor:
         """The scalar loss.
 
         Args:
-            output: The block's output, ``[rows, ...]``, with its graph.
-            target: What the encoding says of each row, ``[rows]``: a class, or 1/0 for positive/negative.
-            lesson: What `teach` made of the message from above, or None.
+            body: The block's body.
+            inputs: Its input, ``[rows, ...]``, detached.
+            output: ``body(inputs)``, ``[rows, ...]``, with its graph.
+            target: As for `forward`.
+            feedback: As for `forward`.
         """
 
-    def scores(self, output: Tensor) -> Tensor | None:
-        """What the block says of each row, for the readout.
-
-        Returns:
-            Class scores ``[rows, C]``, a goodness ``[rows, 1]``, or None if the loss has nothing to say.
-        """
-        return None
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """What class scores ``[rows, C]`` mean as probabilities, ``[rows, C]``; by default their softmax."""
-        return widened(scores).softmax(1)
-
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Receive the message from above, once per step and before the block is updated.
-
-        Args:
-            message: What the block above sends; None for the top block.
-
-        Returns:
-            The lesson that `forward` is given, graph included, and the message for the block below, which
-            is detached at the wall.
-        """
-        return None, None
-
-    def remembered(self, output: Tensor) -> Tensor | None:
-        """What is kept in ``memory`` of the block's output, detached, after a step: nothing here."""
-        return None
-
-    def upward(self, output: Tensor) -> Tensor:
-        """What the block above is shown in a training step: the output, or something older."""
-        return output
-
-    def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
-        """What readouts see of the output, where blocks above have sent a lesson: the output."""
-        return output
-
-    def feedback_parameters(self) -> Iterable[nn.Parameter]:
-        """Those of the loss's parameters that make messages: they may have a learning rate of their own."""
-        return ()
-
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss and its gradient by the block's output in closed form, without autograd.
-
-        Also leaves the gradients of the loss's own parameters in their ``.grad``, or gathers what `end_pass`
-        needs. The gradient may be None if the loss has none for the body.
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        """Not defined.
 
         Raises:
-            TypeError: If this loss has no closed form.
+            TypeError: Always: the input is needed.
         """
-        raise TypeError(f"{type(self).__name__} has no closed-form gradient: use gradients='autograd'")
-
-    def begin_pass(self) -> None:
-        """A pass over the training data begins."""
-
-    def end_pass(self, validation: Iterable[tuple[Tensor, Tensor]] | None) -> None:
-        """A pass over the training data has ended.
-
-        Args:
-            validation: Outputs of the block and targets ``[rows]`` on validation data, in batches, made when
-                they are asked for; None if there are no such data.
-        """
-
-
-def accuracy(scores: Tensor, y: Tensor) -> float:
-    """Share of rows whose largest score stands at ``y``; ``scores [rows, C]``, ``y [rows]``."""
-    return int((scores.argmax(1) == y).sum()) / len(y)
+        raise TypeError(f"{type(self).__name__} needs the block's input: call block_loss")

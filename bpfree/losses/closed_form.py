@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree._memory import check_memory
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import OnePassLoss
 from bpfree.losses.cross_entropy import FEATURES, flat_features
 from bpfree.losses.dual_ridge import DualRidge
 from bpfree.losses.registry import register_loss
@@ -22,7 +22,7 @@ LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @register_loss("closed_form")
-class ClosedForm(LocalLoss):
+class ClosedForm(OnePassLoss):
     """Squared error of class scores to one-hot targets, minimised exactly by `RidgeAccumulator`.
 
     Each step adds its rows to the sums; the end of the pass solves, without any gradient. Of several
@@ -47,8 +47,6 @@ class ClosedForm(LocalLoss):
         accumulator: The sums of the running pass; None outside, unless kept.
         chosen: The penalty that was kept, None before.
     """
-
-    one_pass: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,24 +79,21 @@ class ClosedForm(LocalLoss):
     def scores(self, output: Tensor) -> Tensor:
         return self.linear(self.features(output))  # type: ignore[no-any-return]
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         scores = self.scores(output)
         return F.mse_loss(scores, F.one_hot(target, scores.shape[1]).to(scores.dtype))
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+    def begin(self) -> None:
+        self.accumulator = None
+
+    def accumulate(self, output: Tensor, target: Tensor) -> None:
         if self.accumulator is None:
             sizes = (self.linear.in_features, self.linear.out_features, self.bias)
             self.accumulator = DualRidge(*sizes) if self.dual else RidgeAccumulator(*sizes, output.device)
         self.accumulator.add(self.features(output), target)
-        return self(output, target), None
-
-    def begin_pass(self) -> None:
-        self.accumulator = None
 
     @torch.no_grad()
-    def end_pass(self, validation: Iterable[tuple[Tensor, Tensor]] | None) -> None:
+    def solve(self, validation: Iterable[tuple[Tensor, Tensor]] | None) -> None:
         assert self.accumulator is not None
         lams = self.lam if validation is not None else [self.lam[len(self.lam) // 2]]
         candidates = self.accumulator.solve_all(lams)

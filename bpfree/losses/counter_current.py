@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ClosedFormLoss, ClosedFormStep, FeedbackLoss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 from bpfree.nn._closed_form import body_gradients
 
 Form = Literal["dot", "cosine", "decorrelated"]
@@ -45,7 +45,7 @@ class Ramp(nn.Module):
         return loss * (self.count / self.n).clamp(max=1.0)
 
 
-class CounterCurrent(LocalLoss):
+class CounterCurrent(FeedbackLoss, ClosedFormLoss):
     """The pair loss of Kao and Hariharan (arXiv 2409.19841), with the feedback layer that it owns.
 
     From above come the prototypes of all C classes, ``[C, ...]``; the feedback layer V makes of them the
@@ -107,18 +107,18 @@ class CounterCurrent(LocalLoss):
     def feedback_parameters(self) -> Iterable[nn.Parameter]:
         return self.feedback.parameters()
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         assert message is not None
         self._message = message
         prototypes = self.feedback(message)
         return prototypes, prototypes
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        assert lesson is not None
-        a, b, same = output.flatten(1), *self._partners(target, lesson.flatten(1))
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        assert feedback is not None
+        a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         if self.form == "dot":
             return self.ramp(self._scale(a) * _distance(a, b, same))  # type: ignore[no-any-return]
-        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (widened(a), widened(b)))
+        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (at_least_float32(a), at_least_float32(b)))
         loss = self.weight * _distance(a, b, same)
         if self.form == "decorrelated":
             loss = loss + self.decorrelation * sum(
@@ -126,19 +126,17 @@ class CounterCurrent(LocalLoss):
             )
         return self.ramp(loss)  # type: ignore[no-any-return]
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         if self.form != "dot" or self.per_sample:
             raise TypeError("the closed form is that of form = 'dot' with class prototypes")
-        assert lesson is not None
+        assert feedback is not None
         assert self._message is not None
-        a, b, same = output.flatten(1), *self._partners(target, lesson.flatten(1))
+        a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         difference = a @ b.T - same
         scale = self.ramp(torch.full_like(difference[0, 0], self._scale(a)))
         error = difference * (2 * scale / difference.numel())
-        body_gradients(self.feedback, self._message, lesson, error.T @ a)
-        return scale * difference.square().mean(), (error @ b).view_as(output)
+        gradients = body_gradients(self.feedback, self._message, feedback, error.T @ a)
+        return ClosedFormStep(scale * difference.square().mean(), (error @ b).view_as(output), gradients)
 
     def _partners(self, target: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
         """Whom each row is compared with, ``[m, d]``, and 1 where they are of one class, ``[rows, m]``."""
@@ -152,10 +150,10 @@ class CounterCurrent(LocalLoss):
 
 def _distance(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
     """``mean((a b^T - same)^2)``."""
-    return (widened(a @ b.T) - same).square().mean()
+    return (at_least_float32(a @ b.T) - same).square().mean()
 
 
-class PrototypeOutput(LocalCrossEntropy):
+class PrototypeOutput(LocalCrossEntropy, FeedbackLoss):
     """Cross-entropy of the network's output layer, which sends each class once down the wire: ``[C, C]``.
 
     Args:
@@ -171,20 +169,15 @@ class PrototypeOutput(LocalCrossEntropy):
         super().build(output, n_classes)
         self.n_classes = n_classes
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return self.ramp(super().forward(output, target))  # type: ignore[no-any-return]
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        loss, error = super().output_gradient(output, target)
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        loss, error, gradients = super().closed_form(output, target)
         share = self.ramp(torch.ones_like(loss))
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= share
-        return share * loss, share * error
+        return ClosedFormStep(share * loss, share * error, {p: g.mul_(share) for p, g in gradients.items()})
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         weight = next(self.parameters())
         return None, torch.eye(self.n_classes, dtype=weight.dtype, device=weight.device)
 

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ClosedFormLoss, ClosedFormStep, ScoringLoss
 from bpfree.losses.registry import register_loss
 from bpfree.nn import FeaturesFirst, MapPool, RootMeanSquarePool
 from bpfree.nn.weights import is_plain
@@ -63,7 +63,7 @@ NORMALIZED = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.Sigmoid, nn.Hardsigmoid)
 
 
 @register_loss("mono_forward")
-class LocalCrossEntropy(LocalLoss):
+class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
     """Softmax cross-entropy of a projection of the block's output (Gong et al., arXiv 2501.09238).
 
     ``G = head(a)`` with ``a [rows, ...]`` the block's output and ``G [rows, C]``; the loss is the mean of
@@ -117,7 +117,7 @@ class LocalCrossEntropy(LocalLoss):
                 f"the network {n_classes} outputs, or name all classes by TensorData(x, y, n_classes=...)"
             )
 
-    def planned(self, output: Tensor, n_classes: int) -> int:
+    def planned_parameters(self, output: Tensor, n_classes: int) -> int:
         return 0 if self.head is not None else self._features(output)(output).shape[1] * n_classes
 
     def _features(self, output: Tensor) -> nn.Sequential:
@@ -127,24 +127,25 @@ class LocalCrossEntropy(LocalLoss):
         assert self.head is not None
         return self.head(output)  # type: ignore[no-any-return]
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return self.objective(self.scores(output), target)
 
     def objective(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of class scores ``[rows, C]``; its gradient is (probabilities - one-hot) / rows."""
         return F.cross_entropy(scores, target)
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        linear = self.linear
-        flat = output.flatten(1)
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        linear, flat = self.linear, output.flatten(1)
         loss, error = self.score_gradient(linear(flat), target)
+        gradients = {}
         if linear.weight.requires_grad:
-            linear.weight.grad = error.T @ flat
+            gradients[linear.weight] = error.T @ flat
         if linear.bias is not None and linear.bias.requires_grad:
-            linear.bias.grad = error.sum(0)
-        return loss, (error @ linear.weight).view_as(output)
+            gradients[linear.bias] = error.sum(0)
+        return ClosedFormStep(loss, (error @ linear.weight).view_as(output), gradients)
+
+    def check_closed_form(self) -> None:
+        _ = self.linear
 
     def score_gradient(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """`objective` and its gradient by the class scores ``[..., rows, C]``, without autograd."""

@@ -13,7 +13,7 @@ from bpfree.losses.base import LocalLoss
 class DirectFeedback(LocalLoss):
     """Pulls a block's output along a fixed random projection of the output error (Nøkland, arXiv 1609.01596).
 
-    With ``e [rows, C]`` the error at the network's output, which is the lesson, and ``B [C, n]`` fixed, its
+    With ``e [rows, C]`` the error at the network's output, which is the feedback, and ``B [C, n]`` fixed, its
     rows of unit length, the gradient by the flattened output is ``e B / rows``: the scale of a mean
     cross-entropy. The loss is the product of that with the output; its value means nothing.
 
@@ -34,9 +34,9 @@ class DirectFeedback(LocalLoss):
         drawn = torch.randn(n_classes, output[0].numel(), generator=generator)
         self.register_buffer("matrix", F.normalize(drawn).to(output.device))
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        assert lesson is not None
-        return (output.flatten(1) * self.delta(lesson)).sum()
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        assert feedback is not None
+        return (output.flatten(1) * self.delta(feedback)).sum()
 
     def delta(self, error: Tensor) -> Tensor:
         """The gradient by the flattened output, ``[rows, n]``, for an output error ``[rows, C]``."""

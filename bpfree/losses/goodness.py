@@ -11,7 +11,7 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.losses.base import LocalLoss
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 
 @register_loss("goodness")
@@ -69,7 +69,7 @@ class Goodness(LocalLoss):
     def goodness(self, output: Tensor) -> Tensor:
         """``G [rows]`` of the block's output ``[rows, ...]``."""
         # In bfloat16 a goodness of a thousand has steps of four.
-        squares = widened(output).flatten(1).square()
+        squares = at_least_float32(output).flatten(1).square()
         return squares.sum(1) if self.goodness_form == "sum" else squares.mean(1)
 
     def scores(self, output: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Goodness(LocalLoss):
         assert self.threshold is not None
         return (self.goodness(output) - self.threshold).unsqueeze(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         logits = self.scores(output).squeeze(1)
         if self.objective == "symmetric":
             positive, negative = logits.chunk(2)
@@ -88,7 +88,7 @@ class Goodness(LocalLoss):
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:
-            loss = loss + self.peer_weight * self._peer(widened(output).flatten(1))
+            loss = loss + self.peer_weight * self._peer(at_least_float32(output).flatten(1))
         return loss
 
     def _peer(self, activity: Tensor) -> Tensor:

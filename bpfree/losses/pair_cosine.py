@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ClosedFormLoss, ClosedFormStep
 
 Reference = Literal["gaussian", "rademacher"]
 
@@ -18,24 +18,24 @@ Reference = Literal["gaussian", "rademacher"]
 EPS = 1e-12
 
 
-class PairCosine(LocalLoss):
-    """Rows under their own label point along xi, rows under a wrong one away (Momeni et al., Science 382,
-    1297).
+class PairCosine(ClosedFormLoss):
+    """Aligns rows with their own label with xi, and rows with a wrong one against it (Momeni et al., Science
+    382, 1297).
 
     With ``z [rows, n]`` the block's (flattened) output and xi a fixed random unit vector of the block::
 
         a = |z| ;  g = a . xi / sqrt(|a|^2 + 1e-12)                            # the goodness, [rows]
         loss = mean over pairs of softplus(-theta (g_pos - g_neg))
 
-    Units with xi_i > 0 vote for "real", the others for "fake". As a >= 0, g lies between -|min(xi, 0)| and
-    |max(xi, 0)|. The rows are all positives first, then the negatives, positive by positive in the same order
-    as often as there are negatives to each.
+    Since a >= 0, units with xi_i > 0 increase g and the others decrease it, and g is between -|min(xi, 0)|
+    and |max(xi, 0)|. All positive rows come first. The negative rows follow in the same order, as many times
+    as there are negatives to each.
 
     Args:
         theta: Inverse temperature of the pair loss; no threshold.
         negatives: Negatives to each positive; None: all C - 1 wrong labels.
-        reference: Distribution of xi's components before it is normalised.
-        seed: Seed of xi alone; weights have others.
+        reference: Distribution of xi's components before it is normalized.
+        seed: Seed of xi alone.
         number: Number of the block, so that blocks have different directions.
     """
 
@@ -54,16 +54,16 @@ class PairCosine(LocalLoss):
         if reference not in ("gaussian", "rademacher"):
             raise BadValue(f"reference = {reference!r}: expected 'gaussian' or 'rademacher'")
         if not theta > 0:
-            raise BadValue(f"theta = {theta}: an inverse temperature; expected more than 0")
+            raise BadValue(f"theta = {theta}: expected an inverse temperature of more than 0")
         self.theta, self.negatives, self.reference = theta, negatives, reference
         self.seed, self.number = seed, number
 
     def build(self, output: Tensor, n_classes: int) -> None:
         generator = _seeds.generator(torch.device("cpu"), self.seed, "reference", self.number)
-        drawn = torch.randn(output[0].numel(), generator=generator)
+        xi = torch.randn(output[0].numel(), generator=generator)
         if self.reference == "rademacher":
-            drawn = torch.where(drawn < 0, -1.0, 1.0)
-        self.register_buffer("xi", F.normalize(drawn.to(output.device, output.dtype), dim=0))
+            xi = torch.where(xi < 0, -1.0, 1.0)
+        self.register_buffer("xi", F.normalize(xi.to(output.device, output.dtype), dim=0))
         if self.negatives is None:
             self.negatives = n_classes - 1
 
@@ -76,22 +76,21 @@ class PairCosine(LocalLoss):
         """``g``, ``[rows, 1]``: the sum of it over blocks is the goodness readout's score."""
         return self.goodness(output).unsqueeze(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.softplus(-self.theta * self._margin(self.goodness(output))).mean()
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
         z = output.flatten(1)
         norm = (z.square().sum(1, keepdim=True) + EPS).sqrt()
         direction = z.abs() / norm
         g = direction @ self.xi
         slope = z.sign() * (self.xi - g.unsqueeze(1) * direction) / norm
         margin = self._margin(g)
-        # What a pair still asks for, spread over its two rows: the positive up, the negative down.
-        pull = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
-        weight = torch.cat([-pull.sum(0), pull.flatten()])
-        return F.softplus(-self.theta * margin).mean(), (weight.unsqueeze(1) * slope).view_as(output)
+        # The gradient by the margin of a pair: negative for its positive row, positive for its negative one.
+        margin_grad = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
+        weight = torch.cat([-margin_grad.sum(0), margin_grad.flatten()])
+        error = (weight.unsqueeze(1) * slope).view_as(output)
+        return ClosedFormStep(F.softplus(-self.theta * margin).mean(), error, {})
 
     def _margin(self, g: Tensor) -> Tensor:
         """``g_pos - g_neg`` of each pair, ``[negatives, positives]``."""

@@ -1,4 +1,4 @@
-"""Scores of pairs of nodes, for link prediction; no product of two nodes is ever held for all pairs."""
+"""Scores of pairs of nodes, for link prediction, without the products of all pairs in memory at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpfree.graphs.nodes import Ends
-from bpfree.losses.base import LocalLoss
+from bpfree.graphs.nodes import PairOutputs
+from bpfree.losses.base import ScoringLoss, StatefulFeedbackLoss
 from bpfree.losses.goodness import balanced_mean
 
-#: Pairs whose products are held at once.
+#: Number of pairs whose products are in memory at once.
 PAIRS = 4096
 
 
@@ -26,18 +26,18 @@ class _PairDot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         z, first, second = ctx.saved_tensors
-        out = torch.zeros_like(z)
+        z_grad = torch.zeros_like(z)
         for i, j, g in zip(first.split(PAIRS), second.split(PAIRS), grad.split(PAIRS), strict=True):
             weight = g.unsqueeze(1)
-            out.index_add_(0, i, weight * z[j])
-            out.index_add_(0, j, weight * z[i])
-        return out, None, None
+            z_grad.index_add_(0, i, weight * z[j])
+            z_grad.index_add_(0, j, weight * z[i])
+        return z_grad, None, None
 
 
 def pair_dot(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """``sum_d z[first, d] z[second, d]``, ``[B]``.
 
-    Saves ``z`` and the indices for the backward pass, whatever the number of pairs.
+    For the backward pass it saves ``z`` and the indices alone.
 
     Args:
         z: ``[n, d]``.
@@ -47,15 +47,15 @@ def pair_dot(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return _PairDot.apply(z, first, second)  # type: ignore[no-any-return]
 
 
-class PairScore(LocalLoss):
-    """A pair of nodes is an edge, or none; the block's outputs say which (Park et al., arXiv 2403.11004).
+class PairScore(ScoringLoss):
+    """Binary cross-entropy of pairs of nodes, edge or no edge (Park et al., arXiv 2403.11004).
 
-    With z the block's output and i, j the ends of a pair::
+    With z the block's output and i, j the nodes of a pair::
 
         cross_entropy:  logit = sum_d z_id z_jd                  mean of BCE over all pairs
         goodness:       logit = sum_d (z_id z_jd)^2 - theta      mean over edges + mean over the others
 
-    The target is ``[B, 3]``: the ends, and 1 for an edge. What the block above sent joins its input.
+    The target is ``[B, 3]``: the two nodes, and 1 for an edge.
 
     Args:
         objective: Which of the two.
@@ -74,29 +74,29 @@ class PairScore(LocalLoss):
             return pair_dot(output.square(), first, second) - self.threshold
         return pair_dot(output, first, second)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         first, second, truth = target.unbind(1)
-        found = F.binary_cross_entropy_with_logits(
+        losses = F.binary_cross_entropy_with_logits(
             self.logits(output, first, second), truth.to(output.dtype), reduction="none"
         )
         if self.objective == "cross_entropy":
-            return found.mean()
-        return balanced_mean(found, truth)
+            return losses.mean()
+        return balanced_mean(losses, truth)
 
     def scores(self, output: Tensor) -> Tensor:
-        """The logit of each pair of an `Ends`, ``[B, 1]``."""
-        assert isinstance(output, Ends)
+        """The logit of each pair of a `PairOutputs`, ``[B, 1]``."""
+        assert isinstance(output, PairOutputs)
         return self.logits(output.output, output.pairs[:, 0], output.pairs[:, 1]).unsqueeze(1)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return scores.sigmoid()
 
 
-class TopToInputPairs(PairScore):
-    """`PairScore` of a block whose input is joined by the state of the one above; the top gets nothing."""
+class TopToInputPairs(PairScore, StatefulFeedbackLoss):
+    """`PairScore` of a block whose feedback is the state of the block above; the top block gets none."""
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return message, self.memory
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return message, self.state
 
-    def remembered(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         return output

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.graphs.graph import unit_rows
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import ScoringLoss, StatefulFeedbackLoss
 from bpfree.losses.cross_entropy import FEATURES, Pooling, flat_features
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 Similarity = Literal["dot", "cosine"]
 
 
-class ClassPrototypes(LocalLoss):
+class ClassPrototypes(ScoringLoss):
     """Single-forward loss of Park et al. (arXiv 2403.11004), section 4.
 
     With ``h_i`` the output for a node and ``c_k`` the prototype of class k::
@@ -75,11 +75,11 @@ class ClassPrototypes(LocalLoss):
             rows, prototypes = F.normalize(rows, dim=1), F.normalize(prototypes, dim=1)
         return rows @ prototypes.T / self.temperature
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target, ignore_index=-1)
 
 
-class TopToLoss(ClassPrototypes):
+class TopToLoss(ClassPrototypes, StatefulFeedbackLoss):
     """`ClassPrototypes` on the mean of a block's output and the states of all blocks above it.
 
     ``m = (h + s_(l+1) + ... + s_L) / (L - l + 1)``, with s the length-normalised outputs of the step before,
@@ -87,35 +87,35 @@ class TopToLoss(ClassPrototypes):
     once: what goes up is of the step before, too.
     """
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if self.memory is None:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if self.state is None:
             return message, message
-        own = self.memory.unsqueeze(0)
+        own = self.state.unsqueeze(0)
         return message, own if message is None else torch.cat([own, message])
 
-    def remembered(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         return unit_rows(output)
 
-    def upward(self, output: Tensor) -> Tensor:
-        return output if self.memory is None else self.memory
+    def passed_up(self, output: Tensor) -> Tensor:
+        return output if self.state is None else self.state
 
-    def blend(self, output: Tensor, lesson: Tensor | None) -> Tensor:
-        return output if lesson is None else torch.cat([output.unsqueeze(0), lesson]).mean(0)
+    def combine(self, output: Tensor, feedback: Tensor | None) -> Tensor:
+        return output if feedback is None else torch.cat([output.unsqueeze(0), feedback]).mean(0)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        return super().forward(self.blend(output, lesson), target)
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        return super().forward(self.combine(output, feedback), target)
 
 
-class TopToInput(ClassPrototypes):
+class TopToInput(ClassPrototypes, StatefulFeedbackLoss):
     """`ClassPrototypes` of a block whose input is joined by the state of the block above it.
 
     The state is the output of the step before; above the highest block stand the labels.
     """
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return message, self.memory
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return message, self.state
 
-    def remembered(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         return output
 
 
@@ -150,7 +150,7 @@ class PrototypeGoodness(ClassPrototypes):
         super().__init__(0, learnable=True, similarity="cosine", temperature=temperature)
         self.pool, self.pooling, self.limit = pool, pooling, features
 
-    def planned(self, output: Tensor, n_classes: int) -> int:
+    def planned_parameters(self, output: Tensor, n_classes: int) -> int:
         features: Tensor = self._features(output)(output)
         return features.shape[1] * n_classes
 
@@ -164,4 +164,4 @@ class PrototypeGoodness(ClassPrototypes):
     def scores(self, output: Tensor) -> Tensor:
         # Cosines are divided by a small number: 8 bits of them are too few.
         with torch.autocast(output.device.type, enabled=False):
-            return self.similarities(self.features(widened(output)), self.prototypes)
+            return self.similarities(self.features(at_least_float32(output)), self.prototypes)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.losses.base import LocalLoss
+from bpfree.losses.base import FeedbackLoss
 
 
-class Reconstruction(LocalLoss):
-    """``weight * mean((output - image)^2)``; the images, which are the targets, go on down the wire.
+class Reconstruction(FeedbackLoss):
+    """``weight * mean((output - image)^2)``. The message for the block below is the images, the targets.
 
     Args:
         weight: Weight of the loss; None: the images' height, as in counter-current learning's code.
@@ -31,15 +31,15 @@ class Reconstruction(LocalLoss):
     def scores(self, output: Tensor) -> Tensor:
         return output
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return None, message
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         assert self.weight is not None
         return self.weight * F.mse_loss(output, target)
 
 
-class MapPair(LocalLoss):
+class MapPair(FeedbackLoss):
     """A block's maps against those that a second autoencoder, run from the clean image down, has there.
 
     With a and b ``[rows, channels, H, W]``, n(x) each map without its mean, divided by its length, and R(x)
@@ -62,22 +62,22 @@ class MapPair(LocalLoss):
     def feedback_parameters(self) -> Iterable[nn.Parameter]:
         return self.feedback.parameters()
 
-    def teach(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         maps = self.feedback(message)
         return maps, maps
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-        assert lesson is not None
-        if output.shape != lesson.shape:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+        assert feedback is not None
+        if output.shape != feedback.shape:
             raise BadValue(
-                f"a stage gives maps {list(output.shape[1:])}, its counterpart {list(lesson.shape[1:])}: an "
-                "autoencoder to be cut must double what it halves, with the same channels on the way"
+                f"a stage gives maps {list(output.shape[1:])}, its counterpart {list(feedback.shape[1:])}: "
+                "an autoencoder to be cut must double what it halves, with the same channels on the way"
             )
-        loss = F.mse_loss(output, lesson)
+        loss = F.mse_loss(output, feedback)
         if self.shapes:
-            loss = loss + self.shapes * F.mse_loss(_shape(output), _shape(lesson))
+            loss = loss + self.shapes * F.mse_loss(_shape(output), _shape(feedback))
         if self.decorrelation:
-            loss = loss + self.decorrelation * (_correlated(output) + _correlated(lesson))
+            loss = loss + self.decorrelation * (_correlated(output) + _correlated(feedback))
         return output.shape[2] * loss
 
 

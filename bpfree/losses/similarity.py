@@ -11,9 +11,10 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree.losses.base import ClosedFormStep
 from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
 from bpfree.losses.registry import register_loss
-from bpfree.nn import FeaturesFirst, widened
+from bpfree.nn import FeaturesFirst, at_least_float32
 
 #: By the number of axes of an output.
 CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -39,7 +40,7 @@ def label_similarity(target: Tensor, n_classes: int) -> Tensor:
 
 def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
     """Mean over all pairs of rows of ``(S(features) - S(one-hot labels))^2``; equation 1 of the paper."""
-    wide = widened(features)
+    wide = at_least_float32(features)
     with torch.autocast(wide.device.type, enabled=False):
         difference = similarity_matrix(wide) - label_similarity(target, n_classes).to(wide.dtype)
     return difference.square().mean()
@@ -47,7 +48,7 @@ def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
 
 def spread(maps: Tensor) -> Tensor:
     """``[rows, c]``, the standard deviation of each map of ``[rows, c, ...]``; single values as they are."""
-    wide = widened(maps)
+    wide = at_least_float32(maps)
     n, axes = math.prod(wide.shape[2:]), tuple(range(2, wide.ndim))
     if n == 1:
         return wide.flatten(1)
@@ -107,10 +108,10 @@ class PredSim(LocalCrossEntropy):
             self.projection = nn.Linear(width, width, bias=False) if conv is None else conv
             self.projection.to(output.device)
 
-    def planned(self, output: Tensor, n_classes: int) -> int:
+    def planned_parameters(self, output: Tensor, n_classes: int) -> int:
         width, kernel = output.shape[self.feature_axis], 3 ** (output.ndim - 2)
         projects = self.project and self.sim_weight > 0
-        return super().planned(output, n_classes) + (width**2 * kernel if projects else 0)
+        return super().planned_parameters(output, n_classes) + (width**2 * kernel if projects else 0)
 
     def _features(self, output: Tensor) -> nn.Sequential:
         if output.ndim > 2 and output.ndim not in CONVOLUTIONS:
@@ -134,7 +135,7 @@ class PredSim(LocalCrossEntropy):
         seen = self.projection(output.movedim(self.feature_axis, 1))
         return similarity_loss(spread(seen) if seen.ndim > 2 else seen, target, self.n_classes)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         w = self.sim_weight
         if w == 0:
             return super().forward(output, target)
@@ -143,10 +144,11 @@ class PredSim(LocalCrossEntropy):
             return sim + super().forward(output.detach(), target)
         return (1 - w) * super().forward(output, target) + w * sim
 
-    def output_gradient(
-        self, output: Tensor, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        raise TypeError("PredSim has no closed-form gradient: use gradients='autograd'")
+    def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        raise TypeError("PredSim has no closed-form gradient")
+
+    def check_closed_form(self) -> None:
+        raise TypeError("PredSim has no closed-form gradient")
 
 
 def square_for(maps: Tensor, features: int) -> int:

@@ -1,10 +1,9 @@
-"""Laws about schedules: other orders of the same work give the same bits; one block is backpropagation."""
+"""Checks of schedules: all orders of the updates give equal results, and one block is backpropagation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,73 +11,74 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._rows import Rows
-from bpfree.core.block import descend
+from bpfree.core.block import send_feedback
 from bpfree.data import TensorData, as_data
+from bpfree.losses import StatefulFeedbackLoss
 from bpfree.testing._common import MakeTrainer, assert_same_bits, assert_same_history
 from bpfree.trainers import Backprop, Trainer
 
 
 def assert_schedules_agree(
     make_trainer: MakeTrainer,
-    data: Any,
+    data: object,
     *,
     steps: int = 4,
     epochs: int = 2,
     batch_size: int = 16,
     greedy: bool = True,
 ) -> None:
-    """Check that a schedule changes when work is done, and not what comes of it.
+    """Check that the result of training does not depend on the order of the computation.
 
-    Simultaneous: a few steps that update each block by itself give, bit for bit, the weights and losses of
-    steps that add all losses up, take one backward pass through their sum and then step every optimizer;
-    with Adam and with SGD. Greedy: a run that keeps the features of frozen blocks ends with the same bits,
-    and the same history, as one that computes them anew.
+    Simultaneous schedule: steps that update each block separately give bit-identical weights and losses to
+    steps that sum all losses, run one backward pass through the sum and then step every optimizer. This is
+    checked with Adam and with SGD. Greedy schedule: a run that caches the features of frozen blocks ends with
+    bit-identical weights and the same history as a run that recomputes them.
 
     Args:
-        make_trainer: Makes the trainer; given ``optimizer``, ``schedule`` and ``cache``. A trainer with
-            ``gradients = "analytic"`` is spared the first part: it has no backward passes to add up.
+        make_trainer: Returns the trainer, for given ``optimizer``, ``schedule`` and ``cache``. The first
+            check is skipped if ``gradients = "analytic"``, because there are no backward passes to sum.
         data: Training data, as for `Trainer.fit`.
-        steps: Steps of the first part.
-        epochs: Epochs of each stage of the second part.
-        batch_size: Samples per step.
-        greedy: Whether to check the second part. It says something only where data and encoding stay the
-            same from one epoch to the next.
+        steps: Number of steps of the first check.
+        epochs: Number of epochs of each stage of the second check.
+        batch_size: Number of samples of each step.
+        greedy: Whether to run the second check. It is meaningful only if data and encoding are the same in
+            all epochs.
 
     Raises:
-        AssertionError: naming the schedule and the tensor that differs.
+        AssertionError: If results differ. The message names the schedule and the tensor.
     """
     samples = as_data(data)
     for optimizer in ("adam", "sgd"):
-        apart, summed = make_trainer(optimizer=optimizer), make_trainer(optimizer=optimizer)
-        _assert_sum_agrees(apart, summed, samples, steps, batch_size)
+        separate, summed = make_trainer(optimizer=optimizer), make_trainer(optimizer=optimizer)
+        _assert_sum_agrees(separate, summed, samples, steps, batch_size)
     if greedy:
         _assert_cache_agrees(make_trainer, samples, epochs, batch_size)
 
 
 def _assert_sum_agrees(
-    apart: Trainer, summed: Trainer, data: TensorData, steps: int, batch_size: int
+    separate: Trainer, summed: Trainer, data: TensorData, steps: int, batch_size: int
 ) -> None:
-    for trainer in (apart, summed):
+    for trainer in (separate, summed):
         trainer.build_for(data)
-    if any(block.gradients == "analytic" for block in apart.cascade.units):
+    if any(not block.rule.autograd for block in separate.cascade.units):
         return
-    what = f"{apart.id} with {apart.settings.optimizer}: updates by block, and one through the sum"
-    assert_same_bits(apart.cascade, summed.cascade, f"{apart.id}: two new trainers")
+    what = f"{separate.id} with {separate.settings.optimizer}: separate updates and summed losses"
+    assert_same_bits(separate.cascade, summed.cascade, f"{separate.id}: two new trainers")
     for number in range(steps):
         indices = torch.arange(number * batch_size, (number + 1) * batch_size) % len(data)
         x, y = data.batch(indices)
-        x, y = x.to(apart.device), y.to(apart.device)
-        ours = apart.step(x, y, number)
+        x, y = x.to(separate.device), y.to(separate.device)
+        losses = separate.step(x, y, number)
         with summed.running():
-            theirs = _summed_step(summed, x, y, number)
-        for k, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            if not torch.equal(one, other):
-                raise AssertionError(f"{what}: loss {k + 1} of step {number + 1}: {one} and {other}")
-        assert_same_bits(apart.cascade, summed.cascade, f"{what}, after step {number + 1}")
+            expected = _summed_step(summed, x, y, number)
+        for k, (loss, other) in enumerate(zip(losses, expected, strict=True)):
+            if not torch.equal(loss, other):
+                raise AssertionError(f"{what}: loss {k + 1} of step {number + 1} is {loss} and {other}")
+        assert_same_bits(separate.cascade, summed.cascade, f"{what}, after step {number + 1}")
 
 
 def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
-    """What `Trainer.step` does, with one backward pass through the sum of all losses."""
+    """`Trainer.step` with one backward pass through the sum of all losses; returns the losses."""
     cascade, seed = trainer.cascade, _seeds.derive(trainer.seed, "step", 0, number)
     cascade.train()
     scores, extra = None, []
@@ -94,15 +94,19 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
     rows, target = cascade.encoding.encode(x, y, cascade.encoding.draw(y, generator, scores))
     losses: list[Tensor] = []
     totals = list(extra)
-    lessons = descend(cascade.units, cascade.encoding.message())
-    for k, (block, lesson) in enumerate(zip(cascade.units, lessons, strict=True)):
+    feedbacks, _ = send_feedback(cascade.units, cascade.encoding.message())
+    for k, (block, feedback) in enumerate(zip(cascade.units, feedbacks, strict=True)):
         _seeds.seed_global(y.device, seed, k)
-        rows = block.join(rows, lesson)
-        found, output = block.objective(block.sense(rows), target, lesson)
-        losses, rows = losses + found, block.onward(rows, block.loss.upward(output.detach()))
-        totals.append(block.total(found))
-        for loss in block.losses:
-            loss.memory = loss.remembered(output.detach())
+        rows = block.concat_feedback(rows, feedback)
+        values, total, output = block.objective(block.run_front(rows), target, feedback)
+        output = output.detach()
+        if isinstance(block.loss, StatefulFeedbackLoss):
+            rows = block.next_input(rows, block.loss.passed_up(output))
+            block.loss.state = block.loss.next_state(output)
+        else:
+            rows = block.next_input(rows, output)
+        losses += values
+        totals.append(total)
     with torch.autocast(y.device.type, enabled=False):
         torch.autograd.backward(torch.stack(totals).sum())
     for optimizer in trainer.optimizers.values():
@@ -112,16 +116,16 @@ def _summed_step(trainer: Trainer, x: Tensor, y: Tensor, number: int) -> list[Te
 
 
 def _assert_cache_agrees(make_trainer: MakeTrainer, data: TensorData, epochs: int, batch_size: int) -> None:
-    kept, fresh = (make_trainer(schedule="greedy", cache=cache) for cache in (True, False))
-    runs = [trainer.fit(data, data, epochs=epochs, batch_size=batch_size) for trainer in (kept, fresh)]
-    what = f"{kept.id}, greedy with and without kept features"
-    assert_same_bits(kept.cascade, fresh.cascade, what)
+    cached, uncached = (make_trainer(schedule="greedy", cache=cache) for cache in (True, False))
+    runs = [trainer.fit(data, data, epochs=epochs, batch_size=batch_size) for trainer in (cached, uncached)]
+    what = f"{cached.id}: the greedy schedule with and without cached features"
+    assert_same_bits(cached.cascade, uncached.cascade, what)
     assert_same_history(runs[0], runs[1], what)
 
 
 def assert_one_block_is_backprop(
     make_net: Callable[[], nn.Module],
-    data: Any,
+    data: object,
     *,
     epochs: int = 2,
     batch_size: int = 16,
@@ -129,44 +133,44 @@ def assert_one_block_is_backprop(
     lr: float = 1e-2,
     weight_decay: float = 0.0,
 ) -> None:
-    """Check that a cascade of one block trains exactly as the same net in a plain PyTorch loop.
+    """Check that a cascade of one block trains as the same network in a plain PyTorch loop.
 
-    Each of the optimizers SGD, Adam and AdamW, in its fused form, must end with the same bits, and each epoch
-    with the same mean loss. The loop draws the order of samples and the dropout noise from the streams that
-    `bpfree._seeds` documents.
+    With each of the fused optimizers SGD, Adam and AdamW, the weights must be bit-identical, and the mean
+    losses of each epoch equal. The loop draws the order of samples and the dropout noise from the same random
+    streams (`bpfree._seeds`).
 
     Args:
-        make_net: Makes the net, new and with the same weights at each call.
+        make_net: Returns a new network with the same weights at each call.
         data: Training data, as for `Trainer.fit`.
-        epochs: Passes over the data.
-        batch_size: Samples per step.
+        epochs: Number of epochs.
+        batch_size: Number of samples of each step.
         seed: Seed of the run.
         lr: Learning rate.
         weight_decay: Weight decay.
 
     Raises:
-        AssertionError: naming the optimizer, and the parameter or the epoch that differs.
+        AssertionError: If results differ. The message names the optimizer, and the parameter or the losses.
     """
     samples = as_data(data)
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=0.9),
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
-    for name, kind in kinds.items():
+    for name, make_optimizer in optimizers.items():
         trainer = Backprop(
             make_net(), seed=seed, progress=False, optimizer=name, lr=lr, weight_decay=weight_decay
         )
         history = trainer.fit(samples, epochs=epochs, batch_size=batch_size)
         net = make_net()
-        optimizer = kind(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer = make_optimizer(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         with trainer.running():
             means = _plain_loop(net, optimizer, samples.to(trainer.device), epochs, batch_size, seed)
-        what = f"a cascade of one block and a plain loop, both with {name}"
+        what = f"a cascade of one block and a plain loop with {name}"
         assert_same_bits(trainer.model, net, what)
-        found = [row["loss"][0] for row in history.rows]
-        if found != means:
-            raise AssertionError(f"{what}: the mean losses of the epochs differ: {found} and {means}")
+        losses = [row["loss"][0] for row in history.rows]
+        if losses != means:
+            raise AssertionError(f"{what}: the mean losses of the epochs differ: {losses} and {means}")
 
 
 def _plain_loop(
@@ -177,7 +181,7 @@ def _plain_loop(
     batch_size: int,
     seed: int,
 ) -> list[float]:
-    """Backpropagation as anyone would write it; returns the mean loss of each epoch."""
+    """A plain training loop with backpropagation; returns the mean loss of each epoch."""
     device, means = data.y.device, []
     net.train()
     for epoch in range(epochs):

@@ -1,11 +1,11 @@
-"""Laws about physical devices: nothing is known of them, every row is counted, and a record can stand in."""
+"""Checks of physical devices: training uses no model of them, counts their passes, and can be replayed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from bpfree._errors import BadValue, DeviceError
 from bpfree.data import TensorData, as_data
 from bpfree.nn import physical_net
 from bpfree.physics import Device, PhysicalSystem, Recorder, Replay
-from bpfree.physics.answers import checked_answer
+from bpfree.physics.outputs import checked_output
 from bpfree.physics.system import Array
 from bpfree.testing._common import assert_same_bits
 from bpfree.trainers import Physical
 
-#: Makes a system, or returns the one that there is.
+#: Returns a new system, or always the same one.
 MakeSystem = Callable[[], PhysicalSystem]
 
 
@@ -33,177 +33,181 @@ def physical_trainer(
     net: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Physical:
-    """Physical local learning on one device that serves all layers.
+    """Create a trainer of physical local learning with one device for all layers.
 
     Args:
         device: The device.
-        data: Says the shape of samples and the number of classes.
+        data: Data with the shape of samples and the number of classes.
         layers: Number of layers L.
-        seed: Of the matrices and of the run.
-        net: Further arguments of `bpfree.nn.physical_net`; by default drives of unit norm, with skip.
+        seed: Seed of the weights and of the run.
+        net: Further arguments of `bpfree.nn.physical_net`. Default: drives of unit norm, with skip
+            connections.
         **settings: Settings of the trainer.
     """
     torch.manual_seed(seed)
     hidden = [data.n_classes + torch.Size(data.sample_shape).numel()] * (layers - 1)
-    made = physical_net(
+    network = physical_net(
         [device] * layers, data.sample_shape, data.n_classes, hidden, **{"drive": "l2", **(net or {})}
     )
-    return Physical(made, seed=seed, progress=False, **settings)
+    return Physical(network, seed=seed, progress=False, **settings)
 
 
 def assert_model_free(
-    make_system: MakeSystem, data: Any, *, epochs: int = 2, batch_size: int = 16, **options: Any
+    make_system: MakeSystem, data: object, *, epochs: int = 2, batch_size: int = 16, **options: Any
 ) -> None:
-    """Check that training needs nothing of a device but its answers.
+    """Check that training uses only the outputs of a device, and no model or gradient of it.
 
-    The system takes numpy arrays and returns real, finite ones that it does not write into later, and the
-    adapter refuses a tensor that requires a gradient. A whole run, by the closed form and by local autograd,
-    finishes with every answer wrapped in a function whose backward pass raises, and with a differentiable
-    twin that raises when it is asked for. What a layer's loss can reach through the graph is that layer's
-    matrix and bias, and its features require no gradient.
+    The system must return real, finite arrays and not modify them later, and the device must refuse a tensor
+    that requires a gradient. Runs with closed-form gradients and with local autograd must finish although the
+    backward pass of each output, and the differentiable model of the system, raise an error. The gradient of
+    a layer's loss must reach exactly the weight and bias of that layer, and its features must not require a
+    gradient.
 
     Args:
-        make_system: Makes the system.
+        make_system: Returns the system.
         data: Training data, as for `Trainer.fit`.
-        epochs: Epochs of each run.
-        batch_size: Samples per step.
-        **options: Of the trainer and its network, as ``layers``, ``net`` or ``inner_steps``.
+        epochs: Number of epochs of each run.
+        batch_size: Number of samples of each step.
+        **options: Options of the trainer and its network, such as ``layers``, ``net`` or ``inner_steps``.
 
     Raises:
-        AssertionError: saying what was asked of the device.
+        AssertionError: If a check fails. The message names what was used of the device.
     """
     samples = as_data(data)
     device = Device(make_system())
     low, high = device.input_range
     middle = np.full((2, device.n_in), (low + high) / 2)
-    _check_answers(device, middle)
+    _check_outputs(device, middle)
     try:
         device.measure(torch.from_numpy(middle).requires_grad_())
     except BadValue:
         pass
     else:
-        raise AssertionError("the device took a tensor that requires a gradient")
+        raise AssertionError("the device accepted a tensor that requires a gradient")
     for gradients in ("analytic", "autograd"):
-        poisoned = _Poisoned(_NoTwin(make_system()))
-        trainer = physical_trainer(poisoned, samples, gradients=gradients, **options)
+        without_gradient = _DeviceWithoutGradient(_SystemWithoutModel(make_system()))
+        trainer = physical_trainer(without_gradient, samples, gradients=gradients, **options)
         trainer.fit(samples, epochs=epochs, batch_size=batch_size)
-        _audit(trainer, samples)
+        _check_gradients(trainer, samples)
 
 
-def _check_answers(device: Device, middle: Array) -> None:
-    """Check what the system returns, for callers that have no `Device` to copy it and to judge it."""
+def _check_outputs(device: Device, middle: Array) -> None:
+    """Check the outputs of the system itself, without the copies and checks of `Device`."""
     drive = middle.copy()
-    answer = device.system.forward(drive)
+    output = device.system.forward(drive)
     try:
-        first = checked_answer(answer, len(middle), device.n_out)
+        first = checked_output(output, len(middle), device.n_out)
     except DeviceError as error:
         raise AssertionError(str(error)) from error
     if not np.array_equal(drive, middle):
-        raise AssertionError("the system wrote into the drive that it was given; have it copy the drive")
+        raise AssertionError("the system modified its input; copy the drive in forward")
     device.system.forward(np.full_like(middle, device.input_range[1]))
-    if not np.array_equal(answer, first):
-        raise AssertionError("a later call changed an earlier answer; have the system return a new array")
+    if not np.array_equal(output, first):
+        raise AssertionError("a later call changed an earlier output; return a new array in forward")
 
 
-def _audit(trainer: Physical, data: TensorData) -> None:
+def _check_gradients(trainer: Physical, data: TensorData) -> None:
+    """Check the parameters that the gradient of each layer's loss reaches."""
     x, y = data.batch(torch.arange(min(8, len(data))))
     encoding = trainer.cascade.encoding
     rows, target = encoding.encode(x, y, encoding.draw(y, torch.Generator().manual_seed(0)))
     for k, block in enumerate(trainer.cascade.units):
-        features = block.sense(rows)
+        features = block.run_front(rows)
         assert isinstance(features, Tensor)
         if features.requires_grad:
             raise AssertionError(f"the features of layer {k + 1} require a gradient")
-        losses, rows = block.objective(features, target, None)
-        rows = rows.detach()
-        reached = _leaves(losses[0])
-        own = {id(p) for p in block.body.parameters()}
-        if reached != own:
+        objective = block.objective(features, target, None)
+        rows = objective.output.detach()
+        reached = _leaves(objective.total)
+        expected = {id(p) for p in block.parts[0].body.parameters()}
+        if reached != expected:
             raise AssertionError(
-                f"the loss of layer {k + 1} reaches {len(reached - own)} tensors beside its matrix and bias, "
-                f"and misses {len(own - reached)} of these"
+                f"the gradient of the loss of layer {k + 1} reaches {len(reached - expected)} tensors "
+                f"outside the layer, and misses {len(expected - reached)} of its parameters"
             )
 
 
 def _leaves(loss: Tensor) -> set[int]:
-    """The tensors that ``loss`` would send a gradient to, by identity."""
-    seen, found, pending = set(), set(), [loss.grad_fn]
+    """Identities of the leaf tensors that the gradient of ``loss`` reaches."""
+    seen, leaves, pending = set(), set(), [loss.grad_fn]
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        pending += [following for following, _ in node.next_functions]
-    return found
+            leaves.add(id(node.variable))
+        pending += [function for function, _ in node.next_functions]
+    return leaves
 
 
-class _Poison(torch.autograd.Function):
+class _RaiseInBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, answer: Tensor) -> Tensor:
-        return answer.clone()
+    def forward(ctx: object, output: Tensor) -> Tensor:
+        return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         raise AssertionError("a gradient was sent into the device")
 
 
-class _Poisoned(Device):
+class _DeviceWithoutGradient(Device):
+    """A device whose outputs raise an error in the backward pass."""
+
     def measure(self, u: Tensor) -> Tensor:
-        # The answer claims to depend on something that learns, and raises if that is ever followed.
+        # The output requires a gradient, so that a backward pass through it is not skipped.
         with torch.enable_grad():
-            answer: Tensor = _Poison.apply(super().measure(u).requires_grad_())
-        return answer
+            output: Tensor = _RaiseInBackward.apply(super().measure(u).requires_grad_())
+        return output
 
 
-class _NoTwin:
-    """A system that may be driven, and asked for nothing else."""
+class _SystemWithoutModel:
+    """A system that can be driven, but whose differentiable model raises an error."""
 
     def __init__(self, system: PhysicalSystem) -> None:
         self.n_in, self.n_out, self.input_range = system.n_in, system.n_out, system.input_range
         self.forward = system.forward
 
-    def differentiable_twin(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("a model of the device was asked for")
+    def digital_model(self, *_: object, **__: object) -> NoReturn:
+        raise AssertionError("training used a model of the device")
 
 
-def assert_passes(
+def assert_pass_counts(
     make_system: MakeSystem,
-    data: Any,
+    data: object,
     *,
     layers: int = 2,
     epochs: int = 2,
     batch_size: int = 16,
     **options: Any,
 ) -> None:
-    """Check that rows are counted, and that they are as many as the formulas say.
+    """Check the numbers of rows that are sent to a device, and that the device counts them.
 
-    With L layers, N samples, E epochs, C classes: joint training sends ``2 L N E`` rows, with all negatives
-    ``C L N E``, with the first layer's answers kept ``C N + 2 (L-1) N E``, greedy with all layers' kept
-    ``C L N``; prediction sends ``C L`` for each sample. The number of inner steps changes none of it, nor
-    does a last batch that is short. Rows are counted by what they were sent for, and where the system
-    receives them.
+    For L layers, N samples, E epochs and C classes, training sends ``2 L N E`` rows with the simultaneous
+    schedule, ``C L N E`` with all negatives, ``C N + 2 (L-1) N E`` with cached outputs of the first layer,
+    and ``C L N`` with the greedy schedule and cached outputs of all layers. Prediction sends ``C L`` rows for
+    each sample. The numbers do not depend on the number of inner steps, or on the size of the last batch.
+    Rows are counted by purpose by the device, and in total by the system.
 
     Args:
-        make_system: Makes the system.
+        make_system: Returns the system.
         data: Training data, as for `Trainer.fit`.
-        layers: L.
-        epochs: E.
-        batch_size: Samples per step.
-        **options: Of the trainer and its network.
+        layers: Number of layers L.
+        epochs: Number of epochs E.
+        batch_size: Number of samples of each step.
+        **options: Options of the trainer and its network.
 
     Raises:
-        AssertionError: naming the case, what was counted and what the formula says.
+        AssertionError: If a count is wrong. The message names the case, the count and the expected count.
     """
     samples = as_data(data)
     n, c = len(samples), samples.n_classes
     cases: list[tuple[str, dict[str, Any], int]] = [
-        ("joint", {}, 2 * layers * n * epochs),
-        ("joint, one inner step", {"inner_steps": 1}, 2 * layers * n * epochs),
-        ("joint, all negatives", {"negatives": "all"}, c * layers * n * epochs),
-        ("first layer kept", {"cache": True}, c * n + 2 * (layers - 1) * n * epochs),
-        ("greedy, all layers kept", {"cache": True, "schedule": "greedy"}, c * layers * n),
+        ("simultaneous", {}, 2 * layers * n * epochs),
+        ("simultaneous, one inner step", {"inner_steps": 1}, 2 * layers * n * epochs),
+        ("simultaneous, all negatives", {"negatives": "all"}, c * layers * n * epochs),
+        ("first layer cached", {"cache": True}, c * n + 2 * (layers - 1) * n * epochs),
+        ("greedy, all layers cached", {"cache": True, "schedule": "greedy"}, c * layers * n),
     ]
     for name, settings, expected in cases:
         counting = _Counting(make_system())
@@ -217,44 +221,44 @@ def assert_passes(
         trainer.evaluate(samples)
         _compare(f"{name}, prediction", device.passes, {"train": expected, "eval": c * layers * n}, None)
         if counting.rows != c * layers * n:
-            raise AssertionError(f"{name}: prediction sent {counting.rows} rows, not {c * layers * n}")
+            raise AssertionError(f"{name}: prediction sent {counting.rows} rows; expected {c * layers * n}")
 
 
-def _compare(name: str, found: dict[str, int], expected: dict[str, int], received: int | None) -> None:
-    whole = {purpose: expected.get(purpose, 0) for purpose in found}
-    if found != whole:
-        raise AssertionError(f"{name}: {found} rows were counted; the formula says {whole}")
-    if received is not None and received != sum(found.values()):
-        raise AssertionError(f"{name}: the system received {received} rows, {found} were counted")
+def _compare(name: str, counted: dict[str, int], expected: dict[str, int], received: int | None) -> None:
+    expected = {purpose: expected.get(purpose, 0) for purpose in counted}
+    if counted != expected:
+        raise AssertionError(f"{name}: {counted} rows were counted; expected {expected}")
+    if received is not None and received != sum(counted.values()):
+        raise AssertionError(f"{name}: the system received {received} rows, but {counted} were counted")
 
 
 class _Counting:
-    """Counts rows where the system receives them."""
+    """A system that counts the rows that it receives."""
 
     def __init__(self, system: PhysicalSystem) -> None:
         self.system, self.rows = system, 0
         self.n_in, self.n_out, self.input_range = system.n_in, system.n_out, system.input_range
 
-    def forward(self, u: Any) -> Any:
+    def forward(self, u: Array) -> Array:
         self.rows += len(u)
         return self.system.forward(u)
 
 
 def assert_replays(
-    make_system: MakeSystem, data: Any, *, epochs: int = 2, batch_size: int = 16, **options: Any
+    make_system: MakeSystem, data: object, *, epochs: int = 2, batch_size: int = 16, **options: Any
 ) -> None:
-    """Check that a record of what the device answered, with no physics inside, trains the same weights.
+    """Check that training with recorded outputs of a device gives the same weights as with the device.
 
     Args:
-        make_system: Makes the system; its noise may differ from one to the next.
+        make_system: Returns the system. Its noise may differ between calls.
         data: Training data, as for `Trainer.fit`.
-        epochs: Epochs of each run.
-        batch_size: Samples per step.
-        **options: Of the trainer and its network.
+        epochs: Number of epochs of each run.
+        batch_size: Number of samples of each step.
+        **options: Options of the trainer and its network.
 
     Raises:
-        AssertionError: naming the tensor that differs.
-        DeviceError: If the second run asks for anything that the first did not.
+        AssertionError: If the weights differ. The message names the tensor.
+        DeviceError: If the second run needs outputs that were not recorded.
     """
     samples = as_data(data)
     recorder = Recorder(make_system())
@@ -265,4 +269,4 @@ def assert_replays(
         recorder.save(record)
         second = physical_trainer(Device(Replay(record)), samples, **options)
         second.fit(samples, epochs=epochs, batch_size=batch_size)
-    assert_same_bits(second.cascade, first.cascade, "training on a device, and on the record of its answers")
+    assert_same_bits(second.cascade, first.cascade, "training with a device and with its recorded outputs")

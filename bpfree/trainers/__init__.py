@@ -1,7 +1,8 @@
 """Trainers: each family is a named point in the space of encoding, objective, locality, schedule, readout."""
 
 from bpfree.engine.history import History
-from bpfree.engine.loop import CALIBRATION_SAMPLES, Checkpoint, Hooks
+from bpfree.engine.loop import CALIBRATION_SAMPLES
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.trainers.autoencoder import Autoencoder
 from bpfree.trainers.backprop import Backprop, DeepSupervision, MFJoint

@@ -10,14 +10,15 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.core.joint import JointBlock
 from bpfree.core.readouts import BlockReadout
 from bpfree.encodings.base import Reconstruct
 from bpfree.engine.settings import TrainerSettings, make_optimizer
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.metrics import MSE
+from bpfree.nn.autoencoder import copy_with_new_weights
 from bpfree.trainers.base import Trainer, level_of
 
 
@@ -46,15 +47,15 @@ class AutoencoderSettings(TrainerSettings):
 
 
 class AutoencoderBlock(JointBlock):
-    """Blocks with closed walls, of which the top one hears the images that are to be reconstructed."""
+    """Blocks without gradients between them. The message for the top one is the images to reconstruct."""
 
-    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
-        return descend(self.inner, target)
+    def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+        return send_feedback(self.parts, target)[0]
 
     def encoders(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """The stages of both networks that give the code, and those before them."""
-        middle = len(self.inner) // 2
-        *below, code = [block.body for block in self.inner[:middle]]
+        middle = len(self.parts) // 2
+        *below, code = [block.body for block in self.parts[:middle]]
         # The pair of the code, and all above it, are answered on the way from the image to the other code.
         pairs = [loss for loss in self.losses[middle - 1 :] if isinstance(loss, MapPair)]
         other, *after = [pair.feedback for pair in pairs]
@@ -65,17 +66,18 @@ class Autoencoder(Trainer):
     """Reconstructs images; the net is an `nn.Sequential` of stages, as `bpfree.nn.autoencoder` makes it.
 
     Counter-current: a second autoencoder is run from the clean image back to the code and beyond, and each
-    stage of one learns to agree with the same stage of the other. Labels take no part; accuracy in a history
-    is the negative mean squared error, so that higher is better.
+    stage of one learns to agree with the same stage of the other. Labels take no part; the metric is
+    the mean squared error.
     """
 
     id = "autoencoder"
     Settings = AutoencoderSettings
     settings: AutoencoderSettings
+    metric = MSE
 
     def make_cascade(self, n_classes: int) -> Cascade:
         if self.settings.rule == "backprop":
-            blocks: list[Block] = [Block(self.net, Reconstruction())]
+            blocks: list[BaseBlock] = [Block(self.net, Reconstruction())]
         else:
             if self.settings.schedule == "greedy":
                 raise BadValue("schedule = 'greedy': messages need 'simultaneous' or 'pipelined'")
@@ -85,7 +87,7 @@ class Autoencoder(Trainer):
                     "an autoencoder to be cut must be an nn.Sequential of as many encoder as decoder stages"
                 )
             # The other network has the same stages, and meets this one's in the opposite order.
-            pairs = [MapPair(twin(stage), self.settings.shapes) for stage in stages[-2::-1]]
+            pairs = [MapPair(copy_with_new_weights(stage), self.settings.shapes) for stage in stages[-2::-1]]
             pairs[len(stages) // 2 - 1].decorrelation = self.settings.decorrelation
             losses = [*pairs, Reconstruction(weight=None)]
             inner = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
@@ -116,4 +118,4 @@ class Autoencoder(Trainer):
 
     def evaluate(self, data: Any) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""
-        return {"mse": -super().evaluate(data)["accuracy"]}
+        return {"mse": super().evaluate(data)["mse"]}

@@ -1,4 +1,4 @@
-"""`Trainer`: fit, evaluate, predict, save, load. A family is a thin subclass that makes a cascade."""
+"""`Trainer`: fit, evaluate, predict, save, load. A family is a subclass that makes a cascade."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._feature_store import Store
+from bpfree._renamed import warn_renamed
 from bpfree._settings import validate
 from bpfree.core.cascade import Cascade
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
-from bpfree.distributed.pipelined import Workers
-from bpfree.distributed.start import crew
-from bpfree.distributed.workers import Pipeline
+from bpfree.distributed.start import start_workers
+from bpfree.distributed.workers import Pipeline, Workers
 from bpfree.encodings.label_overlay import LabelOverlay
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine import saving
+from bpfree.engine.base_feed import BaseFeed
+from bpfree.engine.evaluation import Evaluator
+from bpfree.engine.feed import Feed
 from bpfree.engine.history import History
-from bpfree.engine.loop import Fit
+from bpfree.engine.identity import fingerprint, identity
+from bpfree.engine.loop import TrainingLoop
+from bpfree.engine.measurements import Measurements
 from bpfree.engine.optimizers import update_readout
-from bpfree.engine.run_state import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks, RunState
 from bpfree.engine.settings import FitSettings, set_lr
 from bpfree.engine.step import step
-from bpfree.graphs.evaluation import make_evaluator
+from bpfree.nn import physical_devices
 from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
@@ -41,7 +46,7 @@ from bpfree.trainers.space import STEPS, Space
 
 __all__ = ["LEVELS", "PROBE_SAMPLES", "Trainer", "bodies", "keep_maps", "level_of"]
 
-#: Samples that `Trainer.diagnose` looks at.
+#: Number of validation samples for `Trainer.diagnose`.
 PROBE_SAMPLES = 500
 
 
@@ -49,8 +54,8 @@ class Trainer(Builder):
     """Trains a network by a local rule.
 
     Args:
-        net: A module to be cut into blocks (see `bpfree.localize`), whose last layer is its output layer,
-            or a `Cascade` that has been cut already. Its parameters are trained in place.
+        net: A module to cut into blocks (see `bpfree.localize`), whose last layer is its output layer, or a
+            `Cascade`. Its parameters are trained in place.
         seed: Seed of everything random: heads, order of samples, negatives, dropout.
         device: Where to train; by default where the network is.
         progress: Whether to show a progress bar.
@@ -60,13 +65,13 @@ class Trainer(Builder):
         BadValue: If a setting is unknown or out of range, or the network cannot be cut.
     """
 
-    #: What `python -m bpfree.tune` may search; a config may narrow it.
+    #: The search space of `python -m bpfree.tune`; a config may narrow it.
     space: ClassVar[Space] = STEPS
-    #: How samples become inputs, decided by the first training data; None before: nothing is scaled.
+    #: The scaling of samples, set by the first training data; None before: nothing is scaled.
     scaling: Scaling | None = None
     _next_step = 0
 
-    # ---- what a family may say, beside `Builder.make_cascade` and `Builder.locality` --------------------
+    # ---- what a family may override, beside `Builder.make_cascade` and `Builder.locality` ---------------
 
     def prepare(
         self,
@@ -76,19 +81,62 @@ class Trainer(Builder):
         checkpoint: Checkpoint | None,
         hooks: Hooks,
     ) -> History:
-        """What a family does before the blocks of its cascade train, once a run: nothing here.
+        """Prepare the fronts or the data before the blocks are trained, once in a run; here nothing.
 
         Returns:
-            What happened, for the beginning of the run's history.
+            The history of it, with which the history of the run begins.
         """
         return History()
 
-    def tutor(self) -> Trainer | None:
-        """A new trainer like the one by which `prepare` trains the fronts; None: it trains nothing."""
+    def front_trainer(self) -> Trainer | None:
+        """A new trainer like the one that trains the fronts in `prepare`; None: it trains none."""
         return None
 
+    def tutor(self) -> Trainer | None:
+        """The old name of `front_trainer`."""
+        warn_renamed("Trainer.tutor", "Trainer.front_trainer")
+        return self.front_trainer()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "tutor" in vars(cls) and "front_trainer" not in vars(cls):
+            warn_renamed(f"{cls.__name__}.tutor", f"{cls.__name__}.front_trainer")
+            setattr(cls, "front_trainer", vars(cls)["tutor"])  # noqa: B010
+
+    def make_feed(self, train: TensorData, fit: FitSettings, store: Store) -> BaseFeed:
+        """Make the feed, which returns the training rows of a run.
+
+        Args:
+            train: The training data.
+            fit: Settings of the run.
+            store: Where features are cached.
+        """
+        return Feed(self.cascade, train, self.seed, fit.batch_size, self._caches_features(), store)
+
+    def make_evaluator(self, data: TensorData, cache: bool = False, store: Store | None = None) -> Evaluator:
+        """Make an evaluator of the readouts on ``data``.
+
+        Args:
+            data: The samples.
+            cache: Whether the features of frozen blocks are cached.
+            store: Where they are cached; by default in memory.
+        """
+        return Evaluator(self.cascade, data, cache, store)
+
+    def _caches_features(self) -> bool:
+        """Whether training caches features: not if every loss needs a single pass over the data."""
+        return self.settings.cache and not all(block.rule.one_pass for block in self.cascade.units)
+
+    def _caches_validation(self) -> bool:
+        """Whether the validation of a run caches features of frozen blocks.
+
+        It does not with devices: a resumed run would measure them again, and give other results.
+        """
+        greedy = self.settings.schedule == "greedy"
+        return self.settings.cache and greedy and not physical_devices(self.cascade)
+
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """Figures about the blocks, beside accuracy, for the history's rows: nothing here.
+        """Further values about the blocks for the rows of the history; here none.
 
         Args:
             x: The first validation samples, ``[B, ...]``.
@@ -97,9 +145,9 @@ class Trainer(Builder):
         return {}
 
     def build_for(self, data: TensorData) -> None:
-        """`build` for training on ``data``, whose scaling all other samples are given from now on.
+        """`build` for training on ``data``, which set the scaling of all other samples.
 
-        The data show where labels go and how long their codes are, too.
+        The data also set where labels are shown in a sample, and how long their codes are.
 
         Raises:
             BadValue: If the data do not fit the network, or a trainer that was built before.
@@ -129,87 +177,121 @@ class Trainer(Builder):
         """Train.
 
         Args:
-            train: `bpfree.data.TensorData`, a pair of tensors or NumPy arrays, or a map-style data set. What
-                the first run is given decides how samples are scaled, see `scaling`.
-            validation: The same; without it there is neither early stopping nor a best to restore. Samples
+            train: `bpfree.data.TensorData`, a pair of tensors or NumPy arrays, or a map-style data set. The
+                data of the first run set the scaling of samples, see `scaling`.
+            validation: The same; without it there is no early stopping, and no best epoch to restore. Samples
                 without statistics of their own are standardized as the training data are.
-            checkpoint: File to save the run's state in, every 30 seconds (see `Checkpoint`) and at the end.
-                If it exists, the run goes on from it, and ends bit for bit as one that was never stopped.
-                With more ``epochs`` a finished run goes on too, where nothing in it depends on their number:
-                one stage, a constant learning rate, one worker, no devices.
-            hooks: Who looks on, see `Hooks`.
-            pipeline: How the workers of ``schedule = "pipelined"`` work together, see `schedules.Pipeline`.
-            cache_dir: Folder on a disk for the features that are kept while the run lasts, which may then be
-                larger than memory; nothing of them is left there afterwards. None: they are kept in memory.
+            checkpoint: File in which the state of the run is saved, every 30 seconds (see `Checkpoint`) and
+                at the end. If it exists, the run continues from it, and ends with the same bits as an
+                uninterrupted run. With more ``epochs`` a finished run is continued, too, where nothing else
+                depends on their number: one stage, a constant learning rate, one worker, no devices.
+            hooks: Callbacks, see `Hooks`.
+            pipeline: Settings of ``schedule = "pipelined"``, see `bpfree.distributed.workers.Pipeline`.
+            cache_dir: Folder for the features that are cached during the run, which may then be larger than
+                memory; nothing is left there afterwards. None: they are cached in memory.
             **settings: The fields of `FitSettings`.
 
-        Each run begins with new optimizers, without momentum; one that was set from outside, in
-        ``optimizers`` or in a block, or whose learning rate or other settings were changed there, stays, and
-        goes on as it is.
+        Each run begins with new optimizers, without momentum. An optimizer that the user has set, in
+        ``optimizers`` or in a block, or whose hyperparameters the user has changed, is used as it is.
 
         Raises:
             BadValue: If a setting or the data do not fit, or ``cache_dir`` cannot take the features.
             Diverged: If a loss became NaN or infinite.
-            WorkerLost: If another worker of a pipelined run is gone; started again, the run goes on.
+            WorkerLost: If another worker of a pipelined run is gone; started again, the run is resumed.
         """
-        together = validate(Pipeline, pipeline or {}, "pipeline")
+        pipeline_settings = validate(Pipeline, pipeline or {}, "pipeline")
         if not (hooks is None or isinstance(hooks, Hooks)):
             raise BadValue(f"hooks = {hooks!r}: expected bpfree.Hooks(window=..., progress=...)")
         fit = validate(FitSettings, settings, "fit")
-        data, judge = self._data_of_run(train, validation)
-        if fit.patience is not None and judge is None:
+        data, validation = self._data_of_run(train, validation)
+        if fit.patience is not None and validation is None:
             raise BadValue(f"patience = {fit.patience}: early stopping needs validation data")
         store = Store(cache_dir)
-        if judge is not None and self._cascade is not None:
-            # A run that is refused changes nothing.
-            self._check_shape(judge.sample_shape)
-        fresh, shows = self._cascade is None, self.progress and hooks is None
-        check_batches(self, data, judge, fit)
-        self.build_for(data)
-        if judge is not None:
-            self._check_shape(judge.sample_shape)
-        warn_if_shifted(data)
-        self.renew_optimizers()
+        shows, new = self.progress and hooks is None, self._cascade is None
+        self._prepare_cascade(data, validation, fit)
         checkpoint = self._checkpoint(checkpoint)
+        description = self.describe() if shows and new else ""
         with (
-            crew(self.settings.schedule, together, self.device) as workers,
+            start_workers(self.settings.schedule, pipeline_settings, self.device) as workers,
             self.running(),
-            progress_bar(
-                self.id, shows and workers.leads, self.describe() if shows and fresh else ""
-            ) as shown,
+            progress_bar(self.id, shows and workers.is_first, description) as show,
         ):
-            hooks = hooks or Hooks(progress=shown)
-            if isinstance(workers, Workers) and self.tutor() is not None:
-                raise BadValue(f"schedule = 'pipelined': {self.id} trains its fronts first, by one worker")
-            begun = saving.begun(checkpoint, workers)
-            before = History() if begun else self.prepare(data, judge, fit, checkpoint, hooks)
-            loop = Fit(
-                cascade=self.cascade,
-                optimizers=self.optimizers,
-                settings=self.settings,
-                fit=fit,
-                train=data,
-                validation=judge,
-                seed=self.seed,
-                identity=saving.identity(self, fit, data, judge),
-                checkpoint=checkpoint,
-                hooks=hooks,
-                history=before,
-                diagnose=lambda: self._diagnose(judge),
-                crew=workers,
-                store=store,
-            )
+            hooks = hooks or Hooks(progress=show)
+            if workers.several and self.front_trainer() is not None:
+                raise BadValue(
+                    f"schedule = 'pipelined': {self.id} trains its fronts before its blocks, which several "
+                    "workers cannot do; use 'greedy' or 'simultaneous'"
+                )
+            resumed = saving.exists(checkpoint, workers)
+            history = History() if resumed else self.prepare(data, validation, fit, checkpoint, hooks)
+            loop = self._make_loop(data, validation, fit, history, workers, checkpoint, hooks, store)
             try:
                 return loop.run()
             finally:
-                # The schedule of learning rates is the run's; a step outside it has the rate of the settings.
+                # A run sets learning rates by its schedule; a step outside it uses those of the settings.
                 set_lr(self.optimizers.values(), 1.0)
+
+    def _prepare_cascade(self, data: TensorData, validation: TensorData | None, fit: FitSettings) -> None:
+        """Build the cascade if needed, check it with the data of a run, and renew the optimizers."""
+        if validation is not None and self._cascade is not None:
+            # A run that is refused changes nothing.
+            self._check_shape(validation.sample_shape)
+        check_batches(self, data, validation, fit)
+        self.build_for(data)
+        if validation is not None:
+            self._check_shape(validation.sample_shape)
+        warn_if_shifted(data)
+        self.renew_optimizers()
+
+    def _make_loop(
+        self,
+        train: TensorData,
+        validation: TensorData | None,
+        fit: FitSettings,
+        history: History,
+        workers: Workers,
+        checkpoint: Checkpoint | None,
+        hooks: Hooks,
+        store: Store,
+    ) -> TrainingLoop:
+        feed = self.make_feed(train, fit, store)
+        evaluator = None
+        if validation is not None:
+            evaluator = self.make_evaluator(validation, self._caches_validation(), store)
+        run = identity(
+            trainer=self.id,
+            seed=self.seed,
+            settings=self.settings,
+            fit=fit,
+            cascade=self.cascade,
+            dtype=self.dtype,
+            train=train.content(),
+            validation=None if validation is None else validation.content(),
+            replaced=self.replaced,
+        )
+        path = None if checkpoint is None else checkpoint.path
+        state = RunState(
+            cascade=self.cascade,
+            optimizers=self.optimizers,
+            settings=self.settings,
+            fit=fit,
+            seed=self.seed,
+            n_samples=len(train.y),
+            device=train.y.device,
+            identity=run,
+            workers=workers,
+            measurements=Measurements(self.cascade, feed, path, fingerprint(run)),
+            metric=self.metric,
+            validated=validation is not None,
+            history=history,
+        )
+        return TrainingLoop(state, feed, evaluator, checkpoint, hooks, lambda: self._diagnose(validation))
 
     def step(self, x: Tensor, y: Tensor, number: int | None = None) -> list[Tensor]:
         """Update every block (and readout that learns) once on one batch, outside any loop.
 
         Args:
-            x: Inputs of the model, ``[B, ...]``, as `bpfree.data.TensorData.batch` makes them: nothing is
+            x: Inputs of the model, ``[B, ...]``, as `bpfree.data.TensorData.batch` returns them: they are not
                 scaled here.
             y: Labels, ``[B]``.
             number: Number of the step, for the random streams (dropout, negatives); None: one more than that
@@ -231,7 +313,7 @@ class Trainer(Builder):
 
     def _step(self, cascade: Cascade, x: Tensor, y: Tensor, number: int) -> list[Tensor]:
         scores, extra = None, []
-        # Setting the mode of every module takes several times as long as looking at it.
+        # Setting the mode of every module takes several times as long as reading it.
         if not all(module.training for module in cascade.modules()):
             cascade.train()
         seed = _seeds.derive(self.seed, "step", 0, number)
@@ -252,13 +334,14 @@ class Trainer(Builder):
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any) -> dict[str, Any]:
-        """Accuracy of the prediction rule, of the other readouts, and of each block alone.
+        """The metric of the prediction rule, of the other readouts, and of each block alone.
 
         Args:
             data: As for `fit`. Samples without statistics are standardized as the training data were.
 
         Returns:
-            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``; for another ``metric``
+            than the accuracy its name takes the place of ``"accuracy"``.
 
         Raises:
             BadValue: If the data do not fit what the trainer was built for.
@@ -266,11 +349,11 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with evaluating(), self.running():
-            found = make_evaluator(self.cascade, samples).accuracies(list(self.cascade.readouts))
+            values = self.make_evaluator(samples).evaluate(self.metric, list(self.cascade.readouts))
         return {
-            "accuracy": found[self.cascade.headline],
-            "readouts": {name: found[name] for name in self.cascade.readouts},
-            "blocks": [value for name, value in found.items() if name.startswith("block ")],
+            self.metric.name: values[self.cascade.headline],
+            "readouts": {name: values[name] for name in self.cascade.readouts},
+            "blocks": [value for name, value in values.items() if name.startswith("block ")],
         }
 
     def predict(self, x: Any) -> Tensor:
@@ -278,7 +361,7 @@ class Trainer(Builder):
 
         Args:
             x: Samples as they were before training standardized them: a tensor or NumPy array ``[B, ...]``,
-                or data whose labels are not looked at.
+                or data whose labels are not used.
 
         Raises:
             BadValue: If the samples do not fit what the trainer was built for.
@@ -286,7 +369,7 @@ class Trainer(Builder):
         data = self._data(x) if isinstance(x, TensorData | GraphData) else self._unlabelled(x)
         headline = self.cascade.headline
         with evaluating(), self.running():
-            return make_evaluator(self.cascade, data).scores([headline])[headline].argmax(1)
+            return self.make_evaluator(data).scores([headline])[headline].argmax(1)
 
     def _unlabelled(self, x: Any) -> TensorData:
         if not is_array(x):
@@ -300,19 +383,19 @@ class Trainer(Builder):
         return self.data_of(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
 
     def data_of(self, x: Tensor, y: Tensor) -> TensorData:
-        """Samples ``x [B, ...]`` with labels ``y [B]`` as data, scaled as the training data were."""
+        """Data with samples ``x [B, ...]`` and labels ``y [B]``, scaled as the training data were."""
         return self._data((x, y))
 
     def save(self, path: str | Path) -> None:
         """Save all weights, heads and readouts included, with the trainer's settings (safetensors, JSON).
 
         Raises:
-            BadValue: If nothing can be written there, or the trainer has not been built.
+            BadValue: If the file cannot be written, or the trainer has not been built.
         """
         ckpt.write(Path(path), self.cascade.state_dict(), self._saved_state())
 
     def _saved_state(self) -> dict[str, Any]:
-        """What `save` writes beside the tensors, as JSON."""
+        """The values that `save` writes beside the tensors, as JSON."""
         return {
             "trainer": self.id,
             "settings": asdict(self.settings),
@@ -321,7 +404,7 @@ class Trainer(Builder):
         }
 
     def load(self, path: str | Path, sample_shape: Sequence[int] | None = None) -> None:
-        """Load what `save` wrote, into a trainer of the same kind and network.
+        """Load a file of `save` into a trainer of the same kind and network.
 
         Args:
             path: The file.
@@ -332,10 +415,11 @@ class Trainer(Builder):
         """
         tensors, state = ckpt.read(Path(path), self.device)
         if "trainer" not in state:
-            raise BadValue(f"{path} is the checkpoint of a run: go on with it by fit(checkpoint=...)")
+            raise BadValue(f"{path} is the checkpoint of a run: continue it by fit(checkpoint=...)")
         if state["trainer"] != self.id:
             raise BadValue(
-                f"{path} was saved by {state['trainer']!r}, not by {self.id!r}: load it into one of that kind"
+                f"{path} was saved by {state['trainer']!r}, not by {self.id!r}: load it into one of "
+                "the same kind"
             )
         if self._cascade is None:
             if sample_shape is None:
@@ -355,71 +439,76 @@ class Trainer(Builder):
     # ---- inside ----------------------------------------------------------------------------------------
 
     def clone(self) -> Trainer:
-        """An independent copy, weights and optimizers included, for probing a step."""
+        """An independent copy, with weights and optimizers."""
         return copy.deepcopy(self)
 
     def _fit_labels_once(self, x: Tensor, y: Tensor) -> None:
-        """`_fit_labels` to a batch, where no training data were seen before."""
+        """`_fit_labels` to a batch, if no training data have set where labels are shown."""
         encoding = self.cascade.encoding
         if isinstance(encoding, LabelOverlay) and not encoding.seen:
             self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
 
     def _fit_labels(self, train: TensorData) -> None:
-        """Decide by training data where labels go, and how long their codes are."""
-        with _seeds.borrowed(self.device):
+        """Set by training data where labels are shown, and how long their codes are."""
+        with _seeds.fork_global(self.device):
             _seeds.seed_global(self.device, self.seed, "labels")
             if fit_labels(self.cascade, train):
                 self._renew_with_labels()
 
     def _renew_with_labels(self) -> None:
-        """New optimizers, for a first block that has weights for labels now.
+        """New optimizers for a first block that has got weights for labels.
 
-        One that was set or changed from outside moves them as it moves the first layer.
+        An optimizer that the user has set or changed updates them as it updates the first layer.
         """
-        before = {id(p) for p in _moved(self._made["block0"])}
+        before = {id(p) for p in _parameters(self._made["block0"])}
         self.renew_optimizers()
         if (own := self.replaced.get("block0")) is not None:
             first = {key: value for key, value in own.param_groups[0].items() if key != "params"}
             own.add_param_group(
-                first | {"params": [p for p in _moved(self._made["block0"]) if id(p) not in before]}
+                first | {"params": [p for p in _parameters(self._made["block0"]) if id(p) not in before]}
             )
 
-    def _diagnose(self, judge: TensorData | None) -> dict[str, Any]:
-        if judge is None:
+    def _diagnose(self, validation: TensorData | None) -> dict[str, Any]:
+        if validation is None:
             return {}
-        return self.diagnose(*judge.batch(torch.arange(min(PROBE_SAMPLES, len(judge)))))
+        return self.diagnose(*validation.batch(torch.arange(min(PROBE_SAMPLES, len(validation)))))
 
     def _data_of_run(self, train: Any, validation: Any) -> tuple[TensorData, TensorData | None]:
-        """Training and validation data, checked, and scaled as the first training data are."""
+        """Training and validation data, checked, and scaled as the first training data."""
         data = self._scaled(self._checked(train, self.n_classes))
         if validation is None:
             return data, None
         scaling = self.scaling or (Scaling.of(data) if isinstance(data, TensorData) else None)
         return data, self._scaled(self._checked(validation, data.n_classes), scaling)
 
-    def _checkpoint(self, given: str | Path | Checkpoint | None) -> Checkpoint | None:
-        """The checkpoint of a run, which can be written."""
-        found = Checkpoint(Path(given)) if isinstance(given, str | Path) else given
-        if found is not None:
-            ckpt.check_path(found.path)
-            ckpt.check_tensors(found.path, self.cascade.state_dict())
-        return found
+    def _checkpoint(self, checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint of a run.
+
+        Raises:
+            BadValue: If it cannot be written.
+        """
+        if isinstance(checkpoint, str | Path):
+            checkpoint = Checkpoint(Path(checkpoint))
+        if checkpoint is not None:
+            ckpt.check_path(checkpoint.path)
+            ckpt.check_tensors(checkpoint.path, self.cascade.state_dict())
+        return checkpoint
 
     def _data(self, data: Any) -> TensorData:
-        found = self._checked(data, self.n_classes)
-        self._check_shape(found.sample_shape)
-        return self._scaled(found)
+        checked = self._checked(data, self.n_classes)
+        self._check_shape(checked.sample_shape)
+        return self._scaled(checked)
 
     def _checked(self, data: Any, n_classes: int | None) -> TensorData:
-        found = check_data(data, n_classes, self.device, self.dtype)
-        self._check_kind_of_data(found)
-        return found
+        checked = check_data(data, n_classes, self.device, self.dtype)
+        self._check_kind_of_data(checked)
+        return checked
 
     def _check_kind_of_data(self, data: Any) -> None:
         if not isinstance(data, TensorData):
             raise BadValue(
-                f"{self.id} trains on samples that are no nodes of a graph, and was given {data!r}: use a "
-                "trainer of graphs, such as bpfree.ForwardGNN"
+                f"{self.id} trains on samples, not on nodes of a graph, and got {data!r}: use a trainer on "
+                "graphs, such as bpfree.ForwardGNN"
             )
 
     def _scaled(self, data: TensorData, scaling: Scaling | None = None) -> TensorData:
@@ -428,5 +517,5 @@ class Trainer(Builder):
         return data if scaling is None or not isinstance(data, TensorData) else scaling.apply(data)
 
 
-def _moved(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]

@@ -15,15 +15,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean, validate
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.localize import check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.engine.settings import TrainerSettings, kept_values
-from bpfree.losses import LocalCrossEntropy
-from bpfree.nn import asking
-from bpfree.nn._closed_form import closed_layers
+from bpfree.metrics import ACCURACY, Metric
+from bpfree.nn import inferring_shapes
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.space import STEPS, Space
@@ -44,6 +43,8 @@ class Builder(ABC):
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
     #: What `python -m bpfree.tune` may search; a config may narrow it.
     space: ClassVar[Space] = STEPS
+    #: How predictions are scored. Where it depends on the data, `build_for` sets it.
+    metric: Metric = ACCURACY
     #: Settings that say how a network is cut: they do nothing to one that has been cut already.
     cutting: ClassVar[tuple[str, ...]] = (
         "cut", "loss", "loss_options", "output", "head_pool", "head_features", "overlay",
@@ -153,22 +154,22 @@ class Builder(ABC):
             return
         x = probe_samples(sample_shape, self.device, self.dtype)
         with (
-            _seeds.borrowed(self.device),
+            _seeds.fork_global(self.device),
             default_dtype(self.dtype),
             accepting(sample_shape),
-            asking(self.net, "shape"),
+            inferring_shapes(self.net),
         ):
             _seeds.seed_global(self.device, self.seed, "heads")
             if not isinstance(self.net, Cascade):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
-            check_several_classes(cascade, n_classes)
+            check_several_classes(self.metric, n_classes)
             if place is not None:
                 place(cascade)
             check_weights(cascade, self.net)
             for block in cascade.units:
-                block.hold()
+                block.hold_frozen()
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
             cascade.eval().build(x, n_classes, kept_values(self.settings))
@@ -188,24 +189,21 @@ class Builder(ABC):
         if tuple(sample_shape) == self._shape:
             return
         training = self.cascade.training
-        with accepting(sample_shape), default_dtype(self.dtype), asking(self.cascade, "shape"):
+        with accepting(sample_shape), default_dtype(self.dtype), inferring_shapes(self.cascade):
             self.cascade.eval()(probe_samples(sample_shape, self.device, self.dtype))
         self.cascade.train(training)
 
     def _check_gradients(self, cascade: Cascade) -> None:
         s = self.settings
         plain = s.precision == "float32" and s.compile is None
-        closed = (b for b in cascade.units if b.gradients == "analytic")
-        if not plain and any(not loss.one_pass for block in closed for loss in block.losses):
+        if not plain and not all(block.rule.autograd or block.rule.one_pass for block in cascade.units):
             raise BadValue(
-                f"gradients = {getattr(s, 'gradients', 'analytic')!r} with precision = {s.precision!r} and "
-                f"compile = {s.compile!r}: the closed form is computed in float32 and not compiled; leave "
-                "precision and compile"
+                f"gradients = 'analytic' with precision = {s.precision!r} and compile = {s.compile!r}: the "
+                "closed form is computed in float32 and not compiled; leave precision and compile"
             )
         for label, group in gradient_groups(cascade.units):
             for block in group:
-                if block.gradients == "analytic" and block.backward and not block.loss.one_pass:
-                    _check_closed(label, block)
+                block.rule.check(block, label)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """New optimizers, ``block0`` and so on, and ``readout.name`` for readouts that learn."""
@@ -288,7 +286,7 @@ class Builder(ABC):
     def _check_learns(self) -> None:
         parts = [*self.cascade.units, *map(self.cascade.readout, self.cascade.readouts)]
         learns = any(p.requires_grad for part in parts for p in part.parameters())
-        if not learns and not any(loss.one_pass for loss in self.cascade.losses):
+        if not learns and not any(block.rule.one_pass for block in self.cascade.units):
             raise BadValue(
                 "nothing to train: every parameter of the network is frozen; set requires_grad = True for "
                 "those that are to learn"
@@ -329,7 +327,7 @@ class Builder(ABC):
         low = self.settings.precision == "bfloat16"
         # No copies of weights are kept: inside a run they would outlive the step that changes the weights.
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-        with _seeds.borrowed(self.device), default_dtype(self.dtype), cast:
+        with _seeds.fork_global(self.device), default_dtype(self.dtype), cast:
             yield
 
     def stages(self, cut: Any = "weight") -> tuple[list[nn.Sequential], nn.Module]:
@@ -339,13 +337,13 @@ class Builder(ABC):
         return split(self.net, cut)
 
 
-def check_several_classes(cascade: Cascade, n_classes: int) -> None:
+def check_several_classes(metric: Metric, n_classes: int) -> None:
     """Check that there is something to tell apart.
 
     Raises:
-        BadValue: If there are fewer than two classes, where accuracy is what counts.
+        BadValue: If there are fewer than two classes, and the metric is the accuracy.
     """
-    if n_classes < 2 and cascade.encoding.measure == "accuracy":
+    if n_classes < 2 and metric.name == ACCURACY.name:
         raise BadValue(
             f"the data have {n_classes} class: expected at least 2; give TensorData(x, y, n_classes=...) if "
             "other classes have no sample yet"
@@ -382,15 +380,6 @@ def keep_maps(stages: list[nn.Sequential], output: nn.Module) -> tuple[list[nn.S
     return found, nn.Sequential(*carried, output) if carried else output
 
 
-def _check_closed(label: str, block: Block) -> None:
-    try:
-        closed_layers(block.body)
-        if isinstance(block.loss, LocalCrossEntropy):
-            _ = block.loss.linear
-    except TypeError as error:
-        raise BadValue(f"gradients = 'analytic': {label}: {error}; use 'autograd'") from None
-
-
 def _layers(block: Block) -> str:
     """The layers of a block, from its front to its loss, by kind."""
     inner = [m for part in (block.front, block.body) if part is not None for m in leaves(part)]
@@ -406,7 +395,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def bodies(blocks: Sequence[Block]) -> list[nn.Module]:
+def bodies(blocks: Sequence[BaseBlock]) -> list[nn.Module]:
     """The bodies between which no gradient passes, bottom first."""
     return [nn.ModuleList(block.body for block in group) for _, group in gradient_groups(blocks)]
 

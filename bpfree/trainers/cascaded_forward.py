@@ -13,9 +13,11 @@ from bpfree._errors import BadValue
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import ReadoutName, make_readouts
+from bpfree.core.rule_names import make_rule
+from bpfree.core.update_rules import OnePassSolve, UpdateRule
 from bpfree.data import TensorData
 from bpfree.engine.history import History
-from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.schedule import Schedule
 from bpfree.engine.settings import FitSettings, TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, LocalSparsemax
@@ -111,12 +113,15 @@ class CascadedForward(Trainer):
             raise BadValue(f"pool = {pools}: expected {len(stages)} sides, one for each block")
         if s.gradients == "analytic" and any(pool is not None for pool in pools):
             raise BadValue("pool with gradients = 'analytic': leave one of them out")
-        analytic = "analytic" if s.predictor == "closed_form" else s.gradients
         blocks = [
-            Block(nn.Identity(), self._predictor(pool), front=stage, gradients=analytic)
+            Block(nn.Identity(), self._predictor(pool), stage, self._rule())
             for stage, pool in zip(stages, pools, strict=True)
         ]
         return Cascade(blocks, make_readouts(s.readout, [block.loss for block in blocks]))
+
+    def _rule(self) -> UpdateRule[Any]:
+        s = self.settings
+        return OnePassSolve() if s.predictor == "closed_form" else make_rule(s.gradients)
 
     def _predictor(self, pool: int | None) -> LocalLoss:
         s = self.settings
@@ -129,7 +134,7 @@ class CascadedForward(Trainer):
     def locality(self) -> str:
         if self.settings.blocks == "dfa":
             return self._dfa().locality
-        return "L3" if all(block.gradients == "analytic" for block in self.cascade.units) else "L2"
+        return "L3" if not any(block.rule.autograd for block in self.cascade.units) else "L2"
 
     def fit(self, train: Any, validation: Any = None, **options: Any) -> History:
         """Train the blocks if they are to be trained, then the predictors; see `Trainer.fit`."""
@@ -140,7 +145,7 @@ class CascadedForward(Trainer):
             _beside(path).unlink(missing_ok=True)
         return history
 
-    def tutor(self) -> Trainer | None:
+    def front_trainer(self) -> Trainer | None:
         s = self.settings
         return None if s.blocks == "random" else self._dfa()
 
@@ -165,7 +170,7 @@ class CascadedForward(Trainer):
         hooks: Hooks,
     ) -> History:
         """Train the blocks by direct feedback alignment, through a trainer of their own."""
-        trainer = self.tutor()
+        trainer = self.front_trainer()
         if trainer is None:
             return History()
         own = None if checkpoint is None else replace(checkpoint, path=_beside(checkpoint.path))

@@ -11,10 +11,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block, descend
+from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.core.joint import JointBlock
 from bpfree.core.readouts import BlockReadout
+from bpfree.core.rule_names import make_rule
 from bpfree.engine.conditioning import condition
 from bpfree.engine.settings import OptimizerName, TrainerSettings
 from bpfree.losses import CounterCurrent, PrototypeOutput
@@ -70,6 +71,9 @@ class CounterCurrentSettings(TrainerSettings):
     gate: Annotated[float, Gt(0), Lt(1)] | None = None
     gradients: Literal["autograd", "analytic"] = "autograd"
 
+    def feedback_rate(self) -> float:
+        return self.lr if self.feedback_lr is None else self.feedback_lr
+
 
 class CounterCurrentLearning(Trainer):
     """A feedback network sends each class down the layers; each block pulls its own rows towards theirs.
@@ -96,15 +100,14 @@ class CounterCurrentLearning(Trainer):
         stages, output = keep_maps(*self.stages(s.cut))
         layers = [_layer(stage) for stage in stages] + [_layer(output)]
         blocks = [
-            Block(stage, self._pair(above, _activation(stage)), gradients=s.gradients)
+            Block(stage, self._pair(above, _activation(stage)), rule=make_rule(s.gradients))
             for stage, above in zip(stages, layers[1:], strict=True)
         ]
         if s.input_pair:
-            blocks.insert(0, Block(nn.Identity(), self._pair(layers[0], None), gradients=s.gradients))
-        blocks.append(Block(nn.Identity(), PrototypeOutput(output, s.warmup), gradients=s.gradients))
-        if s.joint:
-            blocks = [GatedBlock(blocks, s.gate)]
-        return Cascade(blocks, {"last": BlockReadout()}, source=self.net)
+            blocks.insert(0, Block(nn.Identity(), self._pair(layers[0], None), rule=make_rule(s.gradients)))
+        blocks.append(Block(nn.Identity(), PrototypeOutput(output, s.warmup), rule=make_rule(s.gradients)))
+        units: list[BaseBlock] = [GatedBlock(blocks, s.gate)] if s.joint else [*blocks]
+        return Cascade(units, {"last": BlockReadout()}, source=self.net)
 
     def _check(self) -> None:
         s = self.settings
@@ -143,33 +146,32 @@ class CounterCurrentLearning(Trainer):
             class means over that inside classes, of the block's output; ``cka``, linear CKA of the output
             with the prototypes of the labels.
         """
-        top = self.cascade.units[0]
-        blocks = top.inner if isinstance(top, JointBlock) else self.cascade.units
+        blocks = [part for block in self.cascade.units for part in block.parts]
         found: dict[str, list[float]] = {"alignment": [], "between_within": [], "cka": []}
         rows = x
-        for block, lesson in zip(blocks, descend(blocks), strict=True):
+        for block, feedback in zip(blocks, send_feedback(blocks)[0], strict=True):
             rows = block(rows)
-            if isinstance(block.loss, CounterCurrent) and lesson is not None:
+            if isinstance(block.loss, CounterCurrent) and feedback is not None:
                 output = rows.flatten(1)
                 found["alignment"].append(weight_alignment(*block.loss.weights()))
                 found["between_within"].append(between_within(output, y))
-                found["cka"].append(linear_cka(output, lesson.flatten(1)[y]))
+                found["cka"].append(linear_cka(output, feedback.flatten(1)[y]))
         return found
 
 
 class GatedBlock(JointBlock):
-    """Blocks with closed walls that step together; rows that the output is sure of may be spared.
+    """Blocks that are updated together, without gradients between them; confident rows can be left out.
 
     Args:
         blocks: The inner blocks, bottom first.
-        gate: Probability of the right class above which a row is 0 for all losses but the top one.
+        gate: Probability of the right class above which a row is 0 for all losses except the top one.
     """
 
     def __init__(self, blocks: Sequence[Block], gate: float | None) -> None:
         super().__init__(blocks, [1.0] * len(blocks), detach=True)
         self.gate = gate
 
-    def judged(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+    def seen(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         if self.gate is None:
             return outputs
         with torch.no_grad():

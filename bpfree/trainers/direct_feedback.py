@@ -22,12 +22,12 @@ LastBlock = Literal["exact", "feedback"]
 
 
 class DirectFeedbackBlock(JointBlock):
-    """Blocks with closed walls, of which the top one tells all others its error on the same batch.
+    """Blocks without gradients between them; the feedback of all is the error of the top one on the batch.
 
-    One forward pass and one step for all, so normalisation layers see each batch once.
+    One forward pass and one step for all, so normalization layers see each batch once.
     """
 
-    def lessons(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
+    def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
         return [self.error(outputs[-1], target)] * len(outputs)
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class DirectFeedbackAlignment(Trainer):
         assert isinstance(joint, DirectFeedbackBlock)
         outputs: list[Tensor] = []
         rows = x
-        for block in joint.inner:
+        for block in joint.parts:
             rows = block(rows)
             # That of frozen stages has no graph: its gradient is asked for all the same.
             outputs.append(rows if rows.requires_grad else rows.requires_grad_())

@@ -25,7 +25,7 @@ from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, LRSchedule, OptimizerName, TrainerSettings
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
-from bpfree.nn.weights import is_fresh
+from bpfree.nn.weights import has_default_init
 from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.space import STEPS, Range, Space
 
@@ -46,7 +46,7 @@ class ForwardForwardSettings(TrainerSettings):
         straight_through: Whether ReLU's backward is the identity; None: where ``peer_weight`` > 0.
         norm: What stands between blocks, and before the classifier: ``length`` divides each row by the root
             of its mean square; ``layer`` takes off its mean before. Either hides the goodness below.
-        negatives: How wrong labels are drawn, see `bpfree.encodings.base.LabelOverlay`.
+        negatives: How wrong labels are drawn, see `bpfree.encodings.label_overlay.LabelOverlay`.
         redraw_negatives: At every step, or once for the run (then a greedy schedule can keep features).
         overlay: Where the label goes. ``auto``: over the first C values of images, if these values are the
             same in all training samples (the border of MNIST), and else beside the input, as C more values;
@@ -85,6 +85,12 @@ class ForwardForwardSettings(TrainerSettings):
     readout_lr: Annotated[float, Gt(0)] = 1e-2
     readout_weight_decay: Annotated[float, Ge(0)] = 3e-3
     init: Literal["unit", "torch"] = "unit"
+
+    def readout_rate(self) -> float:
+        return self.readout_lr
+
+    def readout_decay(self) -> float:
+        return self.readout_weight_decay
 
 
 class ForwardForward(Trainer):
@@ -160,7 +166,7 @@ class ForwardForward(Trainer):
         drawn = [m for m in layers if _is_free(m.weight)]
         kept = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
         notes = []
-        if not all(map(is_fresh, drawn)):
+        if not all(map(has_default_init, drawn)):
             layers_drawn = ", ".join(names[m] for m in drawn)
             notes.append(
                 f"draws the weights of {layers_drawn} anew, though they were trained or drawn in another "

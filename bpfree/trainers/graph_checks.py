@@ -1,4 +1,4 @@
-"""Checks before a run on a graph: validation is apart from training, and every class is there."""
+"""Checks before a run on a graph: validation samples are no training samples, no class is missing."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.data import GraphData
 
-#: Length of features below which the 1e-8 that is added to it matters.
+#: Length of features below which the 1e-8 that is added to it is no longer negligible.
 SMALL = 1e-6
 
 
 def check_validation(train: GraphData, validation: GraphData) -> None:
-    """Check that ``validation`` can judge what learns from ``train``.
+    """Check validation data against the training data.
 
     Raises:
-        BadValue: If it is of another kind, or its pairs are all edges or all none.
+        BadValue: If their kinds differ, or the validation pairs are all edges or all no edges.
 
     Warns:
-        UserWarning: If samples are in both, or validation edges are edges along which messages flow.
+        UserWarning: If samples are in both, or validation edges are edges of the graph.
     """
     kinds = [(data.sample_shape, data.n_classes, data.ids.ndim) for data in (train, validation)]
     if kinds[0] != kinds[1]:
-        raise BadValue(f"validation is {validation!r}: it does not go with the training data {train!r}")
+        raise BadValue(f"validation is {validation!r}: expected data like the training data {train!r}")
     pairs = validation.ids.ndim == 2
     if pairs and validation.y.min() == validation.y.max():
         raise BadValue(
@@ -36,33 +36,33 @@ def check_validation(train: GraphData, validation: GraphData) -> None:
         )
     validation = validation.to(train.features.device)
     if _same_nodes(train, validation):
-        both = int(torch.isin(_keys(validation), _keys(train)).sum())
-        if both:
+        n_shared = int(torch.isin(_keys(validation), _keys(train)).sum())
+        if n_shared:
             warnings.warn(
-                f"{both} of {len(validation)} validation samples are training samples: early stopping and "
-                "best weights depend on samples that were trained on; remove them from one of the two",
+                f"{n_shared} of {len(validation)} validation samples are training samples: early stopping "
+                "and best weights depend on samples that were trained on; remove them from one of the two",
                 stacklevel=3,
             )
     if pairs:
         edges = validation.graph.edge_index.sort(0).values
-        along = edges[0] * validation.graph.n_nodes + edges[1]
-        shown = int(torch.isin(_keys(validation)[validation.y == 1], along).sum())
-        if shown:
+        edge_keys = edges[0] * validation.graph.n_nodes + edges[1]
+        n_edges = int(torch.isin(_keys(validation)[validation.y == 1], edge_keys).sum())
+        if n_edges:
             warnings.warn(
-                f"{shown} of {int(validation.y.sum())} validation edges are edges of validation.graph: "
+                f"{n_edges} of {int(validation.y.sum())} validation edges are edges of validation.graph: "
                 "messages flow along the very edges that are predicted; remove them from that graph",
                 stacklevel=3,
             )
 
 
 def check_classes(train: GraphData) -> None:
-    """Look whether all classes have a training sample.
+    """Check that each class has a training sample.
 
     Warns:
         UserWarning: If one has none.
     """
-    there = torch.bincount(train.y, minlength=train.n_classes)
-    if missing := (there == 0).nonzero().flatten().tolist():
+    counts = torch.bincount(train.y, minlength=train.n_classes)
+    if missing := (counts == 0).nonzero().flatten().tolist():
         warnings.warn(
             f"{train.name}: no training sample has the class {', '.join(map(str, missing[:10]))}, of "
             f"{train.n_classes} classes: it cannot be learned",
@@ -71,7 +71,7 @@ def check_classes(train: GraphData) -> None:
 
 
 def check_scale(data: GraphData) -> None:
-    """Check that the length of each node's features can be computed, and is more than what guards against 0.
+    """Check that the length of each node's features is finite, and large against what is added to it.
 
     Raises:
         BadValue: If it overflows.
@@ -87,32 +87,32 @@ def check_scale(data: GraphData) -> None:
         )
     if 0 < longest < SMALL:
         warnings.warn(
-            f"{data.name}: the features of no node have a length above {longest:.2g}, to which layers that "
-            "divide by it add 1e-8: scale them",
+            f"{data.name}: the features of no node have a length above {longest:.2g}; layers that divide by "
+            "this length add 1e-8 to it: scale the features",
             stacklevel=3,
         )
 
 
 def digest(train: GraphData) -> str:
-    """What tells a training graph and its labels from others, in whatever order edges and samples are."""
-    found, n = hashlib.sha256(), train.graph.n_nodes
+    """A digest of a training graph and its labels, independent of the order of edges and samples."""
+    sha, n = hashlib.sha256(), train.graph.n_nodes
     order = train.ids.argsort()
     edges = train.graph.edge_index[0] * n + train.graph.edge_index[1]
     for tensor in (train.ids[order], train.y[order], edges.sort().values, train.features.contiguous()):
-        found.update(tensor.cpu().numpy().tobytes())
-    return found.hexdigest()
+        sha.update(tensor.cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _same_nodes(a: GraphData, b: GraphData) -> bool:
     x, other = a.features, b.features
     if x is not other and (x.shape != other.shape or not torch.equal(x, other)):
         return False
-    # The messages of a later part of a split by edges may flow along more edges.
+    # In a split by edges, the graph of a later part may have more edges.
     return a.ids.ndim == 2 or a.graph.equals(b.graph)
 
 
 def _keys(data: GraphData) -> Tensor:
-    """A number for each node, or pair in any order."""
+    """A number for each node, or for each unordered pair."""
     if data.ids.ndim == 1:
         return data.ids
     ends: Tensor = data.ids.sort(1).values

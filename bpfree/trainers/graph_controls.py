@@ -1,4 +1,4 @@
-"""What stands beside ForwardGNN: backpropagation through the same network, and models of hop features."""
+"""Baselines of ForwardGNN: backpropagation through the same network, and models of hop features."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import BlockReadout, SumReadout
 from bpfree.data import GraphData
-from bpfree.encodings.graph import Direction, GraphEncoding, Pairs, VirtualFeatures, VirtualNodes
+from bpfree.encodings.graph import GraphEncoding, Pairs
+from bpfree.encodings.virtual_nodes import Direction, VirtualFeatures, VirtualNodes
 from bpfree.engine.settings import TrainerSettings
-from bpfree.graphs.nodes import Nodes
+from bpfree.graphs.blocks import GraphBlock
 from bpfree.graphs.sparse import SparseMatrix
+from bpfree.graphs.states import NodeStates
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
-from bpfree.nn import Hops, WholeGNN
+from bpfree.nn import EndToEndGNN, Hops
 from bpfree.trainers.graph import GraphTrainer
 
-#: Penalties of ridge regression on hop features, which are many for few labels.
+#: Penalties of ridge regression on hop features, of which there are many for few labels.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackpropGNNSettings(TrainerSettings):
-    """Settings of backpropagation through a graph network; the defaults are those of ForwardGNN's baseline.
+    """Settings of backpropagation through a graph network; the defaults are those of the paper's baseline.
 
     Attributes:
         lr: Learning rate.
         weight_decay: Weight decay.
-        normalize: Whether the rows of the features get length 1 first, as ForwardGNN's do.
+        normalize: Whether the rows of the features are divided by their length first, as in ForwardGNN.
         dropout: Share of each layer's inputs that training drops.
-        virtual: Whether the virtual nodes and edges of single-forward are there.
-        direction: Of virtual edges.
-        virtual_features: Of virtual nodes.
+        virtual: Whether the graph has the virtual nodes and edges of single-forward.
+        direction: Direction of virtual edges.
+        virtual_features: Features of virtual nodes.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-3
@@ -65,15 +66,16 @@ class BackpropGNN(GraphTrainer):
         if data.ids.ndim == 2:
             return Pairs(*parts)
         if s.virtual:
-            return _Unasked(*parts, s.direction, s.virtual_features, self.stream("virtual features"))
+            generator = self.generator("virtual features")
+            return _UnusedVirtualNodes(*parts, s.direction, s.virtual_features, generator)
         return GraphEncoding(*parts)
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        pairs, hidden = self.bound.ids.ndim == 2, self.net.hidden
+        pairs, hidden = self.train_data.ids.ndim == 2, self.net.hidden
         outputs = hidden if pairs else [*hidden[:-1], n_classes]
-        self.net.grow([self.bound.sample_shape[0], *hidden[:-1]], outputs)
+        self.net.make_layers([self.train_data.sample_shape[0], *hidden[:-1]], outputs)
         loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
-        block = Block(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
+        block = GraphBlock(EndToEndGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
         return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
 
     @property
@@ -81,16 +83,16 @@ class BackpropGNN(GraphTrainer):
         return "L0"
 
 
-class _Unasked(VirtualNodes):
-    """Virtual nodes that stand on the graph, and that no loss asks about."""
+class _UnusedVirtualNodes(VirtualNodes):
+    """Virtual nodes on the graph whose outputs no loss uses."""
 
-    def rows(self, ids: Tensor) -> Tensor:
+    def target_nodes(self, ids: Tensor) -> Tensor:
         return ids
 
-    def _place(self, *parts: Any) -> None:
-        super()._place(*parts)
-        # Dropout acts on each value: features are shown as they are.
-        self._shown = Nodes((self._shown.full(0),), ())
+    def _set_graph(self, *parts: Any) -> None:
+        super()._set_graph(*parts)
+        # Dropout acts on each value, so that the states cannot be in two parts.
+        self._states = NodeStates((self._states.dense(0),), ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ class HopSettings(TrainerSettings):
     """Settings of the models of hop features.
 
     Attributes:
-        hops: Length of the longest walk; None: as many as the network has layers.
-        normalize: Whether the rows of the features get length 1 first.
+        hops: Highest power of the operator; None: the number of the network's layers.
+        normalize: Whether the rows of the features are divided by their length first.
     """
 
     hops: Annotated[int, Ge(0)] | None = None
@@ -113,22 +115,22 @@ class HopModel(GraphTrainer):
 
     def make_encoding(self, data: GraphData) -> GraphEncoding:
         if data.ids.ndim == 2:
-            raise BadValue(f"{self.id} classifies nodes: it does not take pairs of nodes")
+            raise BadValue(f"{self.id} classifies nodes, and does not take pairs of nodes")
         return GraphEncoding(data.features, data.graph, data.ids, data.y, data.n_classes)
 
     @property
     def hops(self) -> int:
-        """Length of the longest walk."""
+        """The highest power of the operator."""
         return len(self.net.hidden) if self.settings.hops is None else self.settings.hops
 
     def front(self) -> Hops:
-        """What makes the hop features."""
+        """The module that computes the hop features."""
         return Hops(self.hops, self.settings.normalize)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HopMLPSettings(HopSettings):
-    """Settings of the perceptron on hop features.
+    """Settings of the MLP on hop features.
 
     Attributes:
         lr: Learning rate.
@@ -142,20 +144,20 @@ class HopMLPSettings(HopSettings):
 
 
 class HopMLP(HopModel):
-    """A perceptron with the network's hidden widths on hop features, by backpropagation (SIGN)."""
+    """An MLP with the network's hidden widths on hop features, trained by backpropagation (SIGN)."""
 
     id = "hop_mlp"
     Settings = HopMLPSettings
     settings: HopMLPSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        widths = [self.bound.sample_shape[0] * (self.hops + 1), *self.net.hidden[:-1], n_classes]
+        widths = [self.train_data.sample_shape[0] * (self.hops + 1), *self.net.hidden[:-1], n_classes]
         layers: list[nn.Module] = []
         for number, (a, b) in enumerate(pairwise(widths)):
             layers += [nn.ReLU()] if number else []
             layers += [nn.Dropout(self.settings.dropout)] if number and self.settings.dropout else []
             layers.append(RowsLinear(a, b))
-        block = Block(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
+        block = GraphBlock(nn.Sequential(*layers), LocalCrossEntropy(nn.Identity()), self.front())
         return Cascade([block], {"last": BlockReadout()})
 
     @property
@@ -168,23 +170,23 @@ class HopRidgeSettings(HopSettings):
     """Settings of ridge regression on hop features.
 
     Attributes:
-        lam: Penalties, of which validation chooses.
+        lam: Penalties, of which the best on validation data is used.
     """
 
     lam: list[float] = field(default_factory=lambda: list(PENALTIES))
 
 
 class HopRidge(HopModel):
-    """Ridge regression on hop features, solved exactly in one pass; no gradient anywhere."""
+    """Ridge regression on hop features, solved exactly in one pass, without gradients."""
 
     id = "hop_ridge"
     Settings = HopRidgeSettings
     settings: HopRidgeSettings
 
     def make_cascade(self, n_classes: int) -> Cascade:
-        features = self.bound.sample_shape[0] * (self.hops + 1)
-        loss = ClosedForm(self.settings.lam, dual=len(self.bound) < features)
-        block = Block(Dense(), loss, self.front(), gradients="analytic")
+        features = self.train_data.sample_shape[0] * (self.hops + 1)
+        loss = ClosedForm(self.settings.lam, dual=len(self.train_data) < features)
+        block = GraphBlock(Dense(), loss, self.front())
         return Cascade([block], {"last": BlockReadout()})
 
     @property
@@ -193,7 +195,7 @@ class HopRidge(HopModel):
 
 
 class RowsLinear(nn.Linear):
-    """A linear layer that takes sparse rows as well."""
+    """A linear layer that also takes sparse rows."""
 
     def forward(self, rows: Any) -> Tensor:
         if isinstance(rows, SparseMatrix):
@@ -202,8 +204,8 @@ class RowsLinear(nn.Linear):
 
 
 class Dense(nn.Module):
-    """Sparse rows written out."""
+    """Converts sparse rows to dense ones."""
 
     def forward(self, rows: Any) -> Tensor:
-        """``[rows, d]`` of either kind."""
+        """``[rows, d]``, from dense or sparse rows."""
         return rows.dense() if isinstance(rows, SparseMatrix) else rows

@@ -41,7 +41,7 @@ def place_as_saved(cascade: Cascade, tensors: Mapping[str, Tensor]) -> bool:
         encoding.beside = beside
         grown = beside and encoding.n_classes > 0
         if grown:
-            cascade.units[0].body = put_beside(cascade.units[0].body, encoding.n_classes)
+            cascade.units[0].parts[0].body = put_beside(cascade.units[0].parts[0].body, encoding.n_classes)
     if encoding.beside != beside:
         raise BadValue(
             f"the file holds a network with the label {'beside' if beside else 'over'} its input: load it "
@@ -68,7 +68,7 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
     if encoding.beside is None:
         encoding.beside = first_values_vary(train, encoding.n_classes)
     if encoding.beside:
-        cascade.units[0].body = put_beside(cascade.units[0].body, encoding.n_classes)
+        cascade.units[0].parts[0].body = put_beside(cascade.units[0].parts[0].body, encoding.n_classes)
         label = _columns(cascade)
         if not encoding.seen and rms > 0:
             label.unit.fill_(rms * math.sqrt(label.fan_in))
@@ -101,7 +101,7 @@ def first_values_vary(data: TensorData, n: int) -> bool:
 
 
 def _columns(cascade: Cascade) -> LabelColumns:
-    first: LabelledLayer = cascade.units[0].body[0]  # type: ignore[index]
+    first: LabelledLayer = cascade.units[0].parts[0].body[0]  # type: ignore[index]
     return first.label
 
 

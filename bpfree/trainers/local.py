@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,11 @@ from annotated_types import Ge
 from torch import nn
 
 from bpfree._errors import BadValue
-from bpfree.core.block import Block
+from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.localize import Output, localize
 from bpfree.core.readouts import ReadoutName, make_readouts
+from bpfree.core.rule_names import RuleName, make_rule
 from bpfree.core.stacked import stacked
 from bpfree.encodings.label_overlay import Overlay
 from bpfree.engine.settings import TrainerSettings
@@ -69,8 +71,8 @@ class Local(Trainer):
 
     @property
     def locality(self) -> str:
-        analytic = all(block.gradients == "analytic" for block in self.cascade.units)
-        return level_of(bodies(self.cascade.units), "L3" if analytic else "L2")
+        autograd = any(block.rule.autograd for block in self.cascade.units)
+        return level_of(bodies(self.cascade.units), "L2" if autograd else "L3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +108,23 @@ class MonoForward(Trainer):
 
     def make_cascade(self, n_classes: int) -> Cascade:
         stacks = self.settings.gradients == "stacked"
-        gradients = "analytic" if stacks else self.settings.gradients
+        gradients: RuleName = "autograd" if self.settings.gradients == "autograd" else "analytic"
         if isinstance(self.net, Cascade) and not stacks:
             for block in self.net.units:
-                block.gradients = gradients
+                if isinstance(block, Block) and not block.rule.one_pass:
+                    block.rule = make_rule(gradients)
             return self.net.lead(self.settings.readout)
         s = self.settings
         stages, output = self.stages(s.cut)
         losses = [*local_heads(len(stages) - 1, s.head_pool, s.head_features), LocalCrossEntropy(output)]
-        blocks = [Block(stage, loss, gradients=gradients) for stage, loss in zip(stages, losses, strict=True)]
-        if stacks:
-            blocks = self._stacked(blocks)
+        blocks = [
+            Block(stage, loss, rule=make_rule(gradients)) for stage, loss in zip(stages, losses, strict=True)
+        ]
+        units: Sequence[BaseBlock] = self._stacked(blocks) if stacks else blocks
         readouts = make_readouts(self.settings.readout, losses)
-        return Cascade(blocks, readouts, source=self.net if self.settings.readout == "last" else None)
+        return Cascade(units, readouts, source=self.net if self.settings.readout == "last" else None)
 
-    def _stacked(self, blocks: list[Block]) -> list[Block]:
+    def _stacked(self, blocks: list[Block]) -> Sequence[BaseBlock]:
         found = stacked(blocks)
         if len(found) == len(blocks):
             raise BadValue(

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from bpfree import _seeds
 from bpfree._errors import BadValue
+from bpfree._rows import Rows
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
+from bpfree.core.rule_names import make_rule
+from bpfree.core.update_rules import UpdateRule
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
-from bpfree.engine.loop import Checkpoint, Hooks
+from bpfree.engine.run_state import Checkpoint, Hooks
 from bpfree.engine.settings import FitSettings, TrainerSettings
-from bpfree.losses import PairCosine
+from bpfree.losses import LocalLoss, PairCosine
 from bpfree.losses.pair_cosine import Reference
 from bpfree.nn import passes
 from bpfree.nn.physical import PhysicalFront
@@ -79,8 +82,8 @@ class PhysicalTrainer(Trainer):
         generator = _seeds.generator(self.device, self.seed, "calibration")
         with hooks.window("calibrate"):
             for k, front in enumerate(self.fronts):
-                if front.device is not None and front.normalise == "calibrated":
-                    shape = (CALIBRATION_ROWS, front.n_rows)
+                if front.physical_device is not None and front.normalize == "calibrated":
+                    shape = (CALIBRATION_ROWS, front.in_features)
                     rows = torch.randn(shape, generator=generator, device=self.device)
                     front.calibrate(self.first_rows(train, CALIBRATION_ROWS) if k == 0 else rows)
         return History()
@@ -126,6 +129,44 @@ class PhysicalSettings(TrainerSettings):
     readout_lr: Annotated[float, Gt(0)] = 1e-2
     readout_weight_decay: Annotated[float, Ge(0)] = 0.0
 
+    def readout_rate(self) -> float:
+        return self.readout_lr
+
+    def readout_decay(self) -> float:
+        return self.readout_weight_decay
+
+    def cache_lifetime(self) -> int | None:
+        return self.cache_age
+
+
+class RepeatedBlock(Block):
+    """A block that takes several steps on each output of its front, which costs passes through a device.
+
+    The block above receives the output after them.
+
+    Args:
+        body: As for `Block`.
+        loss: As for `Block`.
+        front: As for `Block`.
+        rule: As for `Block`.
+        steps: Number of steps.
+    """
+
+    def __init__(
+        self, body: nn.Module, loss: LocalLoss, front: nn.Module, rule: UpdateRule[Any], steps: int
+    ) -> None:
+        super().__init__(body, loss, front, rule)
+        self.steps = steps
+
+    def update(
+        self, front_output: Rows, target: Tensor, feedback: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        losses, _ = super().update(front_output, target, feedback)
+        for _ in range(1, self.steps):
+            super().update(front_output, target, feedback)
+        with torch.no_grad():
+            return losses, self.body(front_output)
+
 
 class Physical(PhysicalTrainer):
     """Each layer is a device, a fixed front, and a matrix that learns from the goodness of its own output.
@@ -149,9 +190,9 @@ class Physical(PhysicalTrainer):
         _, layers = physical_layers(self.net)
         front = layers[-1][0]
         top = s.top_width or (layers[-2][1].out_features if len(layers) > 1 else front.drive.n_in)
-        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.n_features, top)]
+        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.out_features, top)]
         blocks = [
-            Block(linear, self._loss(k), front, s.gradients, inner_steps=s.inner_steps)
+            RepeatedBlock(linear, self._loss(k), front, make_rule(s.gradients), s.inner_steps)
             for k, ((front, _), linear) in enumerate(zip(layers, linears, strict=True))
         ]
         readouts: dict[str, Readout] = {"goodness": GoodnessReadout(skip_first=False)}

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree._rows import Rows
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import BlockReadout
+from bpfree.core.update_rules import Perturbation
 from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.nn.digital_model import DigitalModelFront
 from bpfree.nn.physical import PhysicalFront
-from bpfree.nn.twins import TwinFront
+from bpfree.physics.system import find_digital_model
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
 from bpfree.trainers.physical import PhysicalTrainer
 from bpfree.trainers.space import Space
@@ -32,7 +32,7 @@ class PhysicalBackpropSettings(TrainerSettings):
         model: ``ideal``: the device answers, and gradients are those of its exact twin, which nobody has of a
             real device. ``aware``: physics-aware training, the same with a mismatched twin. ``in_silico``:
             the twin answers in training, and the weights are then used on the device.
-        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.differentiable_twin`.
+        mismatch: How wrong the twin is, 0 to 1, see `bpfree.physics.Simulated.digital_model`.
         twin_seed: Which error the twin makes.
     """
 
@@ -56,24 +56,22 @@ class PhysicalBackprop(PhysicalTrainer):
             )
         stages, output = self.stages(s.cut)
         layers = [
-            self._with_twin(layer) if isinstance(layer, PhysicalFront) else layer
+            self._with_digital_model(layer) if isinstance(layer, PhysicalFront) else layer
             for stage in stages
             for layer in stage
         ]
         block = Block(nn.Sequential(*layers), LocalCrossEntropy(output))
         return Cascade([block], {"last": BlockReadout()}, source=self.net)
 
-    def _with_twin(self, front: PhysicalFront) -> TwinFront:
+    def _with_digital_model(self, front: PhysicalFront) -> DigitalModelFront:
         s = self.settings
-        twin = None
-        if front.device is not None:
-            make = getattr(getattr(front.device, "system", None), "differentiable_twin", None)
+        model = None
+        if front.physical_device is not None:
+            make = find_digital_model(front.physical_device.system)
             if make is None:
-                raise BadValue(
-                    f"{self.id}: the device has no differentiable twin; only simulated systems have one"
-                )
-            twin = make(s.mismatch, s.twin_seed)
-        return TwinFront(front, twin, "twin" if s.model == "in_silico" else "device")
+                raise BadValue(f"{self.id}: the device has no digital model; only simulated systems have one")
+            model = make(s.mismatch, s.twin_seed)
+        return DigitalModelFront(front, model, "digital_model" if s.model == "in_silico" else "device")
 
     @property
     def locality(self) -> str:
@@ -117,7 +115,7 @@ class PhysicalRidge(PhysicalTrainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         stages, _ = self.stages()
         front = nn.Sequential(*(m for m in stages[0] if not isinstance(m, nn.Linear)))
-        block = Block(nn.Identity(), ClosedForm(self.settings.lam), front=front, gradients="analytic")
+        block = Block(nn.Identity(), ClosedForm(self.settings.lam), front=front)
         return Cascade([block], {"last": BlockReadout()})
 
     @property
@@ -153,57 +151,10 @@ class PhysicalSPSA(PhysicalTrainer):
         s = self.settings
         stages, output = self.stages(s.cut)
         body = nn.Sequential(*(layer for stage in stages for layer in stage))
-        block = PerturbedBlock(body, LocalCrossEntropy(output), s.perturbation, s.directions)
+        rule = Perturbation(s.perturbation, s.directions)
+        block = Block(body, LocalCrossEntropy(output), rule=rule)
         return Cascade([block], {"last": BlockReadout()}, source=self.net)
 
     @property
     def locality(self) -> str:
         return "L3"
-
-
-class PerturbedBlock(Block):
-    """A block whose step is guessed from differences of its loss.
-
-    Args:
-        body: The learned part; devices may be inside.
-        loss: The objective.
-        size: How far each weight is moved.
-        directions: Directions for each step.
-    """
-
-    backward: ClassVar[bool] = False
-
-    def __init__(self, body: nn.Module, loss: LocalCrossEntropy, size: float, directions: int) -> None:
-        super().__init__(body, loss, gradients="analytic")
-        self.size, self.directions = size, directions
-
-    @torch.no_grad()
-    def update(
-        self, sensed: Rows, target: Tensor, lesson: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        assert self.optimizer is not None
-        weights = self.trainable()
-        home = [weight.detach().clone() for weight in weights]
-        for weight in weights:
-            weight.grad = torch.zeros_like(weight)
-        losses: list[Tensor] = []
-        try:
-            for _ in range(self.directions):
-                # From the stream of this step and block, see `bpfree.engine.step`.
-                signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
-                for side in (1, -1):
-                    for weight, own, sign in zip(weights, home, signs, strict=True):
-                        weight.copy_(own + side * self.size * sign)
-                    output = self.body(sensed)
-                    losses.append(self.loss(output, target))
-                slope = (losses[-2] - losses[-1]) / (2 * self.size * self.directions)
-                for weight, sign in zip(weights, signs, strict=True):
-                    assert weight.grad is not None
-                    weight.grad += slope * sign
-        finally:
-            # A device may fail between two measurements.
-            for weight, own in zip(weights, home, strict=True):
-                weight.copy_(own)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return [torch.stack(losses).mean()], output

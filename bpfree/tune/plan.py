@@ -11,9 +11,11 @@ from annotated_types import Ge, MinLen
 
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
-from bpfree.bench.config import Cell, cells
+from bpfree.bench.cells import Cell
+from bpfree.bench.config import cells
 from bpfree.bench.protocol import arm_id
-from bpfree.trainers import Choice, Dimension, Space, get_trainer, meant
+from bpfree.metrics import Metric
+from bpfree.trainers import Choice, Dimension, Space, meant
 
 Mapped = dict[str, Any]
 Seed = Annotated[int, Ge(0)]
@@ -86,10 +88,18 @@ class Arm:
         Raises:
             BadValue: If a setting is out of range.
         """
-        kind = get_trainer(self.cells[0].trainer["id"])
-        own = {k: v for k, v in self.cells[0].trainer.items() if k != "id"}
-        settings = validate(kind.Settings, {**own, **params}, f"{self.label}: trainer")
-        return [replace(cell, trainer={"id": kind.id, **asdict(settings)}) for cell in self.cells]
+        trainer = self.cells[0].trainer.changed(params, f"{self.label}: trainer")
+        return [replace(cell, trainer=trainer) for cell in self.cells]
+
+    @property
+    def metric(self) -> Metric:
+        """The trainer's default metric; the data may decide for another of the same direction."""
+        return self.cells[0].trainer.kind.metric
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """The direction of a study, as Optuna names it."""
+        return "maximize" if self.metric.greater_is_better else "minimize"
 
     @property
     def points(self) -> int:
@@ -102,7 +112,7 @@ class Arm:
     @property
     def passes(self) -> int:
         """At most so many passes over the data does a stage take, all seeds together."""
-        return int(self.cells[0].fit["epochs"]) * len(self.cells)
+        return self.cells[0].fit.epochs * len(self.cells)
 
 
 @dataclass(frozen=True)
@@ -126,22 +136,24 @@ class Plan:
 
     def identity(self, arm: Arm) -> Mapped:
         """What must be the same for another command to go on with an arm's study."""
-        first = arm.cells[0]
-        base = {k: v for k, v in first.trainer.items() if k not in arm.space}
+        first = arm.cells[0].record()
+        base = {k: v for k, v in first["trainer"].items() if k not in arm.space}
         pruner = self.tune.pruner
         return {
             "trainer": base,
-            **{k: getattr(first, k) for k in ("dataset", "net", "fit", "threads", "device")},
+            **{k: first[k] for k in ("dataset", "net", "fit", "threads", "device")},
             **(
-                {"physics": first.physics, "devices": [c.device_seed for c in arm.cells]}
-                if first.physics
+                {"physics": first["physics"], "devices": [c.device_seed for c in arm.cells]}
+                if first["physics"]
                 else {}
             ),
-            "plugins": list(first.plugin_hashes),
+            "plugins": list(first["plugin_hashes"]),
             "seeds": [cell.seed for cell in arm.cells],
             "space": {name: asdict(dimension) for name, dimension in arm.space.items()},
             "sampler": {"name": self.tune.sampler, "seed": self.tune.seed},
             "pruner": pruner,
+            # Studies of a time when there was no other direction have none.
+            **({} if arm.metric.greater_is_better else {"direction": arm.direction}),
             **({"grid": {k: list(v) for k, v in arm.grid.items()}} if self.tune.sampler == "grid" else {}),
         }
 
@@ -181,7 +193,8 @@ def make_plan(config: Mapped, options: Mapping[str, Any] | None = None, where: s
     for label in tune.arms:
         if label not in labels:
             raise BadValue(f"{where}tune.arms.{label}: no such arm; {did_you_mean(label, tuple(labels))}")
-    spaces = [meant(get_trainer(mine[0].trainer["id"]).space, mine[0].trainer) for mine in own]
+    trainers = [mine[0].trainer for mine in own]
+    spaces = [meant(trainer.kind.space, asdict(trainer.settings)) for trainer in trainers]
     _check_names(tune, spaces, where)
     arms = tuple(
         _arm(k, mine, space, tune, where) for k, (mine, space) in enumerate(zip(own, spaces, strict=True))

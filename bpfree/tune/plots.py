@@ -20,10 +20,16 @@ ENOUGH = 10
 
 def draw(study: ArmStudy, folder: Path) -> list[Path]:
     """Write SVG pictures of an arm's study into ``folder``, see `draw_study`."""
-    return draw_study(study.study, study.arm.label, folder, importance(study))
+    return draw_study(study.study, study.arm.label, folder, importance(study), study.metric().label)
 
 
-def draw_study(study: optuna.Study, label: str, folder: Path, importances: Mapping[str, float]) -> list[Path]:
+def draw_study(
+    study: optuna.Study,
+    label: str,
+    folder: Path,
+    importances: Mapping[str, float],
+    metric: str = "accuracy",
+) -> list[Path]:
     """Write SVG pictures of a study into ``folder``; none if no trial is complete.
 
     Args:
@@ -31,6 +37,7 @@ def draw_study(study: optuna.Study, label: str, folder: Path, importances: Mappi
         label: The arm's label.
         folder: Folder for the pictures; it is made if it does not exist.
         importances: Importance of each setting, as given by `importance`; empty: they are not drawn.
+        metric: Label of the metric that was searched for.
 
     Returns:
         The files: ``<label>_history.svg``, ``<label>_slice.svg`` and ``<label>_importance.svg``.
@@ -43,11 +50,11 @@ def draw_study(study: optuna.Study, label: str, folder: Path, importances: Mappi
 
     makers: dict[str, Callable[[], object]] = {}
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        value = "validation accuracy"
+        value = f"validation {metric}"
         makers["history"] = partial(pictures.plot_optimization_history, study, target_name=value)
         makers["slice"] = partial(pictures.plot_slice, study, target_name=value)
     if importances:
-        makers["importance"] = partial(_draw_importances, importances)
+        makers["importance"] = partial(_draw_importances, importances, metric)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with warnings.catch_warnings():
@@ -63,14 +70,14 @@ def draw_study(study: optuna.Study, label: str, folder: Path, importances: Mappi
     return written
 
 
-def _draw_importances(importances: Mapping[str, float]) -> None:
+def _draw_importances(importances: Mapping[str, float], metric: str) -> None:
     """Draw a bar for each setting, the most important one on top."""
     from matplotlib import pyplot
 
     names = sorted(importances, key=lambda name: importances[name])
     _, axes = pyplot.subplots(constrained_layout=True)
     axes.bar_label(axes.barh(names, [importances[name] for name in names]), fmt="%.2f")
-    axes.set(xlabel="share of the variance of validation accuracy", ylabel="setting", xlim=(0, 1.1))
+    axes.set(xlabel=f"share of the variance of validation {metric}", ylabel="setting", xlim=(0, 1.1))
 
 
 def importance(study: ArmStudy) -> dict[str, float]:

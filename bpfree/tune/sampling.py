@@ -105,7 +105,7 @@ def make_sampler(plan: Plan, arm: Arm) -> BaseSampler:
 def make_pruner(plan: Plan, arm: Arm) -> BasePruner:
     """The plan's pruner; a step is a pass over the data, counted through all seeds of a trial."""
     if plan.tune.pruner == "median":
-        warmup = max(1, int(arm.cells[0].fit["epochs"]) // 4)
+        warmup = max(1, arm.cells[0].fit.epochs // 4)
         return MedianPruner(STARTUP_TRIALS, n_warmup_steps=warmup, n_min_trials=MEDIAN_TRIALS)
     if plan.tune.pruner == "hyperband":
         return HyperbandPruner(min_resource=max(1, arm.passes // 9), max_resource=arm.passes)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfree._errors import BadValue
+from bpfree.bench.metric import common, metric_in
 from bpfree.bench.terminal import console as make_console
 from bpfree.bench.terminal import label_column, visible
 from bpfree.tune.plan import Plan
@@ -130,10 +131,14 @@ def _short(value: Any) -> str:
 def _show(summary: dict[str, Any], trials: int, console: Console) -> None:
     title = f"{summary['name']}: {trials} trials for each arm, validation data, seeds {summary['seeds']}"
     table = Table(title=Text(visible(title)))
-    for name in ("arm", "trials", "pruned", "diverged", "seconds", "validation %", "winner"):
+    metrics = [metric_in(found) for found in summary["arms"]]
+    shared = common(metrics)
+    validation = f"validation {'metric' if shared is None else shared.head(shared.label, ' ')}"
+    for name in ("arm", "trials", "pruned", "diverged", "seconds", validation, "winner"):
         table.add_column(name, justify="left" if name in ("arm", "winner") else "right", overflow="fold")
-    for found in summary["arms"]:
+    for found, metric in zip(summary["arms"], metrics, strict=True):
         best = found.get("best")
+        value = metric.written(metric.scale * best["value"]) if best else "none"
         settings = [
             f"{name} {_short(value)}{' (edge)' if name in found['edge'] else ''}"
             for name, value in (best["params"] if best else {}).items()
@@ -144,7 +149,7 @@ def _show(summary: dict[str, Any], trials: int, console: Console) -> None:
             str(found["pruned"]),
             str(found["diverged"]),
             f"{found['seconds']:.1f}",
-            f"{100 * best['value']:.2f}" if best else "none",
+            value if shared or not best else f"{value} ({metric.head(metric.label)})",
             ", ".join(settings),
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bpfree._errors import BadValue
+from bpfree.bench.metric import RowMetric, describe, metric_in
 from bpfree.tune.plan import Arm, Plan
 from bpfree.tune.sampling import HANDED_BACK, distributions, make_pruner, make_sampler
 
@@ -53,7 +54,7 @@ class ArmStudy:
         name, sampler, pruner = f"{plan.name}/{arm.label}", make_sampler(plan, arm), make_pruner(plan, arm)
         try:
             self.study = optuna.create_study(
-                storage=storage, sampler=sampler, pruner=pruner, study_name=name, direction="maximize"
+                storage=storage, sampler=sampler, pruner=pruner, study_name=name, direction=arm.direction
             )
         except DuplicatedStudyError:
             self.study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
@@ -91,6 +92,11 @@ class ArmStudy:
     def outcomes(self) -> dict[str, dict[str, Any]]:
         """What is known of every cell that is through, by its id."""
         return {k: v for trial in self.all() for k, v in trial.user_attrs.get("cells", {}).items()}
+
+    def metric(self) -> RowMetric:
+        """The metric of the trials; the trainer's default until one is through."""
+        outcome = next(iter(self.outcomes().values()), None)
+        return metric_in(describe(self.arm.metric) if outcome is None else outcome)
 
     # ---- taking and giving back ------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bpfree.bench.config import cells
 from bpfree.bench.environment import environment, git
 from bpfree.bench.files import Mapped
+from bpfree.bench.metric import describe
 from bpfree.trainers import Dimension, Range
 from bpfree.tune.plan import Arm, Plan
 from bpfree.tune.study import ArmStudy
@@ -31,8 +32,8 @@ def summarize(plan: Plan, studies: Sequence[ArmStudy]) -> Mapped:
 
     Returns:
         ``name``, ``sampler``, ``pruner``, ``seeds``, ``env``, ``git``, and ``arms``: for each its label,
-        trainer, space, trials by outcome, ``seconds``, ``best`` (absent while no trial is complete), the
-        names of settings that lie at an ``edge``, and every trial.
+        trainer, metric, space, trials by outcome, ``seconds``, ``best`` (absent while no trial is complete),
+        the names of settings that are at an ``edge``, and every trial.
     """
     tune = plan.tune
     return {
@@ -41,7 +42,7 @@ def summarize(plan: Plan, studies: Sequence[ArmStudy]) -> Mapped:
         "sampler": {"name": tune.sampler, "seed": tune.seed},
         "pruner": tune.pruner,
         "seeds": tune.seeds,
-        "fit": {study.arm.label: study.arm.cells[0].fit for study in studies},
+        "fit": {study.arm.label: study.arm.cells[0].record()["fit"] for study in studies},
         "env": environment(torch.device(plan.arms[0].cells[0].device), plan.arms[0].cells[0].threads),
         "git": git(),
         "arms": [_arm(study) for study in studies],
@@ -56,7 +57,8 @@ def _arm(study: ArmStudy) -> Mapped:
     complete = [t for t in counted if t.state == TrialState.COMPLETE]
     found: Mapped = {
         "label": study.arm.label,
-        "trainer": study.arm.cells[0].trainer["id"],
+        "trainer": study.arm.cells[0].trainer.id,
+        **describe(study.metric()),
         "space": {name: str(dimension) for name, dimension in study.arm.space.items()},
         "trials": len(counted),
         "complete": len(complete),
@@ -78,7 +80,12 @@ def _best(arm: Arm, complete: Sequence[FrozenTrial]) -> FrozenTrial:
 
     A small validation part knows few values, so ties are common, and the trials come in random order.
     """
-    return max(complete, key=lambda t: (t.value, -len(at_edge(arm, t.params)), -t.number))
+
+    def rank(trial: FrozenTrial) -> tuple[float, int, int]:
+        assert trial.value is not None
+        return arm.metric.signed(trial.value), -len(at_edge(arm, trial.params)), -trial.number
+
+    return max(complete, key=rank)
 
 
 def _trial(trial: FrozenTrial) -> Mapped:

@@ -15,7 +15,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from bpfree._errors import BpfreeError
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.metric import metric_in
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Running, close, receive, start, start_server
 from bpfree.tune import trial as trial_module
@@ -144,12 +145,12 @@ class Worker:
             job.running = start(trial_module.run, job.cells[0], folder, self.checkpoint_s)
             return
         value = sum(job.scores) / len(job.scores)
-        self._tell(job, TrialState.COMPLETE, f"{100 * value:.2f} %", value)
+        self._tell(job, TrialState.COMPLETE, job.arm.metric().text(value), value)
 
     def _keep(self, job: Job, outcome: dict[str, Any]) -> None:
         cell = next(cell for cell in job.cells if cell.seed == outcome["seed"])
         job.cells.remove(cell)
-        job.scores.append(outcome["val_accuracy"])
+        job.scores.append(outcome[f"val_{metric_in(outcome).name}"])
         job.trial.set_user_attr("cells", {**job.trial.user_attrs.get("cells", {}), cell.id: outcome})
 
     # ---- hearing of them -------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Worker:
 
     def _report(self, job: Job, passes: int, value: float) -> None:
         """Note the mean over this seed's newest value and the finished seeds, and prune what is behind."""
-        step = int(job.arm.arm.cells[0].fit["epochs"]) * len(job.scores) + passes
+        step = job.arm.arm.cells[0].fit.epochs * len(job.scores) + passes
         mean = (sum(job.scores) + value) / (len(job.scores) + 1)
         self.watcher.progress(job.arm, job.trial, step)
         try:
@@ -189,7 +190,7 @@ class Worker:
         close(running)
         if row["status"] == "ok":
             self._clear(running.cell)
-            self._keep(job, {name: row[name] for name in ("seed", "val_accuracy")})
+            self._keep(job, {name: value for name, value in row.items() if name != "status"})
             self._next(job)
         elif row["status"] == "diverged":
             self._clear(running.cell)

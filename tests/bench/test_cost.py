@@ -11,7 +11,7 @@ import torch
 
 import bpfree
 from bpfree.bench.cost import BatchCost, Cost, StageFlops, measure
-from bpfree.trainers import History
+from bpfree.trainers import FitSettings, History
 from tests.helpers import make_gnn, nodes
 
 WIDTHS, CLASSES, BATCH = (64, 32, 16), 10, 8
@@ -27,7 +27,7 @@ def cost_of(digits: bpfree.data.Splits, kind: type[bpfree.Trainer], **settings: 
         torch.manual_seed(0)
         return kind(bpfree.nn.mlp([*WIDTHS, CLASSES]), progress=False, **settings)
 
-    return measure(make, digits, {"batch_size": BATCH})
+    return measure(make, digits, FitSettings(batch_size=BATCH))
 
 
 def block_step(n_in: int, n_out: int) -> int:
@@ -97,7 +97,7 @@ def test_blocks_that_are_trained_beforehand_are_counted(digits: bpfree.data.Spli
             net = bpfree.nn.cafo_cnn((1, 8, 8), CLASSES, channels=[4, 8])
             return bpfree.CascadedForward(net, progress=False, **settings)
 
-        return measure(make, digits, {"batch_size": BATCH})
+        return measure(make, digits, FitSettings(batch_size=BATCH))
 
     random, dfa = cafo(), cafo(blocks="dfa", block_epochs=2)
     assert dfa.steps()[1:] == random.steps()
@@ -113,7 +113,7 @@ def test_a_graphs_costs_are_those_of_whole_passes() -> None:
     def make() -> bpfree.Trainer:
         return bpfree.ForwardGNN(make_gnn(), progress=False)
 
-    cost = measure(make, splits, {"batch_size": 1000})
+    cost = measure(make, splits, FitSettings(batch_size=1000))
     assert cost.batch == len(data) == 40
     # Forward and weights of 40 rows and 3 virtual ones; similarities, forward and both backward.
     expected = [4 * 43 * width * 16 + 6 * 40 * 16 * 3 for width in (12, 16)]

@@ -23,7 +23,7 @@ from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
-from bpfree.meters import EnergyMeter, Modelled, rapl
+from bpfree.meters import EnergyMeter, ModeledEnergy, rapl
 from tests.meters.world import World
 
 CONFIG: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_training_that_is_too_short_is_repeated_and_its_own_time_is_kept(
 
 def test_the_curve_has_joules_where_one_run_is_long_enough(packages: None, tmp_path: Path) -> None:
     cell = only_cell(min_s=0.1)
-    row = row_of(replace(cell, fit={**cell.fit, "epochs": 160}), tmp_path)
+    row = row_of(replace(cell, fit=replace(cell.fit, epochs=160)), tmp_path)
     assert row["energy"]["repeats"] == 1
     joules = [point[3] for point in row["curve"]]
     assert joules == sorted(joules) and joules[0] > 0
@@ -150,7 +150,7 @@ def test_what_compiling_takes_is_warming_up_and_no_training(tmp_path: Path) -> N
     torch._dynamo.reset()
     torch._dynamo.register_backend(slow, name="slow")
     cell = cells({**CONFIG, "trainer": {"id": "mono_forward", "compile": "slow"}})[0]
-    row = row_of(replace(cell, fit={**cell.fit, "epochs": 1}), tmp_path)
+    row = row_of(replace(cell, fit=replace(cell.fit, epochs=1)), tmp_path)
     # Two blocks; the second shape, that of the last batch, is compiled beforehand as well.
     assert row["time"]["warmup_s"] > 2.0
     assert row["time"]["train_s"] < 1.0
@@ -256,10 +256,10 @@ def test_a_model_that_fails_costs_no_row(when: str, monkeypatch: pytest.MonkeyPa
     def failing() -> Iterator[Any]:
         if when == "start":
             raise MeterError("CodeCarbon failed: no sensor")
-        yield Modelled()
+        yield ModeledEnergy()
         raise MeterError("CodeCarbon failed: no sensor")
 
-    monkeypatch.setattr(energy_module, "modelled", failing)
+    monkeypatch.setattr(energy_module, "modeled_energy", failing)
     energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modelled": True}), torch.device("cpu"))
     with energy.measured(lambda: None, lambda window: None):
         pass

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bpfree.bench.arms import Arm, groups
-from bpfree.bench.measures import MEASURES, against_baseline, compare, readable, short, train_flops
+from bpfree.bench.measures import COSTS, against_baseline, compare, on_test, readable, short, train_flops
+from bpfree.bench.metric import RowMetric
 from bpfree.bench.statistics import Verdict
 from bpfree.bench.targets import Reached, at_target, target_cost, to_target
 from tests.bench.rows import arm, row
 
 GOOD = [0.95, 0.951, 0.952, 0.9505, 0.9515]
+ACCURACY = RowMetric("accuracy")
 BAD = [0.90, 0.902, 0.901, 0.9015, 0.9005]
 
 
@@ -22,13 +24,13 @@ def test_the_flops_of_old_rows_are_those_of_their_steps() -> None:
 
 
 def test_a_resumed_run_has_no_time() -> None:
-    measure = MEASURES["train_s"]
+    measure = COSTS["train_s"]
     assert measure.read(row("backprop", 0, time__train_s=3.5)) == 3.5
     assert measure.read(row("backprop", 0, time__train_s=3.5, segments=2)) is None
 
 
 def test_cpu_time_is_that_of_a_run_in_one_go_on_a_cpu() -> None:
-    measure = MEASURES["train_cpu_s"]
+    measure = COSTS["train_cpu_s"]
     assert measure.read(row("backprop", 0, time__train_cpu_s=3.5)) == 3.5
     assert measure.read(row("backprop", 0)) is None
     assert measure.read(row("backprop", 0, time__train_cpu_s=3.5, segments=2)) is None
@@ -60,16 +62,16 @@ def test_worse_and_better_are_told_apart() -> None:
 def test_the_p_values_of_a_measure_are_one_family() -> None:
     spread = [0.9505, 0.948, 0.952, 0.947, 0.9535]
     rows = arm("backprop", GOOD) + arm("mono_forward", spread)
-    alone = compare(against_baseline(groups(rows)), [MEASURES["accuracy"]])[0].effect.p_different
+    alone = compare(against_baseline(groups(rows)), [on_test(ACCURACY)])[0].effect.p_different
     rows += arm("forward_forward", [v - 0.0001 for v in spread])
-    both = compare(against_baseline(groups(rows)), [MEASURES["accuracy"]])
+    both = compare(against_baseline(groups(rows)), [on_test(ACCURACY)])
     assert alone is not None and both[0].effect.p_different is not None
     assert both[0].effect.p_different > 1.5 * alone
 
 
 def test_an_undecided_comparison_says_how_many_seeds_it_needs() -> None:
     rows = arm("backprop", [0.95, 0.9, 0.93]) + arm("mono_forward", [0.94, 0.91, 0.92])
-    comparison = compare(against_baseline(groups(rows)), [MEASURES["accuracy"]])[0]
+    comparison = compare(against_baseline(groups(rows)), [on_test(ACCURACY)])[0]
     assert comparison.seeds_needed is not None and comparison.seeds_needed > 3
     assert comparison.says == f"INCONCLUSIVE: 3 seeds, about {comparison.seeds_needed} needed"
     one = compare(against_baseline(groups([row("backprop", 0), row("mono_forward", 0)])))[0]
@@ -122,7 +124,7 @@ def test_joules_come_from_the_curve_where_they_are() -> None:
 
 def test_units_are_those_of_the_smallest_figure() -> None:
     arms = [Arm("x", [row("backprop", 0, flops__train_total=3e13)]), Arm("y", [row("backprop", 0)])]
-    assert readable(MEASURES["train_flops"], arms[:1]).unit == "TFLOP"
-    found = readable(MEASURES["train_flops"], arms)
+    assert readable(COSTS["train_flops"], arms[:1]).unit == "TFLOP"
+    found = readable(COSTS["train_flops"], arms)
     assert (found.unit, 20_000_000 * found.scale) == ("MFLOP", pytest.approx(20))
-    assert readable(MEASURES["train_s"], arms) == MEASURES["train_s"]
+    assert readable(COSTS["train_s"], arms) == COSTS["train_s"]

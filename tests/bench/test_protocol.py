@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bpfree import BadValue
-from bpfree.bench.config import Cell, cells
+from bpfree.bench.cells import Cell, config_of
+from bpfree.bench.config import cells
 from bpfree.bench.protocol import matched, wants_matched
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
@@ -36,8 +37,8 @@ def fabricated(found: list[Cell], passes: dict[str, list[int]], stages: dict[str
     counts = {arm: iter(values) for arm, values in passes.items()}
     rows = []
     for cell in sorted(found, key=lambda cell: cell.seed):
-        one = row(cell.trainer["id"], cell.seed, cell.arm)
-        one["config"] = {"dataset": cell.dataset, "net": cell.net, "trainer": cell.trainer, "fit": cell.fit}
+        one = row(cell.trainer.id, cell.seed, cell.arm)
+        one["config"] = config_of(cell.record())
         one["budget"] |= {"passes": next(counts[cell.arm]), "stages": stages[cell.arm]}
         rows.append(one | {"cell_id": cell.id})
     return rows
@@ -49,7 +50,7 @@ def test_epochs_are_the_mean_passes_of_the_baseline_over_the_stages() -> None:
     rows = fabricated(first, passes, {"mono_forward": 1, "greedy": 3, "backprop": 1})
     second = matched(first, rows)
     # The mean is 22 / 3 = 7.33: 8 epochs, or 3 in each of three stages.
-    assert {(cell.arm, cell.fit["epochs"], cell.fit["patience"], cell.matched) for cell in second} == {
+    assert {(cell.arm, cell.fit.epochs, cell.fit.patience, cell.matched) for cell in second} == {
         ("mono_forward", 8, None, 22 / 3),
         ("greedy", 3, None, 22 / 3),
     }

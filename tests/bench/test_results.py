@@ -64,7 +64,7 @@ def test_an_edited_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"test_acuracy": 0.9}, "test_acuracy"), ({"schema": 2}, "schema 2, not 1")]
+    ("change", "named"), [({"test_acuracy": 0.9}, "test_acuracy"), ({"schema": 3}, "schema 3, not 1 or 2")]
 )
 def test_a_row_of_another_layout_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     lines = [ROW, {**ROW, "cell_id": "b", **change}]

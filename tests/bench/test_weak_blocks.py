@@ -45,7 +45,7 @@ def test_an_interval_over_seeds_that_reaches_down_to_chance() -> None:
 def test_what_cannot_be_judged_is_left_out() -> None:
     assert said([[0.9, None], [0.9, 0.5]]) == ""
     assert said([[0.9], [0.9, 0.5]]) == ""
-    assert said([[-0.1, -0.9]], metrics__measure="negative squared error") == ""
+    assert said([[0.9, 0.1]], metrics__metric="mse", metrics__share=False) == ""
 
 
 def test_the_page_and_the_terminal_say_it() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree import Backprop, Block, Cascade, DeepSupervision, JointBlock, MFJoint, MonoForward, _seeds
 from bpfree.core.readouts import BlockReadout
 from bpfree.engine.step import step
-from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 from bpfree.trainers import Trainer
 from tests.helpers import CLASSES, make_mlp, snapshot, vectors
 
@@ -99,11 +99,11 @@ def test_mf_joint_has_the_losses_of_mono_forward_and_other_gradients() -> None:
     rows: Tensor = X
     apart: list[Tensor] = []
     for block in local.cascade.units:
-        found, rows = block.objective(rows, Y, None)
+        found, _, rows = block.objective(rows, Y, None)
         apart += found
         found[0].backward()  # type: ignore[no-untyped-call]
         rows = rows.detach()
-    together, _ = joint.cascade.units[0].objective(X, Y, None)
+    together, _, _ = joint.cascade.units[0].objective(X, Y, None)
     for ours, theirs in zip(apart, together, strict=True):
         assert torch.equal(ours, theirs)
     torch.stack(together).sum().backward()  # type: ignore[no-untyped-call]
@@ -116,10 +116,10 @@ def test_mf_joint_has_the_losses_of_mono_forward_and_other_gradients() -> None:
 
 def test_the_weight_of_a_joint_block_counts_in_the_sum_alone() -> None:
     plain, weighted = (built(MFJoint, aux_weight=w).cascade.units[0] for w in (1.0, 0.25))
-    ones, found = (block.objective(X, Y, None)[0] for block in (plain, weighted))
+    (ones, whole, _), (found, part, _) = (block.objective(X, Y, None) for block in (plain, weighted))
     assert all(torch.equal(a, b) for a, b in zip(ones, found, strict=True))
-    torch.testing.assert_close(plain.total(found), ones[0] + ones[1])
-    torch.testing.assert_close(weighted.total(found), 0.25 * ones[0] + ones[1])
+    torch.testing.assert_close(whole, ones[0] + ones[1])
+    torch.testing.assert_close(part, 0.25 * ones[0] + ones[1])
 
 
 @pytest.mark.parametrize("kind", [MFJoint, DeepSupervision])
@@ -157,9 +157,9 @@ def test_deep_supervision_is_the_published_sum() -> None:
     expected = F.cross_entropy(net[5](a2), Y)
     for head, a in zip(heads, (a1, a2), strict=False):
         expected = expected + 0.3 * F.cross_entropy(head(a), Y)  # type: ignore[operator]
-    found, _ = trainer.cascade.units[0].objective(X, Y, None)
-    assert len(found) == 3
-    torch.testing.assert_close(trainer.cascade.units[0].total(found), expected)
+    losses, total, _ = trainer.cascade.units[0].objective(X, Y, None)
+    assert len(losses) == 3
+    torch.testing.assert_close(total, expected)
 
 
 def test_closed_walls_inside_a_joint_block_keep_gradients_in() -> None:
@@ -168,7 +168,7 @@ def test_closed_walls_inside_a_joint_block_keep_gradients_in() -> None:
         joint = JointBlock(blocks, [1.0, 1.0], detach=detach)
         joint.build(X, CLASSES)
         joint.zero_grad()
-        losses, _ = joint.objective(X, Y, None)
+        losses, _, _ = joint.objective(X, Y, None)
         losses[1].backward()  # type: ignore[no-untyped-call]
         assert (blocks[0].body.weight.grad is None) == detach
 
@@ -188,7 +188,7 @@ def test_dropout_depends_on_seed_block_and_step_alone() -> None:
     class Keeping(LocalLoss):
         seen: Tensor
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             self.seen = output.detach()
             return (output * torch.ones((), requires_grad=True)).sum()
 
@@ -203,20 +203,20 @@ def test_dropout_depends_on_seed_block_and_step_alone() -> None:
 
 
 def test_messages_go_down_detached_and_lessons_keep_their_graph() -> None:
-    class Teaching(LocalLoss):
+    class Teaching(FeedbackLoss):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.full((), 2.0))
             self.heard: Tensor | None = None
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-            assert lesson is not None
-            return (output.mean() - lesson).square()
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+            assert feedback is not None
+            return (output.mean() - feedback).square()
 
-        def teach(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
+        def make_feedback(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
             self.heard = message
-            lesson = self.scale * (torch.ones(()) if message is None else message)
-            return lesson, lesson
+            feedback = self.scale * (torch.ones(()) if message is None else message)
+            return feedback, feedback
 
     losses = [Teaching() for _ in range(3)]
     blocks = [Block(nn.Linear(12, 12), loss) for loss in losses]

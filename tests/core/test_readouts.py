@@ -18,7 +18,7 @@ B = 6
 
 
 class Silent(LocalLoss):
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.sum()
 
 
@@ -49,11 +49,11 @@ def test_block_k_is_the_highest_there_is_while_there_are_fewer(blocks: Any) -> N
     readout, expected = BlockReadout(1), heads(blocks)
     for n, k in ((1, 0), (2, 1), (3, 1)):
         torch.testing.assert_close(readout(outputs[:n], losses[:n]), expected[k])
-        heard = [readout.hear(o, loss) for o, loss in zip(outputs[:n], losses[:n], strict=True)]
-        torch.testing.assert_close(readout.judge(heard, losses[:n]), expected[k])
+        heard = [readout.collect(o, loss) for o, loss in zip(outputs[:n], losses[:n], strict=True)]
+        torch.testing.assert_close(readout.predict(heard, losses[:n]), expected[k])
     # In a greedy run the third block cannot change what the second says.
-    assert [readout.concerns(k, k + 1) for k in range(3)] == [True, True, False]
-    assert [BlockReadout().concerns(k, k + 1) for k in range(3)] == [True, True, True]
+    assert [readout.depends_on(k, k + 1) for k in range(3)] == [True, True, False]
+    assert [BlockReadout().depends_on(k, k + 1) for k in range(3)] == [True, True, True]
 
 
 def test_a_block_that_is_not_there_cannot_be_read_out() -> None:

@@ -1,4 +1,4 @@
-"""What blocks learn belongs to one of them alone; what nobody learns may be shared."""
+"""Trainable parameters must be in one block only; modules without trainable parameters may be shared."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def fitted(kind: type[Trainer], model: nn.Module, **settings: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
-def test_an_activation_or_dropout_that_is_used_often_is_as_good_as_many(kind: type[Trainer]) -> None:
+def test_a_shared_activation_or_dropout_equals_separate_ones(kind: type[Trainer]) -> None:
     relu, dropout = nn.ReLU(), nn.Dropout(0.2)
     shared = fitted(kind, net(lambda: relu, lambda: dropout))
-    apart = fitted(kind, net(nn.ReLU, lambda: nn.Dropout(0.2)))
-    ours, theirs = shared.cascade.state_dict(), apart.cascade.state_dict()
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    assert ours.keys() == theirs.keys()
-    assert torch.equal(shared.model.eval()(easy().x), apart.model.eval()(easy().x))
+    separate = fitted(kind, net(nn.ReLU, lambda: nn.Dropout(0.2)))
+    state, expected = shared.cascade.state_dict(), separate.cascade.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert state.keys() == expected.keys()
+    assert torch.equal(shared.model.eval()(easy().x), separate.model.eval()(easy().x))
 
 
-def test_a_localized_net_with_one_activation_computes_what_the_net_computes() -> None:
+def test_localize_preserves_the_output_of_a_net_with_a_shared_activation() -> None:
     relu = nn.ReLU()
     model = net(lambda: relu)
     cascade = localize(model).eval()
@@ -70,19 +70,19 @@ def test_a_localized_net_with_one_activation_computes_what_the_net_computes() ->
     assert torch.equal(cascade(easy().x), model(easy().x))
 
 
-def one_layer(model: nn.Sequential) -> None:
+def share_layer(model: nn.Sequential) -> None:
     model[4] = model[2]
 
 
-def one_parameter(model: nn.Sequential) -> None:
+def share_parameter(model: nn.Sequential) -> None:
     model[4].weight = model[0].weight
 
 
-def one_memory(model: nn.Sequential) -> None:
+def share_memory(model: nn.Sequential) -> None:
     model[4].weight = nn.Parameter(model[0].weight.data.T)
 
 
-def one_norm(model: nn.Sequential) -> None:
+def share_norm(model: nn.Sequential) -> None:
     model[1] = model[3] = nn.LayerNorm(12)
 
 
@@ -90,71 +90,73 @@ def one_norm(model: nn.Sequential) -> None:
 @pytest.mark.parametrize(
     ("tie", "message"),
     [
-        (one_layer, r"the weight 2\.weight = 4\.weight is used in block (1\.)?2 and in block (1\.)?3"),
-        (one_parameter, r"the weight 0\.weight = 4\.weight is used in block (1\.)?1 and in block (1\.)?3"),
-        (one_memory, r"0\.weight and 4\.weight are one tensor, used in block (1\.)?1 and in block (1\.)?3"),
-        (one_norm, r"the weight 1\.weight = 3\.weight is used in block (1\.)?1 and in block (1\.)?2"),
+        (share_layer, r"the weight 2\.weight = 4\.weight is used in block (1\.)?2 and in block (1\.)?3"),
+        (share_parameter, r"the weight 0\.weight = 4\.weight is used in block (1\.)?1 and in block (1\.)?3"),
+        (share_memory, r"0\.weight and 4\.weight are one tensor, used in block (1\.)?1 and in block (1\.)?3"),
+        (share_norm, r"the weight 1\.weight = 3\.weight is used in block (1\.)?1 and in block (1\.)?2"),
     ],
 )
-def test_weights_in_two_blocks_are_refused_by_name(kind: type[Trainer], tie: Any, message: str) -> None:
+def test_weights_in_two_blocks_raise_an_error_with_their_names(
+    kind: type[Trainer], tie: Any, message: str
+) -> None:
     model = net()
     tie(model)
     with pytest.raises(BadValue, match=message):
         fitted(kind, model)
 
 
-def test_the_law_of_locality_finds_tied_weights_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assert_local_detects_tied_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    one_parameter(model)
+    share_parameter(model)
     monkeypatch.setattr("bpfree.trainers.building.check_weights", lambda *_: None)
     with pytest.raises(AssertionError, match=r"block 1: body\.0\.weight and block 3: body\.0\.weight share"):
         assert_local(MonoForward(model, progress=False), easy().x, easy().y)
 
 
-def test_weights_tied_with_the_output_layer_are_refused_where_that_learns_apart() -> None:
+def test_weights_tied_with_the_output_layer_raise_an_error_if_it_is_updated_separately() -> None:
     square = nn.Sequential(nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, CLASSES))
     square[4].weight = square[2].weight
     with pytest.raises(BadValue, match=r"2\.weight = 4\.weight is used in block 2 and in block 3"):
         fitted(CounterCurrentLearning, square)
     with pytest.raises(BadValue, match=r"2\.weight = 4\.weight is used in the fixed front of block 2"):
         fitted(RandomFeatures, square)
-    # Mono-Forward trains them in one block, so autograd adds both gradients; the closed form would not.
+    # Both are in one block of Mono-Forward. Autograd sums their gradients; the closed form does not.
     with pytest.raises(BadValue, match=r"used in block 2 and in the head of block 2"):
         fitted(MonoForward, square, gradients="analytic")
     fitted(MonoForward, square)
     assert square[4].weight is square[2].weight
 
 
-def test_tied_weights_that_learn_in_one_block_or_nowhere_are_right(tmp_path: Path) -> None:
+def test_tied_weights_in_one_block_or_without_gradient_are_allowed(tmp_path: Path) -> None:
     for kind in (Backprop, MFJoint, CascadedForward, RandomFeatures):
         model = net()
-        one_layer(model)
+        share_layer(model)
         fitted(kind, model).save(tmp_path / "file")
     model = net()
-    one_layer(model)
-    twin = net()
-    one_layer(twin)
+    share_layer(model)
+    reference = net()
+    share_layer(reference)
     trainer = Backprop(model, progress=False, optimizer="sgd", lr=0.1, momentum=0.0)
     trainer.build((12,), CLASSES)
     trainer.step(easy().x, easy().y)
-    nn.functional.cross_entropy(twin(easy().x), easy().y).backward()
-    for ours, p in zip(model.parameters(), twin.parameters(), strict=True):
+    nn.functional.cross_entropy(reference(easy().x), easy().y).backward()
+    for updated, p in zip(model.parameters(), reference.parameters(), strict=True):
         assert p.grad is not None
-        torch.testing.assert_close(ours, p - 0.1 * p.grad)
+        torch.testing.assert_close(updated, p - 0.1 * p.grad)
     frozen = net()
-    one_layer(frozen)
+    share_layer(frozen)
     frozen[2].requires_grad_(False)
     fitted(MonoForward, frozen)
 
 
-def test_two_parameters_in_one_memory_are_refused_even_in_one_block() -> None:
+def test_two_parameters_that_share_memory_raise_an_error_even_in_one_block() -> None:
     model = net()
-    one_memory(model)
-    with pytest.raises(BadValue, match=r"0\.weight and 4\.weight are two parameters in one memory"):
+    share_memory(model)
+    with pytest.raises(BadValue, match=r"0\.weight and 4\.weight are two parameters that share memory"):
         fitted(Backprop, model)
 
 
-def test_parts_of_one_memory_that_do_not_meet_are_no_tie() -> None:
+def test_parameters_without_common_elements_of_one_storage_are_not_tied() -> None:
     model, buffer = net(), torch.randn(12, 36) / 4
     for k, layer in enumerate((model[0], model[2], model[4])):
         layer.weight = nn.Parameter(buffer[:, 12 * k : 12 * k + 12])
@@ -163,7 +165,7 @@ def test_parts_of_one_memory_that_do_not_meet_are_no_tie() -> None:
     fitted(MonoForward, model)
 
 
-def test_running_statistics_are_not_shared_either() -> None:
+def test_shared_running_statistics_raise_an_error() -> None:
     model = net()
     model[1] = model[3] = nn.BatchNorm1d(12, affine=False)
     with pytest.raises(
@@ -172,31 +174,31 @@ def test_running_statistics_are_not_shared_either() -> None:
         fitted(MonoForward, model)
 
 
-# ---- objects given twice ---------------------------------------------------------------------------------
+# ---- objects used twice ----------------------------------------------------------------------------------
 
 
 def cascade(*blocks: Block, **readouts: Any) -> Cascade:
     return Cascade(blocks, readouts or {"last": BlockReadout()})
 
 
-def test_one_loss_for_several_blocks_is_refused_by_their_numbers() -> None:
+def test_a_loss_in_several_blocks_raises_an_error_with_their_numbers() -> None:
     loss = LocalCrossEntropy()
-    message = "block 1, block 2 and block 3 are given one loss object"
+    message = "block 1, block 2 and block 3 have the same loss object"
     with pytest.raises(BadValue, match=message):
         cascade(*(Block(nn.Linear(12, 12), loss) for _ in range(3)))
-    # Also where heads of unequal widths would blame the network.
-    with pytest.raises(BadValue, match="block 1 and block 2 are given one loss object"):
+    # This error comes before the one about heads of different widths.
+    with pytest.raises(BadValue, match="block 1 and block 2 have the same loss object"):
         cascade(Block(nn.Linear(12, 8), loss), Block(nn.Linear(8, 6), loss))
     goodness = Goodness()
-    with pytest.raises(BadValue, match="block 1 and block 2 are given one loss object"):
+    with pytest.raises(BadValue, match="block 1 and block 2 have the same loss object"):
         localize(make_mlp(), loss=lambda: goodness)
 
 
-def test_one_block_readout_head_or_body_in_two_places_is_refused() -> None:
+def test_a_block_readout_head_or_body_used_twice_raises_an_error() -> None:
     block, readout = Block(nn.Linear(12, 12), LocalCrossEntropy()), ClassifierReadout()
-    with pytest.raises(BadValue, match="block 1 and block 2 are given one block object"):
+    with pytest.raises(BadValue, match="block 1 and block 2 have the same block object"):
         cascade(block, block)
-    with pytest.raises(BadValue, match="readout 'a' and readout 'b' are given one readout object"):
+    with pytest.raises(BadValue, match="readout 'a' and readout 'b' have the same readout object"):
         cascade(block, a=readout, b=readout)
     head = nn.Linear(12, CLASSES)
     heads = cascade(*(Block(nn.Linear(12, 12), LocalCrossEntropy(head)) for _ in range(2)))
@@ -214,7 +216,7 @@ def test_one_block_readout_head_or_body_in_two_places_is_refused() -> None:
     fitted(Local, cascade(*(Block(relu, LocalCrossEntropy()) for _ in range(2))))
 
 
-def test_localize_refuses_one_loss_for_several_blocks() -> None:
+def test_localize_raises_an_error_for_a_loss_in_several_blocks() -> None:
     loss = LocalCrossEntropy()
-    with pytest.raises(BadValue, match="block 1 and block 2 are given one loss object"):
+    with pytest.raises(BadValue, match="block 1 and block 2 have the same loss object"):
         localize(make_mlp(16, 16), loss=lambda: loss)

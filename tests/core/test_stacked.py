@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bpfree import BadValue, MonoForward
-from bpfree.core.stacked import StackedBlock
+from bpfree.core.joint import JointBlock
+from bpfree.core.stacked import Stacked
 from tests.helpers import CLASSES, make_cnn, make_mlp, snapshot, vectors
 
 
@@ -27,8 +28,8 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool) -> None:
     together, apart = (built(g, activation=activation, bias=bias) for g in ("stacked", "analytic"))
-    assert [type(block) is StackedBlock for block in together.cascade.units] == [False, True, False]
-    assert len(together.cascade.units[1].inner) == 3  # type: ignore[attr-defined]
+    assert [isinstance(block.rule, Stacked) for block in together.cascade.units] == [False, True, False]
+    assert len(together.cascade.units[1].parts) == 3  # type: ignore[attr-defined]
     for number in range(8):
         losses = [torch.stack(t.step(*batch(number), number)) for t in (together, apart)]
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
@@ -41,7 +42,7 @@ def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool
 def test_the_optimizer_holds_one_tensor_of_each_kind_and_the_state_the_layers_own() -> None:
     trainer = built("stacked")
     stack = trainer.cascade.units[1]
-    assert isinstance(stack, StackedBlock)
+    assert isinstance(stack, JointBlock)
     assert [tuple(p.shape) for p in stack.trainable()] == [(3, 16, 16), (3, CLASSES, 16), (3, 16)]
     assert len(trainer.optimizers["block1"].param_groups[0]["params"]) == 3
     assert not any("_stacks" in name for name in trainer.cascade.state_dict())
@@ -71,14 +72,14 @@ def test_layers_that_were_copied_or_loaded_are_the_ones_that_learn_on(tmp_path: 
 def test_what_lies_above_changes_nothing_below() -> None:
     trainers = built("stacked"), built("stacked")
     stacks = [trainer.cascade.units[1] for trainer in trainers]
-    assert all(isinstance(stack, StackedBlock) for stack in stacks)
+    assert all(isinstance(stack.rule, Stacked) for stack in stacks)
     with torch.no_grad():
-        for p in stacks[1].inner[2].parameters():  # type: ignore[attr-defined]
+        for p in stacks[1].parts[2].parameters():  # type: ignore[attr-defined]
             p.mul_(-3.0)
     for trainer in trainers:
         trainer.step(*batch(0), 0)
     for k in range(3):
-        ours, theirs = (snapshot(stack.inner[k]) for stack in stacks)  # type: ignore[attr-defined]
+        ours, theirs = (snapshot(stack.parts[k]) for stack in stacks)  # type: ignore[attr-defined]
         assert all(torch.equal(ours[name], theirs[name]) == (k < 2) for name in ours)
 
 

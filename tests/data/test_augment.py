@@ -17,7 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_flip_mirrors_the_chosen_samples_only(dtype):
+def test_flip_mirrors_only_the_selected_samples(dtype):
     x = images().to(dtype)
     flipped = A.draw_flips(len(x), generator())
     expected = [
@@ -45,11 +45,11 @@ def test_crop_and_shift_equal_padding_and_slicing_each_sample(apply, reach, mode
     np.testing.assert_array_equal(result.numpy(), np.stack(expected))
 
 
-def test_nothing_drawn_changes_nothing():
+def test_zero_offsets_and_no_flips_change_nothing():
     x = images()
-    still = torch.zeros(len(x), 2, dtype=torch.int64)
-    assert torch.equal(A.crop(x, still), x)
-    assert torch.equal(A.shift(x, still), x)
+    zero = torch.zeros(len(x), 2, dtype=torch.int64)
+    assert torch.equal(A.crop(x, zero), x)
+    assert torch.equal(A.shift(x, zero), x)
     assert torch.equal(A.flip(x, torch.zeros(len(x), dtype=torch.bool)), x)
 
 
@@ -61,7 +61,7 @@ def test_draws_are_uniform():
 
 
 @pytest.mark.parametrize("name", A.AUGMENTATIONS)
-def test_the_generator_alone_decides(name):
+def test_augmentations_depend_only_on_the_generator(name):
     x = images()
     torch.manual_seed(0)
     first = A.augment(x, [name], generator(3))
@@ -71,27 +71,27 @@ def test_the_generator_alone_decides(name):
     assert torch.equal(x, images())
 
 
-def test_names_are_applied_in_their_order():
+def test_names_are_applied_in_order():
     x, g = images(), generator(5)
     flipped = A.flip(x, A.draw_flips(len(x), g))
     expected = A.crop(flipped, A.draw_offsets(len(x), A.CROP_PIXELS, g))
     assert torch.equal(A.augment(x, ("flip", "crop"), generator(5)), expected)
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_raises_an_error_that_lists_the_names():
     with pytest.raises(BadValue, match=r"'rotate'.*flip, crop, shift"):
         A.check_names(("flip", "rotate"))
 
 
-def test_a_single_name_need_not_be_in_a_tuple():
+def test_a_single_name_can_be_a_string():
     assert A.check_names("flip") == ("flip",)
 
 
-def test_crop_of_too_small_images_is_refused():
+def test_crop_of_too_small_images_raises_an_error():
     with pytest.raises(BadValue, match=r"4x9.*at least 5"):
         A.crop(images(height=4, width=9), torch.zeros(20, 2, dtype=torch.int64))
 
 
-def test_generator_on_another_device_is_refused():
-    with pytest.raises(BadValue, match=r"generator is on cpu, the images are on meta"):
+def test_a_generator_on_another_device_raises_an_error():
+    with pytest.raises(BadValue, match=r"generator is on cpu and the images are on meta"):
         A.augment(images().to("meta"), ("flip",), generator())

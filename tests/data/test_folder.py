@@ -11,14 +11,14 @@ from bpfree.data import load
 
 
 def paint(file, value, size=(6, 5), mode="RGB"):
-    """Write an image of one colour; size is (width, height)."""
+    """Write an image of one color; size is (width, height)."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value).save(file)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """cats are red, dogs are blue, and each image's green is its number."""
+    """Images of cats are red, images of dogs blue, and the green value of an image is its index."""
     for part, n in (("train", 300), ("test", 2)):
         for i in range(n):
             paint(tmp_path / "pets" / part / "cat" / f"{i:03}.png", (200, i % 256, 0))
@@ -51,33 +51,33 @@ def test_pixels_equal_what_pil_reads(tmp_path):
     np.testing.assert_array_equal(x[0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_sizes_that_differ_need_image_size(folder):
+def test_different_sizes_require_image_size(folder):
     paint(folder / "train" / "dog" / "zz.png", (0, 0, 200), size=(9, 4))
-    with pytest.raises(BadValue, match=r"zz.png is 4x9, others are 5x6.*image_size="):
+    with pytest.raises(BadValue, match=r"zz.png is 4x9, others are 5x6.*set image_size"):
         load("image_folder", path=folder)
     assert load("image_folder", path=folder, image_size=8).train.sample_shape == (3, 8, 8)
 
 
-def test_grey_images_become_rgb(folder):
+def test_gray_images_are_converted_to_rgb(folder):
     paint(folder / "test" / "cat" / "zz.png", 77, mode="L")
     assert load("image_folder", path=folder).test.x[2].unique().tolist() == [77]
 
 
-def test_a_missing_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(DataNotFound, match=r"nowhere/train: expected train/<class>/<image file> and test/"):
+def test_a_missing_folder_raises_an_error_with_the_expected_layout(tmp_path):
+    with pytest.raises(DataNotFound, match=r"nowhere/train; expected train/<class>/<image file> and test/"):
         load("image_folder", root=tmp_path, path="nowhere")
     paint(tmp_path / "half" / "train" / "a" / "0.png", 0)
     with pytest.raises(DataNotFound, match=r"half/test"):
         load("image_folder", root=tmp_path, path="half")
 
 
-def test_a_class_without_images_is_refused(folder):
+def test_a_class_without_images_raises_an_error(folder):
     (folder / "train" / "bird").mkdir()
     with pytest.raises(DataNotFound, match=r"bird"):
         load("image_folder", path=folder)
 
 
-def test_train_and_test_must_have_the_same_classes(folder):
+def test_different_classes_in_train_and_test_raise_an_error(folder):
     paint(folder / "test" / "bird" / "0.png", 0)
     with pytest.raises(BadValue, match=r"\['bird'\]"):
         load("image_folder", path=folder)
@@ -107,14 +107,14 @@ def test_options_are_checked(folder):
 
 
 RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 4096, (5, 6))
+GRAY = RNG.integers(0, 4096, (5, 6))
 COLOR = RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)
 PALETTE = Image.fromarray(COLOR).convert("P")
 SECOND = {"save_all": True, "append_images": [Image.new("RGB", (6, 5))]}
 
 
 def put(folder, write, name="zz.png"):
-    """One image, of both parts and two classes, by ``write(path)``."""
+    """Write one image of each of two classes to train and test, with ``write(path)``."""
     for part in ("train", "test"):
         for label in ("a", "b"):
             file = folder / part / label / name
@@ -124,7 +124,7 @@ def put(folder, write, name="zz.png"):
 
 
 def write_png(file, pixels, bits, color_type):
-    """A PNG file of big-endian samples `[H, W(, C)]`, written out by hand."""
+    """Write a PNG file of big-endian samples `[H, W]` or `[H, W, C]`."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -152,15 +152,15 @@ def save(image, **options):
 @pytest.mark.parametrize(
     ("name", "write", "expected"),
     [
-        ("a.png", lambda f: write_png(f, GREY, 16, 0), GREY / 65535),
-        ("a.tif", save(Image.fromarray(GREY.astype(np.uint16))), GREY / 65535),
-        ("a.pgm", lambda f: write_pgm(f, GREY, 65535), GREY / 65535),
-        ("a.pgm", lambda f: write_pgm(f, GREY, 4095), GREY / 4095),
-        ("a.tif", save(Image.fromarray((GREY / 4095).astype(np.float32))), GREY / 4095),
+        ("a.png", lambda f: write_png(f, GRAY, 16, 0), GRAY / 65535),
+        ("a.tif", save(Image.fromarray(GRAY.astype(np.uint16))), GRAY / 65535),
+        ("a.pgm", lambda f: write_pgm(f, GRAY, 65535), GRAY / 65535),
+        ("a.pgm", lambda f: write_pgm(f, GRAY, 4095), GRAY / 4095),
+        ("a.tif", save(Image.fromarray((GRAY / 4095).astype(np.float32))), GRAY / 4095),
     ],
     ids=["PNG", "TIFF", "PGM", "PGM of 12 bits", "floats"],
 )
-def test_grey_images_of_more_than_8_bits_keep_them(tmp_path, name, write, expected):
+def test_gray_images_with_more_than_8_bits_keep_their_precision(tmp_path, name, write, expected):
     put(tmp_path, write, name)
     data = load("image_folder", path=tmp_path)
     assert data.test.x.dtype == torch.float32 and data.test.x.shape == (2, 3, 5, 6)
@@ -173,8 +173,8 @@ def test_grey_images_of_more_than_8_bits_keep_them(tmp_path, name, write, expect
     np.testing.assert_allclose(resized, np.asarray(exact), atol=1e-5)
 
 
-def test_images_of_8_and_of_16_bits_are_read_on_one_scale(tmp_path):
-    for label, pixels in (("a", GREY), ("b", GREY // 2)):
+def test_images_with_8_and_16_bits_have_the_same_scale(tmp_path):
+    for label, pixels in (("a", GRAY), ("b", GRAY // 2)):
         for part in ("train", "test"):
             (tmp_path / part / label).mkdir(parents=True)
             Image.fromarray(COLOR).save(tmp_path / part / label / "0.png")
@@ -182,7 +182,7 @@ def test_images_of_8_and_of_16_bits_are_read_on_one_scale(tmp_path):
     data = load("image_folder", path=tmp_path, standardize=True, augment=["flip"])
     x = data.test.x
     np.testing.assert_allclose(x[0], COLOR.transpose(2, 0, 1) / 255, atol=1e-6)
-    np.testing.assert_allclose(x[3, 1], (GREY // 2) / 65535, atol=1e-6)
+    np.testing.assert_allclose(x[3, 1], (GRAY // 2) / 65535, atol=1e-6)
     train = data.train.batch(torch.arange(len(data.train)))[0]
     torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
@@ -191,24 +191,24 @@ def test_images_of_8_and_of_16_bits_are_read_on_one_scale(tmp_path):
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("a.tif", save(Image.fromarray(GREY.astype(np.int32))), "black and white are not known"),
-        ("a.tif", save(Image.fromarray(GREY.astype(np.float32))), "black and white are not known"),
+        ("a.tif", save(Image.fromarray(GRAY.astype(np.int32))), "black and white are unknown"),
+        ("a.tif", save(Image.fromarray(GRAY.astype(np.float32))), "black and white are unknown"),
         ("a.tif", save(Image.fromarray(np.full((5, 6), np.nan, np.float32))), "from nan to nan"),
-        ("a.png", save(Image.fromarray(np.dstack([COLOR, GREY.astype(np.uint8)]))), "transparent pixels"),
+        ("a.png", save(Image.fromarray(np.dstack([COLOR, GRAY.astype(np.uint8)]))), "transparent pixels"),
         ("a.png", save(Image.merge("LA", [Image.fromarray(COLOR[:, :, 0])] * 2)), "transparent pixels"),
         ("a.png", save(PALETTE, transparency=PALETTE.getpixel((0, 0))), "transparent pixels"),
         ("a.png", save(Image.fromarray(COLOR), transparency=tuple(COLOR[0, 0].tolist())), "transparent"),
         ("a.tif", save(Image.fromarray(COLOR), **SECOND), "2 frames"),
         ("a.webp", save(Image.fromarray(COLOR), **SECOND), "2 frames"),
         ("a.png", lambda f: f.write_bytes(b""), "cannot be decoded"),
-        (".a.png", save(Image.fromarray(COLOR)), "is hidden"),
+        (".a.png", save(Image.fromarray(COLOR)), "are hidden"),
     ],
     ids=[
-        "32 bits", "floats in 0..4095", "NaN", "alpha", "grey and alpha", "palette", "transparent color",
+        "32 bits", "floats in 0..4095", "NaN", "alpha", "gray and alpha", "palette", "transparent color",
         "pages", "animation", "empty", "hidden",
     ],
 )  # fmt: skip
-def test_images_that_would_be_misread_are_refused_by_name(tmp_path, name, write, message):
+def test_unsupported_images_raise_an_error_with_the_file_name(tmp_path, name, write, message):
     put(tmp_path, write, name)
     with pytest.raises(BadValue, match=rf"{name}.*{message}"):
         load("image_folder", path=tmp_path)
@@ -217,30 +217,30 @@ def test_images_that_would_be_misread_are_refused_by_name(tmp_path, name, write,
 @pytest.mark.parametrize(
     ("name", "image"),
     [
-        ("a.png", Image.fromarray(GREY > 2000)),
+        ("a.png", Image.fromarray(GRAY > 2000)),
         ("a.png", Image.fromarray(COLOR).convert("P")),
         ("a.png", Image.fromarray(COLOR).convert("RGBA")),
         ("a.png", Image.fromarray(COLOR).convert("LA")),
         ("a.tif", Image.fromarray(COLOR).convert("CMYK")),
     ],
-    ids=["1 bit", "palette", "opaque", "opaque grey", "CMYK"],
+    ids=["1 bit", "palette", "opaque", "opaque gray", "CMYK"],
 )
-def test_other_kinds_of_8_bits_become_rgb(tmp_path, name, image):
+def test_other_8_bit_modes_are_converted_to_rgb(tmp_path, name, image):
     put(tmp_path, save(image), name)
     x = load("image_folder", path=tmp_path).test.x
     assert x.dtype == torch.uint8
     np.testing.assert_array_equal(x[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
 
 
-def test_pictures_are_turned_upright(tmp_path):
+def test_images_are_rotated_by_exif_orientation(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the picture's top is the right side of what is stored
+    exif[0x0112] = 6  # the top of the image is the right side of the stored array
     put(tmp_path, save(Image.fromarray(COLOR), exif=exif))
     x = load("image_folder", path=tmp_path).test.x
     np.testing.assert_array_equal(x[0].permute(1, 2, 0), np.rot90(COLOR, -1))
 
 
-def test_color_of_16_bits_is_read_with_a_warning(tmp_path):
+def test_16_bit_color_gives_a_warning(tmp_path):
     put(tmp_path, lambda f: write_png(f, COLOR.astype(int) * 257, 16, 2))
     with pytest.warns(UserWarning, match="4 color images .* upper 8") as caught:
         x = load("image_folder", path=tmp_path).test.x
@@ -248,7 +248,7 @@ def test_color_of_16_bits_is_read_with_a_warning(tmp_path):
     np.testing.assert_array_equal(x[0].permute(1, 2, 0), COLOR)
 
 
-def test_a_camera_s_preview_is_no_second_picture(tmp_path):
+def test_previews_in_mpo_files_are_ignored(tmp_path):
     image = Image.new("RGB", (8, 8), (200, 0, 0))
     put(tmp_path, save(image, format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]), "a.jpg")
     assert load("image_folder", path=tmp_path).test.x[0, 0, 0, 0] > 190

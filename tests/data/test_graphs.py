@@ -1,4 +1,4 @@
-"""Graph data sets: read through torch-geometric offline, split as published, refused with a reason."""
+"""Graph data sets: read offline with torch-geometric, split, and checked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from scipy.sparse import csr_matrix
 
 from bpfree import BadValue, DataNotFound, ForwardGNN
-from bpfree.data import GraphData, _graphs, fold_indices, load_graph
+from bpfree.data import GRAPH_NAMES, GraphData, _graphs, describe_graphs, fold_indices, load_graph
 from bpfree.graphs.graph import Graph
 from tests.helpers import make_gnn, nodes
 
 
 def write_planetoid(folder: Path, name: str) -> np.ndarray[Any, Any]:
-    """Files as of Planetoid, of 1700 nodes in a ring with 20 features and 3 classes; returns the labels."""
+    """Write a ring of 1700 nodes with 20 features and 3 classes in Planetoid's format; return the labels."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     x = csr_matrix((generator.random((1700, 20)) < 0.3).astype(np.float32))
@@ -35,7 +35,7 @@ def write_planetoid(folder: Path, name: str) -> np.ndarray[Any, Any]:
     return labels
 
 
-def test_planetoid_is_read_normalised_and_split(tmp_path: Path) -> None:
+def test_planetoid_is_read_normalized_and_split(tmp_path: Path) -> None:
     labels = torch.from_numpy(write_planetoid(tmp_path / "Planetoid" / "Cora" / "raw", "cora"))
     train, validation, test = load_graph("cora", root=tmp_path)
     assert (len(train), len(validation), len(test)) == (1088, 272, 340)
@@ -49,7 +49,7 @@ def test_planetoid_is_read_normalised_and_split(tmp_path: Path) -> None:
     assert [len(part) for part in public] == [60, 500, 1000]
 
 
-def test_links_are_split_and_test_messages_flow_along_validation_edges_too(
+def test_links_are_split_and_the_test_graph_has_the_validation_edges(
     tmp_path: Path,
 ) -> None:
     write_planetoid(tmp_path / "Planetoid" / "Cora" / "raw", "cora")
@@ -68,10 +68,10 @@ def test_links_are_split_and_test_messages_flow_along_validation_edges_too(
     assert not torch.equal(train.ids, load_graph("cora", root=tmp_path, split="links", fold=2).train.ids)
 
 
-def test_the_order_of_a_pair_and_of_pairs_tells_nothing() -> None:
+def test_the_order_of_pairs_and_of_their_nodes_is_random() -> None:
     for part in load_graph("digits_graph", split="links"):
         edge, up = part.y == 1, part.ids[:, 0] < part.ids[:, 1]
-        # Four standard deviations of a fair coin.
+        # Four standard deviations of a fair coin toss.
         bound = 2.0 / len(part) ** 0.5
         assert abs((up == edge).float().mean() - 0.5) < bound
         assert abs(up[edge].float().mean() - 0.5) < 2 * bound
@@ -81,7 +81,7 @@ def test_the_order_of_a_pair_and_of_pairs_tells_nothing() -> None:
         assert not (part.ids[:, 0] == part.ids[:, 1]).any()
 
 
-def test_no_pair_is_twice_in_the_parts_and_no_edge_is_called_none() -> None:
+def test_pairs_are_unique_and_labels_match_the_edges() -> None:
     parts = load_graph("digits_graph", split="links")
     pairs = torch.cat([part.ids for part in parts]).sort(1).values
     assert len(torch.unique(pairs, dim=0)) == len(pairs)
@@ -90,7 +90,7 @@ def test_no_pair_is_twice_in_the_parts_and_no_edge_is_called_none() -> None:
     assert [tuple(pair) in edges for pair in pairs.tolist()] == [bool(label) for label in y]
 
 
-def test_one_draw_of_links_is_always_the_same_and_touches_no_global_generator() -> None:
+def test_links_are_reproducible_and_do_not_change_global_generators() -> None:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first = load_graph("digits_graph", split="links", fold=2)
     assert states[0] == random.getstate()
@@ -105,16 +105,16 @@ def test_one_draw_of_links_is_always_the_same_and_touches_no_global_generator() 
         assert torch.equal(a.graph.edge_index, b.graph.edge_index)
 
 
-def test_edges_are_in_the_parts_that_torch_geometric_puts_them_in(tmp_path: Path) -> None:
+def test_edges_are_split_as_by_torch_geometric(tmp_path: Path) -> None:
     from torch_geometric.data import Data
     from torch_geometric.transforms import RandomLinkSplit
 
     write_planetoid(tmp_path / "Planetoid" / "Cora" / "raw", "cora")
-    whole = load_graph("cora", root=tmp_path).train.graph.edge_index
+    edge_index = load_graph("cora", root=tmp_path).train.graph.edge_index
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(101)
-        draw = RandomLinkSplit(num_val=0.16, num_test=0.2, is_undirected=True)
-        expected = draw(Data(edge_index=whole, num_nodes=1700))
+        transform = RandomLinkSplit(num_val=0.16, num_test=0.2, is_undirected=True)
+        expected = transform(Data(edge_index=edge_index, num_nodes=1700))
     for part, theirs in zip(load_graph("cora", root=tmp_path, split="links", fold=1), expected, strict=True):
         assert torch.equal(part.graph.edge_index, theirs.edge_index)
         positive = theirs.edge_label_index[:, theirs.edge_label == 1].T
@@ -130,7 +130,7 @@ def test_edges_are_in_the_parts_that_torch_geometric_puts_them_in(tmp_path: Path
         [[1.0, -3.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]],
     ],
 )
-def test_features_are_normalized_as_torch_geometric_does(
+def test_features_are_normalized_as_by_torch_geometric(
     rows: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch_geometric.data import Data
@@ -143,13 +143,13 @@ def test_features_are_normalized_as_torch_geometric_does(
     assert torch.equal(load_graph("digits_graph", normalize=False).train.features, x)
 
 
-def test_binary_features_are_shares_of_their_number() -> None:
+def test_nonnegative_features_are_divided_by_their_sum() -> None:
     x = load_graph("digits_graph", normalize=False).train.features
-    # What has a zero, and sums of at least 1, is divided by its sum.
+    # The minimum is 0 and all sums are at least 1.
     assert torch.equal(load_graph("digits_graph").train.features, x / x.sum(1, keepdim=True))
 
 
-def test_edges_of_one_direction_make_no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edges_with_one_direction_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_geometric.data import Data
 
     raw = Data(x=torch.rand(9, 2), edge_index=torch.tensor([[0, 1, 2], [1, 0, 3]]), y=torch.arange(9) % 2)
@@ -158,17 +158,17 @@ def test_edges_of_one_direction_make_no_links(monkeypatch: pytest.MonkeyPatch) -
         load_graph("digits_graph", split="links")
     full = torch.combinations(torch.arange(9)).T
     raw.edge_index = torch.cat([full, full.flip(0)], 1)
-    with pytest.raises(BadValue, match="36 pairs that are no edges"):
+    with pytest.raises(BadValue, match="fewer than 36 pairs that are not edges"):
         load_graph("digits_graph", split="links")
 
 
-def test_the_folds_are_the_published_ones() -> None:
+def test_the_folds_have_the_published_sizes() -> None:
     assert [len(part) for part in fold_indices(2995, 0)] == [1916, 480, 599]
     tests = torch.cat([fold_indices(100, fold)[2] for fold in range(5)])
     assert torch.equal(tests.sort().values, torch.arange(100))
 
 
-def test_the_embedded_graph_joins_each_digit_to_its_like() -> None:
+def test_the_digits_graph_connects_nearest_neighbors() -> None:
     train, _, _ = load_graph("digits_graph")
     edges = {tuple(edge) for edge in train.graph.edge_index.T.tolist()}
     assert all((b, a) in edges for a, b in edges)
@@ -182,17 +182,17 @@ def test_the_embedded_graph_joins_each_digit_to_its_like() -> None:
     assert (y[a] == y[b])[both].float().mean() > 0.9
 
 
-def test_missing_and_damaged_data_say_what_to_do(tmp_path: Path) -> None:
+def test_missing_and_damaged_data_raise_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match=r"Planetoid/CiteSeer/raw/ind\.citeseer"):
         load_graph("citeseer", root=tmp_path)
     raw = tmp_path / "Planetoid" / "Cora" / "raw"
     write_planetoid(raw, "cora")
     (raw / "ind.cora.graph").write_bytes(b"nothing")
-    with pytest.raises(DataNotFound, match="whole"):
+    with pytest.raises(DataNotFound, match="must be complete"):
         load_graph("cora", root=tmp_path)
 
 
-def test_missing_parts_are_named_and_not_downloaded(tmp_path: Path) -> None:
+def test_missing_files_are_named_and_not_downloaded(tmp_path: Path) -> None:
     raw = tmp_path / "Planetoid" / "Cora" / "raw"
     write_planetoid(raw, "cora")
     (raw / "ind.cora.ally").unlink()
@@ -204,7 +204,7 @@ def test_missing_parts_are_named_and_not_downloaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"nothing", b"1698\n1699\n1697", b"1699\n", pickle.dumps({"a": 1}), pickle.dumps([1, 2])]
 )
-def test_damaged_parts_are_told_in_one_sentence(part: str, content: bytes, tmp_path: Path) -> None:
+def test_damaged_files_raise_data_not_found(part: str, content: bytes, tmp_path: Path) -> None:
     raw = tmp_path / "Planetoid" / "Cora" / "raw"
     write_planetoid(raw, "cora")
     (raw / f"ind.cora.{part}").write_bytes(content)
@@ -212,22 +212,22 @@ def test_damaged_parts_are_told_in_one_sentence(part: str, content: bytes, tmp_p
         load_graph("cora", root=tmp_path)
 
 
-def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+def test_replaced_files_are_read_again(tmp_path: Path) -> None:
     raw = tmp_path / "Planetoid" / "Cora" / "raw"
     labels = torch.from_numpy(write_planetoid(raw, "cora"))
     train = load_graph("cora", root=tmp_path).train
     assert torch.equal(train.y, labels[train.ids])
     for part in ("y", "ty", "ally"):
         file = raw / f"ind.cora.{part}"
-        turned = pickle.loads(file.read_bytes())[:, [1, 2, 0]]
-        file.write_bytes(pickle.dumps(turned))
+        permuted = pickle.loads(file.read_bytes())[:, [1, 2, 0]]
+        file.write_bytes(pickle.dumps(permuted))
         later = file.stat().st_mtime + 10
         os.utime(file, (later, later))
     assert torch.equal(load_graph("cora", root=tmp_path).train.y, (labels[train.ids] + 2) % 3)
 
 
 def write_npz(path: Path, **changed: Any) -> None:
-    """A file as of CitationFull: six nodes in a ring, two features, two classes."""
+    """Write a ring of six nodes with two features and two classes in CitationFull's format."""
     path.parent.mkdir(parents=True)
     ring = csr_matrix((np.ones(6), (np.arange(6), (np.arange(6) + 1) % 6)), shape=(6, 6))
     x = csr_matrix(np.eye(6, 2, dtype=np.float32))
@@ -238,22 +238,20 @@ def write_npz(path: Path, **changed: Any) -> None:
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
 
 
-def test_the_layout_of_a_file_of_arrays_is_looked_at_first(tmp_path: Path) -> None:
+def test_the_layout_of_npz_files_is_checked(tmp_path: Path) -> None:
     def path(number: int) -> Path:
         return tmp_path / str(number) / "CitationFull" / "cora_ml" / "raw" / "cora_ml.npz"
 
-    # Names of nodes are objects in the published files; nobody asks for them.
+    # The published files have node names as objects, which are not read.
     write_npz(path(0), node_names=np.array(["a", None], dtype=object))
     assert load_graph("cora_ml", root=tmp_path / "0").train.graph.n_edges == 12
     path(1).parent.mkdir(parents=True)
     np.savez(path(1), edge_index=np.zeros((2, 3)), x=np.eye(3), y=np.arange(3))
-    with pytest.raises(
-        BadValue, match=r"has the arrays edge_index, x, y, and no adj_data.*expected adj_data"
-    ):
+    with pytest.raises(BadValue, match=r"contains edge_index, x, y, but no adj_data.*expected adj_data"):
         load_graph("cora_ml", root=tmp_path / "1")
     path(2).parent.mkdir(parents=True)
     np.savez(path(2), **{"adj_matrix.data": np.ones(2), "attr_matrix.data": np.ones(2), "labels": np.ones(2)})
-    with pytest.raises(BadValue, match=r"has the arrays adj_matrix\.data, attr_matrix\.data, labels, and no"):
+    with pytest.raises(BadValue, match=r"contains adj_matrix\.data, attr_matrix\.data, labels, but no"):
         load_graph("cora_ml", root=tmp_path / "2")
     write_npz(path(3), labels=np.array(["a"] * 6, dtype=object))
     with pytest.raises(BadValue, match="pickled objects in labels"):
@@ -261,7 +259,7 @@ def test_the_layout_of_a_file_of_arrays_is_looked_at_first(tmp_path: Path) -> No
     for number, content in enumerate((b"", b"nothing", pickle.dumps({"labels": 1}), b"PK\x03\x04broken"), 4):
         path(number).parent.mkdir(parents=True)
         path(number).write_bytes(content)
-        with pytest.raises(DataNotFound, match=r"whole \.npz file"):
+        with pytest.raises(DataNotFound, match=r"complete \.npz file"):
             load_graph("cora_ml", root=tmp_path / str(number))
     write_npz(path(8), adj_indptr=np.arange(3))
     with pytest.raises(DataNotFound, match="cannot be read"):
@@ -273,7 +271,7 @@ def test_the_layout_of_a_file_of_arrays_is_looked_at_first(tmp_path: Path) -> No
         load_graph("github", root=tmp_path)
 
 
-def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_raise_an_error(tmp_path: Path) -> None:
     for arguments, word in (
         ({"name": "corra"}, "corra"),
         ({"name": "digits_graph", "fold": 5}, "fold is 5"),
@@ -284,7 +282,7 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
             load_graph(**arguments)  # type: ignore[arg-type]
 
 
-def test_data_that_do_not_fit_are_refused() -> None:
+def test_inconsistent_data_raise_an_error() -> None:
     x, graph, ids, y = torch.rand(4, 2), Graph(torch.tensor([[0], [1]]), 4), torch.arange(3), torch.arange(3)
     GraphData(x, graph, ids, y, 3)
     for bad in (
@@ -299,14 +297,14 @@ def test_data_that_do_not_fit_are_refused() -> None:
             GraphData(*bad)  # type: ignore[arg-type]
 
 
-def test_content_tells_data_apart() -> None:
+def test_content_differs_between_data_sets() -> None:
     data = nodes()
     assert data.content() == nodes().content()
     others = (data.take(torch.arange(5)), nodes(seed=1))
     assert all(other.content() != data.content() for other in others)
 
 
-def test_masks_become_numbers_of_nodes() -> None:
+def test_masks_are_converted_to_indices() -> None:
     x, graph = torch.rand(6, 2), Graph(torch.tensor([[0], [1]]), 6)
     mask = torch.tensor([False, True, True, False, True, False])
     y = torch.tensor([-1, 0, 1, 99, 1, -1])
@@ -316,22 +314,22 @@ def test_masks_become_numbers_of_nodes() -> None:
         assert data.take(torch.tensor([2])).ids.tolist() == [4]
     for bad, labels, word in (
         (mask[:5], y, "expected \\[6\\]"),
-        (mask.long(), y, "give ids.bool"),
-        (mask.unsqueeze(1).repeat(1, 3), y, "take one, ids\\[:, 0\\]"),
+        (mask.long(), y, "use ids.bool"),
+        (mask.unsqueeze(1).repeat(1, 3), y, "such as ids\\[:, 0\\]"),
         (mask.unsqueeze(1).repeat(1, 2).long(), y, "ids.bool\\(\\)\\[:, 0\\]"),
-        (mask.unsqueeze(1).repeat(1, 3).long(), y, "expected int64 \\[M\\]"),
+        (mask.unsqueeze(1).repeat(1, 3).long(), y, "expected indices of nodes, int64 \\[M\\]"),
         (mask.float(), y, "float32"),
         (mask.numpy(), y, "ndarray"),
-        (~mask, y, "no label, for 2 of 3"),
+        (~mask, y, "no label\\) for 2 of 3"),
         (torch.zeros_like(mask), y, "at least one"),
-        (torch.tensor([1, 2, 4]), y, "take y\\[ids\\]"),
-        (torch.tensor([1, 2, 1]), torch.tensor([0, 1, 1]), "node 1 occurs with two labels"),
+        (torch.tensor([1, 2, 4]), y, "by y\\[ids\\]"),
+        (torch.tensor([1, 2, 1]), torch.tensor([0, 1, 1]), "node 1 has two different labels"),
     ):
         with pytest.raises(BadValue, match=word):
             GraphData(x, graph, bad, labels, 2)
 
 
-def test_what_is_no_dense_tensor_of_floats_is_refused() -> None:
+def test_other_types_and_shapes_raise_an_error() -> None:
     x, graph, ids, y = torch.rand(4, 2), Graph(torch.tensor([[0], [1]]), 4), torch.arange(3), torch.arange(3)
     for bad, word in (
         ((x.to_sparse(), graph, ids, y, 3), "to_dense"),
@@ -349,14 +347,14 @@ def test_what_is_no_dense_tensor_of_floats_is_refused() -> None:
             GraphData(*bad)  # type: ignore[arg-type]
 
 
-def test_edges_that_are_none_are_refused() -> None:
+def test_invalid_edges_raise_an_error() -> None:
     edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
     for bad, n, word in (
         (edges.T.contiguous(), 3, r"edge_index\.T\.long"),
         (edges.float(), 3, r"edge_index\.long"),
         (edges.int(), 3, r"edge_index\.long"),
-        (edges, 2, "names nodes 0..2"),
-        (edges - 1, 3, "names nodes -1..1"),
+        (edges, 2, "node numbers 0..2"),
+        (edges - 1, 3, "node numbers -1..1"),
         (torch.eye(3).to_sparse(), 3, "indices"),
         (edges.numpy(), 3, "ndarray"),
         (edges, 0, "at least 1"),
@@ -366,7 +364,7 @@ def test_edges_that_are_none_are_refused() -> None:
             Graph(bad, n)  # type: ignore[arg-type]
 
 
-def test_torch_geometrics_data_become_graph_data() -> None:
+def test_torch_geometric_data_are_converted() -> None:
     from torch_geometric.data import Data
 
     data = nodes()
@@ -382,7 +380,7 @@ def test_torch_geometrics_data_become_graph_data() -> None:
         ("test", "x", data.features, "no test_mask"),
         ("val", "x", data.features, "no label"),
         ("train", "edge_weight", torch.ones(data.graph.n_edges), "edge_weight"),
-        ("train", "train_mask", mask.unsqueeze(1).repeat(1, 2), "take one"),
+        ("train", "train_mask", mask.unsqueeze(1).repeat(1, 2), "select one"),
     ):
         changed = theirs.clone()
         changed[key] = value
@@ -390,3 +388,8 @@ def test_torch_geometrics_data_become_graph_data() -> None:
             GraphData.from_pyg(changed, part)  # type: ignore[arg-type]
     with pytest.raises(BadValue, match=r"GraphData\.from_pyg"):
         ForwardGNN(make_gnn(), progress=False).fit(theirs)
+
+
+def test_every_graph_is_described_in_one_line() -> None:
+    assert [name for name, _ in describe_graphs()] == list(GRAPH_NAMES)
+    assert all(text and "\n" not in text for _, text in describe_graphs())

@@ -16,10 +16,10 @@ from bpfree.data._images import _permutation
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """No network, and no data but the test's own."""
+    """Disable the network, and use temporary folders for all data."""
 
     def refuse(*args, **kwargs):
-        raise AssertionError("a test reached for the network")
+        raise AssertionError("the test opened a network connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.delenv("BPFREE_DATA", raising=False)
@@ -27,7 +27,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def write_mnist(root: Path, folder: str = "MNIST", n: int = 50, n_test: int = 20) -> dict[str, np.ndarray]:
-    """Write random images in the idx format; image i of the train part begins with the pixel i."""
+    """Write random images in the idx format; the first pixel of training image i is i."""
     raw = root / folder / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def write_mnist(root: Path, folder: str = "MNIST", n: int = 50, n_test: int = 20
 
 
 def write_cifar(root: Path, monkeypatch, cls: type, label_key: str) -> tuple[np.ndarray, list[int]]:
-    """Write random batches in CIFAR's pickle format, ten images each; returns the train part."""
+    """Write random batches in CIFAR's pickle format, ten images each; return the training set."""
     folder = root / cls.base_folder
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def ids(data):
     return data.x[:, 0, 0, 0].tolist()
 
 
-def test_mnist_is_read_as_published(tmp_path):
+def test_mnist_is_read_correctly(tmp_path):
     arrays = write_mnist(tmp_path)
     train, validation, test = load("mnist", root=tmp_path, validation_size=10)
     assert (len(train), len(validation), len(test)) == (40, 10, 20)
@@ -79,7 +79,7 @@ def test_mnist_is_read_as_published(tmp_path):
     np.testing.assert_array_equal(test.y.numpy(), arrays["t10k_y"])
 
 
-def test_fashion_mnist_has_its_own_folder_and_a_tenth_for_validation(tmp_path):
+def test_fashion_mnist_uses_its_folder_and_a_tenth_for_validation(tmp_path):
     write_mnist(tmp_path, "FashionMNIST")
     train, validation, _ = load("fashion_mnist", root=tmp_path)
     assert (len(train), len(validation), train.name) == (45, 5, "fashion_mnist")
@@ -92,7 +92,7 @@ def test_fashion_mnist_has_its_own_folder_and_a_tenth_for_validation(tmp_path):
         ("cifar100", torchvision.datasets.CIFAR100, "fine_labels", 10, 100),
     ],
 )
-def test_cifar_is_read_as_published(tmp_path, monkeypatch, name, cls, key, n, n_classes):
+def test_cifar_is_read_correctly(tmp_path, monkeypatch, name, cls, key, n, n_classes):
     x, y = write_cifar(tmp_path, monkeypatch, cls, key)
     train, validation, test = load(name, root=tmp_path)
     assert (len(train), len(validation), len(test)) == (n - n // 10, n // 10, 10)
@@ -103,7 +103,7 @@ def test_cifar_is_read_as_published(tmp_path, monkeypatch, name, cls, key, n, n_
     assert not rows
 
 
-def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
+def test_the_default_root_is_the_environment_variable(tmp_path, monkeypatch):
     write_mnist(tmp_path)
     monkeypatch.setenv("BPFREE_DATA", str(tmp_path))
     assert len(load("mnist", validation_size=10).train) == 40
@@ -111,7 +111,7 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
         load("mnist", root=tmp_path / "elsewhere")
 
 
-def test_the_split_hangs_on_split_seed_alone(tmp_path):
+def test_the_split_depends_only_on_split_seed(tmp_path):
     write_mnist(tmp_path)
 
     def split(**options):
@@ -130,19 +130,19 @@ def test_the_split_hangs_on_split_seed_alone(tmp_path):
     assert ids(split(train_size=15, validation_size=20).train) == ids(first.train)[:15]
 
 
-def test_digits_are_split_60_20_20_with_every_class_in_proportion():
+def test_digits_are_split_60_20_20_and_stratified():
     train, _, test = splits = load("digits")
     assert [len(data) for data in splits] == [1078, 360, 359]
     assert train.x.dtype == torch.uint8 and train.x.max() == 255 and train.sample_shape == (1, 8, 8)
-    whole = torch.cat([data.y for data in splits]).bincount()
+    total = torch.cat([data.y for data in splits]).bincount()
     for data, share in zip(splits, (0.6, 0.2, 0.2), strict=True):
-        assert (data.y.bincount() - share * whole).abs().max() <= 2
+        assert (data.y.bincount() - share * total).abs().max() <= 2
     assert torch.equal(load("digits", split_seed=1).test.x, test.x)
     assert not torch.equal(load("digits", split_seed=1).train.x, train.x)
     assert len(load("digits", validation_size=100, train_size=500).train) == 500
 
 
-def test_digits_are_scikit_learns():
+def test_digits_equal_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
@@ -153,7 +153,7 @@ def test_digits_are_scikit_learns():
     assert sorted(got) == expected
 
 
-def test_stratified_order_spreads_every_class_evenly():
+def test_a_stratified_permutation_distributes_classes_evenly():
     y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     order = _permutation(y, 0, stratified=True)
     assert sorted(order.tolist()) == list(range(100))
@@ -163,7 +163,7 @@ def test_stratified_order_spreads_every_class_evenly():
     assert not torch.equal(order, _permutation(y, 1, stratified=True))
 
 
-def test_standardisation_is_measured_on_the_train_part(tmp_path, monkeypatch):
+def test_standardization_is_measured_on_the_training_set(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch, torchvision.datasets.CIFAR10, "labels")
     train, validation, test = load("cifar10", root=tmp_path, standardize=True, train_size=30)
     pixels = train.x.numpy().astype(np.float64) / 255
@@ -176,7 +176,7 @@ def test_standardisation_is_measured_on_the_train_part(tmp_path, monkeypatch):
     assert load("cifar10", root=tmp_path).train.mean is None
 
 
-def test_only_the_train_part_is_augmented():
+def test_only_the_training_set_is_augmented():
     train, validation, test = load("digits", augment=["shift"])
     assert train.augment == ("shift",) and not validation.augmented and not test.augmented
 
@@ -190,19 +190,19 @@ def test_only_the_train_part_is_augmented():
         ({"validation_size": 50}, r"validation_size is 50; expected 1..49"),
         ({"validation_size": 0}, r"validation_size is 0; expected 1..49"),
         ({}, r"validation_size is 10000; expected 1..49"),
-        ({"augment": ["spin"]}, r"'spin' is not known; expected any of flip, crop, shift"),
-        ({"path": "x"}, r"only image_folder has"),
-        ({"image_size": 8}, r"only image_folder has"),
+        ({"augment": ["spin"]}, r"unknown name 'spin'; expected any of flip, crop, shift"),
+        ({"path": "x"}, r"only image_folder"),
+        ({"image_size": 8}, r"only image_folder"),
     ],
 )
-def test_bad_options_are_refused(tmp_path, options, message):
+def test_invalid_options_raise_an_error(tmp_path, options, message):
     write_mnist(tmp_path)
     with pytest.raises(BadValue, match=message):
         load("mnist", root=tmp_path, **options)
 
 
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(BadValue, match=r"'minst' is not known; expected one of digits, mnist"):
+def test_an_unknown_name_raises_an_error_that_lists_the_names():
+    with pytest.raises(BadValue, match=r"no data set 'minst'; expected one of digits, mnist"):
         load("minst")
 
 
@@ -215,14 +215,14 @@ def test_unknown_name_lists_the_known_ones():
         ("cifar100", "cifar-100-python"),
     ],
 )
-def test_missing_data_says_where_and_what_to_do(tmp_path, name, folder):
+def test_missing_data_raise_an_error_with_the_folder_and_the_fix(tmp_path, name, folder):
     with pytest.raises(DataNotFound) as caught:
         load(name, root=tmp_path)
     for part in (name, str(tmp_path / folder), "download=True", "BPFREE_DATA"):
         assert part in str(caught.value)
 
 
-def test_damaged_data_are_data_not_found(tmp_path):
+def test_damaged_data_raise_data_not_found(tmp_path):
     write_mnist(tmp_path)
     file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:1000])
@@ -232,46 +232,46 @@ def test_damaged_data_are_data_not_found(tmp_path):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """Downloads fail; returns the list of the folders they were for."""
-    asked = []
+    """Make downloads fail; return the list of their destination folders."""
+    folders = []
 
     def fail(url, download_root, **kwargs):
-        asked.append(str(download_root))
+        folders.append(str(download_root))
         raise URLError("no route to host")
 
     for module in ("mnist", "cifar"):
         monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", fail)
-    return asked
+    return folders
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_failed_download_is_data_not_found(tmp_path, downloads, name):
+def test_a_failed_download_raises_data_not_found(tmp_path, downloads, name):
     with pytest.raises(
-        DataNotFound, match=rf"{name} cannot be read from {tmp_path} and could not be downloaded"
+        DataNotFound, match=rf"{name} cannot be read from {tmp_path}, and the download failed"
     ):
         load(name, root=tmp_path, download=True)
     assert downloads and all(folder.startswith(str(tmp_path)) for folder in downloads)
 
 
-def test_downloads_go_to_the_cache_only_unless_asked_for(tmp_path, downloads, monkeypatch):
-    with pytest.raises(DataNotFound, match=r"could not be downloaded"):
+def test_by_default_downloads_go_only_to_the_cache_folder(tmp_path, downloads, monkeypatch):
+    with pytest.raises(DataNotFound, match=r"the download failed"):
         load("mnist")
     assert downloads and all(folder.startswith(str(tmp_path / "cache" / "bpfree")) for folder in downloads)
     downloads.clear()
-    with pytest.raises(DataNotFound, match=r"may not"):
+    with pytest.raises(DataNotFound, match=r"downloading is disabled"):
         load("mnist", download=False)
     monkeypatch.setenv("BPFREE_DATA", str(tmp_path / "mine"))
-    with pytest.raises(DataNotFound, match=r"may not"):
+    with pytest.raises(DataNotFound, match=r"downloading is disabled"):
         load("mnist")
     assert not downloads and not (tmp_path / "mine").exists()
 
 
-def test_data_that_are_there_are_not_downloaded(tmp_path, downloads):
+def test_existing_data_are_not_downloaded(tmp_path, downloads):
     write_mnist(tmp_path)
     assert len(load("mnist", root=tmp_path, validation_size=10, download=True).test) == 20
     assert not downloads and [entry.name for entry in tmp_path.iterdir()] == ["MNIST"]
 
 
-def test_every_name_is_described():
+def test_every_data_set_has_a_description():
     assert [name for name, _ in describe()] == list(NAMES)
     assert all(text and "\n" not in text for _, text in describe())

@@ -15,19 +15,19 @@ Y = torch.arange(12) % 4
 INDICES = torch.tensor([7, 0, 7, 11])
 
 
-def test_a_batch_of_images_is_float_in_0_to_1():
+def test_a_batch_of_images_has_floats_in_0_to_1():
     x, y = TensorData(X, Y, 4).batch(INDICES)
     assert x.dtype == torch.float32 and y.dtype == torch.int64
     np.testing.assert_array_equal(x.numpy(), X.numpy()[INDICES.numpy()].astype(np.float32) / np.float32(255))
     assert y.tolist() == [3, 0, 3, 3]
 
 
-def test_dark_images_are_scaled_like_any_other():
+def test_dark_images_are_also_divided_by_255():
     x, _ = TensorData(torch.ones_like(X), Y, 4).batch(INDICES)
     assert x.unique().tolist() == [float(np.float32(1) / np.float32(255))]
 
 
-def test_standardisation_equals_numpy_in_float64():
+def test_standardization_equals_numpy_in_float64():
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.5)
     x, _ = TensorData(X, Y, 4, mean=mean, std=std).batch(INDICES)
     expected = (X.numpy()[INDICES.numpy()] / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
@@ -36,7 +36,7 @@ def test_standardisation_equals_numpy_in_float64():
 
 @pytest.mark.parametrize("shape", [(12, 3), (12, 3, 5), (12, 3, 5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_floats_are_standardised_but_not_divided_by_255(shape, dtype):
+def test_floats_are_standardized_but_not_divided_by_255(shape, dtype):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(5).to(dtype)
     x, _ = TensorData(values, Y, 4, mean=(0.5, 0.0, 0.0), std=(2.0, 1.0, 1.0)).batch(INDICES)
     expected = values[INDICES].float()
@@ -46,7 +46,7 @@ def test_floats_are_standardised_but_not_divided_by_255(shape, dtype):
 
 
 @pytest.mark.parametrize("values", [X, torch.rand(12, 3, 8, 8)])
-def test_a_batch_leaves_the_data_as_they_are(values):
+def test_batch_does_not_modify_the_data(values):
     before = values.clone()
     data = TensorData(values, Y, 4, mean=(0.5,) * 3, std=(0.5,) * 3, augment=("flip", "crop"))
     x, _ = data.batch(torch.arange(12), torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def test_a_batch_leaves_the_data_as_they_are(values):
     assert torch.equal(data.x, before) and data.x.dtype == before.dtype
 
 
-def test_augmentation_needs_a_generator_and_names():
+def test_a_batch_is_augmented_only_with_a_generator_and_names():
     plain, augmented = TensorData(X, Y, 4), TensorData(X, Y, 4, augment=("crop",))
     assert augmented.augmented and not plain.augmented
     expected = plain.batch(INDICES)[0]
@@ -64,22 +64,22 @@ def test_augmentation_needs_a_generator_and_names():
     assert torch.equal(first, again) and not torch.equal(first, expected)
 
 
-def test_zeros_of_a_shift_are_black_before_standardisation():
+def test_shift_pads_with_zeros_before_standardization():
     white = torch.full((12, 1, 8, 8), 255, dtype=torch.uint8)
     data = TensorData(white, Y, 4, mean=(0.5,), std=(0.5,), augment=("shift",))
     x, _ = data.batch(torch.arange(12), torch.Generator().manual_seed(0))
     assert sorted(x.unique().tolist()) == [-1.0, 1.0]
 
 
-def test_take_keeps_everything_but_the_other_samples():
+def test_take_selects_samples_and_preserves_attributes():
     data = TensorData(X, Y, 4, mean=(0.5,) * 3, std=(0.5,) * 3, augment=("flip",), name="toy")
     part = data.take(INDICES)
     assert len(part) == 4 and torch.equal(part.x, X[INDICES]) and torch.equal(part.y, Y[INDICES])
-    kept = ("n_classes", "mean", "std", "augment", "name", "sample_shape")
-    assert all(getattr(part, k) == getattr(data, k) for k in kept)
+    attributes = ("n_classes", "mean", "std", "augment", "name", "sample_shape")
+    assert all(getattr(part, k) == getattr(data, k) for k in attributes)
 
 
-def test_plain_properties():
+def test_properties():
     data = TensorData(X, Y, 4, name="toy")
     assert len(data) == 12 and data.sample_shape == (3, 8, 8)
     assert repr(data) == "TensorData('toy', 12 samples [3, 8, 8] torch.uint8, 4 classes, cpu)"
@@ -109,12 +109,12 @@ def test_plain_properties():
         ({"x": X.to("meta")}, r"meta.*one device"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_inconsistent_values_raise_an_error(change, message):
     with pytest.raises(BadValue, match=message):
         replace(TensorData(X, Y, 4, name="toy"), **change)
 
 
-def test_as_data_leaves_tensor_data_alone():
+def test_as_data_returns_tensor_data_unchanged():
     data = TensorData(X, Y, 4)
     assert as_data(data) is data and as_data(data, n_classes=4) is data
     with pytest.raises(BadValue, match=r"n_classes is 5"):
@@ -152,12 +152,12 @@ def test_as_data_reads_a_dataset_once(dataset):
 
 
 @pytest.mark.parametrize("obj", [Stream(), X, (X,), (X, [0]), "mnist", None])
-def test_as_data_refuses_anything_else(obj):
+def test_as_data_raises_an_error_for_other_objects(obj):
     with pytest.raises(TypeError, match=r"expected TensorData, a pair"):
         as_data(obj)
 
 
-def test_as_data_names_the_sample_that_is_wrong():
+def test_as_data_names_the_invalid_sample():
     with pytest.raises(TypeError, match=r"sample 1 of the Pairs is a str.*transform"):
         as_data(Pairs([(X[0], 0), ("a", 1)]))
     with pytest.raises(BadValue, match=r"sample 1 .*\[3, 8, 4\].*\[3, 8, 8\]"):
@@ -166,7 +166,7 @@ def test_as_data_names_the_sample_that_is_wrong():
         as_data(Pairs([]))
 
 
-def test_import_is_light():
+def test_import_does_not_load_optional_packages():
     heavy = ("torchvision", "sklearn", "scipy", "PIL", "platformdirs")
     code = f"import sys, bpfree.data; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -23,8 +23,8 @@ from bpfree import (
     Trainer,
 )
 from bpfree.distributed import start as starting
-from bpfree.distributed.pipelined import Workers, check_pipelined
-from bpfree.distributed.workers import balanced, costs
+from bpfree.distributed.partition import balanced_groups, block_costs, check_pipelined
+from bpfree.distributed.pipelined import PipelinedWorkers
 from tests.helpers import CLASSES, easy, make_gnn, make_mlp, nodes, snapshot
 from tests.workers import run
 
@@ -60,10 +60,10 @@ def fitted(kind: str, schedule: str, pipeline: dict[str, Any] | None = None) -> 
     }
 
 
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def same(result: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, tensor in expected["weights"].items():
-        assert torch.equal(found["weights"][name], tensor), name
-    assert {k: v for k, v in found.items() if k != "weights"} == {
+        assert torch.equal(result["weights"][name], tensor), name
+    assert {k: v for k, v in result.items() if k != "weights"} == {
         k: v for k, v in expected.items() if k != "weights"
     }
 
@@ -75,8 +75,8 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_workers_give_the_bits_of_the_simultaneous_schedule(kind: str, n: int, tmp_path: Path) -> None:
     expected = fitted(kind, "simultaneous")
-    for found in run(tmp_path, n, fitted, kind, "pipelined"):
-        same(found, expected)
+    for result in run(tmp_path, n, fitted, kind, "pipelined"):
+        same(result, expected)
 
 
 def twice() -> list[dict[str, Any]]:
@@ -84,25 +84,25 @@ def twice() -> list[dict[str, Any]]:
 
 
 def test_workers_that_torchrun_starts_make_and_end_a_process_group_for_each_run() -> None:
-    for found in run(None, 2, twice):
-        for each in found:
+    for results in run(None, 2, twice):
+        for each in results:
             same(each, fitted("mono_forward", "simultaneous"))
 
 
 def restarted() -> list[dict[str, Any]]:
-    found = []
+    results = []
     for start in ("0", "1"):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = start
         starting._RUNS = itertools.count()  # as in a process that has just begun
         if start == "1" and os.environ["RANK"] == "0":
-            time.sleep(1)  # the other one asks for its address before it has a new one
-        found.append(fitted("mono_forward", "pipelined"))
-    return found
+            time.sleep(1)  # the other one reads its address before there is a new one
+        results.append(fitted("mono_forward", "pipelined"))
+    return results
 
 
-def test_workers_that_torchrun_starts_again_do_not_meet_the_addresses_of_those_that_are_gone() -> None:
-    for found in run(None, 2, restarted):
-        for each in found:
+def test_workers_that_torchrun_starts_again_do_not_use_the_addresses_of_those_that_are_gone() -> None:
+    for results in run(None, 2, restarted):
+        for each in results:
             same(each, fitted("mono_forward", "simultaneous"))
 
 
@@ -112,22 +112,22 @@ def test_workers_that_torchrun_starts_again_do_not_meet_the_addresses_of_those_t
 def test_waiting_for_the_newest_message_is_the_simultaneous_schedule(tmp_path: Path) -> None:
     expected = fitted("counter_current", "simultaneous")
     same(fitted("counter_current", "pipelined"), expected)
-    found = run(tmp_path, 3, fitted, "counter_current", "pipelined", {"staleness": 0})
-    for worker in found:
+    results = run(tmp_path, 3, fitted, "counter_current", "pipelined", {"staleness": 0})
+    for worker in results:
         for row in worker["rows"]:
             assert row.pop("age") == {"mean": [0.0, 0.0], "largest": [0, 0]}
         same(worker, expected)
 
 
 @pytest.mark.parametrize("staleness", [None, 1])
-def test_messages_from_above_have_an_age_that_is_told_and_may_be_bounded(
+def test_messages_from_above_have_an_age_that_is_reported_and_may_be_bounded(
     staleness: int | None, tmp_path: Path
 ) -> None:
-    found = run(tmp_path, 2, fitted, "counter_current", "pipelined", {"staleness": staleness, "queue": 2})
-    assert found[0]["rows"] == found[1]["rows"]
-    ages = [row["age"] for row in found[0]["rows"]]
+    results = run(tmp_path, 2, fitted, "counter_current", "pipelined", {"staleness": staleness, "queue": 2})
+    assert results[0]["rows"] == results[1]["rows"]
+    ages = [row["age"] for row in results[0]["rows"]]
     assert all(0 <= age["mean"][0] <= age["largest"][0] <= (11 if staleness is None else 1) for age in ages)
-    same(found[1], found[0])
+    same(results[1], results[0])
 
 
 # ---- how blocks are given out ----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_groups_are_cut_where_the_largest_is_smallest() -> None:
     for n_blocks in (1, 2, 5, 7):
         for n in range(1, n_blocks + 1):
             costs = [draw.uniform(0.1, 5) for _ in range(n_blocks)]
-            groups = balanced(costs, n)
+            groups = balanced_groups(costs, n)
             assert len(groups) == n
             assert min(groups) >= 1
             assert sum(groups) == n_blocks
@@ -155,11 +155,11 @@ def test_costs_are_the_products_of_a_step_and_counting_changes_nothing() -> None
     trainer.build((12,), CLASSES)
     before = snapshot(trainer.cascade)
     x, y = easy(8).batch(torch.arange(8))
-    found = costs(trainer.cascade, x, y, None)
+    costs = block_costs(trainer.cascade, x, y, None)
     # Body: forward, and the gradient by its weights; head: both gradients. Two operations a product.
     body = [2 * 2 * 8 * width * 16 for width in (12, 16, 16, 16)]
     head = 3 * 2 * 8 * 16 * CLASSES
-    assert found == [b + head + 8 * 16 for b in body]
+    assert costs == [b + head + 8 * 16 for b in body]
     assert all(torch.equal(t, before[name]) for name, t in trainer.cascade.state_dict().items())
     assert all(p.grad is None for p in trainer.cascade.parameters())
 
@@ -181,20 +181,20 @@ def all_refusals() -> list[str]:
 
 
 def test_what_workers_cannot_train_is_refused(tmp_path: Path) -> None:
-    for found in run(tmp_path, 2, all_refusals):
+    for messages in run(tmp_path, 2, all_refusals):
         for message, part in zip(
-            found,
+            messages,
             [
                 "pipeline.groups = [3, 2]: expected 2 numbers, one for each worker, whose sum is 4",
                 "pipeline.groups = [4]: expected 2 numbers",
-                "the readout 'classifier' learns from the outputs of all blocks at every step",
+                "the readout 'classifier' is trained on the outputs of all blocks at every step",
                 "with 2 workers: expected at most 1, the number of blocks",
-                "cafo trains its fronts first, by one worker",
+                "cafo trains its fronts before its blocks, which several workers cannot do",
             ],
             strict=True,
         ):
             assert part in message
-    with pytest.raises(BadValue, match="graph is shown whole"):
+    with pytest.raises(BadValue, match="nodes of a graph cannot be split"):
         cascade = ForwardGNN(make_gnn(), progress=False)
         cascade.build_for(nodes())
         check_pipelined(cascade.cascade, 2, None)
@@ -208,25 +208,24 @@ def test_what_workers_cannot_train_is_refused(tmp_path: Path) -> None:
 def many_steps() -> tuple[list[int], int]:
     """Sends and receives that are open after each epoch, and the file handles that came."""
     trainer, held = make("counter_current", "pipelined"), []
-    report = Workers.report
+    report = PipelinedWorkers.report_age
 
-    def counting(self: Workers) -> dict[str, Any]:
-        wires = self.wires
-        held.append(
-            sum(len(end) for end in (wires.below, wires.up, wires.down, wires.top) if end is not None)
-        )
-        held.append(0 if wires.up is None else len(wires.up.kept))
+    def counting(self: PipelinedWorkers) -> dict[str, Any]:
+        n = self.neighbors
+        ends = (n.inputs, n.outputs, n.feedback_below, n.feedback_above)
+        held.append(sum(len(end) for end in ends if end is not None))
+        held.append(0 if n.outputs is None else len(n.outputs.stored))
         return report(self)
 
-    Workers.report = counting  # type: ignore[method-assign]
+    PipelinedWorkers.report_age = counting  # type: ignore[method-assign]
     before = len(list(Path("/proc/self/fd").iterdir()))
     trainer.fit(easy(150), epochs=2, batch_size=1)
     return held, len(list(Path("/proc/self/fd").iterdir())) - before
 
 
-def test_nothing_piles_up_over_many_steps(tmp_path: Path) -> None:
+def test_resources_do_not_grow_with_the_number_of_steps(tmp_path: Path) -> None:
     for held, handles in run(tmp_path, 2, many_steps):
-        # At the ends of epochs nothing is asked for; sends that have ended are let go of later.
+        # At the end of an epoch no receive is posted; completed sends are discarded later.
         assert len(held) == 4
         assert all(n <= 8 for n in held), held
         assert handles <= 8

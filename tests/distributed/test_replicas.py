@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Backprop, BadValue, CascadedForward, ForwardForward, Local, MonoForward, Trainer
-from bpfree.distributed.neighbors import LinkedWires
+from bpfree.distributed.neighbors import LinkedNeighbors
 from bpfree.distributed.replicas import Replicas
 from bpfree.encodings.label_overlay import LabelOverlay, Overlaid
 from bpfree.encodings.label_slots import LabelSlots
@@ -42,24 +42,24 @@ from tests.workers import Group, run
 def test_parts_are_the_batch_once_view_by_view(n: int, samples: int) -> None:
     data, generator = vectors(samples), torch.Generator().manual_seed(0)
     for encoding in (LabelOverlay(CLASSES), LabelSlots(CLASSES), LabelSlots(CLASSES, "all")):
-        drawn = encoding.draw(data.y, generator)
-        whole, target = encoding.encode(data.x, data.y, drawn)
-        seen, told, sizes = [], [], []
+        negatives = encoding.draw(data.y, generator)
+        whole, target = encoding.encode(data.x, data.y, negatives)
+        parts, targets, sizes = [], [], []
         for number in range(n):
             replica = Replicas(None, number, n)
-            rows, own = replica.part(whole, target, encoding.views)
+            rows, part_target = replica.batch_part(whole, target, encoding.views)
             assert isinstance(rows, Tensor | Overlaid)
             dense = rows if isinstance(rows, Tensor) else rows.dense()
-            assert len(dense) == len(own) == encoding.views * max(1, round(replica.weight * samples))
+            assert len(dense) == len(part_target) == encoding.views * max(1, round(replica.weight * samples))
             sizes.append(round(replica.weight * samples))
-            seen.append(dense.unflatten(0, (encoding.views, -1))[:, : sizes[-1]])
-            told.append(own.unflatten(0, (encoding.views, -1))[:, : sizes[-1]])
+            parts.append(dense.unflatten(0, (encoding.views, -1))[:, : sizes[-1]])
+            targets.append(part_target.unflatten(0, (encoding.views, -1))[:, : sizes[-1]])
         assert sum(sizes) == samples
         assert sorted(sizes, reverse=True) == sizes
         assert sizes[0] - sizes[-1] <= 1
         dense = whole if isinstance(whole, Tensor) else whole.dense()
-        assert torch.equal(torch.cat(seen, 1).flatten(0, 1), dense)
-        assert torch.equal(torch.cat(told, 1).flatten(), target)
+        assert torch.equal(torch.cat(parts, 1).flatten(0, 1), dense)
+        assert torch.equal(torch.cat(targets, 1).flatten(), target)
 
 
 def counter_current(**options: Any) -> CounterCurrent:
@@ -95,31 +95,31 @@ def test_a_loss_by_row_is_the_mean_of_parts_and_so_is_its_gradient(loss: LocalLo
     output = torch.rand(7 * views, 9, dtype=torch.float64, requires_grad=True)
     loss.build(output.detach(), CLASSES)
     loss.double()
-    lesson: Tensor | None = None
+    feedback: Tensor | None = None
     if isinstance(loss, CounterCurrent):
-        lesson = torch.rand(CLASSES, 9, dtype=torch.float64)
+        feedback = torch.rand(CLASSES, 9, dtype=torch.float64)
     if isinstance(loss, Reconstruction):
         target = torch.rand(7, 9, dtype=torch.float64)
     errors = torch.rand(7, CLASSES, dtype=torch.float64) if isinstance(loss, DirectFeedback) else None
 
-    def value(rows: Tensor, own: Tensor, error: Tensor | None) -> Tensor:
-        found: Tensor = loss.eval()(rows, own, lesson if error is None else error)
-        return found
+    def value(rows: Tensor, target: Tensor, error: Tensor | None) -> Tensor:
+        loss_value: Tensor = loss.eval()(rows, target, feedback if error is None else error)
+        return loss_value
 
     whole = value(output, target, errors)
     parts = torch.zeros((), dtype=torch.float64)
     for number in range(3):
         replica = Replicas(None, number, 3)
-        rows, own = replica.part(output, target, views)
-        error = None if errors is None else replica.part(errors, target, 1)[0]
+        rows, part_target = replica.batch_part(output, target, views)
+        error = None if errors is None else replica.batch_part(errors, target, 1)[0]
         assert isinstance(rows, Tensor)
         assert error is None or isinstance(error, Tensor)
-        parts = parts + replica.weight * value(rows, own, error)
+        parts = parts + replica.weight * value(rows, part_target, error)
     assert loss.by_row == by_row
     if loss.one_pass:
-        return  # It learns otherwise than by the gradient of its value.
-    wanted = [output, *loss.parameters()]
-    one, other = (torch.autograd.grad(v, wanted, allow_unused=True) for v in (whole, parts))
+        return  # It is not trained by the gradient of its value.
+    inputs = [output, *loss.parameters()]
+    one, other = (torch.autograd.grad(v, inputs, allow_unused=True) for v in (whole, parts))
     same = [
         torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(one, other, strict=True) if a is not None
     ]
@@ -149,23 +149,23 @@ def trained(kind: str, schedule: str, path: Path | None = None, **pipeline: Any)
 
 def hashing(kind: str, pipeline: dict[str, Any]) -> dict[str, Any]:
     """`trained`, and a hash of this worker's own blocks after every step, and of the whole net at the end."""
-    own: list[Any] = []
+    trained_blocks: list[Any] = []
     hashes: list[str] = []
-    average, to_above = Replicas.average, LinkedWires.to_above
+    average, send = Replicas.average_gradients, LinkedNeighbors.send_outputs
 
     def noting(self: Replicas, blocks: Any) -> None:
-        own.extend(blocks)
+        trained_blocks.extend(blocks)
         average(self, blocks)
 
-    def hashed(self: LinkedWires, rows: Any) -> None:
+    def hashed(self: LinkedNeighbors, rows: Any) -> None:
         # The highest block of the group has taken its step.
-        hashes.append(digest([t for block in own for t in block.state_dict().values()]))
-        to_above(self, rows)
+        hashes.append(digest([t for block in trained_blocks for t in block.state_dict().values()]))
+        send(self, rows)
 
-    Replicas.average = noting  # type: ignore[method-assign]
-    LinkedWires.to_above = hashed  # type: ignore[method-assign]
-    found = trained(kind, "pipelined", **pipeline)
-    return found | {"hashes": hashes, "whole": digest(found["weights"].values())}
+    Replicas.average_gradients = noting  # type: ignore[method-assign]
+    LinkedNeighbors.send_outputs = hashed  # type: ignore[method-assign]
+    result = trained(kind, "pipelined", **pipeline)
+    return result | {"hashes": hashes, "whole": digest(result["weights"].values())}
 
 
 def digest(tensors: Any) -> str:
@@ -185,22 +185,22 @@ def digest(tensors: Any) -> str:
         ("counter_current", 2, 2, {"staleness": 0}),
     ],
 )
-def test_replicas_hold_equal_weights_which_are_those_of_one_worker(
+def test_replicas_have_equal_weights_which_are_those_of_one_worker(
     kind: str, groups: int, replicas: int, pipeline: dict[str, Any], tmp_path: Path
 ) -> None:
     expected = trained(kind, "simultaneous")
-    found = run(tmp_path, groups * replicas, hashing, kind, {"replicas": replicas, **pipeline})
-    for rank, worker in enumerate(found):
+    results = run(tmp_path, groups * replicas, hashing, kind, {"replicas": replicas, **pipeline})
+    for rank, worker in enumerate(results):
         # Bit for bit the same as the first replica, after each step.
         assert len(worker["hashes"]) == EPOCHS * 7
-        assert worker["hashes"] == found[rank % groups]["hashes"]
-        assert worker["whole"] == found[0]["whole"]
-        assert worker["rows"] == found[0]["rows"]
+        assert worker["hashes"] == results[rank % groups]["hashes"]
+        assert worker["whole"] == results[0]["whole"]
+        assert worker["rows"] == results[0]["rows"]
     # The sums of a mean are taken in another order: some units of float32's last place (6e-8 of the value) in
     # every gradient, and steps that are small beside the weights.
     for name, tensor in expected["weights"].items():
-        torch.testing.assert_close(found[0]["weights"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
-    for row, one in zip(found[0]["rows"], expected["rows"], strict=True):
+        torch.testing.assert_close(results[0]["weights"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    for row, one in zip(results[0]["rows"], expected["rows"], strict=True):
         torch.testing.assert_close(torch.tensor(row["loss"]), torch.tensor(one["loss"]), rtol=1e-5, atol=1e-7)
 
 
@@ -242,9 +242,9 @@ def killed(path: Path, groups: list[int], replicas: int, rank: int, *event: Any)
 
 @pytest.mark.parametrize(
     ("groups", "replicas", "rank", "event", "number"),
-    [([2, 1], 2, 3, "take", 12), ([2, 1], 2, 0, "average", 13), ([3], 3, 2, "cut", 2)],
+    [([2, 1], 2, 3, "take", 12), ([2, 1], 2, 0, "average", 13), ([3], 3, 2, "synchronize", 2)],
 )
-def test_after_a_kill_all_replicas_go_on_to_the_bits_of_an_undisturbed_run(
+def test_after_a_kill_all_replicas_resume_to_the_bits_of_an_undisturbed_run(
     groups: list[int],
     replicas: int,
     rank: int,
@@ -259,9 +259,9 @@ def test_after_a_kill_all_replicas_go_on_to_the_bits_of_an_undisturbed_run(
     assert all("WorkerLost: " in error for error in raised.values()), raised
     names = [f"run.worker{k}of{len(groups)}x{replicas}" for k in range(len(groups))]
     assert sorted(p.name for p in tmp_path.glob("run*")) == names
-    found = run(tmp_path, n, replicated, path, groups, replicas)
+    results = run(tmp_path, n, replicated, path, groups, replicas)
     expected = undisturbed(tmp_path_factory.getbasetemp(), *groups, replicas)
-    for worker in found:
+    for worker in results:
         assert worker["resumed"] == 1
         assert worker["rows"] == expected["rows"]
         for name, tensor in expected["weights"].items():
@@ -288,27 +288,27 @@ def refusals() -> list[str]:
             progress=False,
         ),
     ]
-    found = []
+    messages = []
     for trainer in trainers:
         with pytest.raises(BadValue) as caught:
             trainer.fit(easy(20), epochs=1, pipeline={"replicas": 2})
-        found.append(str(caught.value))
+        messages.append(str(caught.value))
     with pytest.raises(BadValue) as caught:
         trainers[0].fit(easy(20), epochs=1, pipeline={"replicas": 3})
-    return [*found, str(caught.value)]
+    return [*messages, str(caught.value)]
 
 
 def test_what_replicas_cannot_share_is_refused(tmp_path: Path) -> None:
     parts = [
-        "the value of PredSim, with these options, for a batch is no mean",
+        "the value of PredSim, with these options, for a batch is not the mean",
         "use gradients = 'autograd'",
         "BatchNorm1d takes its statistics from all rows of a batch",
         "the value of ClosedForm",
         "the value of Goodness",
         "pipeline.replicas = 3: there are 2 workers",
     ]
-    for found in run(tmp_path, 2, refusals):
-        for message, part in zip(found, parts, strict=True):
+    for messages in run(tmp_path, 2, refusals):
+        for message, part in zip(messages, parts, strict=True):
             assert part in message
     with pytest.raises(BadValue, match=r"pipeline.replicas = 2: there are 1 workers"):
         MonoForward(make_mlp(), schedule="pipelined").fit(easy(20), epochs=1, pipeline={"replicas": 2})

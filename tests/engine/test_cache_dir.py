@@ -1,4 +1,4 @@
-"""Kept features on a disk: the bits of those in memory, nothing left behind, clear errors."""
+"""Cached features on a disk: the bits of those in memory, nothing left behind, clear errors."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ TRAINERS: dict[str, Callable[[], Trainer]] = {
     "pairs, and outputs for a classifier": lambda: ForwardForward(
         make_mlp(), schedule="greedy", redraw_negatives=False, progress=False
     ),
-    "answers of a front": lambda: RandomFeatures(make_mlp(), schedule="greedy", progress=False),
-    "features that readouts hear": lambda: CascadedForward(make_cnn(), progress=False),
+    "outputs of a front": lambda: RandomFeatures(make_mlp(), schedule="greedy", progress=False),
+    "features for readouts": lambda: CascadedForward(make_cnn(), progress=False),
 }
 
 
 @pytest.fixture
 def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the files that features were kept in."""
+    """Sizes of the files that features were cached in."""
     sizes: list[int] = []
     original = Store._mapped
 
@@ -80,18 +80,18 @@ def test_a_graph_on_disk_has_the_bits_of_one_in_memory(
     monkeypatch.setattr(_feature_store, "ROWS", 7)
     links = name == "links"
     data, other = (pairs(), pairs(seed=1)) if links else (nodes(), nodes(seed=1))
-    judge = other.take(torch.arange(15, 25))
+    validation = other.take(torch.arange(15, 25))
     memory, disk = on_graph(**GRAPHS[name]), on_graph(**GRAPHS[name])
 
     def fit(trainer: ForwardGNN, **options: Any) -> History:
         with pytest.warns(UserWarning, match="validation edges") if links else nullcontext():
-            return trainer.fit(data, judge, epochs=2, batch_size=batch_size, **options)
+            return trainer.fit(data, validation, epochs=2, batch_size=batch_size, **options)
 
-    seen = fit(memory)
+    in_memory = fit(memory)
     assert not mapped
-    found = fit(disk, cache_dir=tmp_path)
+    on_disk = fit(disk, cache_dir=tmp_path)
     assert_same_bits(disk.cascade, memory.cascade, name)
-    assert_same_history(found, seen, name)
+    assert_same_history(on_disk, in_memory, name)
     # The states under the upper two layers at least, for training and for validation.
     assert sum(size >= 60 * 16 * 4 for size in mapped) >= 4
     assert not os.listdir(tmp_path) and not deleted_files(tmp_path)
@@ -99,7 +99,7 @@ def test_a_graph_on_disk_has_the_bits_of_one_in_memory(
     monkeypatch.undo()
     whole = on_graph(**GRAPHS[name])
     at_once = fit(whole)
-    for ours, theirs in zip(at_once.rows, seen.rows, strict=True):
+    for ours, theirs in zip(at_once.rows, in_memory.rows, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
@@ -134,11 +134,11 @@ def test_a_run_on_disk_has_the_bits_of_one_in_memory(name: str, tmp_path: Path, 
     data = (images if name.startswith("features") else vectors)(37)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 16}
     memory, disk = TRAINERS[name](), TRAINERS[name]()
-    seen = memory.fit(data, data, **settings)
+    in_memory = memory.fit(data, data, **settings)
     assert not mapped
-    found = disk.fit(data, data, cache_dir=tmp_path / "new" / "folder", **settings)
+    on_disk = disk.fit(data, data, cache_dir=tmp_path / "new" / "folder", **settings)
     assert_same_bits(disk.cascade, memory.cascade, name)
-    assert_same_history(found, seen, name)
+    assert_same_history(on_disk, in_memory, name)
     # Training's and validation's features: some floats for each of 37 samples.
     assert sum(size >= 37 * 16 * 4 for size in mapped) >= 2
 
@@ -146,11 +146,11 @@ def test_a_run_on_disk_has_the_bits_of_one_in_memory(name: str, tmp_path: Path, 
 def test_files_have_no_name_while_a_run_lasts_and_take_no_room_after_it(tmp_path: Path) -> None:
     listed: list[list[str]] = []
 
-    def look(*_: Any) -> None:
+    def record(*_: Any) -> None:
         listed.append(os.listdir(tmp_path))
 
     trainer = TRAINERS["blocks"]()
-    trainer.fit(vectors(), epochs=1, cache_dir=tmp_path, hooks=Hooks(progress=look))
+    trainer.fit(vectors(), epochs=1, cache_dir=tmp_path, hooks=Hooks(progress=record))
     assert listed == [[]] * 3 and not os.listdir(tmp_path)
     assert not deleted_files(tmp_path)
 
@@ -187,7 +187,7 @@ def test_a_run_on_disk_that_is_stopped_ends_like_any_other(tmp_path: Path) -> No
     )  # fmt: skip
 
 
-def test_a_stopped_run_may_go_on_with_its_features_elsewhere(tmp_path: Path) -> None:
+def test_a_stopped_run_may_continue_with_its_features_elsewhere(tmp_path: Path) -> None:
     def fail(done: int, *_: Any) -> None:
         if done == 2:
             raise RuntimeError("stopped")
@@ -205,7 +205,7 @@ def test_a_stopped_run_may_go_on_with_its_features_elsewhere(tmp_path: Path) -> 
 # ---- what goes wrong -------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     trainer = TRAINERS["blocks"]()
     with pytest.raises(BadValue, match=r"cache_dir = .*file.*: no file can be written there"):

@@ -21,15 +21,15 @@ def test_tensors_and_state_come_back_as_they_were(tmp_path: Path) -> None:
     tensors = {"a": torch.rand(3, 4).T, "n": torch.tensor(7), "b.c": torch.rand(2).to(torch.bfloat16)}
     state = {"position": {"epoch": 3, "best": 0.1}, "names": ["ä", "b"], "none": None}
     ckpt.write(tmp_path / "new" / "file", tensors, state)
-    found, told = ckpt.read(tmp_path / "new" / "file", CPU)
-    assert told == state
-    assert found.keys() == tensors.keys()
+    loaded, values = ckpt.read(tmp_path / "new" / "file", CPU)
+    assert values == state
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor)
-        assert found[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     ckpt.write(path, {"a": torch.zeros(1)}, {"old": True})
 
@@ -42,7 +42,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
             with pytest.raises(BadValue, match="file: cannot be written: the disk is full"):
                 ckpt.write(path, {"a": torch.ones(1)}, {"old": False})
         assert ckpt.read(path, CPU)[1] == {"old": True}
-        assert [found.name for found in tmp_path.iterdir()] == ["file"]
+        assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
         ckpt.read(tmp_path / "foreign", CPU)
 
 
-def test_prefixes_go_on_and_come_off() -> None:
+def test_prefixes_are_added_and_removed() -> None:
     tensors = {"a": torch.zeros(1), "b.c": torch.ones(1)}
     merged = ckpt.prefixed("x", tensors) | ckpt.prefixed("x2", {"a": torch.ones(2)})
     assert ckpt.under("x", merged).keys() == tensors.keys()
@@ -69,7 +69,7 @@ def test_prefixes_go_on_and_come_off() -> None:
     ],
     ids=["adam", "adamw", "momentum", "sgd"],
 )
-def test_an_optimizer_goes_on_as_if_it_had_never_stopped(make: Any) -> None:
+def test_a_loaded_optimizer_continues_as_the_saved_one(make: Any) -> None:
     nets = [make_mlp(), make_mlp()]
     optimizers = [make(list(net.parameters())) for net in nets]
     x = torch.rand(8, 12)
@@ -90,7 +90,7 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(make: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
-def test_a_module_is_loaded_whole_or_not_at_all() -> None:
+def test_a_module_is_loaded_completely_or_not_at_all() -> None:
     net = make_cnn()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     names = list(before)
@@ -122,11 +122,11 @@ def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> 
     assert tensors["negative"].is_neg()
     assert tensors["negative without gaps"].is_neg()
     ckpt.write(tmp_path / "file", tensors, {})
-    found, _ = ckpt.read(tmp_path / "file", CPU)
-    assert found.keys() == tensors.keys()
+    loaded, _ = ckpt.read(tmp_path / "file", CPU)
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].tolist() == tensor.tolist()
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].tolist() == tensor.tolist()
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def test_complex_tensors_keep_conjugation_sign_and_precision(tmp_path: Path) -> 
 def test_other_types_keep_their_bytes(dtype: str, tmp_path: Path) -> None:
     tensor = torch.tensor([0.0, 1.0, -2.0]).to(getattr(torch, dtype))
     ckpt.write(tmp_path / "file", {"a": tensor}, {})
-    found = ckpt.read(tmp_path / "file", CPU)[0]["a"]
-    assert found.dtype == tensor.dtype
-    assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
+    loaded = ckpt.read(tmp_path / "file", CPU)[0]["a"]
+    assert loaded.dtype == tensor.dtype
+    assert torch.equal(loaded.view(torch.uint8), tensor.view(torch.uint8))
 
 
 def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
     tensor = torch.randn(4, 3)
     tensors = {"a": tensor, "b": tensor, "part": tensor[1:], "turned": tensor.T}
     ckpt.write(tmp_path / "file", tensors, {})
-    found, _ = ckpt.read(tmp_path / "file", CPU)
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    loaded, _ = ckpt.read(tmp_path / "file", CPU)
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
     [
         (torch.eye(3).to_sparse(), "sparse_coo"),
         (torch.eye(3, device="meta"), "meta"),
-        ("text", "a str, no tensor"),
+        ("text", "a str, not a tensor"),
     ],
 )
-def test_what_a_file_cannot_hold_is_refused_by_name(value: Any, kind: str, tmp_path: Path) -> None:
+def test_an_unsupported_tensor_is_refused_by_name(value: Any, kind: str, tmp_path: Path) -> None:
     with pytest.raises(BadValue, match=f"layer.buffer is .*{kind}.*cannot be saved"):
         ckpt.write(tmp_path / "file", {"layer.buffer": value}, {})
     assert not (tmp_path / "file").exists()

@@ -45,7 +45,7 @@ def test_the_loss_does_hide_them() -> None:
     assert F.multi_margin_loss(torch.full((2, 3), math.nan), torch.tensor([0, 1])) == 0
 
 
-def test_a_loss_that_hides_them_fails_with_a_word_all_the_same() -> None:
+def test_a_loss_that_hides_them_is_an_error_all_the_same() -> None:
     assert_nothing_fails_quietly(
         lambda **settings: Local(make_mlp(), loss="tests.margin", progress=False, **settings), vectors()
     )
@@ -53,7 +53,7 @@ def test_a_loss_that_hides_them_fails_with_a_word_all_the_same() -> None:
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
 @pytest.mark.parametrize("validation", [None, vectors(seed=1)])
-def test_a_weight_that_is_nan_is_told_by_block(schedule: Any, validation: Any) -> None:
+def test_a_weight_that_is_nan_is_reported_by_block(schedule: Any, validation: Any) -> None:
     net = make_mlp(16, 16, 16)
     trainer = Local(net, loss="tests.margin", output="none", schedule=schedule, progress=False)
     trainer.build((12,), 3)
@@ -64,7 +64,7 @@ def test_a_weight_that_is_nan_is_told_by_block(schedule: Any, validation: Any) -
         trainer.fit(vectors(), validation, epochs=3)
 
 
-def test_blocks_inside_a_joint_block_are_told_apart() -> None:
+def test_blocks_inside_a_joint_block_are_reported_by_number() -> None:
     net = make_mlp(16, 16, 16)
     with torch.no_grad():
         net[3].weight[0, 0] = math.inf
@@ -72,7 +72,7 @@ def test_blocks_inside_a_joint_block_are_told_apart() -> None:
         Joint(net, progress=False).fit(vectors(), epochs=1)
 
 
-def test_outputs_that_overflow_are_told_though_all_weights_are_finite() -> None:
+def test_outputs_that_overflow_are_reported_though_all_weights_are_finite() -> None:
     net = make_mlp(16, 16)
     with torch.no_grad():
         net[1].weight.fill_(3e38)
@@ -81,7 +81,7 @@ def test_outputs_that_overflow_are_told_though_all_weights_are_finite() -> None:
         Local(net, loss="tests.margin", output="none", progress=False).fit(vectors(), epochs=1)
 
 
-def test_statistics_of_a_normalization_are_looked_at_and_other_buffers_are_not() -> None:
+def test_statistics_of_a_normalization_are_checked_and_other_buffers_are_not() -> None:
     norm = nn.BatchNorm1d(3)
     norm.register_buffer("mask", torch.tensor(-math.inf))
     assert is_finite(norm)

@@ -11,6 +11,7 @@ import bpfree.engine.evaluation as evaluation
 from bpfree import ForwardForward, MonoForward, Trainer
 from bpfree.engine.evaluation import Evaluator
 from bpfree.losses import LocalCrossEntropy
+from bpfree.metrics import ACCURACY
 from bpfree.trainers import TRAINERS
 from tests.helpers import CLASSES, make_mlp, vectors
 
@@ -35,8 +36,8 @@ def test_scores_are_the_readouts_of_all_samples_in_order(
             rows = cascade.encoding.view(data.x, readout.view)
             expected = readout(cascade.outputs(rows), cascade.losses)
             torch.testing.assert_close(found[name], expected)
-            if readout.tells_blocks and name == next(
-                n for n in cascade.readouts if cascade.readout(n).tells_blocks
+            if readout.scores_blocks and name == next(
+                n for n in cascade.readouts if cascade.readout(n).scores_blocks
             ):
                 alone = readout.per_block(cascade.outputs(rows), cascade.losses)
                 for k, scores in enumerate(alone):
@@ -50,14 +51,14 @@ def test_kept_outputs_change_nothing_and_spare_the_frozen_blocks(
     monkeypatch.setattr(evaluation, "BATCH", 16)
     trainer = built(kind)
     cascade, data = trainer.cascade.eval(), vectors()
-    names = [n for n in cascade.readouts if cascade.readout(n).tells_blocks]
+    names = [n for n in cascade.readouts if cascade.readout(n).scores_blocks]
     kept, fresh = Evaluator(cascade, data, cache=True), Evaluator(cascade, data)
     calls = [0, 0, 0]
     for k, block in enumerate(cascade.units):
         block.body.register_forward_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
     for height in (1, 2):
         for evaluator in (kept, fresh):
-            evaluator.climb(height, names)
+            evaluator.freeze_below(height, names)
         calls[:] = [0, 0, 0]
         ours = kept.scores(names, height + 1)
         # Blocks below the height are not asked again, those above do not exist yet. A batch of 16 rows is
@@ -83,15 +84,15 @@ def test_of_frozen_blocks_scores_are_kept_and_the_highest_ones_output_alone() ->
     evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
     rows = CLASSES * 40
     for height, width in ((1, 20), (2, 16), (3, 0)):
-        evaluator.climb(height, ["goodness"])
+        evaluator.freeze_below(height, ["goodness"])
         assert kept_values(evaluator) == rows * (height + width)
 
 
 def test_views_that_nobody_asks_for_any_more_are_forgotten() -> None:
     trainer = built(ForwardForward)
     evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
-    evaluator.climb(2, ["goodness"])
-    evaluator.climb(3, ["classifier"])
+    evaluator.freeze_below(2, ["goodness"])
+    evaluator.freeze_below(3, ["classifier"])
     # The classifier hears the features of all three blocks, 16 wide each, of one row a sample.
     assert kept_values(evaluator) == 3 * 40 * 16
     fresh = Evaluator(trainer.cascade, vectors())
@@ -106,7 +107,7 @@ def test_what_the_next_front_answers_is_kept_in_place_of_what_it_was_asked(name:
     evaluator, fresh = (Evaluator(trainer.cascade, vectors(), cache=cache) for cache in (True, False))
     names = list(trainer.cascade.readouts)
     for height, width in ((0, 20), (1, 16), (2, 18), (3, 0)):
-        evaluator.climb(height, names)
+        evaluator.freeze_below(height, names)
         # Scores of three classes by each frozen block, and the next front's answers.
         assert kept_values(evaluator) == 40 * (height * CLASSES + width)
         stop = min(height + 1, 3)
@@ -145,4 +146,4 @@ def test_accuracies_are_the_share_of_right_answers() -> None:
     evaluator = Evaluator(trainer.cascade, data)
     for name, scores in evaluator.scores(["last", "sum"]).items():
         right = sum(int(row.argmax()) == int(y) for row, y in zip(scores, data.y, strict=True))
-        assert evaluator.accuracies(["last", "sum"])[name] == pytest.approx(right / 40)
+        assert evaluator.evaluate(ACCURACY, ["last", "sum"])[name] == pytest.approx(right / 40)

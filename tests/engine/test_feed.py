@@ -103,7 +103,7 @@ def test_kept_features_have_the_bits_of_fresh_ones_in_any_order(make: Any, n: in
     )
     trainers[1].cascade.load_state_dict(trainers[0].cascade.state_dict())
     for feed in (kept, fresh):
-        feed.climb(1)
+        feed.freeze_below(1)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(3))
     for step, indices in enumerate(order.split(16)):
         (ours, labels), (theirs, same) = kept.rows(indices, 0, step), fresh.rows(indices, 0, step)
@@ -137,7 +137,7 @@ def test_augmented_data_is_never_kept() -> None:
     trainer = MonoForward(make_cnn(), schedule="greedy", progress=False)
     trainer.build(data.sample_shape, CLASSES)
     feed = Feed(trainer.cascade, data, 0, 16, True)
-    feed.climb(1)
+    feed.freeze_below(1)
     indices = torch.arange(16)
     once, again = (feed.rows(indices, epoch, 0)[0] for epoch in (0, 1))
     assert not torch.equal(once, again)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from bpfree import (
 from bpfree.data import TensorData
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.evaluation import Evaluator
+from bpfree.engine.feed import Feed
 from tests.helpers import CLASSES, easy, make_mlp, snapshot, vectors
 
 
@@ -34,17 +35,17 @@ def mf(**settings: Any) -> Trainer:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes validation accuracies follow a script; the weights at each evaluation are kept."""
+    """Makes validation accuracies follow a script; the weights at each evaluation are recorded."""
 
     def script(*values: float) -> list[dict[str, torch.Tensor]]:
-        seen: list[dict[str, torch.Tensor]] = []
+        weights: list[dict[str, torch.Tensor]] = []
 
-        def accuracies(self: Evaluator, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
-            seen.append(snapshot(self.cascade))
-            return dict.fromkeys(readouts, values[len(seen) - 1])
+        def evaluate(self: Evaluator, metric: Any, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
+            weights.append(snapshot(self.cascade))
+            return dict.fromkeys(readouts, values[len(weights) - 1])
 
-        monkeypatch.setattr(Evaluator, "accuracies", accuracies)
-        return seen
+        monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+        return weights
 
     return script
 
@@ -53,7 +54,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_stage_stops_when_it_is_stale_and_ends_with_its_best_weights(scripted: Any) -> None:
-    seen = scripted(0.2, 0.1, 0.5, 0.4, 0.5, 0.9, 0.9)
+    weights = scripted(0.2, 0.1, 0.5, 0.4, 0.5, 0.9, 0.9)
     trainer = mf()
     history = trainer.fit(vectors(), vectors(), epochs=7, patience=2)
     # The fifth evaluation is the second in a row that is not better than 0.5; earlier ones do not count.
@@ -62,16 +63,16 @@ def test_a_stage_stops_when_it_is_stale_and_ends_with_its_best_weights(scripted:
     ]
     assert len(history.rows) == 5
     for name, tensor in trainer.cascade.state_dict().items():
-        assert torch.equal(tensor, seen[2][name])
-        assert not tensor.dtype.is_floating_point or not torch.equal(tensor, seen[4][name])
+        assert torch.equal(tensor, weights[2][name])
+        assert not tensor.dtype.is_floating_point or not torch.equal(tensor, weights[4][name])
 
 
-def test_the_last_weights_stay_where_the_best_are_not_asked_for(scripted: Any) -> None:
-    seen = scripted(0.5, 0.4, 0.3)
+def test_the_last_weights_stay_without_restore_best(scripted: Any) -> None:
+    weights = scripted(0.5, 0.4, 0.3)
     trainer = mf()
     history = trainer.fit(vectors(), vectors(), epochs=3, restore_best=False)
     assert history.stages[0]["best_epoch"] == 1
-    assert all(torch.equal(t, seen[2][name]) for name, t in trainer.cascade.state_dict().items())
+    assert all(torch.equal(t, weights[2][name]) for name, t in trainer.cascade.state_dict().items())
 
 
 def test_a_gain_of_less_than_min_delta_is_none(scripted: Any) -> None:
@@ -87,11 +88,11 @@ def test_evaluations_may_be_rarer_but_the_last_epoch_has_one(scripted: Any) -> N
     assert history.curve("last") == [(2, 0.1), (4, 0.2), (5, 0.3)]
 
 
-def test_every_stage_of_a_greedy_run_stops_by_itself(scripted: Any) -> None:
+def test_every_stage_of_a_greedy_run_stops_separately(scripted: Any) -> None:
     scripted(0.5, 0.4, 0.6, 0.7, 0.6)
     history = mf(schedule="greedy").fit(vectors(), vectors(), epochs=4, patience=1)
-    found = [(s["name"], s["epochs"], s["best_epoch"], s["stopped_early"]) for s in history.stages]
-    assert found == [("block 1", 2, 1, True), ("block 2", 3, 2, True)]
+    stages = [(s["name"], s["epochs"], s["best_epoch"], s["stopped_early"]) for s in history.stages]
+    assert stages == [("block 1", 2, 1, True), ("block 2", 3, 2, True)]
 
 
 def test_patience_needs_validation_data() -> None:
@@ -102,7 +103,7 @@ def test_patience_needs_validation_data() -> None:
 # ---- the history -----------------------------------------------------------------------------------------
 
 
-def test_a_row_tells_the_losses_and_accuracies_of_every_block() -> None:
+def test_a_row_has_the_losses_and_accuracies_of_every_block() -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), progress=False)
     history = trainer.fit(vectors(), vectors(seed=1), epochs=2, batch_size=16)
     row = history.rows[-1]
@@ -162,10 +163,10 @@ def test_a_greedy_run_frees_the_optimizers_of_frozen_blocks() -> None:
     alive: list[list[bool]] = []
     trainer = MonoForward(make_mlp(16, 16, 16), schedule="greedy", progress=False)
 
-    def look(done: int, of: int, row: Any) -> None:
+    def record(done: int, of: int, row: Any) -> None:
         alive.append([bool(b.optimizer and b.optimizer.state) for b in trainer.cascade.units])
 
-    trainer.fit(vectors(), epochs=1, hooks=Hooks(progress=look))
+    trainer.fit(vectors(), epochs=1, hooks=Hooks(progress=record))
     # Only the block that trains has moments.
     assert alive == [[True, False, False], [False, True, False], [False, False, True]]
     assert not any(optimizer.state for optimizer in trainer.optimizers.values())
@@ -192,22 +193,22 @@ def test_after_a_run_blocks_can_be_stepped_by_hand_and_trained_again(
 
 
 @pytest.mark.parametrize("kind", [MonoForward, RandomFeatures, ForwardForward])
-def test_the_best_weights_are_kept_of_what_a_stage_changes(kind: type[Trainer], tmp_path: Path) -> None:
-    kept: list[set[str]] = []
+def test_the_best_weights_are_those_that_a_stage_changes(kind: type[Trainer], tmp_path: Path) -> None:
+    saved: list[set[str]] = []
     trainer = kind(make_mlp(16, 16, 16), schedule="greedy", progress=False)
 
-    def look(done: int, of: int, row: Any) -> None:
+    def record(done: int, of: int, row: Any) -> None:
         if row["epoch"] < 2:
-            return  # the file that lies there was written before anything was judged
+            return  # the file was written before the first evaluation
         tensors, _ = ckpt.read(tmp_path / "run", torch.device("cpu"))
-        kept.append({".".join(name.split(".")[:3]) for name in ckpt.under("best", tensors)})
+        saved.append({".".join(name.split(".")[:3]) for name in ckpt.under("best", tensors)})
 
     run = Checkpoint(tmp_path / "run", every_s=0.0)
-    trainer.fit(vectors(), vectors(seed=1), epochs=2, checkpoint=run, hooks=Hooks(progress=look))
+    trainer.fit(vectors(), vectors(seed=1), epochs=2, checkpoint=run, hooks=Hooks(progress=record))
     part = {RandomFeatures: {"loss"}, MonoForward: {"body", "loss"}, ForwardForward: {"body", "loss"}}[kind]
     trained = [{f"blocks.{k}.{name}" for name in part} for k in range(3)]
     trained += [{"readouts.classifier.linear"}] if kind is ForwardForward else []
-    assert kept == trained
+    assert saved == trained
 
 
 def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
@@ -215,7 +216,7 @@ def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
     states: list[list[dict[str, torch.Tensor]]] = []
     modes: list[list[bool]] = []
 
-    def look(done: int, of: int, row: Any) -> None:
+    def record(done: int, of: int, row: Any) -> None:
         states.append([snapshot(block) for block in trainer.cascade.units])
 
     @contextmanager
@@ -224,7 +225,7 @@ def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
             modes.append([block.training for block in trainer.cascade.units])
         yield
 
-    trainer.fit(vectors(), epochs=2, hooks=Hooks(window, look))
+    trainer.fit(vectors(), epochs=2, hooks=Hooks(window, record))
     assert modes[0::2] == [[True, False, False], [False, True, False], [False, False, True]]
     for stage in range(3):
         before, after = states[2 * stage], states[2 * stage + 1]
@@ -233,13 +234,13 @@ def test_frozen_blocks_do_not_move_and_are_in_evaluation_mode() -> None:
     assert not trainer.cascade.training
 
 
-def test_validation_keeps_no_graph_of_the_frozen_blocks() -> None:
+def test_validation_stores_no_autograd_graph_of_the_frozen_blocks() -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), schedule="greedy", progress=False)
     trainer.build((12,), CLASSES)
     packed: list[torch.Tensor] = []
     evaluator = Evaluator(trainer.cascade, vectors(), cache=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
-        evaluator.climb(2, ["last"])
+        evaluator.freeze_below(2, ["last"])
     assert packed == []
 
 
@@ -269,8 +270,8 @@ def test_a_loss_that_is_not_finite_names_the_block_the_epoch_and_the_rate() -> N
         trainer.fit(vectors(), epochs=2)
 
 
-def test_weights_that_explode_in_the_last_step_are_not_judged_quietly() -> None:
-    # The only loss that was seen is finite: it was taken before the step.
+def test_weights_that_diverge_in_the_last_step_are_an_error() -> None:
+    # The only loss is finite: it was computed before the step.
     with pytest.raises(Diverged):
         Backprop(make_mlp(), lr=1e38, progress=False).fit(vectors(), vectors(), epochs=1, batch_size=40)
 
@@ -306,13 +307,13 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
         windows.append(name)
         yield
 
-    found = again.fit(vectors(), epochs=2, checkpoint=path, hooks=Hooks(window))
+    loaded = again.fit(vectors(), epochs=2, checkpoint=path, hooks=Hooks(window))
     assert "train" not in windows
-    assert (found.rows, found.stages, found.resumed) == (history.rows, history.stages, 1)
+    assert (loaded.rows, loaded.stages, loaded.resumed) == (history.rows, history.stages, 1)
     assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
 
 
-def test_checkpoints_are_written_no_more_often_than_asked_and_at_the_end(tmp_path: Path) -> None:
+def test_checkpoints_are_written_at_most_every_so_often_and_at_the_end(tmp_path: Path) -> None:
     path, windows = tmp_path / "run.state", list[str]()
 
     @contextmanager
@@ -326,8 +327,8 @@ def test_checkpoints_are_written_no_more_often_than_asked_and_at_the_end(tmp_pat
     assert windows.count("io") == 1
     # It holds the finished run: nothing is trained again, and nothing is written.
     written, again = path.read_bytes(), mf()
-    found = again.fit(vectors(), epochs=2, checkpoint=run)
-    assert (found.rows, found.resumed) == (history.rows, 1)
+    loaded = again.fit(vectors(), epochs=2, checkpoint=run)
+    assert (loaded.rows, loaded.resumed) == (history.rows, 1)
     assert all(torch.equal(t, first.cascade.state_dict()[n]) for n, t in again.cascade.state_dict().items())
     assert path.read_bytes() == written
 
@@ -340,14 +341,14 @@ def test_an_optimizer_that_was_set_trains_its_block(where: str) -> None:
     trainer = mf(optimizer="sgd", momentum=0.0, lr=0.01)
     trainer.build((12,), CLASSES)
     block = trainer.cascade.units[0]
-    own = torch.optim.SGD(block.trainable(), lr=0.5)
+    optimizer = torch.optim.SGD(block.trainable(), lr=0.5)
     if where != "block":
-        trainer.optimizers["block0"] = own
+        trainer.optimizers["block0"] = optimizer
     if where != "trainer":
-        block.optimizer = own
+        block.optimizer = optimizer
     for _ in range(2):
         trainer.fit(vectors(), epochs=1)
-        assert trainer.optimizers["block0"] is block.optimizer is own
+        assert trainer.optimizers["block0"] is block.optimizer is optimizer
     # The same rate as a setting moves that block, and no other, by the same steps.
     fast, slow = mf(optimizer="sgd", momentum=0.0, lr=0.5), mf(optimizer="sgd", momentum=0.0, lr=0.01)
     for other in (fast, slow):
@@ -378,23 +379,23 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
     with pytest.raises(BadValue, match="set for block0 holds parameters which are not those of block0"):
         trainer.fit(vectors(), epochs=1)
     for k in range(2):
-        own = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
+        optimizer = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
         if k:
-            trainer.optimizers["block0"] = own
+            trainer.optimizers["block0"] = optimizer
         else:
-            trainer.cascade.units[0].optimizer = own
+            trainer.cascade.units[0].optimizer = optimizer
     with pytest.raises(
         BadValue, match=r"optimizers\['block0'\] and the optimizer of that block were both set"
     ):
         trainer.fit(vectors(), epochs=1)
 
 
-def test_what_a_family_does_to_gradients_it_does_in_an_optimizer_that_was_set() -> None:
+def test_the_gradient_hooks_of_a_family_are_registered_with_an_optimizer_that_was_set() -> None:
     runs = []
-    for own in (False, True):
+    for user_set in (False, True):
         trainer = CounterCurrentLearning(make_mlp(), lr=0.5, clip=1e-2, progress=False)
         trainer.build((12,), CLASSES)
-        if own:
+        if user_set:
             for name, made in list(trainer.optimizers.items()):
                 groups = [{"params": g["params"], "lr": g["lr"]} for g in made.param_groups]
                 trainer.optimizers[name] = torch.optim.SGD(groups, 0.5, momentum=0.0, fused=True)
@@ -451,3 +452,32 @@ def test_a_run_that_ends_in_an_error_leaves_the_learning_rate_of_the_settings() 
     assert all(o.param_groups[0]["lr"] == 0.1 for o in made)
     trainer.fit(vectors(), epochs=1)
     assert not any(o in made for o in trainer.optimizers.values())
+
+
+# ---- what the trainer provides ---------------------------------------------------------------------------
+
+
+def test_a_run_uses_the_feed_and_the_evaluator_of_the_trainer() -> None:
+    rows: list[int] = []
+
+    class CountingFeed(Feed):
+        def rows(self, indices: torch.Tensor, *args: Any) -> Any:
+            rows.append(len(indices))
+            return super().rows(indices, *args)
+
+    class ConstantEvaluator(Evaluator):
+        def accuracies(self, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
+            return dict.fromkeys(readouts, 0.25)
+
+    class Own(MonoForward):
+        def make_feed(self, train: Any, fit: Any, store: Any) -> Feed:
+            return CountingFeed(self.cascade, train, self.seed, fit.batch_size, False, store)
+
+        def make_evaluator(self, data: Any, cache: bool = False, store: Any = None) -> Evaluator:
+            return ConstantEvaluator(self.cascade, data, cache, store)
+
+    trainer = Own(make_mlp(), progress=False)
+    history = trainer.fit(vectors(40), vectors(), epochs=1, batch_size=16)
+    assert rows == [16, 16, 8]
+    assert history.rows[0]["validation"]["last"] == 0.25
+    assert trainer.evaluate(vectors())["accuracy"] == 0.25

@@ -21,13 +21,13 @@ def built(variant: str) -> tuple[ForwardGNN, GraphEncoding]:
 def test_what_is_remembered_of_training_is_put_back() -> None:
     trainer, encoding = built("top_to_input")
     trainer.step(nodes().ids, nodes().y)
-    before = trainer.cascade.memories()
+    before = trainer.cascade.states()
     assert len(before) == 2
     sweeps = settle(trainer.cascade.units, encoding.nodes(None), encoding.message(), 3)
     next(sweeps)
-    assert not torch.equal(trainer.cascade.memories()["0"], before["0"])
+    assert not torch.equal(trainer.cascade.states()["0"], before["0"])
     sweeps.close()
-    for name, memory in trainer.cascade.memories().items():
+    for name, memory in trainer.cascade.states().items():
         assert torch.equal(memory, before[name])
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Block
-from bpfree.core.block import descend
-from bpfree.engine.step import ascend, step
-from bpfree.losses import LocalCrossEntropy, LocalLoss
+from bpfree.core.block import send_feedback
+from bpfree.engine.step import forward, step
+from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 from tests.helpers import CLASSES, vectors
 
 X, Y = vectors().batch(torch.arange(8))
@@ -49,37 +49,37 @@ def test_each_block_hears_what_the_one_below_said_before_its_step(monkeypatch: p
 def test_the_lowest_front_is_asked_unless_it_has_answered_already() -> None:
     plain, told = make_blocks(front=True), make_blocks(front=True)
     losses = step(plain, X, Y, seed=0)
-    again = step(told, told[0].sense(X), Y, seed=0, sensed=True)
+    again = step(told, told[0].run_front(X), Y, seed=0, front_done=True)
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
 
 
-def test_ascending_takes_no_step_and_keeps_no_graph() -> None:
+def test_forwarding_takes_no_step_and_keeps_no_graph() -> None:
     blocks = make_blocks()
     with torch.no_grad():
         expected = blocks[2](blocks[1](blocks[0](X)))
-    found = ascend(blocks, X)
+    found = forward(blocks, X)
     assert isinstance(found, Tensor)
     assert torch.equal(found, expected)
     assert not found.requires_grad
-    assert ascend([], X) is X
+    assert forward([], X) is X
 
 
 def test_lessons_come_bottom_first_and_an_empty_wire_stays_empty() -> None:
-    class Counting(LocalLoss):
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    class Counting(FeedbackLoss):
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             return output.sum()
 
-        def teach(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
+        def make_feedback(self, message: Tensor | None) -> tuple[Tensor, Tensor]:
             value = torch.zeros(()) if message is None else message
             return value, value + 1
 
     class Deaf(Counting):
-        def teach(self, message: Tensor | None) -> Any:
+        def make_feedback(self, message: Tensor | None) -> Any:
             return None, None
 
     def lessons(*losses: LocalLoss) -> list[float | None]:
-        found = descend([Block(nn.Identity(), loss) for loss in losses])
-        return [None if lesson is None else lesson.item() for lesson in found]
+        found, _ = send_feedback([Block(nn.Identity(), loss) for loss in losses])
+        return [None if own is None else own.item() for own in found]
 
     assert lessons(Counting(), Counting(), Counting()) == [2.0, 1.0, 0.0]
     assert lessons(Counting(), Deaf(), Counting()) == [0.0, None, 0.0]

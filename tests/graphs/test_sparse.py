@@ -1,29 +1,31 @@
-"""Sparse matrices, edges and rows in parts, against dense matrices and loops."""
+"""Sparse matrices, edges and matrices in parts, against dense matrices and loops."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bpfree.graphs.sparse import Edges, Raised, Repeated, SideBySide, SparseMatrix, times
+from bpfree.graphs.edges import Edges
+from bpfree.graphs.matrices import Concatenated, Repeated, WithCodes, linear
+from bpfree.graphs.sparse import SparseMatrix
 
 
 def test_a_sparse_product_and_its_gradient_are_the_dense_ones_also_with_other_values() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.rand(7, 5, generator=generator, dtype=torch.double)
     matrix[matrix < 0.6] = 0
-    sparse = SparseMatrix.of(matrix)
+    sparse = SparseMatrix.from_dense(matrix)
     doubled = sparse.with_values(2 * sparse.value)
-    for found, scale in ((sparse, 1.0), (doubled, 2.0), (sparse, 1.0)):
+    for product_of, scale in ((sparse, 1.0), (doubled, 2.0), (sparse, 1.0)):
         x = torch.rand(5, 3, generator=generator, dtype=torch.double, requires_grad=True)
         weight = torch.rand(7, 3, generator=generator, dtype=torch.double)
-        (gradient,) = torch.autograd.grad(((found @ x) * weight).sum(), x)
-        torch.testing.assert_close(found @ x, scale * matrix @ x)
+        (gradient,) = torch.autograd.grad(((product_of @ x) * weight).sum(), x)
+        torch.testing.assert_close(product_of @ x, scale * matrix @ x)
         torch.testing.assert_close(gradient, scale * matrix.T @ weight)
 
 
 def some_edges() -> tuple[Edges, list[tuple[int, int]]]:
-    """Edges from five sources to three rows, given in no order, and the same as pairs."""
+    """Edges from five sources to three rows, not sorted, and the same edges as pairs."""
     pairs = [(4, 1), (0, 0), (2, 2), (1, 0), (0, 1), (4, 0), (3, 2)]
     source, target = torch.tensor(pairs).T
     return Edges(source, target, torch.tensor([0, 4, 2]), 5), pairs
@@ -35,60 +37,61 @@ def test_sums_largest_and_inner_products_along_edges_are_those_of_a_loop() -> No
     generator = torch.Generator().manual_seed(0)
     value = torch.rand(7, generator=generator)
     rows, sources = torch.rand(3, 6, generator=generator), torch.rand(5, 6, generator=generator)
-    into_rows, into_sources = torch.zeros(3), torch.zeros(5)
+    by_row, by_source = torch.zeros(3), torch.zeros(5)
     largest, matrix = torch.full((3,), -torch.inf), torch.zeros(3, 5)
     inner = torch.empty(7)
     for e, (s, r) in enumerate(zip(edges.source.tolist(), edges.target.tolist(), strict=True)):
-        into_rows[r] += value[e]
-        into_sources[s] += value[e]
+        by_row[r] += value[e]
+        by_source[s] += value[e]
         largest[r] = torch.maximum(largest[r], value[e])
         matrix[r, s] = value[e]
         inner[e] = rows[r] @ sources[s]
-    torch.testing.assert_close(edges.into_rows(value), into_rows)
-    torch.testing.assert_close(edges.into_sources(value), into_sources)
-    assert torch.equal(edges.largest(value), largest)
+    torch.testing.assert_close(edges.sum_by_row(value), by_row)
+    torch.testing.assert_close(edges.sum_by_source(value), by_source)
+    assert torch.equal(edges.max_by_row(value), largest)
     assert torch.equal(edges.matrix(value).to_dense(), matrix)
-    assert torch.equal(edges.turned_matrix(value).to_dense(), matrix.T)
-    torch.testing.assert_close(edges.inner(rows, sources), inner)
+    assert torch.equal(edges.transposed_matrix(value).to_dense(), matrix.T)
+    torch.testing.assert_close(edges.inner_products(rows, sources), inner)
 
 
-def test_parts_of_nodes_have_the_edges_of_their_nodes_and_meet_no_other_part() -> None:
+def test_each_head_has_all_edges_and_no_edge_joins_two_heads() -> None:
     edges, pairs = some_edges()
-    parted = edges.parted(3)
-    found = list(zip(parted.source.tolist(), parted.target.tolist(), strict=True))
-    assert sorted(found) == sorted((3 * s + part, 3 * r + part) for s, r in pairs for part in range(3))
-    assert parted.own.tolist() == [3 * own + part for own in (0, 4, 2) for part in range(3)]
-    assert parted.n_sources == 15
-    assert edges.parted(3) is parted
+    copies = edges.per_head(3)
+    copied = list(zip(copies.source.tolist(), copies.target.tolist(), strict=True))
+    assert sorted(copied) == sorted((3 * s + head, 3 * r + head) for s, r in pairs for head in range(3))
+    assert copies.row_sources.tolist() == [3 * source + head for source in (0, 4, 2) for head in range(3)]
+    assert copies.n_sources == 15
+    assert edges.per_head(3) is copies
 
 
-def test_rows_in_parts_are_multiplied_as_if_they_stood_in_one_matrix() -> None:
+def test_concatenated_columns_are_multiplied_as_one_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(*shape: int) -> Tensor:
+    def random(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.double)
 
-    mean, own, mean_above, own_above = drawn(4, 3), drawn(4, 3), drawn(4, 2), drawn(4, 2)
-    left, right = drawn(6, 5), drawn(6, 5)
-    expected = torch.cat([mean, mean_above], 1) @ left.T + torch.cat([own, own_above], 1) @ right.T
-    below = torch.cat([mean, own], 1)
-    for part in (below, SparseMatrix.of(below)):
-        rows = SideBySide(part, torch.cat([mean_above, own_above], 1))
-        torch.testing.assert_close(times(rows, left, right), expected)
+    mean, state, mean_above, state_above = random(4, 3), random(4, 3), random(4, 2), random(4, 2)
+    left, right = random(6, 5), random(6, 5)
+    expected = torch.cat([mean, mean_above], 1) @ left.T + torch.cat([state, state_above], 1) @ right.T
+    below = torch.cat([mean, state], 1)
+    for part in (below, SparseMatrix.from_dense(below)):
+        rows = Concatenated(part, torch.cat([mean_above, state_above], 1))
+        torch.testing.assert_close(linear(rows, left, right), expected)
 
 
-def test_raised_and_repeated_rows_are_multiplied_as_their_sum_written_out() -> None:
+def test_rows_with_codes_are_multiplied_as_their_sum() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(*shape: int) -> Tensor:
+    def random(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.double)
 
-    base, codes, book = drawn(4, 6), drawn(8, 4), drawn(2, 3)
-    left, right = drawn(5, 3).requires_grad_(), drawn(5, 3).requires_grad_()
-    rows = base.repeat(2, 1) + torch.cat([codes[:, :2] @ book, codes[:, 2:] @ book], 1)
+    base, codes, codebook = random(4, 6), random(8, 4), random(2, 3)
+    left, right = random(5, 3).requires_grad_(), random(5, 3).requires_grad_()
+    rows = base.repeat(2, 1) + torch.cat([codes[:, :2] @ codebook, codes[:, 2:] @ codebook], 1)
     expected = rows[:, :3] @ left.T + rows[:, 3:] @ right.T
-    wanted = torch.autograd.grad(expected.square().sum(), (left, right))
-    for part in (base, SparseMatrix.of(base)):
-        found = times(Raised(Repeated(part, 2), codes, book), left, right)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), (left, right)), wanted)
+    expected_grads = torch.autograd.grad(expected.square().sum(), (left, right))
+    for part in (base, SparseMatrix.from_dense(base)):
+        product = linear(WithCodes(Repeated(part, 2), codes, codebook), left, right)
+        torch.testing.assert_close(product, expected)
+        grads = torch.autograd.grad(product.square().sum(), (left, right))
+        torch.testing.assert_close(grads, expected_grads)

@@ -10,11 +10,22 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from bpfree import BadValue, LocalLoss, register_loss
-from bpfree.losses import LocalCrossEntropy, loss_names, loss_options, make_loss
+from bpfree.losses import (
+    BlockLoss,
+    ClosedFormLoss,
+    FeedbackLoss,
+    LocalCrossEntropy,
+    OnePassLoss,
+    ScoringLoss,
+    StatefulFeedbackLoss,
+    loss_names,
+    loss_options,
+    make_loss,
+)
 
 
 class Least(LocalLoss):
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.sum()
 
 
@@ -22,10 +33,35 @@ def test_a_loss_needs_nothing_but_forward() -> None:
     loss = Least()
     loss.build(torch.zeros(2, 3), 2)
     assert loss.scores(torch.zeros(2, 3)) is None
-    assert loss.teach(torch.zeros(1)) == (None, None)
     assert list(loss.parameters()) == []
-    with pytest.raises(TypeError, match="Least has no closed-form gradient"):
-        loss.output_gradient(torch.zeros(2, 3), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("teach", "make_feedback"), ("remembered", "next_state"), ("upward", "passed_up"),
+        ("blend", "combine"),
+        ("output_gradient", "ClosedFormLoss"), ("begin_pass", "OnePassLoss"), ("end_pass", "solve"),
+        ("one_pass", "OnePassLoss"), ("planned", "planned_parameters"),
+    ],
+)  # fmt: skip
+def test_methods_of_the_first_release_are_refused_with_what_takes_their_place(name: str, named: str) -> None:
+    with pytest.raises(BadValue, match=rf"Old\.{name} has no effect any more: use .*{named}"):
+        type("Old", (Least,), {name: lambda self: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("make_feedback", FeedbackLoss), ("next_state", StatefulFeedbackLoss),
+        ("closed_form", ClosedFormLoss), ("accumulate", OnePassLoss), ("block_loss", BlockLoss),
+        ("probabilities", ScoringLoss),
+    ],
+)  # fmt: skip
+def test_a_method_without_its_base_class_is_refused(name: str, base: type[LocalLoss]) -> None:
+    with pytest.raises(BadValue, match="add that to the bases of New"):
+        type("New", (Least,), {name: lambda self: None})
+    assert issubclass(type("New", (Least, base), {name: lambda self: None}), base)
 
 
 def test_a_loss_without_forward_cannot_be_made() -> None:

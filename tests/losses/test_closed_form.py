@@ -15,16 +15,16 @@ OUTPUT, LABELS = torch.randn(60, 3, 4, 4, generator=G), torch.randint(3, (60,), 
 def gathered(**options: object) -> ClosedForm:
     loss = ClosedForm(**options)  # type: ignore[arg-type]
     loss.build(OUTPUT, 3)
-    loss.begin_pass()
+    loss.begin()
     for part in torch.arange(60).split(25):
-        loss.output_gradient(OUTPUT[part], LABELS[part])
+        loss.accumulate(OUTPUT[part], LABELS[part])
     return loss
 
 
 def test_the_pass_ends_in_the_ridge_solution() -> None:
     loss = gathered(lam=[0.05])
     assert not loss.scores(OUTPUT).any()
-    loss.end_pass(None)
+    loss.solve(None)
     weight, bias = RidgeAccumulator(48, 3).add(OUTPUT.flatten(1), LABELS).solve(0.05)
     torch.testing.assert_close(loss.scores(OUTPUT), (OUTPUT.flatten(1).double() @ weight + bias).float())
     assert loss.accumulator is None
@@ -32,10 +32,9 @@ def test_the_pass_ends_in_the_ridge_solution() -> None:
 
 def test_the_loss_is_the_mean_squared_error_before_the_step() -> None:
     loss = gathered(lam=[0.05])
-    value, error = loss.output_gradient(OUTPUT, LABELS)
-    assert error is None
+    value = loss(OUTPUT, LABELS)
     assert value.item() == pytest.approx(1 / 3)
-    loss.end_pass(None)
+    loss.solve(None)
     scores = loss.scores(OUTPUT)
     assert loss(OUTPUT, LABELS).item() == pytest.approx(
         (scores - torch.eye(3)[LABELS]).square().mean().item()
@@ -52,36 +51,36 @@ def test_the_penalty_with_the_best_validation_accuracy_is_kept() -> None:
     rights = {}
     for lam in lams:
         loss = gathered(lam=[lam])
-        loss.end_pass(None)
+        loss.solve(None)
         rights[lam] = int((loss.scores(seen).argmax(1) == labels).sum())
     best = max(sorted(lams, reverse=True), key=lambda lam: rights[lam])
     assert len(set(rights.values())) > 1
     loss = gathered(lam=lams)
-    loss.end_pass([(seen[:90], labels[:90]), (seen[90:], labels[90:])])
+    loss.solve([(seen[:90], labels[:90]), (seen[90:], labels[90:])])
     assert loss.chosen == best
     equal = gathered(lam=[1e-9, 1e-8])
-    equal.end_pass([(seen, labels)])
+    equal.solve([(seen, labels)])
     assert equal.chosen == 1e-8
     middle = gathered(lam=[1e-6, 1e-3, 1.0])
-    middle.end_pass(None)
+    middle.solve(None)
     assert middle.chosen == 1e-3
 
 
 def test_sums_can_be_kept_to_forget_samples() -> None:
     loss = gathered(lam=[0.1], keep=True, bias=False)
-    loss.end_pass(None)
+    loss.solve(None)
     assert loss.accumulator is not None
     found = loss.accumulator.forget(OUTPUT[:5].flatten(1), LABELS[:5]).solve(0.1)[0]
     expected = RidgeAccumulator(48, 3, intercept=False).add(OUTPUT[5:].flatten(1), LABELS[5:]).solve(0.1)[0]
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-    loss.begin_pass()
-    loss.output_gradient(OUTPUT, LABELS)
+    loss.begin()
+    loss.accumulate(OUTPUT, LABELS)
     assert loss.accumulator.count == 60
 
 
 def test_pooling_shrinks_the_features() -> None:
     loss = gathered(lam=[0.1], pool=2)
-    loss.end_pass(None)
+    loss.solve(None)
     assert loss.linear.in_features == 12
     pooled = OUTPUT.view(60, 3, 2, 2, 2, 2).square().mean((3, 5)).sqrt().flatten(1)
     weight, bias = RidgeAccumulator(12, 3).add(pooled, LABELS).solve(0.1)

@@ -27,8 +27,8 @@ def pair(activation: nn.Module | None = None, **options: Any) -> CounterCurrent:
 
 
 def value(loss: CounterCurrent, output: Tensor = OUTPUT) -> Tensor:
-    lesson, _ = loss.teach(MESSAGE)
-    found: Tensor = loss(output, LABELS, lesson)
+    feedback, _ = loss.make_feedback(MESSAGE)
+    found: Tensor = loss(output, LABELS, feedback)
     return found
 
 
@@ -76,14 +76,14 @@ def test_the_closed_form_is_autograd(activation: nn.Module | None, warmup: int) 
             loss = pair(activation, warmup=warmup).to(dtype)
             output = OUTPUT.to(dtype, copy=True).requires_grad_()
             with torch.set_grad_enabled(not analytic):
-                lesson, _ = loss.teach(MESSAGE.to(dtype))
+                feedback, _ = loss.make_feedback(MESSAGE.to(dtype))
                 if analytic:
-                    found, error = loss.output_gradient(output, LABELS, lesson)
+                    found, error, gradients = loss.closed_form(output, LABELS, feedback)
                 else:
-                    found = loss(output, LABELS, lesson)
+                    found = loss(output, LABELS, feedback)
                     found.backward()
-                    error = output.grad
-            grads.append([found.detach(), error, *(p.grad for p in loss.parameters())])
+                    error, gradients = output.grad, {p: p.grad for p in loss.parameters()}
+            grads.append([found.detach(), error, *(gradients[p] for p in loss.parameters())])
         for ours, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
@@ -94,9 +94,9 @@ def test_the_closed_form_rises_with_the_warm_up() -> None:
     rising.load_state_dict(full.state_dict(), strict=False)
 
     def step(loss: CounterCurrent) -> list[Tensor]:
-        lesson, _ = loss.teach(MESSAGE)
-        found, error = loss.output_gradient(OUTPUT, LABELS, lesson)
-        return [found, error, *(p.grad for p in loss.parameters())]
+        feedback, _ = loss.make_feedback(MESSAGE)
+        found, error, gradients = loss.closed_form(OUTPUT, LABELS, feedback)
+        return [found, error, *(gradients[p] for p in loss.parameters())]
 
     expected = [tensor.clone() for tensor in step(full)]
     for share in (0.25, 0.5, 0.75, 1.0, 1.0):
@@ -107,9 +107,9 @@ def test_the_closed_form_rises_with_the_warm_up() -> None:
 def test_without_a_closed_form_it_says_so() -> None:
     for options in ({"form": "cosine"}, {"per_sample": True}):
         loss = pair(**options)
-        lesson, _ = loss.teach(MESSAGE)
+        feedback, _ = loss.make_feedback(MESSAGE)
         with pytest.raises(TypeError, match="closed form"):
-            loss.output_gradient(OUTPUT, LABELS, lesson)
+            loss.closed_form(OUTPUT, LABELS, feedback)
 
 
 def test_a_row_of_zeros_gets_no_gradient_and_no_nan() -> None:
@@ -128,8 +128,8 @@ def test_a_row_of_zeros_gets_no_gradient_and_no_nan() -> None:
 def test_the_output_sends_each_class_once() -> None:
     top = PrototypeOutput(nn.Linear(D, C, dtype=OUTPUT.dtype))
     top.build(OUTPUT, C)
-    lesson, below = top.teach(None)
-    assert lesson is None
+    feedback, below = top.make_feedback(None)
+    assert feedback is None
     assert below is not None
     assert torch.equal(below, torch.eye(C, dtype=OUTPUT.dtype))
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Block
-from bpfree.losses import LocalCrossEntropy, accuracy
+from bpfree.losses import LocalCrossEntropy
+from bpfree.metrics import accuracy
 from bpfree.nn._closed_form import body_gradients
 
 B, N, C = 7, 5, 3
@@ -60,24 +61,24 @@ def test_closed_form_is_autograd(bias: bool, activation: type[nn.Module] | None,
     loss = LocalCrossEntropy(nn.Linear(N, C) if head else None)
     loss.build(body(x).float(), C)
     block = Block(body, loss.double())
-    losses, _ = block.objective(x, y, None)
+    losses, _, _ = block.objective(x, y, None)
     losses[0].backward()  # type: ignore[no-untyped-call]
     expected = {name: p.grad for name, p in block.named_parameters()}
     assert len(expected) == 2 + bias + bool(head)
     block.zero_grad()
     with torch.no_grad():
         output = body(x)
-        value, error = loss.output_gradient(output, y)
-        body_gradients(body, x, output, error)
+        value, error, gradients = loss.closed_form(output, y)
+        gradients |= body_gradients(body, x, output, error)
     assert value.item() == pytest.approx(losses[0].item(), rel=1e-12)
     for name, p in block.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name], rtol=1e-6, atol=1e-12, msg=name)
+        torch.testing.assert_close(gradients[p], expected[name], rtol=1e-6, atol=1e-12, msg=name)
 
 
 def test_closed_form_needs_one_linear_head_and_one_linear_layer() -> None:
     deep = LocalCrossEntropy(nn.Sequential(nn.Linear(N, N), nn.Linear(N, C)))
     with pytest.raises(TypeError, match="one linear layer as head"):
-        deep.output_gradient(torch.zeros(B, N), torch.zeros(B, dtype=torch.long))
+        deep.closed_form(torch.zeros(B, N), torch.zeros(B, dtype=torch.long))
     body = nn.Sequential(nn.Linear(4, N), nn.GELU())
     with pytest.raises(TypeError, match="ReLU, ELU, Tanh"):
         body_gradients(body, torch.zeros(B, 4), torch.zeros(B, N), torch.zeros(B, N))

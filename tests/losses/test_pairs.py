@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bpfree.graphs.nodes import Ends
+from bpfree.graphs.nodes import PairOutputs
 from bpfree.losses import PairScore, pair_dot, pairs
 from bpfree.losses.goodness import balanced_mean
 from bpfree.meters import saved_for_backward
@@ -52,7 +52,7 @@ def test_losses_by_hand() -> None:
     goodness = (z[target[:, 0]] * z[target[:, 1]]).square().sum(1) - 2.0
     expected = F.softplus(-goodness[0]) + F.softplus(goodness[1:]).mean()
     torch.testing.assert_close(PairScore("goodness")(z, target), expected)
-    scores = PairScore().scores(Ends(z, target[:, :2]))  # type: ignore[arg-type]
+    scores = PairScore().scores(PairOutputs(z, target[:, :2]))  # type: ignore[arg-type]
     torch.testing.assert_close(scores, dots.unsqueeze(1))
     torch.testing.assert_close(PairScore().probabilities(scores), dots.sigmoid().unsqueeze(1))
 

@@ -62,27 +62,27 @@ def test_a_bad_temperature_is_refused() -> None:
 
 def test_states_above_join_the_loss_and_every_block_adds_its_own() -> None:
     lower, upper = TopToLoss(2), TopToLoss(2)
-    assert upper.teach(None) == (None, None)
-    upper.memory, lower.memory = rows(6, seed=1), rows(6, seed=2)
-    lesson, message = upper.teach(None)
-    assert lesson is None and message is not None
-    lesson, below = lower.teach(message)
-    assert lesson is not None and below is not None
-    assert torch.equal(lesson, upper.memory.unsqueeze(0))
-    assert torch.equal(below, torch.stack([lower.memory, upper.memory]))
+    assert upper.make_feedback(None) == (None, None)
+    upper.state, lower.state = rows(6, seed=1), rows(6, seed=2)
+    feedback, message = upper.make_feedback(None)
+    assert feedback is None and message is not None
+    feedback, below = lower.make_feedback(message)
+    assert feedback is not None and below is not None
+    assert torch.equal(feedback, upper.state.unsqueeze(0))
+    assert torch.equal(below, torch.stack([lower.state, upper.state]))
     output, target = rows(6), torch.tensor([0, 1, -1, 1])
-    mean = (output + upper.memory) / 2
+    mean = (output + upper.state) / 2
     expected = F.cross_entropy((mean[:4] @ mean[4:].T)[[0, 1, 3]], target[[0, 1, 3]])
-    torch.testing.assert_close(lower(output, target, lesson), expected)
-    torch.testing.assert_close(upper.remembered(output).norm(dim=1), torch.ones(6, dtype=torch.double))
+    torch.testing.assert_close(lower(output, target, feedback), expected)
+    torch.testing.assert_close(upper.next_state(output).norm(dim=1), torch.ones(6, dtype=torch.double))
 
 
 def test_the_state_below_is_sent_down_as_it_is() -> None:
     loss = TopToInput(2)
-    loss.memory = rows(3)
-    lesson, message = loss.teach(torch.ones(1))
-    assert lesson is not None and lesson.item() == 1.0
-    assert message is loss.memory
+    loss.state = rows(3)
+    feedback, message = loss.make_feedback(torch.ones(1))
+    assert feedback is not None and feedback.item() == 1.0
+    assert message is loss.state
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -107,10 +107,10 @@ def test_the_closed_form_is_the_same_either_way_and_an_empty_ridge_is_refused() 
     for dual in (False, True):
         loss = ClosedForm([1e-2], dual=dual)
         loss.build(output, 3)
-        loss.begin_pass()
+        loss.begin()
         with torch.no_grad():
-            loss.output_gradient(output, target)
-        loss.end_pass(None)
+            loss.accumulate(output, target)
+        loss.solve(None)
         solved.append(loss.linear.weight)
     torch.testing.assert_close(solved[0], solved[1], rtol=1e-4, atol=1e-6)
     with pytest.raises(BadValue, match="no samples"):

@@ -159,7 +159,7 @@ def test_feedback_to_a_linear_layer_that_acts_on_each_position_is_refused() -> N
 class Broken(LocalLoss):
     """Computes for maps alone."""
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.mean((2, 3)).square().mean()
 
 

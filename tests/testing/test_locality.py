@@ -1,4 +1,4 @@
-"""The laws of locality must find out whoever breaks them."""
+"""The checks of locality detect violations."""
 
 from __future__ import annotations
 
@@ -33,38 +33,41 @@ X, Y = vectors().batch(torch.arange(12))
 
 
 def declares(level: str, kind: type[Trainer], **settings: Any) -> Trainer:
-    lying = type(kind.__name__, (kind,), {"locality": level})
-    return lying(make_mlp(), progress=False, **settings)  # type: ignore[no-any-return]
+    mislabeled = type(kind.__name__, (kind,), {"locality": level})
+    trainer: Trainer = mislabeled(make_mlp(), progress=False, **settings)
+    return trainer
 
 
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        (declares("L1", MFJoint), r"block 1\.2 sends a gradient to blocks\.0\.blocks\.0\.body"),
-        (declares("L2", MFJoint), r"block 1\.2 sends a gradient"),
-        (declares("L1", Backprop), "one block holds all weights .* L0"),
-        (declares("L2", MonoForward, cut=1), "one block holds all weights"),
-        (declares("L3", MonoForward), "declares L3, but a step keeps .* tensors"),
-        (declares("L3", ForwardForward), "declares L3, but a step keeps"),
-        (declares("L0", MonoForward), r"L0.* no gradient to blocks\.0\.body\.1\.weight"),
+        (declares("L1", MFJoint), r"block 1\.2 reaches blocks\.0\.blocks\.0\.body"),
+        (declares("L2", MFJoint), r"block 1\.2 reaches "),
+        (declares("L1", Backprop), "all trainable parameters of bodies are in one block .* L0"),
+        (declares("L2", MonoForward, cut=1), "all trainable parameters of bodies are in one block"),
+        (declares("L3", MonoForward), "declares L3, but a step saves .* tensors"),
+        (declares("L3", ForwardForward), "declares L3, but a step saves"),
+        (declares("L0", MonoForward), r"L0.* does not reach blocks\.0\.body\.1\.weight"),
         (declares("L9", MonoForward), "'L9'; expected one of L0, L1, L2, L3"),
     ],
 )
-def test_a_trainer_that_declares_another_level_is_found_out(trainer: Trainer, message: str) -> None:
+def test_a_wrong_level_raises_an_error(trainer: Trainer, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         assert_locality(trainer, X, Y)
 
 
 def test_a_body_of_two_layers_is_not_l2() -> None:
-    lying = type("Lying", (MonoForward,), {"locality": "L2"})
-    trainer = lying(make_mlp(16, 16, 16, 16), cut=2, progress=False)
+    mislabeled = type("Mislabeled", (MonoForward,), {"locality": "L2"})
+    trainer = mislabeled(make_mlp(16, 16, 16, 16), cut=2, progress=False)
     with pytest.raises(AssertionError, match=r"body of block 1 has several .* 1\.weight, 3\.weight"):
         assert_locality(trainer, X, Y)
 
 
-def test_a_wall_that_is_not_closed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(self: Block, sensed: Any, target: Tensor, lesson: Any = None) -> tuple[list[Tensor], Tensor]:
-        losses, output = self.objective(sensed, target, lesson)
+def test_an_output_that_is_not_detached_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(
+        self: Block, body_input: Any, target: Tensor, feedback: Any = None
+    ) -> tuple[list[Tensor], Tensor]:
+        losses, _, output = self.objective(body_input, target, feedback)
         losses[0].backward(retain_graph=True)
         assert self.optimizer is not None
         with torch.no_grad():
@@ -72,37 +75,37 @@ def test_a_wall_that_is_not_closed_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         self.optimizer.zero_grad()
         return [losses[0].detach()], output  # not detached
 
-    # A step without changes, so that the backward pass of the next block finds the weights of its graph.
+    # Steps change nothing, so that the next block can run its backward pass through unchanged weights.
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     monkeypatch.setattr(Block, "update", leaky)
-    with pytest.raises(AssertionError, match=r"block 2 sends a gradient to blocks\.0\.body"):
+    with pytest.raises(AssertionError, match=r"block 2 reaches blocks\.0\.body"):
         assert_local(MonoForward(make_mlp(), progress=False), X, Y)
 
 
-def test_a_leak_is_laid_at_the_door_of_the_block_that_made_it() -> None:
-    class Peeking(LocalCrossEntropy):
-        """Reaches into a block that is not its own."""
+def test_a_gradient_is_attributed_to_the_block_whose_loss_causes_it() -> None:
+    class OtherBlockPenalty(LocalCrossEntropy):
+        """Loss that depends on parameters of another block."""
 
-        victim: tuple[nn.Module, ...] = ()
+        others: tuple[nn.Module, ...] = ()
 
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
-            own = super().forward(output, target)
-            return own + sum(p.square().sum() for m in self.victim for p in m.parameters())
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
+            loss = super().forward(output, target)
+            return loss + sum(p.square().sum() for m in self.others for p in m.parameters())
 
     class Leaking(MonoForward):
         def make_cascade(self, n_classes: int) -> Cascade:
             stages, output = self.stages()
-            blocks = [Block(stages[0], LocalCrossEntropy()), Block(stages[1], Peeking(output))]
-            blocks[1].loss.victim = (stages[0],)  # type: ignore[assignment]
+            blocks = [Block(stages[0], LocalCrossEntropy()), Block(stages[1], OtherBlockPenalty(output))]
+            blocks[1].loss.others = (stages[0],)  # type: ignore[assignment]
             return Cascade(blocks, {"last": BlockReadout()})
 
     with pytest.raises(
-        AssertionError, match=r"^the loss of block 2 sends a gradient to blocks\.0\.body\.1\.bias"
+        AssertionError, match=r"^the gradient of the loss of block 2 reaches blocks\.0\.body\.1\.bias"
     ):
         assert_local(Leaking(make_mlp(), progress=False), X, Y)
 
 
-def test_a_readout_that_reaches_a_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_readout_whose_gradient_reaches_a_block_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Cascade.outputs
 
     def with_graph(self: Cascade, *args: Any) -> list[Tensor]:
@@ -110,66 +113,66 @@ def test_a_readout_that_reaches_a_block_is_found(monkeypatch: pytest.MonkeyPatch
             return inner(self, *args)
 
     monkeypatch.setattr(Cascade, "outputs", with_graph)
-    with pytest.raises(AssertionError, match=r"readout 'classifier' sends a gradient to blocks\.0\.body"):
+    with pytest.raises(AssertionError, match=r"readout 'classifier' reaches blocks\.0\.body"):
         assert_local(ForwardForward(make_mlp(), progress=False), X, Y)
 
 
-def test_a_block_that_learns_nothing_is_found() -> None:
-    class Silent(LocalCrossEntropy):
-        def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+def test_a_block_without_gradients_raises_an_error() -> None:
+    class Constant(LocalCrossEntropy):
+        def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             return torch.zeros((), requires_grad=True) * 1.0
 
     class Idle(MonoForward):
         def make_cascade(self, n_classes: int) -> Cascade:
             stages, output = self.stages()
             return Cascade(
-                [Block(stages[0], Silent()), Block(stages[1], LocalCrossEntropy(output))],
+                [Block(stages[0], Constant()), Block(stages[1], LocalCrossEntropy(output))],
                 {"last": BlockReadout()},
             )
 
-    with pytest.raises(AssertionError, match="block 1 sends no gradient to any parameter of its own"):
+    with pytest.raises(AssertionError, match="loss of block 1 reaches no parameter of block 1"):
         assert_local(Idle(make_mlp(), progress=False), X, Y)
 
 
-def test_a_closed_form_that_touches_another_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_form_that_changes_another_block_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = MonoForward(make_mlp(), gradients="analytic", progress=False)
     update = Block.update
 
-    def meddling(self: Block, *args: Any) -> Any:
-        found = update(self, *args)
-        for block in getattr(self, "neighbours", ()):
+    def update_others(self: Block, *args: Any) -> Any:
+        result = update(self, *args)
+        for block in getattr(self, "others", ()):
             block.body[1].weight.data.add_(1.0)
-        return found
+        return result
 
-    monkeypatch.setattr(Block, "update", meddling)
+    monkeypatch.setattr(Block, "update", update_others)
     trainer.build(X.shape[1:], 3)
     assert_locality(trainer, X, Y)
-    # In a tuple, so that it is not registered as a part of the second block.
-    trainer.cascade.units[1].neighbours = (trainer.cascade.units[0],)  # type: ignore[assignment]
+    # In a tuple, so that it is not registered as a submodule of the second block.
+    trainer.cascade.units[1].others = (trainer.cascade.units[0],)  # type: ignore[assignment]
     with pytest.raises(AssertionError, match=r"update of block 2 changes blocks\.0\.body\.1\.weight"):
         assert_locality(trainer, X, Y)
 
 
-def test_a_closed_form_that_changes_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_form_that_changes_nothing_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     with pytest.raises(AssertionError, match="update of block 1 changes none"):
         assert_locality(MonoForward(make_mlp(), gradients="analytic", progress=False), X, Y)
 
 
-def test_closed_walls_inside_a_block_are_local() -> None:
-    class Closed(MFJoint):
+def test_a_joint_block_with_detached_outputs_is_local() -> None:
+    class DetachedBlocks(MFJoint):
         locality = "L2"
 
         def make_cascade(self, n_classes: int) -> Cascade:
             cascade = super().make_cascade(n_classes)
             assert isinstance(cascade.units[0], JointBlock)
-            cascade.units[0].detach_walls = True
+            cascade.units[0].detach = True
             return cascade
 
-    assert_locality(Closed(make_mlp(), progress=False), X, Y)
+    assert_locality(DetachedBlocks(make_mlp(), progress=False), X, Y)
 
 
-def test_the_trainer_is_left_as_it_was() -> None:
+def test_the_trainer_is_not_modified() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.build(X.shape[1:], 3)
     before = snapshot(trainer.cascade)
@@ -180,15 +183,15 @@ def test_the_trainer_is_left_as_it_was() -> None:
         trainer.fit((X * torch.nan, Y), epochs=1)
 
 
-class Tutored(CascadedForward):
-    """Trains its fronts by backpropagation before, and declares L1 all the same."""
+class FrontsByBackprop(CascadedForward):
+    """Trains its fronts by backpropagation, but declares L1."""
 
-    def tutor(self) -> Trainer | None:
+    def front_trainer(self) -> Trainer | None:
         return Backprop(self.net, progress=False)
 
 
-class Meddling(CascadedForward):
-    """Has what is its own stepped before the run."""
+class StepsBeforeTheRun(CascadedForward):
+    """Updates a head before the run."""
 
     def prepare(self, train: Any, *_: Any) -> History:
         head = next(iter(self.cascade.losses[0].parameters()))
@@ -198,23 +201,23 @@ class Meddling(CascadedForward):
         return History()
 
 
-def test_what_trains_fronts_before_is_held_to_the_law_too() -> None:
+def test_the_trainer_of_the_fronts_is_checked() -> None:
     assert_locality(CascadedForward(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
-    message = "cafo declares L1, but its fronts are trained by backprop, which is L0"
+    message = "cafo declares L1, but its fronts are trained by backprop, which declares L0"
     with pytest.raises(AssertionError, match=message):
-        assert_locality(Tutored(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
+        assert_locality(FrontsByBackprop(make_mlp(), blocks="dfa", block_epochs=1, progress=False), X, Y)
     with pytest.raises(AssertionError, match="an unknown optimizer took a step in fit"):
-        assert_local(Meddling(make_mlp(), progress=False), X, Y)
+        assert_local(StepsBeforeTheRun(make_mlp(), progress=False), X, Y)
 
 
-# ---- the level that is declared --------------------------------------------------------------------------
+# ---- declared levels -------------------------------------------------------------------------------------
 
 
 class LastState(nn.Module):
     """The last state of a recurrent layer."""
 
-    def forward(self, found: Any) -> Tensor:
-        return found[0][:, -1]  # type: ignore[no-any-return]
+    def forward(self, output: tuple[Tensor, object]) -> Tensor:
+        return output[0][:, -1]
 
 
 def recurrent(*above: nn.Module) -> nn.Sequential:
@@ -252,7 +255,7 @@ def frozen(*numbers: int) -> nn.Sequential:
         (lambda: Backprop(make_mlp(16, 16).requires_grad_(False), progress=False), "L2"),
     ],
 )
-def test_the_declared_level_is_true_and_proved(make: Any, level: str) -> None:
+def test_the_declared_level_is_correct(make: Any, level: str) -> None:
     trainer = make()
     x = torch.rand(12, 5, 4) if isinstance(trainer.net[0], nn.LSTM) else X
     if level == "L2" and isinstance(trainer, Backprop):
@@ -273,7 +276,9 @@ def test_the_declared_level_is_true_and_proved(make: Any, level: str) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`", "ignore:init = 'unit' leaves 1, 3")
-def test_layers_with_normalized_weights_are_one_weight_and_learn(kind: type[Trainer], norm: Any) -> None:
+def test_layers_with_weight_normalization_have_one_weight_and_are_trained(
+    kind: type[Trainer], norm: Any
+) -> None:
     net = make_mlp(16, 16)
     for number in (1, 3):
         net[number] = norm(net[number])
@@ -282,24 +287,24 @@ def test_layers_with_normalized_weights_are_one_weight_and_learn(kind: type[Trai
     trainer.fit(vectors(), epochs=1)
     assert_locality(trainer, X, Y)
     assert trainer.locality == ("L0" if kind is Backprop else "L2")
-    still = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
-    assert still <= ({"5.weight", "5.bias"} if kind is ForwardForward else set())
+    unchanged = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+    assert unchanged <= ({"5.weight", "5.bias"} if kind is ForwardForward else set())
     if kind is MonoForward:
         with pytest.raises(BadValue, match=r"block 1: the closed form needs a linear layer.*use 'autograd'"):
             MonoForward(net, gradients="analytic", progress=False).fit(vectors(), epochs=1)
 
 
-def test_a_trainer_tells_its_level_and_the_layers_of_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_gives_the_level_and_the_layers_of_the_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = MonoForward(make_mlp(16, 16), cut=1)
     trainer.fit(vectors(), epochs=1)
-    told = trainer.describe()
-    assert told.splitlines() == [
+    description = trainer.describe()
+    assert description.splitlines() == [
         "mono_forward: L0, a global backward pass",
         "block 1: Flatten, Linear, ReLU, Linear, ReLU; LocalCrossEntropy",
         "parameters: network 531, local heads 0",
     ]
-    assert repr(trainer) == told
-    assert told in capsys.readouterr().out
+    assert repr(trainer) == description
+    assert description in capsys.readouterr().out
     trainer.fit(vectors(), epochs=1)
     MonoForward(make_mlp(), progress=False).fit(vectors(), epochs=1)
     assert "mono_forward: L" not in capsys.readouterr().out

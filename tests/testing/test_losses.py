@@ -1,4 +1,4 @@
-"""`check_local_loss` accepts losses that keep the laws, and finds out those that do not."""
+"""`check_local_loss` accepts valid losses, and raises an error for others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import make_cnn
 
 @register_loss("tests.prototypes")
 class Prototypes(LocalLoss):
-    """Distance to a learned point per class: a loss of one's own, with scores."""
+    """Distance to a learned point per class: a user's loss with scores."""
 
     def build(self, output: Tensor, n_classes: int) -> None:
         self.points = nn.Parameter(torch.randn(n_classes, output[0].numel()))
@@ -25,35 +25,35 @@ class Prototypes(LocalLoss):
     def scores(self, output: Tensor) -> Tensor:
         return -torch.cdist(output.flatten(1), self.points)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target)
 
 
 @register_loss("tests.spread")
 class Spread(LocalLoss):
-    """Has no scores, no parameters, and no use for labels."""
+    """A loss without scores and parameters, which does not use labels."""
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.square().mean() - output.var()
 
 
 @pytest.mark.parametrize("name", ["tests.prototypes", "tests.spread"])
-def test_a_loss_of_ones_own_keeps_every_law(name: str) -> None:
+def test_a_users_loss_passes_all_checks(name: str) -> None:
     assert name in loss_names()
     check_local_loss(name)
 
 
-def test_it_takes_another_network() -> None:
+def test_another_network_can_be_given() -> None:
     check_local_loss("mono_forward", make_cnn(), (1, 8, 8))
 
 
 class Broken(LocalCrossEntropy):
-    """Has a head like a good one."""
+    """A loss with a valid head."""
 
 
 @register_loss("tests.vector")
 class Vector(Broken):
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self.scores(output), target, reduction="none")
 
 
@@ -62,7 +62,7 @@ class WideScores(Broken):
     def scores(self, output: Tensor) -> Tensor:
         return super().scores(output)[:, :2]
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return F.cross_entropy(super().scores(output), target)
 
 
@@ -74,7 +74,7 @@ class Counting(Broken):
         super().build(output, n_classes)
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         self.calls += 1
         return super().forward(output, target)
 
@@ -83,19 +83,19 @@ class Counting(Broken):
 class Drawing(Broken):
     stream = torch.Generator().manual_seed(0)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return super().forward(output, target) * (1 + torch.rand((), generator=self.stream))
 
 
 @register_loss("tests.forgetful")
 class Forgetful(Broken):
-    """Carries a number that no checkpoint knows of."""
+    """A loss whose state is not in checkpoints."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = itertools.count(1)
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return super().forward(output, target) / next(self.steps)
 
 
@@ -107,7 +107,7 @@ class Detached(LocalLoss):
     def build(self, output: Tensor, n_classes: int) -> None:
         self.scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.detach().mean() + 0.0 * _SHARED
 
 
@@ -115,23 +115,23 @@ class Detached(LocalLoss):
     ("name", "message"),
     [
         ("tests.vector", r"returned \[\d+\]: expected a scalar"),
-        ("tests.wide", r"gives scores \[40, 2\]; expected \[40, 3\], or None"),
-        ("tests.counting", "changes its calls in evaluation mode"),
+        ("tests.wide", r"returns scores \[40, 2\]; expected \[40, 3\] or None"),
+        ("tests.counting", "changes calls in evaluation mode"),
         ("tests.random", "loss 1 of step 1|two runs"),
-        ("tests.forgetful", "stopped after write"),
-        ("tests.detached", "block 1 sends no gradient to any parameter of its own"),
+        ("tests.forgetful", "interrupted after write"),
+        ("tests.detached", "loss of block 1 reaches no parameter of block 1"),
     ],
 )
-def test_a_loss_that_breaks_a_law_is_found_out(name: str, message: str) -> None:
+def test_an_invalid_loss_raises_an_error(name: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_local_loss(name)
 
 
-def test_an_unknown_loss_is_an_error() -> None:
+def test_an_unknown_loss_raises_an_error() -> None:
     with pytest.raises(BadValue, match=r"unknown local loss 'tests\.nothing'"):
         check_local_loss("tests.nothing")
 
 
 @pytest.mark.parametrize("name", ["predsim", "mean_goodness", "prototype_goodness"])
-def test_the_strong_losses_keep_every_law_on_maps(name: str) -> None:
+def test_losses_of_convolutional_networks_pass_all_checks(name: str) -> None:
     check_local_loss(name, make_cnn(), (1, 8, 8))

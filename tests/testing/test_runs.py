@@ -1,4 +1,4 @@
-"""The laws of schedules, runs and errors must find out whoever breaks them."""
+"""The checks of schedules, runs and errors detect violations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bpfree import Block, ForwardForward, MonoForward
 from bpfree.core.cascade import Cascade
 from bpfree.encodings.label_overlay import LabelOverlay
 from bpfree.engine.feed import Feed
-from bpfree.engine.loop import Fit
+from bpfree.engine.loop import TrainingLoop
 from bpfree.losses import LocalCrossEntropy
 from bpfree.testing import (
     assert_nothing_fails_quietly,
@@ -39,21 +39,21 @@ def make_greedy(**settings: Any) -> Trainer:
     return make_trainer(**{"schedule": "greedy", **settings})
 
 
-def test_same_bits_names_the_tensor_that_differs() -> None:
+def test_assert_same_bits_names_the_tensor_that_differs() -> None:
     one, other = make_mlp(), make_mlp()
     assert_same_bits(one, other)
     with torch.no_grad():
         other[3].weight[0, 0] += 1e-6
     with pytest.raises(AssertionError, match=r"a and b: 3\.weight differs"):
         assert_same_bits(one, other, "a and b")
-    with pytest.raises(AssertionError, match=r"different tensors: \['5\.bias'\]"):
+    with pytest.raises(AssertionError, match=r"in one state only: \['5\.bias'\]"):
         assert_same_bits(one, make_mlp(output_bias=False))
 
 
 # ---- schedules -------------------------------------------------------------------------------------------
 
 
-def test_an_update_that_rescales_its_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rescaled_gradient_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Block.update
 
     def scaled(self: Block, *args: Any) -> Any:
@@ -65,18 +65,18 @@ def test_an_update_that_rescales_its_gradient_is_found(monkeypatch: pytest.Monke
         assert_schedules_agree(make_trainer, vectors(), greedy=False)
 
 
-def test_a_block_that_steps_on_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_input_of_a_block_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Block.update
 
-    def scaled(self: Block, sensed: Any, target: Tensor, lesson: Any = None) -> Any:
-        return update(self, sensed * (1 + 1e-6), target, lesson)
+    def scaled(self: Block, body_input: Any, target: Tensor, feedback: Any = None) -> Any:
+        return update(self, body_input * (1 + 1e-6), target, feedback)
 
     monkeypatch.setattr(Block, "update", scaled)
     with pytest.raises(AssertionError, match=r"loss 1 of step 1|after step 1"):
         assert_schedules_agree(make_trainer, vectors(), greedy=False)
 
 
-def test_stale_features_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_cached_features_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     keep = Feed._keep
 
     def stale(self: Feed) -> None:
@@ -85,35 +85,37 @@ def test_stale_features_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
             self.features = self.features * (1 + 1e-6)
 
     monkeypatch.setattr(Feed, "_keep", stale)
-    with pytest.raises(AssertionError, match="greedy with and without kept features"):
+    with pytest.raises(AssertionError, match="the greedy schedule with and without cached features"):
         assert_schedules_agree(make_trainer, vectors())
 
 
-def test_a_stage_that_goes_on_training_the_block_below_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    enter = Fit._enter
+def test_a_stage_that_changes_the_block_below_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter = TrainingLoop._enter
 
-    def loose(self: Fit, stage: Any) -> None:
+    def change_lowest(self: TrainingLoop, stage: Any) -> None:
         enter(self, stage)
         if stage.first > 0:
             with torch.no_grad():
                 self.cascade.units[0].body[1].weight.mul_(1.01)
 
-    monkeypatch.setattr(Fit, "_enter", loose)
-    with pytest.raises(AssertionError, match="greedy with and without kept features"):
+    monkeypatch.setattr(TrainingLoop, "_enter", change_lowest)
+    with pytest.raises(AssertionError, match="the greedy schedule with and without cached features"):
         assert_schedules_agree(make_trainer, vectors())
 
 
 @pytest.mark.parametrize("change", ["loss", "order", "batches", "noise"])
-def test_anything_but_plain_backpropagation_is_found(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, take_step = LocalCrossEntropy.forward, Fit._step
+def test_a_difference_from_backpropagation_raises_an_error(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, take_step = LocalCrossEntropy.forward, TrainingLoop._step
     if change == "loss":
         monkeypatch.setattr(LocalCrossEntropy, "forward", lambda *args: forward(*args) * (1 + 1e-5))
     elif change == "order":
         monkeypatch.setattr(
-            Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i.flip(0), last)
+            TrainingLoop, "_step", lambda self, c, i, last: take_step(self, c, i.flip(0), last)
         )
     elif change == "batches":
-        monkeypatch.setattr(Fit, "_step", lambda self, stage, i, last: take_step(self, stage, i[:15], last))
+        monkeypatch.setattr(TrainingLoop, "_step", lambda self, c, i, last: take_step(self, c, i[:15], last))
     else:
         update = Block.update
 
@@ -129,11 +131,11 @@ def test_anything_but_plain_backpropagation_is_found(change: str, monkeypatch: p
 # ---- runs ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_draws_from_the_global_generator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_uses_an_unseeded_generator_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = LocalCrossEntropy.forward
     noise = torch.Generator().manual_seed(0)
 
-    def noisy(self: Any, output: Tensor, target: Tensor, lesson: Any = None) -> Tensor:
+    def noisy(self: Any, output: Tensor, target: Tensor, feedback: Any = None) -> Tensor:
         return forward(self, output, target) * (1 + torch.rand((), generator=noise))
 
     monkeypatch.setattr(LocalCrossEntropy, "forward", noisy)
@@ -141,20 +143,20 @@ def test_a_run_that_draws_from_the_global_generator_is_found(monkeypatch: pytest
         assert_same_seed_same_run(make_trainer, vectors())
 
 
-def test_heads_that_are_made_without_the_seed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_created_without_the_seed_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpfree.trainers.base._seeds.seed_global", lambda *args: None)
     with pytest.raises(AssertionError, match="two runs with the same seed"):
         assert_same_seed_same_run(make_trainer, vectors())
 
 
-def test_a_seed_without_effect_is_found() -> None:
-    with pytest.raises(AssertionError, match="seed 1 ends with the bits"):
+def test_a_seed_without_effect_raises_an_error() -> None:
+    with pytest.raises(AssertionError, match="seeds 0 and 1 end with the same weights"):
         assert_same_seed_same_run(lambda **settings: make_trainer(**{**settings, "seed": 5}), vectors())
 
 
-def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_raises_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def check(name: str, **fit: Any) -> None:
-        with pytest.raises(AssertionError, match="stopped after write"):
+        with pytest.raises(AssertionError, match="interrupted after write"):
             assert_resumes(make_greedy, vectors(), tmp_path / name, vectors(seed=1), stops=[2, 4, 7], **fit)
 
     with monkeypatch.context() as patch:
@@ -165,96 +167,104 @@ def test_what_a_checkpoint_forgets_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         patch.setattr(bpfree.engine.checkpoint, "under", lambda p, t: {} if p == "best" else under(p, t))
         check("best", epochs=6)
     with monkeypatch.context() as patch:
-        save = Fit._save
+        save = TrainingLoop._save
 
-        def forgetful(self: Fit) -> None:
-            sums, self.sums = self.sums, None
+        def save_without_sums(self: TrainingLoop) -> None:
+            sums, self.state.sums = self.state.sums, None
             save(self)
-            self.sums = sums
+            self.state.sums = sums
 
-        patch.setattr(Fit, "_save", forgetful)
+        patch.setattr(TrainingLoop, "_save", save_without_sums)
         check("sums")
     with monkeypatch.context() as patch:
         patch.setattr(bpfree.engine.checkpoint, "load_module", lambda *args: None)
         check("weights")
 
 
-def test_a_generator_that_is_carried_along_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    carried: dict[int, torch.Generator] = {}
+def test_a_generator_outside_the_checkpoint_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    generators: dict[int, torch.Generator] = {}
     draw = LabelOverlay.draw
 
-    def drawn(self: LabelOverlay, y: Tensor, generator: torch.Generator, scores: Any = None) -> Tensor:
-        own = carried.setdefault(id(self), torch.Generator().manual_seed(0))
-        return draw(self, y, own, scores)
+    def draw_from_another(
+        self: LabelOverlay, y: Tensor, generator: torch.Generator, scores: Any = None
+    ) -> Tensor:
+        unseeded = generators.setdefault(id(self), torch.Generator().manual_seed(0))
+        return draw(self, y, unseeded, scores)
 
-    monkeypatch.setattr(LabelOverlay, "draw", drawn)
-    with pytest.raises(AssertionError, match="stopped after write"):
+    monkeypatch.setattr(LabelOverlay, "draw", draw_from_another)
+    with pytest.raises(AssertionError, match="interrupted after write"):
         assert_resumes(
             lambda **s: ForwardForward(make_mlp(), progress=False, **s), vectors(), tmp_path, stops=[2]
         )
 
 
-def test_a_checkpoint_that_changes_the_run_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_checkpoint_that_changes_the_weights_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     state_dict = Cascade.state_dict
 
-    def disturbing(self: Cascade, *args: Any, **kwargs: Any) -> Any:
+    def change_weights(self: Cascade, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             next(self.parameters()).mul_(1.001)
         return state_dict(self, *args, **kwargs)
 
-    monkeypatch.setattr(Cascade, "state_dict", disturbing)
-    with pytest.raises(AssertionError, match="stopped after write"):
+    monkeypatch.setattr(Cascade, "state_dict", change_weights)
+    with pytest.raises(AssertionError, match="interrupted after write"):
         assert_resumes(make_trainer, vectors(), tmp_path, stops=[5])
 
 
-def test_a_run_that_starts_again_instead_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_that_restarts_instead_of_resuming_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(bpfree.engine.saving, "resume", lambda run, checkpoint: None)
-    with pytest.raises(AssertionError, match="stopped after write"):
+    with pytest.raises(AssertionError, match="interrupted after write"):
         assert_resumes(make_trainer, vectors(), tmp_path, stops=[5])
 
 
 # ---- errors ----------------------------------------------------------------------------------------------
 
 
-def test_a_nan_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_nan_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpfree.engine.selection.math, "isfinite", lambda value: True)
     monkeypatch.setattr(bpfree.engine.loop, "check_finite", lambda *args: None)
-    with pytest.raises(AssertionError, match=r"a weight that is NaN gave no error, but the history \[\{"):
+    with pytest.raises(AssertionError, match=r"a NaN weight raised no error; the history is \[\{"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 
 
-def test_a_huge_rate_that_is_swallowed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_overflow_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = LocalCrossEntropy.forward
 
-    def hiding(self: Any, output: Tensor, target: Tensor, lesson: Any = None) -> Tensor:
+    def replace_nan(self: Any, output: Tensor, target: Tensor, feedback: Any = None) -> Tensor:
         loss = forward(self, output, target)
-        # Infinite activity is hidden; that of the one unit with a NaN weight is not.
-        poisoned = output[:, 0].isnan().all() and not output[:, 1:].isnan().any()
-        return loss if poisoned else loss.nan_to_num(0.0, 0.0, 0.0)
+        # Infinite outputs are replaced; those of the unit with a NaN weight are not.
+        has_nan_weight = output[:, 0].isnan().all() and not output[:, 1:].isnan().any()
+        return loss if has_nan_weight else loss.nan_to_num(0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(LocalCrossEntropy, "forward", hiding)
+    monkeypatch.setattr(LocalCrossEntropy, "forward", replace_nan)
     monkeypatch.setattr(bpfree.engine.loop, "check_finite", lambda *args: None)
-    with pytest.raises(AssertionError, match=r"lr = 1e\+38 gave no error"):
+    with pytest.raises(AssertionError, match=r"lr = 1e\+38 raised no error"):
         assert_nothing_fails_quietly(make_trainer, vectors())
 
 
 @pytest.mark.parametrize("key", ["no_such_setting", "lr"])
-def test_a_setting_that_is_swallowed_is_found(key: str) -> None:
-    def deaf(**settings: Any) -> Trainer:
+def test_an_ignored_setting_raises_an_error(key: str) -> None:
+    def ignore_setting(**settings: Any) -> Trainer:
         if key == "lr" and settings.get("lr") not in (None, 1e38):
             settings.pop("lr")
         settings.pop(key if key != "lr" else "", None)
         return make_trainer(**settings)
 
-    with pytest.raises(AssertionError, match=f"bad value for '{key}'"):
-        assert_nothing_fails_quietly(deaf, vectors())
+    with pytest.raises(AssertionError, match=f"invalid value for '{key}'"):
+        assert_nothing_fails_quietly(ignore_setting, vectors())
 
 
-def test_an_error_that_does_not_name_its_setting_is_found() -> None:
-    def mumbling(**settings: Any) -> Trainer:
+def test_an_error_without_the_name_of_the_setting_raises_an_error() -> None:
+    def raise_vague_error(**settings: Any) -> Trainer:
         if "no_such_setting" in settings or math.isnan(settings.get("lr", 0.1)):
             raise bpfree.BadValue("something is wrong")
         return make_trainer(**settings)
 
     with pytest.raises(AssertionError, match="does not name it: something is wrong"):
-        assert_nothing_fails_quietly(mumbling, vectors())
+        assert_nothing_fails_quietly(raise_vague_error, vectors())

@@ -13,7 +13,7 @@ from bpfree import Autoencoder, BadValue, testing
 from bpfree.core.joint import JointBlock
 from bpfree.data import TensorData
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.nn.autoencoder import copy_with_new_weights
 
 G = torch.Generator().manual_seed(0)
 DATA = TensorData(torch.rand(40, 1, 9, 7, generator=G), torch.zeros(40, dtype=torch.long), 1)
@@ -53,7 +53,7 @@ def test_a_decoder_stage_says_four_things_of_each_position() -> None:
 
 def test_a_twin_has_weights_of_its_own() -> None:
     stage = bpfree.nn.autoencoder((1, 9, 7), (4, 6))[1]
-    other = twin(stage)
+    other = copy_with_new_weights(stage)
     weight = other[0].weight.flatten(1)
     assert str(other) == str(stage)
     assert not torch.isclose(weight, stage[0].weight.flatten(1)).any()
@@ -71,7 +71,7 @@ def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
         maps = loss.feedback(maps)
         expected.insert(0, maps)
     a = X
-    for index, (block, b, found) in enumerate(zip(joint.inner, expected, losses, strict=False)):
+    for index, (block, b, found) in enumerate(zip(joint.parts, expected, losses, strict=False)):
         a = block.body(a)
         parts = []
         for one, other in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True):
@@ -83,7 +83,7 @@ def test_each_stage_is_compared_with_a_pass_from_the_image_down() -> None:
                 correlations = torch.corrcoef(m.transpose(0, 1).flatten(1))
                 total = total + 2 * (correlations - torch.eye(6)).square().mean()
         torch.testing.assert_close(found, a.shape[2] * total)
-    torch.testing.assert_close(losses[-1], 9 * F.mse_loss(joint.inner[-1].body(a), X))
+    torch.testing.assert_close(losses[-1], 9 * F.mse_loss(joint.parts[-1].body(a), X))
 
 
 def test_no_gradient_crosses_a_wall() -> None:
@@ -100,7 +100,9 @@ def test_the_error_is_that_of_the_reconstructions() -> None:
         with torch.no_grad():
             expected = F.mse_loss(trainer.model(DATA.x), DATA.x).item()
         assert trainer.evaluate(DATA) == {"mse": pytest.approx(expected)}
-        errors = [-row["validation"]["last"] for row in history.rows]
+        errors = [row["validation"]["last"] for row in history.rows]
+        assert {row["metric"] for row in history.rows} == {"mse"}
+        assert history.stages[0]["best"] == min(errors)
         assert expected == pytest.approx(min(errors))
         assert errors[-1] < DATA.x.square().mean()
 

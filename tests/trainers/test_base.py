@@ -268,7 +268,7 @@ def test_loading_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
         Backprop(make_mlp(), progress=False).load(path, (12,))
     with pytest.raises(BadValue, match="give sample_shape"):
         MonoForward(make_mlp(), progress=False).load(path)
-    with pytest.raises(BadValue, match=r"holds another network: .*blocks\.0\.body\.1\.bias"):
+    with pytest.raises(BadValue, match=r"contains another network: .*blocks\.0\.body\.1\.bias"):
         MonoForward(make_mlp(20, 16), progress=False).load(path, (12,))
     with pytest.raises(BadValue, match=r"another network: .*blocks\.2"):
         MonoForward(make_mlp(16, 16, 16), progress=False).load(path, (12,))

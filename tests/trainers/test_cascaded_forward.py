@@ -117,7 +117,7 @@ def test_the_penalty_is_chosen_on_what_the_block_makes_of_validation_data() -> N
     trainer = make(predictor="closed_form", schedule="simultaneous")
     trainer.build((1, 8, 8), 3)
     for loss in trainer.cascade.losses:
-        end = loss.end_pass
+        end = loss.solve
         width = loss.linear.in_features
 
         def spy(validation: Any, end: Any = end, width: int = width) -> None:
@@ -126,7 +126,7 @@ def test_the_penalty_is_chosen_on_what_the_block_makes_of_validation_data() -> N
             assert all(output.flatten(1).shape[1] == width for output, _ in batches)
             end(batches)
 
-        loss.end_pass = spy  # type: ignore[method-assign]
+        loss.solve = spy  # type: ignore[method-assign]
     trainer.fit(TRAIN, TEST, batch_size=16)
     assert seen == [60, 60]
 

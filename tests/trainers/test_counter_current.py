@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree import Backprop, BadValue, CounterCurrentLearning
+from bpfree.core.block import send_feedback
 from bpfree.losses import CounterCurrent
 from bpfree.meters import count_flops
 from bpfree.trainers.alignment import between_within, linear_cka, weight_alignment
@@ -74,11 +75,9 @@ def test_a_pair_moves_its_layer_and_the_feedback_that_answers_it() -> None:
     trainer.cascade.train()
     units = trainer.cascade.units
     rows = X
-    from bpfree.core.block import descend
-
     names = {id(p): name for name, p in trainer.cascade.named_parameters()}
-    for k, (block, lesson) in enumerate(zip(units, descend(units), strict=True)):
-        losses, output = block.objective(rows, Y, lesson)
+    for k, (block, own) in enumerate(zip(units, send_feedback(units)[0], strict=True)):
+        losses, _, output = block.objective(rows, Y, own)
         losses[0].backward()
         moved = {names[id(p)] for p in trainer.cascade.parameters() if p.grad is not None}
         own = {f"blocks.{k}.body.1.weight" if k == 0 else f"blocks.{k}.body.0.weight"}
@@ -178,7 +177,7 @@ def test_rows_that_the_output_is_sure_of_are_spared() -> None:
     sure = probability > 0.34
     assert 0 < sure.sum() < 20
     outputs = joint.outputs(X)
-    judged = joint.judged(outputs, Y)
+    judged = joint.seen(outputs, Y)
     for seen, output in zip(judged[:-1], outputs[:-1], strict=True):
         assert torch.equal(seen, output * ~sure.unsqueeze(1))
     assert judged[-1] is outputs[-1]

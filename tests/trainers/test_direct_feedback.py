@@ -62,7 +62,7 @@ def test_the_gradient_of_a_block_is_the_projected_error_over_the_batch() -> None
 def test_no_gradient_crosses_a_wall() -> None:
     trainer = make(bpfree.nn.mlp([6, 5, 5, 3]))
     (joint,) = trainer.cascade.units
-    for k, inner in enumerate(joint.inner):
+    for k, inner in enumerate(joint.parts):
         losses, _ = joint.objective(X, Y, None)
         losses[k].backward()
         own = {id(p) for p in inner.parameters()}

@@ -65,7 +65,7 @@ def test_a_run_that_was_broken_off_goes_on_for_another_number_of_epochs(tmp_path
         ({"lr_schedule": "cosine"}, 5, {}, "lr_schedule = 'cosine' depends on the number of epochs"),
         ({"schedule": "greedy"}, 5, {}, "its stages have trained for 3 epochs each"),
         ({}, 2, {}, "3 epochs are done"),
-        ({}, 5, {"eval_every": 2}, "its evaluation after epoch 3 is none of those every 2 epochs"),
+        ({}, 5, {"eval_every": 2}, "it was evaluated after epoch 3, which is not a multiple of 2"),
     ],
     ids=["schedule", "stages", "fewer", "evaluation"],
 )
@@ -93,11 +93,11 @@ def test_each_difference_is_named_with_both_values(tmp_path: Path) -> None:
     assert message(mf(seed=4), batch_size=8, epochs=2) == (
         "seed is 0 there and 4 here; fit.epochs is 1 there and 2 here; fit.batch_size is 128 there and 8 here"
     )
-    assert message(mf(), vectors(seed=1)) == "the training samples or labels are others"
+    assert message(mf(), vectors(seed=1)) == "the training samples or labels are different"
     assert message(mf(), vectors(41)).startswith(
         "train.samples is 40 there and 41 here; the training samples"
     )
-    assert "the network is another" in message(MonoForward(make_mlp(8), lr=0.01, progress=False))
+    assert "the network is a different one" in message(MonoForward(make_mlp(8), lr=0.01, progress=False))
     assert "trainer is 'mono_forward' there and 'backprop' here" in message(
         Backprop(make_mlp(), lr=0.01, progress=False)
     )

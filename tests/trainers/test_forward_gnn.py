@@ -1,4 +1,4 @@
-"""ForwardGNN by hand on dense matrices, what it shows to whom, what it costs, and other graphs."""
+"""ForwardGNN by hand on dense matrices, the labels it uses, its cost, and other graphs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from bpfree import BadValue, ForwardGNN, _seeds
 from bpfree.data import GraphData
 from bpfree.encodings.graph import GraphEncoding
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.graph import Graph, unit_rows
+from bpfree.graphs.nodes import Nodes
 from bpfree.graphs.sparse import SparseMatrix
 from bpfree.meters import saved_for_backward
 from bpfree.trainers.forward_gnn import LINKS, TOP_DOWN, Variant
@@ -84,15 +84,15 @@ def test_one_way_edges_leave_real_nodes_as_they_are(kind: Any) -> None:
         encoding = trainer.cascade.encoding
         assert isinstance(encoding, GraphEncoding)
         plain = GraphEncoding(data.features, data.graph, data.ids, data.y, CLASSES).nodes(None)
-        shown = encoding.nodes(None).wanting(None)
+        shown = encoding.nodes(None)
         with torch.no_grad():
             for block in trainer.cascade.units:
-                plain, shown = plain.up(block(plain)), shown.up(block(shown))
-        equal = torch.allclose(shown.states[0][:60], plain.states[0], rtol=1e-5, atol=1e-6)
+                plain, shown = plain.next_layer(block(plain)), shown.next_layer(block(shown))
+        equal = torch.allclose(shown.states.states[0][:60], plain.states.states[0], rtol=1e-5, atol=1e-6)
         assert equal == same
 
 
-def test_a_step_touches_no_edge_once_the_aggregate_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_no_edge_once_the_aggregate_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     multiply = SparseMatrix.__matmul__
 
@@ -115,9 +115,7 @@ def test_a_step_touches_no_edge_once_the_aggregate_is_there(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
-def test_to_be_built_is_to_propagate_nothing_over_the_graph(
-    variant: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_building_propagates_nothing_over_the_graph(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, multiply = list[int](), SparseMatrix.__matmul__
 
     def look(self: SparseMatrix, x: Tensor) -> Tensor:
@@ -129,11 +127,11 @@ def test_to_be_built_is_to_propagate_nothing_over_the_graph(
     trainer = built(pairs() if variant in LINKS else nodes(), variant=variant, schedule=schedule)
     assert seen and max(seen) <= 2 + CLASSES
     seen.clear()
-    trainer.cascade(trainer.bound.ids)
+    trainer.cascade(trainer.train_data.ids)
     assert seen and max(seen) >= 60
 
 
-def test_the_aggregate_is_made_anew_for_another_graph() -> None:
+def test_the_aggregate_is_computed_again_for_another_graph() -> None:
     data = nodes()
     trainer = built(data)
     trainer.fit(data, epochs=1, batch_size=100)
@@ -158,20 +156,20 @@ def test_bytes_saved_grow_neither_with_depth_nor_with_nodes() -> None:
     assert saved(2, 3000) <= 1.05 * few
 
 
-def test_validation_labels_are_never_shown() -> None:
+def test_validation_labels_have_no_effect() -> None:
     train, other = nodes(), torch.tensor([i for i in range(60) if i not in nodes().ids.tolist()])
-    judged = GraphData(train.features, train.graph, other, torch.zeros(20, dtype=torch.long), CLASSES)
+    validation = GraphData(train.features, train.graph, other, torch.zeros(20, dtype=torch.long), CLASSES)
     for settings in ({}, {"variant": "label_appending"}, {"variant": "virtual_nodes"}):
         runs = []
-        for y in (judged.y, judged.y + 1):
+        for y in (validation.y, validation.y + 1):
             trainer = built(**settings)
-            trainer.fit(train, replace(judged, y=y), epochs=2, batch_size=100, restore_best=False)
+            trainer.fit(train, replace(validation, y=y), epochs=2, batch_size=100, restore_best=False)
             runs.append(trainer.cascade(other))
         assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize("learnable", [False, True])
-def test_another_graph_needs_weights_and_prototypes_alone(learnable: bool) -> None:
+def test_weights_and_prototypes_alone_classify_another_graph(learnable: bool) -> None:
     data = nodes()
     trainer = built(learnable_prototypes=learnable, lr=1e-2)
     trainer.fit(data, epochs=5, batch_size=100)
@@ -179,7 +177,7 @@ def test_another_graph_needs_weights_and_prototypes_alone(learnable: bool) -> No
     assert [tuple(p.shape) for p in prototypes] == [(CLASSES, 16)] * 2
     expected = trainer.cascade(torch.arange(60))
     torch.testing.assert_close(trainer.classify(data.features, data.graph, prototypes), expected)
-    # A graph of two copies that do not know of each other.
+    # A graph of two copies without an edge between them.
     twice = torch.cat([data.graph.edge_index, data.graph.edge_index + 60], 1)
     found = trainer.classify(data.features.repeat(2, 1), Graph(twice, 120))
     torch.testing.assert_close(found, expected.repeat(2, 1))
@@ -187,11 +185,11 @@ def test_another_graph_needs_weights_and_prototypes_alone(learnable: bool) -> No
         built(variant="top_to_loss", schedule="simultaneous").prototypes()
 
 
-def test_top_to_input_settles_as_written_by_hand() -> None:
+def test_the_sweeps_of_top_to_input_are_those_by_hand() -> None:
     data = nodes()
     trainer = built(variant="top_to_input", schedule="simultaneous", sweeps=4)
     rest = others(data)
-    found = make_evaluator(trainer.cascade, rest).scores(["sum_probabilities"])
+    found = trainer.make_evaluator(rest).scores(["sum_probabilities"])
     x, a = augmented(data)
     labels = torch.full((63, CLASSES), 1 / CLASSES)
     labels[data.ids] = F.one_hot(data.y, CLASSES).float()
@@ -207,10 +205,10 @@ def test_top_to_input_settles_as_written_by_hand() -> None:
     torch.testing.assert_close(found["sum_probabilities"], total)
 
 
-def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
+def test_top_to_loss_averages_its_output_and_all_states_above() -> None:
     data = nodes()
     trainer = built(variant="top_to_loss", schedule="simultaneous", hidden=(16, 16, 16))
-    found = make_evaluator(trainer.cascade, data).scores(["sum_probabilities"])
+    found = trainer.make_evaluator(data).scores(["sum_probabilities"])
     h, a = augmented(data)
     outputs = []
     for conv in trainer.net.convs:
@@ -225,9 +223,9 @@ def test_top_to_loss_listens_to_its_own_output_and_all_states_above() -> None:
 
 
 class ByHand:
-    """The layers of a trainer with seed 0, to be stepped one by one, and what each has lost.
+    """The layers of a trainer with seed 0, which take single steps, and their losses.
 
-    Layer j stands between the states j - 1 and j + 1; the lowest are the features.
+    Layer j maps states j - 1 to states j; states 0 are the features.
     """
 
     def __init__(self, trainer: ForwardGNN, data: GraphData, lr: float) -> None:
@@ -252,17 +250,17 @@ class ByHand:
         self.optimizers[j].step()
         return output.detach()
 
-    def compare(self, rows: list[dict[str, Any]], lost: dict[int, list[float]]) -> None:
-        """The losses of a history's epochs are these."""
+    def compare(self, rows: list[dict[str, Any]], losses: dict[int, list[float]]) -> None:
+        """Compare the losses of a history's epochs with ``losses``."""
         found = torch.tensor([row["loss"] for row in rows]).T
-        expected = torch.tensor([lost[j + 1][: len(rows)] for j in range(self.depth)])
+        expected = torch.tensor([losses[j + 1][: len(rows)] for j in range(self.depth)])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_top_to_input_trains_as_in_the_papers_alternation(depth: int) -> None:
-    # There, layers of even number step first, and then the others, which see what those have left. Before the
-    # first round goes one pass up with nothing above; here, the lowest layer learns in it.
+    # There, layers of even number step first, and then the others, on the states after that. One forward pass
+    # without feedback precedes the first round; here, the lowest layer takes a step in it.
     data, lr = nodes(), 1e-2
     trainer = built(variant="top_to_input", schedule="simultaneous", hidden=(16,) * depth, lr=lr)
     hand = ByHand(trainer, data, lr)
@@ -291,7 +289,7 @@ def test_top_to_loss_trains_all_layers_at_once_on_the_states_of_the_step_before(
     for step in range(4):
         before, after = dict(hand.states), dict(hand.states)
         for j in (1, 2, 3):
-            # The first step finds no states: those below are made on the way up, above is nothing.
+            # There are no states before the first step: those below are computed in it, those above missing.
             below = before[j - 1] if step else after[j - 1]
             above = [before[k] for k in range(j + 1, 4)] if step else []
             after[j] = unit_rows(hand.step(j, unit_rows(below), above))
@@ -299,18 +297,19 @@ def test_top_to_loss_trains_all_layers_at_once_on_the_states_of_the_step_before(
     hand.compare(history.rows, hand.losses)
 
 
-def test_the_wrong_views_go_on_from_the_true_one_with_edges_and_from_their_own_with_features() -> None:
+def test_wrong_labels_as_edges_continue_from_the_true_states_and_as_features_from_their_own() -> None:
     for variant, states in (("virtual_nodes", 1), ("label_appending", CLASSES)):
         encoding = built(variant=variant).cascade.encoding
         assert isinstance(encoding, GraphEncoding)
         trainer = built(variant=variant)
-        above = trainer.cascade.units[0].onward(encoding.nodes(None))
-        assert len(above.states) == states and above.views == CLASSES  # type: ignore[union-attr]
+        above = trainer.cascade.units[0].next_input(encoding.nodes(None))
+        assert isinstance(above, Nodes)
+        assert (len(above.states.states), above.states.n_variants) == (states, CLASSES)
 
 
 def test_variants_learn_what_is_easy() -> None:
     data = nodes(200, known=120)
-    # Neighbours are told apart by their own labels: no edges but the virtual ones.
+    # Nodes are classified by their own features: there are no edges but the virtual ones.
     data = replace(data, graph=Graph(torch.zeros(2, 0, dtype=torch.long), 200))
     cases: list[dict[str, Any]] = [
         {},
@@ -340,10 +339,10 @@ def test_links_are_found() -> None:
     for variant, schedule in cases.items():
         trainer = built(data, variant=variant, schedule=schedule, lr=1e-2)
         trainer.fit(data, epochs=60, batch_size=10_000)
-        assert trainer.evaluate(data)["accuracy"] > 0.85, variant
+        assert trainer.evaluate(data)["roc_auc"] > 0.85, variant
 
 
-def test_what_does_not_go_together_is_refused() -> None:
+def test_settings_that_exclude_each_other_are_refused() -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"variant": "top_to_loss"}, "simultaneous"),
         ({"variant": "label_appending", "schedule": "simultaneous"}, "greedy"),
@@ -375,7 +374,7 @@ def test_a_saved_trainer_loads_into_one_built_for_the_graph(tmp_path: Any) -> No
 
 
 @pytest.mark.parametrize("variant", ["top_to_loss", "top_to_input"])
-def test_a_second_fit_begins_without_the_states_of_the_first(variant: Any) -> None:
+def test_a_second_fit_starts_without_the_states_of_the_first(variant: Any) -> None:
     first, second = (built(variant=variant, schedule="simultaneous") for _ in range(2))
     first.fit(nodes(), epochs=2, batch_size=60)
 

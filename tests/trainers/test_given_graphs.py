@@ -1,4 +1,4 @@
-"""What is evaluated is the graph that is given: its features, edges, node numbers and labels, by hand."""
+"""Evaluation uses the features, edges and node numbers of the given graph; expected values by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bpfree import BackpropGNN, BadValue, ForwardGNN, HopMLP, HopRidge
 from bpfree.data import GraphData
-from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.trainers import GraphTrainer
 from tests.helpers import CLASSES, make_gnn, nodes, pairs, vectors
@@ -48,11 +47,11 @@ def built(arm: str, data: GraphData = TRAIN) -> GraphTrainer:
 
 
 def scores(trainer: GraphTrainer, data: GraphData) -> Tensor:
-    return make_evaluator(trainer.cascade, data).scores([trainer.cascade.headline])[trainer.cascade.headline]
+    return trainer.make_evaluator(data).scores([trainer.cascade.headline])[trainer.cascade.headline]
 
 
 def other() -> GraphData:
-    """A graph of another size, all of whose nodes are asked about."""
+    """A graph of another size, all of whose nodes are samples."""
     found = nodes(n=70, known=70, seed=5)
     return replace(found, ids=torch.arange(70), y=found.features[:, :CLASSES].argmax(1))
 
@@ -186,11 +185,11 @@ def test_changed_features_or_edges_are_evaluated_as_by_hand(arm: str, change: st
 @pytest.mark.parametrize(
     "arm", ["both_ways", "top_to_input", "label_appending", "virtual_nodes", "backprop_virtual"]
 )
-def test_a_training_node_is_judged_without_its_label(arm: str) -> None:
+def test_a_training_node_is_evaluated_without_its_label(arm: str) -> None:
     trainer = built(arm)
     expected = by_hand(arm, trainer, TRAIN)
     torch.testing.assert_close(scores(trainer, TRAIN), expected[TRAIN.ids], rtol=1e-3, atol=1e-4)
-    # The same node is judged the same, whoever is judged with it.
+    # The scores of a node do not depend on the other samples.
     every = replace(TRAIN, ids=torch.arange(60), y=torch.zeros(60, dtype=torch.long))
     rest = replace(every, ids=REST, y=every.y[REST])
     together = scores(trainer, every)
@@ -200,10 +199,10 @@ def test_a_training_node_is_judged_without_its_label(arm: str) -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_labels_of_what_is_evaluated_are_never_shown(arm: str) -> None:
+def test_labels_of_evaluated_samples_have_no_effect(arm: str) -> None:
     trainer, data = built(arm), other()
-    turned = replace(data, y=(data.y + 1) % CLASSES)
-    assert torch.equal(scores(trainer, data), scores(trainer, turned))
+    permuted = replace(data, y=(data.y + 1) % CLASSES)
+    assert torch.equal(scores(trainer, data), scores(trainer, permuted))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -223,18 +222,18 @@ def test_renumbered_nodes_are_the_same_nodes(arm: str) -> None:
     trainer.fit(TRAIN, epochs=2, batch_size=100)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     place = order.argsort()
-    turned = replace(
+    permuted = replace(
         TRAIN,
         features=TRAIN.features[order],
         graph=Graph(place[TRAIN.graph.edge_index], 60),
         ids=place[TRAIN.ids],
     )
-    torch.testing.assert_close(scores(trainer, turned), scores(trainer, TRAIN), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scores(trainer, permuted), scores(trainer, TRAIN), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
 @pytest.mark.parametrize("cache", [True, False])
-def test_validation_on_another_graph_is_what_evaluate_says_of_it(kind: Any, cache: bool) -> None:
+def test_validation_on_another_graph_is_what_evaluate_returns(kind: Any, cache: bool) -> None:
     data = other()
     for settings in ({}, {"variant": "label_appending"}, {"direction": "both_ways"}):
         trainer = ForwardGNN(make_gnn(kind), progress=False, cache=cache, **settings)  # type: ignore[arg-type]
@@ -245,7 +244,7 @@ def test_validation_on_another_graph_is_what_evaluate_says_of_it(kind: Any, cach
 
 
 @pytest.mark.parametrize("arm", ["single_forward", "top_to_loss", "both_ways"])
-def test_classify_and_evaluate_say_the_same_of_another_graph(arm: str) -> None:
+def test_classify_and_evaluate_agree_on_another_graph(arm: str) -> None:
     trainer, data = built(arm), other()
     assert isinstance(trainer, ForwardGNN)
     if arm == "top_to_loss":
@@ -255,7 +254,7 @@ def test_classify_and_evaluate_say_the_same_of_another_graph(arm: str) -> None:
     torch.testing.assert_close(scores(trainer, data), trainer.classify(data.features, data.graph))
 
 
-def test_pairs_are_judged_on_the_given_graph_and_predicted_as_zero_or_one() -> None:
+def test_pairs_are_evaluated_on_the_given_graph_and_predicted_as_zero_or_one() -> None:
     data = pairs()
     moved = replace(data, features=data.features.flip(0), graph=nodes(seed=3).graph)
     for trainer in (
@@ -282,7 +281,7 @@ def _settings(trainer: GraphTrainer) -> dict[str, Any]:
     return {name: getattr(trainer.settings, name) for name in names}
 
 
-def test_nodes_are_asked_about_by_numbers_or_by_a_mask() -> None:
+def test_nodes_are_given_by_numbers_or_by_a_mask() -> None:
     trainer = built("single_forward")
     mask = torch.zeros(60, dtype=torch.bool)
     mask[REST] = True
@@ -309,8 +308,8 @@ def test_data_of_another_kind_are_refused_before_training() -> None:
     trainer = built("single_forward")
     for bad, word in (
         (vectors(), "GraphData"),
-        (pairs(), "cannot judge"),
-        (nodes(width=9), "cannot judge"),
+        (pairs(), "cannot evaluate"),
+        (nodes(width=9), "cannot evaluate"),
         (replace(TRAIN, features=TRAIN.features.clone().fill_(torch.nan)), "NaN"),
     ):
         with pytest.raises(BadValue, match=word):
@@ -343,11 +342,11 @@ def test_a_refused_graph_leaves_the_trainer_as_it_was() -> None:
     before = scores(trainer, TRAIN)
     with pytest.raises(BadValue):
         trainer.build_for(nodes(width=9))  # type: ignore[arg-type]
-    assert trainer.bound.features.shape == (60, 12)
+    assert trainer.train_data.features.shape == (60, 12)
     assert torch.equal(scores(trainer, TRAIN), before)
 
 
-def test_features_of_any_precision_are_taken() -> None:
+def test_features_of_any_precision_are_accepted() -> None:
     trainer, twin = built("backprop"), built("backprop", replace(TRAIN, features=TRAIN.features.double()))
     double = replace(TRAIN, features=TRAIN.features.double())
     assert torch.equal(scores(trainer, TRAIN), scores(twin, TRAIN))
@@ -357,7 +356,7 @@ def test_features_of_any_precision_are_taken() -> None:
     assert torch.equal(scores(trainer, TRAIN), scores(twin, TRAIN))
 
 
-def test_what_was_changed_in_place_is_noticed() -> None:
+def test_changes_in_place_are_refused() -> None:
     data = replace(TRAIN, features=TRAIN.features.clone(), graph=Graph(TRAIN.graph.edge_index.clone(), 60))
     for arm in ("single_forward", "backprop"):
         trainer = built(arm, data)
@@ -372,7 +371,7 @@ def test_what_was_changed_in_place_is_noticed() -> None:
         trainer.evaluate(data)
 
 
-def test_samples_of_both_parts_and_classes_without_samples_are_warned_about_once() -> None:
+def test_shared_samples_and_classes_without_samples_are_warned_about_once() -> None:
     with pytest.warns(UserWarning, match="9 of 9 validation samples") as seen:
         ForwardGNN(make_gnn(), progress=False).fit(TRAIN, TRAIN.take(torch.arange(9)), epochs=3)
     assert len([w for w in seen if "no better than" not in str(w.message)]) == 1
@@ -393,7 +392,7 @@ def test_samples_of_both_parts_and_classes_without_samples_are_warned_about_once
         ForwardGNN(make_gnn(), progress=False).fit(TRAIN, other(), epochs=1)
 
 
-def test_a_step_takes_training_nodes_with_their_labels() -> None:
+def test_a_step_accepts_training_nodes_with_their_labels_alone() -> None:
     for arm in ("label_appending", "virtual_nodes"):
         trainer = built(arm)
         trainer.step(TRAIN.ids[:5], TRAIN.y[:5])
@@ -409,7 +408,7 @@ def test_a_step_takes_training_nodes_with_their_labels() -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_trainer_goes_from_one_graph_to_another(arm: str) -> None:
+def test_a_trainer_can_be_fitted_to_one_graph_after_another(arm: str) -> None:
     trainer, data = built(arm), other()
     trainer.fit(TRAIN, epochs=1, batch_size=100)
     trainer.step(TRAIN.ids, TRAIN.y)
@@ -449,7 +448,7 @@ def _variant(trainer: GraphTrainer) -> dict[str, Any]:
     return {"variant": trainer.settings.variant} if isinstance(trainer, ForwardGNN) else {}
 
 
-def test_features_whose_length_cannot_be_computed_are_told() -> None:
+def test_features_of_extreme_length_are_refused_or_warned_about() -> None:
     large, small = (replace(TRAIN, features=TRAIN.features * by) for by in (1e30, 1e-9))
     for arm in ("single_forward", "backprop", "hop_ridge"):
         with pytest.raises(BadValue, match=r"features of up to 1e\+30 are too large"):
@@ -461,7 +460,7 @@ def test_features_whose_length_cannot_be_computed_are_told() -> None:
     built("backprop", replace(TRAIN, features=TRAIN.features.clone().requires_grad_())).evaluate(TRAIN)
 
 
-def test_the_model_and_classify_check_what_they_are_given() -> None:
+def test_the_model_and_classify_check_their_arguments() -> None:
     trainer = built("single_forward")
     assert isinstance(trainer, ForwardGNN)
     assert trainer.model(REST).shape == (20, CLASSES)
@@ -471,7 +470,7 @@ def test_the_model_and_classify_check_what_they_are_given() -> None:
     for prototypes_ in ([torch.rand(CLASSES, 5)] * 2, trainer.prototypes()[:1]):
         with pytest.raises(BadValue, match="prototypes have the shapes"):
             trainer.classify(TRAIN.features, TRAIN.graph, prototypes_)
-    with pytest.raises(BadValue, match="cannot judge"):
+    with pytest.raises(BadValue, match="cannot evaluate"):
         trainer.classify(TRAIN.features[:, :9], TRAIN.graph)
 
 
@@ -493,13 +492,13 @@ def test_the_smallest_graphs_train() -> None:
 
 
 @pytest.mark.parametrize("kind", [ForwardGNN, BackpropGNN, HopMLP])
-def test_a_step_on_all_nodes_uses_the_labels_that_it_is_given(kind: Any) -> None:
+def test_a_step_on_all_nodes_uses_the_given_labels(kind: Any) -> None:
     other_labels = (TRAIN.y + 1) % CLASSES
-    turned = torch.arange(len(TRAIN)).flip(0)
+    permuted = torch.arange(len(TRAIN)).flip(0)
     found = []
     for x, y in (
         (TRAIN.ids, TRAIN.y),
-        (TRAIN.ids[turned], TRAIN.y[turned]),
+        (TRAIN.ids[permuted], TRAIN.y[permuted]),
         (TRAIN.ids, other_labels),
         (TRAIN.ids[:-1], other_labels[:-1]),
     ):
@@ -510,3 +509,9 @@ def test_a_step_on_all_nodes_uses_the_labels_that_it_is_given(kind: Any) -> None
     assert abs(found[2] - found[0]) > 1e-4
     # One node less is a loss of nearly the same.
     assert abs(found[3] - found[2]) < abs(found[2] - found[0])
+
+
+def test_the_old_name_of_the_training_data_is_accepted() -> None:
+    trainer = built("single_forward")
+    with pytest.warns(FutureWarning, match="train_data"):
+        assert trainer.bound is trainer.train_data

@@ -1,4 +1,4 @@
-"""The controls on graphs: plain loops of torch-geometric and scikit-learn say the same."""
+"""The baselines on graphs against plain loops of torch-geometric and scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bpfree.data import GraphData
 from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.graphs.nodes import Nodes
 from bpfree.graphs.sparse import SparseMatrix
+from bpfree.graphs.states import NodeStates
 from bpfree.nn import Hops
 from tests.helpers import CLASSES, make_gnn, nodes, pairs
 
@@ -25,13 +26,13 @@ def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
     trainer.build_for(data)  # type: ignore[arg-type]
     start = {name: p.clone() for name, p in trainer.net.state_dict().items()}
     history = trainer.fit(data, epochs=3, batch_size=100)
-    twin = make_gnn(kind)
-    twin.grow([12, 16], [16, CLASSES])
-    twin.load_state_dict(start)
-    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3, weight_decay=5e-4)
+    net = make_gnn(kind)
+    net.make_layers([12, 16], [16, CLASSES])
+    net.load_state_dict(start)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=5e-4)
     losses = []
     for _ in range(3):
-        loss = F.cross_entropy(twin(data.features, data.graph.edge_index)[data.ids], data.y)
+        loss = F.cross_entropy(net(data.features, data.graph.edge_index)[data.ids], data.y)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -41,7 +42,7 @@ def test_backpropagation_is_a_plain_loop_of_torch_geometric(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_unusual_edges_mean_what_they_mean_to_torch_geometric(kind: Any, sparse: bool) -> None:
+def test_unusual_edges_have_the_same_effect_as_in_torch_geometric(kind: Any, sparse: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     some, loops = torch.randint(20, (2, 40), generator=generator), torch.arange(7).repeat(2, 1)
     x = torch.rand(20, 200 if sparse else 12, generator=generator)
@@ -67,7 +68,7 @@ def test_unusual_edges_mean_what_they_mean_to_torch_geometric(kind: Any, sparse:
             torch.testing.assert_close(old - new, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_backpropagation_propagates_nothing_twice_and_nothing_unasked(
+def test_backpropagation_propagates_nothing_twice_and_no_row_that_is_not_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen, multiply = list[tuple[int, int]](), SparseMatrix.__matmul__
@@ -84,7 +85,7 @@ def test_backpropagation_propagates_nothing_twice_and_nothing_unasked(
     assert seen == [(60, 60), *3 * [(60, 60), (40, 60)]]
 
 
-def test_backpropagation_with_virtual_nodes_sees_their_edges() -> None:
+def test_backpropagation_with_virtual_nodes_uses_their_edges() -> None:
     data = nodes()
     found = []
     for virtual in (False, True):
@@ -95,7 +96,7 @@ def test_backpropagation_with_virtual_nodes_sees_their_edges() -> None:
     assert not torch.allclose(*found)
 
 
-def test_a_pair_is_judged_by_the_inner_product() -> None:
+def test_the_logit_of_a_pair_is_the_inner_product() -> None:
     data = pairs()
     trainer = BackpropGNN(make_gnn(), progress=False)
     trainer.build_for(data)  # type: ignore[arg-type]
@@ -110,7 +111,7 @@ def test_the_ridge_is_scikit_learns(width: int) -> None:
     trainer = HopRidge(make_gnn(), progress=False, lam=[1e-2])
     trainer.fit(data, epochs=1, batch_size=100)
     with torch.no_grad():
-        phi = Hops(2)(Nodes((data.features,), (data.graph,)))
+        phi = Hops(2)(Nodes(NodeStates((data.features,), (data.graph,))))
     assert isinstance(phi, torch.Tensor)
     known = phi[data.ids].double()
     penalty = 1e-2 * known.square().sum().item() / known.shape[1]
@@ -119,7 +120,7 @@ def test_the_ridge_is_scikit_learns(width: int) -> None:
     torch.testing.assert_close(trainer.cascade(torch.arange(60)), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_perceptron_sees_the_hops_and_nothing_else() -> None:
+def test_the_mlp_is_one_of_hop_features_alone() -> None:
     data = nodes()
     trainer = HopMLP(make_gnn(), progress=False)
     trainer.build_for(data)  # type: ignore[arg-type]

@@ -118,7 +118,7 @@ def test_labels_that_seem_to_begin_at_1_are_warned_of_though_all_classes_are_nam
 
 @every
 def test_labels_from_1_on_make_no_class_that_does_not_exist(kind: type[Trainer]) -> None:
-    with pytest.raises(BadValue, match=r"labels 1\.\.3 and none is 0; expected 0\.\.2; relabel y by y - 1"):
+    with pytest.raises(BadValue, match=r"labels 1\.\.3 and none is 0; expected 0\.\.2; replace y by y - 1"):
         kind(make_mlp(), progress=False).fit((X, Y + 1), epochs=1)
 
 
@@ -259,7 +259,7 @@ def test_a_checkpoint_and_saved_weights_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (X.to_sparse(), r"x is a torch.sparse_coo tensor; expected a dense one"),
+        (X.to_sparse(), r"x is a torch.sparse_coo tensor; expected a dense tensor"),
         (X.to(torch.float8_e4m3fn), r"x is torch.float8_e4m3fn; expected float16 or wider"),
         (X[:, :0], r"x is \[16, 0\]; expected at least one value in each sample"),
     ],
@@ -274,9 +274,9 @@ def test_samples_of_another_kind_are_refused(x: Tensor, message: str) -> None:
 def test_a_graph_is_refused_by_trainers_of_ordinary_networks() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     for use in (trainer.fit, trainer.build_for):
-        with pytest.raises(BadValue, match="mono_forward trains on samples that are no nodes of a graph"):
+        with pytest.raises(BadValue, match="mono_forward trains on samples, not on nodes of a graph"):
             use(nodes())
-    with pytest.raises(BadValue, match="no nodes of a graph"):
+    with pytest.raises(BadValue, match="not on nodes of a graph"):
         built().evaluate(nodes())
 
 
@@ -303,7 +303,7 @@ class Returning(LocalCrossEntropy):
         super().__init__()
         self.change = change
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Any:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Any:
         return self.change(super().forward(output, target))
 
 

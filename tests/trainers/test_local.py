@@ -32,7 +32,7 @@ from tests.helpers import CLASSES, easy, make_cnn, make_mlp, snapshot, vectors
 class Quiet(LocalLoss):
     """Keeps activity small, and says nothing of classes."""
 
-    def forward(self, output: Tensor, target: Tensor, lesson: Tensor | None = None) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.square().mean()
 
 

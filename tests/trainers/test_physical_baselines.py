@@ -68,7 +68,7 @@ def test_backpropagation_with_an_exact_twin_takes_the_step_of_backpropagation_th
     trainer.build(data.sample_shape, CLASSES)
     _, _, first, _, output = trainer.net.children()
     weights = [p.detach().clone().requires_grad_() for m in (first, output) for p in m.parameters()]
-    core = system.differentiable_twin(0.0)
+    core = system.digital_model(0.0)
 
     def layer(rows: torch.Tensor) -> torch.Tensor:
         drive = F.pad(rows.abs() / (rows.norm(dim=1, keepdim=True) + 1e-6), (0, 20 - rows.shape[1]))
@@ -133,7 +133,7 @@ class NoTwin:
 
 
 def test_a_device_that_has_no_twin_cannot_be_backpropagated_through() -> None:
-    with pytest.raises(BadValue, match="twin"):
+    with pytest.raises(BadValue, match="digital model"):
         made(PhysicalBackprop, system=NoTwin()).build((12,), CLASSES)
     with pytest.raises(BadValue, match="mismatch"):
         made(PhysicalBackprop, mismatch=0.5).build((12,), CLASSES)

@@ -130,7 +130,7 @@ def test_a_cell_that_drops_nothing_keeps_its_name() -> None:
     plain, same, other = (
         cells({**config, "fit": fit})[0] for fit in ({}, {"drop_last": False}, {"drop_last": True})
     )
-    assert "drop_last" not in plain.fit and plain.id == same.id != other.id
+    assert "drop_last" not in plain.record()["fit"] and plain.id == same.id != other.id
 
 
 def test_trying_a_batch_of_one_repeats_no_warning() -> None:

@@ -48,11 +48,11 @@ def test_a_grid_has_equal_steps_on_the_scale_and_both_ends() -> None:
 def test_a_point_fills_the_cells_and_leaves_the_rest() -> None:
     arm = plan(seeds=[100, 101]).arms[1]
     found = arm.at({"lr": 0.02})
-    assert [(cell.trainer["lr"], cell.seed, cell.arm) for cell in found] == [
+    assert [(cell.trainer.settings.lr, cell.seed, cell.arm) for cell in found] == [
         (0.02, 100, "backprop"),
         (0.02, 101, "backprop"),
     ]
-    assert {**found[0].trainer, "lr": 0} == {**arm.cells[0].trainer, "lr": 0}
+    assert {**found[0].trainer.record(), "lr": 0} == {**arm.cells[0].trainer.record(), "lr": 0}
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [

@@ -42,10 +42,11 @@ def test_the_setting_that_matters_is_found_with_ten_trials(tmp_path: Path) -> No
     assert shares["lr"] > 0.75
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares == importance(found)
-    # Optuna's default says of ten trials that both matter much alike.
-    few = optuna.create_study(direction="maximize")
-    few.add_trials([t for t in found.all() if t.state == TrialState.COMPLETE][:10])
-    assert optuna.importance.get_param_importances(few)["lr"] < 0.75
+    if int(optuna.__version__.split(".")[0]) >= 5:
+        # Its default since then gives both much the same importance after ten trials.
+        few = optuna.create_study(direction="maximize")
+        few.add_trials([t for t in found.all() if t.state == TrialState.COMPLETE][:10])
+        assert optuna.importance.get_param_importances(few)["lr"] < 0.75
     assert sorted(path.stem.split("_")[-1] for path in draw(found, tmp_path)) == [
         "history",
         "importance",

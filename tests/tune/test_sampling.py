@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bpfree.tune.sampling import make_pruner
-from tests.tune.common import arm_study, open_at, plan
+from tests.tune.common import arm_study, open_at, plan, with_epochs
 
 
 def draws(kind: str, folder: Path, trials: int, restart_every: int, sampler: str = "random") -> list[float]:
@@ -119,9 +119,8 @@ def test_a_grid_is_visited_point_by_point_and_once(kind: str, tmp_path: Path) ->
 
 
 def test_the_median_prunes_after_its_warm_up_what_is_behind() -> None:
-    made = plan()
+    made = with_epochs(plan(), 12)  # a quarter of which is spared
     arm = made.arms[0]
-    arm.cells[0].fit["epochs"] = 12  # a quarter of which is spared
     study = optuna.create_study(direction="maximize", pruner=make_pruner(made, arm))
     for k in range(5):
         trial = study.ask()
@@ -137,9 +136,8 @@ def test_the_median_prunes_after_its_warm_up_what_is_behind() -> None:
 
 
 def test_a_median_of_fewer_than_four_prunes_nothing() -> None:
-    made = plan()
+    made = with_epochs(plan(), 12)
     arm = made.arms[0]
-    arm.cells[0].fit["epochs"] = 12
     for long in (3, 4):
         study = optuna.create_study(direction="maximize", pruner=make_pruner(made, arm))
         for k in range(6):
@@ -155,8 +153,7 @@ def test_a_median_of_fewer_than_four_prunes_nothing() -> None:
 
 
 def test_hyperband_prunes_the_worst(tmp_path: Path) -> None:
-    made = plan(pruner="hyperband")
-    made.arms[0].cells[0].fit["epochs"] = 27
+    made = with_epochs(plan(pruner="hyperband"), 27)
     study = arm_study(made, open_at("journal", tmp_path), 100)
     states = []
     for k in range(30):

@@ -30,15 +30,15 @@ from tests.tune.test_study import dead_process
 #: In a cell's process, whatever is asked of the test data ends it.
 POISON = """
 import multiprocessing
-import bpfree.bench.cell as cell
+import bpfree.bench.sections as sections
 
 class Poison:
     def __getattribute__(self, name):
         raise RuntimeError("the test data were touched")
 
 if multiprocessing.parent_process() is not None:
-    honest = cell.load
-    cell.load = lambda *a, **k: honest(*a, **k)._replace(test=Poison())
+    honest = sections.load
+    sections.load = lambda *a, **k: honest(*a, **k)._replace(test=Poison())
 """
 
 #: A rule that ends its process once, or raises, or never converges.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bpfree.bench.arms import Arm, Group
-from bpfree.bench.measures import MEASURES, Measure, on_one_chart
+from bpfree.bench.measures import Measure, on_one_chart, on_test
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
 from bpfree.bench.targets import cpu_until, flops_until, joules_at, seconds_at
@@ -94,27 +95,32 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of the points (cost, accuracy) that no other one beats in both, from cheap to dear."""
+    """The names of the points (cost, value) that no other one beats in both, by rising cost; the larger value
+    is the better one.
+    """
     found: list[str] = []
-    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if not found or accuracy > points[found[-1]][1]:
+    for name, (_, value) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not found or value > points[found[-1]][1]:
             found.append(name)
     return found
 
 
 def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
-    """Accuracy against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
-    accuracy, points = MEASURES["accuracy"], {}
+    """The metric against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
+    metric, points = group.metric, {}
     arms = on_one_chart(cost, [arm for arm in group.arms if cost.by_seed(arm)])
     for arm in arms:
-        xs, ys = list(cost.by_seed(arm).values()), list(accuracy.by_seed(arm).values())
+        xs, ys = list(cost.by_seed(arm).values()), list(on_test(metric).by_seed(arm).values())
         if xs and ys:
-            points[arm.name] = estimate([x * cost.scale for x in xs]), estimate([100 * y for y in ys])
+            points[arm.name] = (
+                estimate([x * cost.scale for x in xs]),
+                estimate([metric.scale * y for y in ys]),
+            )
     if len(points) < 2:
         return None
     means = {name: (x.mean, y.mean) for name, (x, y) in points.items()}
-    best = front(means)
-    with drawing(f"{cost.label}, {cost.unit}", "test accuracy, %") as (axes, done):
+    best = front({name: (x, metric.signed(y)) for name, (x, y) in means.items()})
+    with drawing(f"{cost.label}, {cost.unit}", metric.head(f"test {metric.label}")) as (axes, done):
         spread = [mean for mean, _ in means.values()]
         axes.set_xscale("log" if max(spread) > 4 * min(spread) > 0 else "linear")
         stairs = [means[name] for name in best]
@@ -126,7 +132,7 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
                 x.mean, y.mean, xerr=x.half, yerr=y.half, color=looks[name].color, marker=looks[name].marker,
                 markersize=8 if name in best else 6, capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3,
             )  # fmt: skip
-    title = f"Accuracy against {cost.label}"
+    title = f"{metric.title} against {cost.label}"
     caption = f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.{_elsewhere(cost, group, arms)}"
     return Chart(title, done(number, title), caption)
 
@@ -141,12 +147,13 @@ def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
 def curves(
     group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
 ) -> Chart | None:
-    """Validation accuracy against what was spent until then: thin, each seed; thick, their mean."""
+    """The metric on validation data against what was spent until then: thin, each seed; thick, their mean."""
+    metric = group.metric
     arms = on_one_chart(cost, [arm for arm in group.arms if any(_line(row, cost) for row in arm.rows)])
     lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in arms}
     if not any(lines.values()):
         return None
-    with drawing(f"{cost.label}, {cost.unit}", "validation accuracy, %") as (axes, done):
+    with drawing(f"{cost.label}, {cost.unit}", metric.head(f"validation {metric.label}")) as (axes, done):
         for name, seeds in lines.items():
             color = looks[name].color
             for line in seeds:
@@ -160,13 +167,18 @@ def curves(
                     *zip(*mean, strict=True), color=color, linewidth=1.8, marker=looks[name].marker,
                     markevery=max(1, len(mean) // 6), markersize=5,
                 )  # fmt: skip
-        reached = sorted(y for seeds in lines.values() for line in seeds for _, y in line)
-        top, low = reached[-1], reached[len(reached) // 8]
-        axes.set_ylim(low - 0.15 * (top - low), top + 0.1 * (top - low) + 1e-3)
+        reached = sorted(metric.signed(y) for seeds in lines.values() for line in seeds for _, y in line)
+        best, poor = reached[-1], reached[len(reached) // 8]
+        ends = poor - 0.15 * (best - poor), best + 0.1 * (best - poor) + 1e-3
+        axes.set_ylim(*sorted(metric.signed(end) for end in ends))
         for target in targets:
-            axes.axhline(100 * target, color=INK, linestyle=":", linewidth=1)
+            axes.axhline(metric.scale * target, color=INK, linestyle=":", linewidth=1)
     title = f"Way to the target, {cost.label}"
-    dotted = f" Dotted: {', '.join(f'{100 * t:g} %' for t in targets)}." if targets else ""
+    dotted = (
+        f" Dotted: {', '.join(metric.head(f'{metric.scale * t:g}', ' ') for t in targets)}."
+        if targets
+        else ""
+    )
     caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
     caption += _elsewhere(cost, group, arms)
     return Chart(title, done(number, title), caption)
@@ -182,7 +194,8 @@ SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
 
 
 def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
-    found = [(SPENT[cost.id](row, point), 100 * point[1]) for point in row["curve"]]
+    scale = metric_of(row).scale
+    found = [(SPENT[cost.id](row, point), scale * point[1]) for point in row["curve"]]
     return [(x * cost.scale, y) for x, y in found if x is not None]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
+from bpfree.bench.arms import PROTOCOLS, Arm, Group
 from bpfree.bench.conditions import machine
 from bpfree.bench.report.figures import NOTHING, Figure, Table, mean
-from bpfree.bench.results import Row
+from bpfree.bench.results import Row, figure
 
 #: When idling was measured: around the training.
 EDGES = ("before", "after")

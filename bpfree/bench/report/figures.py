@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpfree.bench.arms import Arm
 from bpfree.bench.measures import Comparison, Measure, readable, short
-from bpfree.bench.statistics import Estimate, estimate
+from bpfree.bench.numbers import number, plus_minus
+from bpfree.bench.statistics import estimate
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,6 @@ class Table:
 NOTHING = Figure("–")
 
 
-def number(value: float) -> str:
-    """Three figures or more, without an exponent where that can be read."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:#.3g}".rstrip(".")
-
-
-def percent(found: Estimate) -> str:
-    """An accuracy in percent with the half width of its interval."""
-    return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
-
-
-def plus_minus(mean: float, half: float | None) -> str:
-    """A mean with as many digits as its interval gives sense to: two of the half width."""
-    if half is None or half <= 1e-9 * abs(mean):
-        return number(mean)
-    digits = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
-
-
 def of_measure(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
     """A cost of an arm, over its seeds, and below it the ratio to the baseline's."""
     measure = readable(measure, [arm])
@@ -86,7 +68,7 @@ def of_measure(measure: Measure, arm: Arm, comparison: Comparison | None) -> Fig
 
 def head(measure: Measure) -> str:
     """The name of a column: with the unit, if that is the same for all."""
-    return measure.label if len(measure.units) > 1 else f"{measure.label}, {measure.unit}"
+    return measure.label if len(measure.units) > 1 or not measure.unit else f"{measure.label}, {measure.unit}"
 
 
 def in_unit(text: str, measure: Measure) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Group, failures, groups, last_line
 from bpfree.bench.measures import (
-    MEASURES,
+    COSTS,
     Comparison,
     against_baseline,
     compare,
@@ -19,6 +19,7 @@ from bpfree.bench.measures import (
     readable,
     short,
 )
+from bpfree.bench.metric import common
 from bpfree.bench.report import charts, drawn, tables
 from bpfree.bench.report.drawn import joules_by_scope
 from bpfree.bench.report.provenance import provenance
@@ -31,7 +32,7 @@ from bpfree.bench.statistics import (
     RESAMPLES,
     Verdict,
 )
-from bpfree.bench.targets import COSTS
+from bpfree.bench.targets import CURVE_COSTS
 from bpfree.bench.terminal import visible
 from bpfree.bench.weak_blocks import weak_blocks
 
@@ -69,7 +70,7 @@ def html(
 
     Args:
         rows: The rows of one or more results.
-        targets: Validation accuracies, 0 to 1, chosen now; without any, those that the rows name.
+        targets: Values of the metric on validation data, chosen now; without any, those that the rows name.
         sources: The files of the rows, as they are to be named.
         searches: What gave the arms their settings.
 
@@ -115,6 +116,7 @@ def html(
             (visible(str(row.get("arm"))), row["seed"], row["status"], last_line(row))
             for row in failures(rows)
         ],
+        metric=metric.title if (metric := common(group.metric for group in found)) else "Metric",
         looks=looks,
         short=short,
         rules={
@@ -131,14 +133,10 @@ class _Setting:
 
     def __init__(self, group: Group, goals: Sequence[float], looks: Looks, numbers: Iterator[int]) -> None:
         self.title, self.names = group.title, [arm.name for arm in group.arms]
-        drawn = [
-            charts.pareto(group, readable(MEASURES[cost], group.arms), looks, next(numbers)) for cost in COSTS
-        ]
+        costs = [readable(COSTS[cost], group.arms) for cost in CURVE_COSTS]
+        drawn = [charts.pareto(group, cost, looks, next(numbers)) for cost in costs]
         self.pareto = [chart for chart in drawn if chart is not None]
-        ways = [
-            charts.curves(group, readable(MEASURES[cost], group.arms), goals, looks, next(numbers))
-            for cost in COSTS
-        ]
+        ways = [charts.curves(group, cost, goals, looks, next(numbers)) for cost in costs]
         self.curves = [chart for chart in ways if chart is not None]
 
 
@@ -148,7 +146,7 @@ def _memory(found: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> lis
         by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
     drawn = [
         charts.memory(
-            several, readable(MEASURES[measure], [a for g in several for a in g.arms]), looks, next(numbers)
+            several, readable(COSTS[measure], [a for g in several for a in g.arms]), looks, next(numbers)
         )
         for several in by_data.values()
         for measure in ("saved_bytes", "peak_alloc")
@@ -263,7 +261,7 @@ def _wins(
 ) -> list[tuple[str, list[Comparison], list[Comparison]]]:
     """By measure: what is decided, and where the one is ahead and the data do not decide."""
     found = []
-    for measure in MEASURES.values():
+    for measure in {c.measure.id: c.measure for c in comparisons}.values():
         mine = [c for c in comparisons if c.measure.id == measure.id]
         decided = [c for c in mine if getattr(c, which)]
         undecided = [
@@ -271,6 +269,5 @@ def _wins(
             for c in mine
             if c.effect.verdict is Verdict.INCONCLUSIVE and measure.better(c.effect) == (which == "wins")
         ]
-        if mine:
-            found.append((measure.label, decided, undecided))
+        found.append((measure.label, decided, undecided))
     return found

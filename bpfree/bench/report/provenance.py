@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bpfree.bench.arms import Group, figure
+from bpfree.bench.arms import Group
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
 
@@ -25,11 +26,12 @@ def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[st
 
 def _origin(row: Row) -> dict[str, Any]:
     env, git = row["env"], row.get("git", {})
-    accuracy = figure(row, "metrics", "test_accuracy")
+    metric = metric_of(row)
+    value = metric.test(row)
     return {
         "seed": row["seed"],
         "row": row["cell_id"],
-        "accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f}",
+        metric.label: "–" if value is None else metric.written(metric.scale * value),
         "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
         "source": env.get("source", "–"),
         "machine": ", ".join(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.bench.report.figures import Figure, Table, number
+from bpfree.bench.metric import RowMetric, common, metric_in
+from bpfree.bench.numbers import number
+from bpfree.bench.report.figures import NOTHING, Figure, Table
 
 #: The schema of summaries that is understood here.
 SCHEMA = 1
@@ -57,7 +59,9 @@ def _address(svg: bytes) -> str:
 
 def searched(searches: Sequence[Search]) -> Table:
     """Winners and costs."""
-    heads = ["arm", "search", "trials", "pruned", "diverged", "seconds", "validation accuracy, %", "settings"]
+    metric = common(metric_in(arm) for search in searches for arm in search.arms)
+    validation = "validation metric" if metric is None else metric.head(f"validation {metric.label}")
+    heads = ["arm", "search", "trials", "pruned", "diverged", "seconds", validation, "settings"]
     table = Table("searches", "The settings that won, and what finding them has cost", heads, filters=[1])
     for search in searches:
         for arm in search.arms:
@@ -69,10 +73,15 @@ def searched(searches: Sequence[Search]) -> Table:
                 Figure(search.name),
                 *(Figure(str(arm[key]), order=arm[key]) for key in ("trials", "pruned", "diverged")),
                 Figure(number(arm["seconds"]), order=arm["seconds"]),
-                Figure(f"{100 * best['value']:.2f}", order=best["value"]) if best else Figure("–"),
+                _best(metric_in(arm), best, named=metric is None) if best else NOTHING,
                 Figure(_settings(best["params"]), edge) if best else Figure("–"),
             ])  # fmt: skip
     return table
+
+
+def _best(metric: RowMetric, best: dict[str, Any], named: bool) -> Figure:
+    note = metric.head(metric.label) if named else ""
+    return Figure(metric.written(metric.scale * best["value"]), note, best["value"])
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The page in a real browser: it sorts, filters, stays silent, and asks for nothing but itself.
 
-Needs Chromium and its driver (`apt-get install chromium chromium-driver`), and is skipped without them.
+Needs Chromium with its driver (`apt-get install chromium chromium-driver`) and selenium
+(`uv run --group browser pytest`), and is skipped without them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its driver on this machine"),
     # What a browser and its driver leave open is not ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -1,4 +1,4 @@
-"""ReLUs that overwrite their input in a step: only where that changes nothing, and only in the step."""
+"""ReLUs that work in place: only where this changes no result, and only during a training step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Backprop, DeepSupervision, MonoForward
-from bpfree.nn.in_place import in_place, overwriting
+from bpfree.nn.inplace import overwritable_relus, overwrite_inputs
 from tests.helpers import make_cnn, make_mlp, vectors
 
 
 class PreActivated(nn.Module):
-    """A residual layer whose activation comes first: overwriting its input would change the skip."""
+    """A residual layer that begins with the activation: overwriting its input would change the skip."""
 
     def __init__(self, relu: nn.ReLU) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PreActivated(nn.Module):
         return x + self.linear(self.relu(x))
 
 
-def test_what_may_be_overwritten() -> None:
+def test_which_relus_may_work_in_place() -> None:
     relu, shared, hooked = nn.ReLU(), nn.ReLU(), nn.Linear(4, 4)
     hooked.register_forward_hook(lambda *_: None)
     linear = [nn.Linear(4, 4) for _ in range(9)]
@@ -39,13 +39,13 @@ def test_what_may_be_overwritten() -> None:
         ([linear[0], nn.ReLU(inplace=True)], []),
     ]
     for layers, expected in cases:
-        assert overwriting(nn.Sequential(*layers)) == expected, layers
-    assert overwriting(PreActivated(relu)) == []
+        assert overwritable_relus(nn.Sequential(*layers)) == expected, layers
+    assert overwritable_relus(PreActivated(relu)) == []
 
 
-def test_a_relu_overwrites_inside_alone_whatever_happens() -> None:
+def test_relus_are_restored_after_an_exception() -> None:
     relu = nn.ReLU()
-    with pytest.raises(RuntimeError), in_place([relu]):
+    with pytest.raises(RuntimeError), overwrite_inputs([relu]):
         assert relu.inplace
         raise RuntimeError
     assert not relu.inplace
@@ -53,7 +53,7 @@ def test_a_relu_overwrites_inside_alone_whatever_happens() -> None:
 
 @pytest.mark.parametrize("kind", [Backprop, DeepSupervision, MonoForward])
 @pytest.mark.parametrize("make", [make_mlp, lambda: make_cnn(batch_norm=True)])
-def test_a_step_has_the_bits_of_one_that_overwrites_nothing(
+def test_a_step_in_place_has_the_same_bits(
     kind: type[MonoForward], make: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.rand(8, 12) if make is make_mlp else torch.rand(8, 1, 8, 8)
@@ -64,7 +64,7 @@ def test_a_step_has_the_bits_of_one_that_overwrites_nothing(
         trainer = kind(make(), progress=False)
         trainer.build(x.shape[1:], 3)
         if plain:
-            monkeypatch.setattr("bpfree.core.block.overwriting", lambda body: [])
+            monkeypatch.setattr("bpfree.core.block.overwritable_relus", lambda body: [])
         for module in trainer.net.modules():
             if isinstance(module, nn.ReLU):
                 module.register_forward_pre_hook(lambda m, _: overwrote.append(m.inplace))
@@ -78,7 +78,7 @@ def test_a_step_has_the_bits_of_one_that_overwrites_nothing(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_validation_overwrites_nothing() -> None:
+def test_validation_does_not_work_in_place() -> None:
     trainer = MonoForward(make_mlp(), progress=False)
     trainer.fit(vectors(), vectors(), epochs=1)
-    assert all(not block.relus for block in trainer.cascade.units)
+    assert all(not block.overwriting for block in trainer.cascade.units)

@@ -1,0 +1,15 @@
+"""Update rules by the names that settings use."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from bpfree.core.update_rules import Autograd, ClosedFormGradient, UpdateRule
+
+#: Values of the setting ``gradients``.
+RuleName = Literal["autograd", "analytic"]
+
+
+def make_rule(gradients: RuleName) -> UpdateRule[Any]:
+    """A new rule: `Autograd`, or `ClosedFormGradient` for ``"analytic"``."""
+    return Autograd() if gradients == "autograd" else ClosedFormGradient()
