@@ -76,7 +76,7 @@ def redraw(folder: Path, out: Path | None = None) -> list[Path]:
             picture
             for arm, study in studies
             for picture in draw_study(
-                study, arm["label"], target, metric_in(arm).label, arm.get("importance", {})
+                study, arm["label"], target, arm.get("importance", {}), metric_in(arm).label
             )
         ]
     except OSError as error:
