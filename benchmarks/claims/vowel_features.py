@@ -27,7 +27,7 @@ REQUIRED = {"vowels_7": 0.95, "vowels_12": 0.92, "vowels_12_formants": 0.89}
 
 
 def accuracy(name: str) -> dict[str, float]:
-    """Mean and sd over splits of two classifiers' accuracy on speakers that they do not know."""
+    """Mean and standard deviation over splits of the accuracy of two classifiers on other speakers."""
     scores: dict[str, list[float]] = {"lda": [], "svm": []}
     for seed in range(SPLITS):
         train, validation, test = load(name, standardize=True, split_seed=seed)
@@ -52,11 +52,13 @@ def arrays(data: TensorData) -> tuple[Any, Any]:
 def formant_errors() -> Any:
     """Relative errors of the formants on the recordings with hand-measured formants, ``[258, 12]``."""
     root = data_root(None)
-    ours = read_recordings(root, "formants", SEVEN, "w", download=False)
-    by_token = {(who, int(y)): x for who, y, x in zip(ours.speakers, ours.y, ours.x, strict=True)}
+    computed = read_recordings(root, "formants", SEVEN, "w", download=False)
+    by_token = {
+        (speaker, int(y)): x for speaker, y, x in zip(computed.speakers, computed.y, computed.x, strict=True)
+    }
     hand = read_table(root, download=False)
     rows = zip(hand.speakers, hand.y, hand.x, strict=True)
-    return np.stack([np.abs((by_token[who, int(y)] / x - 1).numpy()) for who, y, x in rows])
+    return np.stack([np.abs((by_token[speaker, int(y)] / x - 1).numpy()) for speaker, y, x in rows])
 
 
 def main() -> int:

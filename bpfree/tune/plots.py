@@ -28,7 +28,7 @@ def draw_study(
     label: str,
     folder: Path,
     importances: Mapping[str, float],
-    metric: str = "accuracy",
+    metric: str,
 ) -> list[Path]:
     """Write SVG plots of a study into ``folder``; none if no trial is complete.
 

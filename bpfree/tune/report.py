@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bpfree._errors import BadValue
 from bpfree.bench.files import Mapped
+from bpfree.bench.metric import metric_in
 from bpfree.tune.plots import draw_study
 from bpfree.tune.summary import SCHEMA
 
@@ -74,7 +75,9 @@ def redraw(folder: Path, out: Path | None = None) -> list[Path]:
         return [
             picture
             for arm, study in studies
-            for picture in draw_study(study, arm["label"], target, arm.get("importance", {}))
+            for picture in draw_study(
+                study, arm["label"], target, arm.get("importance", {}), metric_in(arm).label
+            )
         ]
     except OSError as error:
         raise BadValue(f"{target}: pictures cannot be written there: {error}") from None
@@ -93,7 +96,8 @@ def study_of(arm: Mapped, grid: bool) -> optuna.Study:
         for name, text in arm["space"].items()
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
+    direction = "maximize" if metric_in(arm).greater_is_better else "minimize"
+    study = optuna.create_study(direction=direction)
     for number in range(max(trials, default=-1) + 1):
         study.add_trial(_trial(trials.get(number, {}), distributions))
     return study

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from bpfree import BadValue
 from bpfree.tune.__main__ import main
 from bpfree.tune.plots import draw, importance, no_importance
-from bpfree.tune.report import redraw
+from bpfree.tune.report import redraw, study_of
 from bpfree.tune.study import ArmStudy
 from bpfree.tune.summary import summarize, write_json
 from tests.tune.common import arm_study, open_at, plan
@@ -127,3 +127,12 @@ def test_a_published_search_is_drawn_whole(tmp_path: Path) -> None:
         name for arm in json.loads((folder / "summary.json").read_text())["arms"] for name in arm["plots"]
     ]
     assert [f"plots/{path.name}" for path in redraw(folder, tmp_path)] == named
+
+
+def test_a_smaller_error_is_the_better_one_when_drawn_again() -> None:
+    arm = {"metric": "mse", "greater_is_better": False, "share": False, "space": {"lr": "0.1 to 1"}}
+    history = [
+        {"number": k, "state": "complete", "params": {"lr": 0.2 + k / 10}, "value": value}
+        for k, value in enumerate((3.0, 1.0, 2.0))
+    ]
+    assert study_of({**arm, "history": history}, grid=False).best_value == 1.0

@@ -1,4 +1,4 @@
-"""The race between steps at a small size: fair turns, ratios within a round, an honest interval."""
+"""Timing of steps at a small size: rotating order, ratios within a round, the interval of the median."""
 
 import ctypes
 import itertools
@@ -31,7 +31,7 @@ def test_all_arms_go_in_every_round_and_ratios_are_taken_within_it(monkeypatch: 
     seconds, pages = claim.race(arms, torch.zeros(1), torch.zeros(1), 3)
     # Two rounds of warming up; a machine that gets slower round by round changes no ratio.
     assert seconds["a"] == [3.0, 4.0, 5.0] and seconds["b"] == [6.0, 8.0, 10.0]
-    # What is asked for between two steps is nobody's; what warming up asks for is not counted.
+    # Page faults between two steps and during warm-up are not counted.
     assert pages["a"] == pages["b"] == 7.0
     assert [name for number, name in turns if number in (2, 3)] == ["a", "b", "b", "a"]
 
@@ -49,9 +49,9 @@ def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
 def test_the_claim_is_measured_with_its_controls(
     kept: bool, counted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = itertools.count(step=int(counted))  # a system that counts no page says 0, whatever was asked for
+    asked = itertools.count(step=int(counted))  # a system that does not count page faults returns 0
     monkeypatch.setattr(claim, "page_faults", lambda: next(asked))
-    # What malloc is told holds for the rest of the process; its own test has one for itself.
+    # Settings of malloc last as long as the process, so this test has its own.
     monkeypatch.setattr(claim, "keep_memory", lambda: kept)
     found = claim.measure(width=16, blocks=4, rounds={512: 3}, threads=1)
     assert list(found["batches"]) == ["512", "512, memory kept"][: 1 + kept]

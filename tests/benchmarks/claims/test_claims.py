@@ -1,4 +1,4 @@
-"""Claims are found, measured, written down, and told from those that were not measured."""
+"""Claims are listed, measured and recorded, and distinguished from those that were not measured."""
 
 import inspect
 import json

@@ -13,10 +13,10 @@ def test_memory_and_flops_are_those_that_can_be_counted_by_hand() -> None:
     costs, activation = found["costs"], 4 * B * W
     ours, plain = costs["mono_forward"], costs["backprop"]
     assert ours["16"]["saved"] == ours["4"]["saved"] < 5 * activation
-    # A block keeps its normalised input, the ReLU's output and its own input, two numbers for each row.
+    # A block saves its normalized input, the ReLU's output and its own input, two numbers for each row.
     assert 12 * 2 * activation < plain["16"]["saved"] - plain["4"]["saved"] < 12 * 4 * activation
     assert abs(found["growth"]["peak"]) <= 0.05
-    # Sixteen blocks: the inputs of three groups of four, and all that one group keeps.
+    # Sixteen blocks: the inputs of three groups of four, and everything that one group saves.
     checkpointed = costs["square-root checkpointing"]["16"]["saved"]
     assert plain["4"]["saved"] < checkpointed < 0.6 * plain["16"]["saved"]
     parts = costs["gradient accumulation"]["16"]

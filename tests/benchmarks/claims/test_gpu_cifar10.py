@@ -52,10 +52,10 @@ def test_joules_are_told_where_they_were_metered() -> None:
     assert claim.describe_cost("predsim", cost) == "predsim to 90%: 61.2 s, 12.3 kJ"
 
 
-def test_the_experiment_is_the_recipe_and_its_twin_with_a_meter() -> None:
+def test_the_experiment_is_the_recipe_and_backpropagation_with_a_meter() -> None:
     found = cells(claim.experiment())
     assert [(cell.arm, cell.seed) for cell in found[:2]] == [("predsim", 0), ("backprop", 0)] and len(
         found
     ) == 6
     assert all(cell.energy is not None and cell.device == "cuda" for cell in found)
-    assert {cell.fit["eval_every"] for cell in found} == {10}
+    assert {cell.fit.eval_every for cell in found} == {10}

@@ -9,7 +9,7 @@ from benchmarks.profiles import graph_scale
 def test_the_claim_is_measured_with_its_control() -> None:
     with pytest.warns(UserWarning, match="no training sample has the class"):
         found = graphs.measure(nodes=400, epochs=2)
-    # Backpropagation keeps the states of all nodes in three layers, a block those of its labelled tenth.
+    # Backpropagation saves the states of all nodes in three layers, a block those of its labeled tenth.
     assert found["saved_ratio"] > 5 and found["time_ratio"] > 0
     assert found["holds"] == graph_scale.holds(found)
     assert found["edges"] == 20 * 400 and found["labelled"] == 40

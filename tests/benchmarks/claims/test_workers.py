@@ -33,7 +33,7 @@ def test_a_pipeline_of_backpropagation_is_backpropagation(arm: str) -> None:
     alone = backprop(replace(SPEC, arm="backprop"))
     below, above = run(None, 2, backprop, replace(SPEC, arm=arm))
     assert "accuracy" not in below
-    # Sums over micro-batches round otherwise: a few of the test images may be told differently.
+    # Sums over micro-batches round otherwise: a few test images may be classified differently.
     assert above["accuracy"] == pytest.approx(alone["accuracy"], abs=0.02)
     assert alone["accuracy"] > 0.2
 

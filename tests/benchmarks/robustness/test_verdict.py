@@ -1,4 +1,4 @@
-"""The judge tells right from wrong, a refusal from a crash, and a late error from an early one."""
+"""Verdicts distinguish right from wrong, a refusal from a crash, and a late error from an early one."""
 
 from __future__ import annotations
 
@@ -145,15 +145,15 @@ def test_a_warning_does_not_make_a_false_result_right(monkeypatch: pytest.Monkey
         ("x = 3: expected 4" * 40, "has 680 characters"),
     ],
 )
-def test_what_a_message_lacks(message: str, fault: str | None) -> None:
+def test_the_fault_of_a_message(message: str, fault: str | None) -> None:
     assert unclear_part(message) == fault
 
 
-# ---- trainers that are wrong are found out ---------------------------------------------------------------
+# ---- wrong trainers are detected -------------------------------------------------------------------------
 
 
 class Shuffles(bpfree.MonoForward):
-    """Predicts of other samples than it is asked about."""
+    """Predicts for the samples in another order."""
 
     id = "shuffles"
 
@@ -172,7 +172,7 @@ class Forgets(bpfree.MonoForward):
 
 
 class Boasts(bpfree.MonoForward):
-    """Says that all is right."""
+    """Returns an accuracy of 1 always."""
 
     id = "boasts"
 
@@ -181,7 +181,7 @@ class Boasts(bpfree.MonoForward):
 
 
 @pytest.mark.parametrize(("kind", "reason"), [(Shuffles, "predict"), (Forgets, "loss"), (Boasts, "evaluate")])
-def test_a_trainer_that_is_wrong_is_judged_wrong(
+def test_a_wrong_trainer_is_detected(
     kind: type[bpfree.MonoForward], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRAINERS, kind.id, kind)
@@ -194,7 +194,7 @@ def test_a_trainer_that_is_wrong_is_judged_wrong(
     assert found.outcome is Outcome.WRONG and reason in found.reason
 
 
-def test_chance_on_an_easy_problem_is_judged_wrong() -> None:
+def test_chance_on_an_easy_problem_is_wrong() -> None:
     s = samples(12)
     found = judged(
         lambda watch: solves(watch, "mono_forward", row(nets.mlp()), s.data, s, lr=1e-9, fit={"epochs": 1})
@@ -219,7 +219,7 @@ def test_least_squares_by_hand_are_the_minimum() -> None:
 
 @pytest.mark.parametrize("trainer", sorted(hand.LOOPS))
 def test_a_loop_is_another_one_with_another_rate(trainer: str) -> None:
-    # A comparison that every rate passed would show nothing.
+    # A comparison that passes with every learning rate would show nothing.
     s = samples(12, noise=1.0)
     made = TRAINERS[trainer](row(nets.mlp()), lr=0.02, progress=False)
     watch = Watch()
