@@ -96,8 +96,8 @@ def study_of(arm: Mapped, grid: bool) -> optuna.Study:
         for name, text in arm["space"].items()
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = "maximize" if metric_in(arm).greater_is_better else "minimize"
-    study = optuna.create_study(direction=direction)
+    greater = metric_in(arm).greater_is_better
+    study = optuna.create_study(direction="maximize" if greater else "minimize")
     for number in range(max(trials, default=-1) + 1):
         study.add_trial(_trial(trials.get(number, {}), distributions))
     return study
