@@ -1,1 +1,4 @@
-"""Scripts that make a published figure again: one command each, results beside them."""
+"""Measurements behind the published figures: one command for each, its result in ``benchmarks/results``.
+
+``claims`` compares with thresholds, ``robustness`` tries to break training, ``profiles`` measures cost.
+"""

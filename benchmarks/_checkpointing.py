@@ -1,4 +1,4 @@
-"""Backpropagation that keeps the activations at some walls only, and computes the others again."""
+"""Backpropagation with activation checkpointing at some block boundaries."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Checkpointed(nn.Module):
-    """Layers of which only the input is kept for the backward pass.
+    """Layers of which only the input is saved for the backward pass.
 
     Args:
-        layers: In order.
-        reentrant: Which of torch's two implementations recomputes. The reentrant one runs an ordinary
-            backward pass over the layers, so that `bpfree.meters.saved_for_backward` sees what it keeps
-            meanwhile; it needs an input with a gradient, which costs the lowest layer one product more.
+        layers: The layers in order.
+        reentrant: Which of the two implementations of torch recomputes. The reentrant one runs an ordinary
+            backward pass over the layers, so that `bpfree.meters.saved_for_backward` counts what it saves
+            meanwhile; it needs an input with a gradient, which costs one more product in the lowest layer.
     """
 
     def __init__(self, layers: Sequence[nn.Module], reentrant: bool = False) -> None:
@@ -33,7 +33,7 @@ class Checkpointed(nn.Module):
 
 
 def square_root(stages: Sequence[nn.Module], reentrant: bool = False) -> list[nn.Module]:
-    """``n`` stages in about ``sqrt(n)`` checkpointed groups of about ``sqrt(n)``: the least memory for one
-    computing again (Chen et al., arXiv 1604.06174)."""
+    """``n`` stages in about ``sqrt(n)`` checkpointed groups of about ``sqrt(n)`` stages, which needs the
+    least memory if each stage is recomputed once (Chen et al., arXiv 1604.06174)."""
     size = math.ceil(math.sqrt(len(stages)))
     return [Checkpointed(stages[i : i + size], reentrant) for i in range(0, len(stages), size)]

@@ -17,16 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, figures: dict[str, Any], passed: bool, changed: Mapping[str, Any] | None = None) -> Path:
-    """Write ``results/<name>.json``, or a file of its own where arguments are not those of the published run.
+    """Write ``results/<name>.json``, or another file if the arguments are not those of the published run.
 
     Args:
         name: Name of the script.
-        figures: What it found; it may name the ``threads`` that it was computed with.
-        passed: Whether that is as claimed.
+        figures: The results; ``threads`` is the number of threads that they were computed with.
+        passed: Whether the results are as claimed.
         changed: The arguments that differ from the published ones, see `changes`.
 
     Returns:
-        The file. Those of changed arguments hold ``--`` in their name, and git ignores them.
+        The file. With changed arguments its name contains ``--``, and git ignores it.
     """
     env = environment(torch.device("cpu"), figures.get("threads", torch.get_num_threads()))
     content = {"name": name, "passed": passed, **figures, "env": env, "git": git()}
@@ -40,9 +40,9 @@ def write(name: str, figures: dict[str, Any], passed: bool, changed: Mapping[str
     return path
 
 
-def changes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, Any]:
+def changes(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments that differ from their defaults, which are those of the published run."""
-    return {key: value for key, value in vars(given).items() if value != parser.get_default(key)}
+    return {key: value for key, value in vars(arguments).items() if value != parser.get_default(key)}
 
 
 def record(name: str, figures: dict[str, Any], passed: bool, changed: Mapping[str, Any] | None = None) -> int:

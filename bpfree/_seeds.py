@@ -24,7 +24,9 @@ def derive(seed: int, *parts: Part) -> int:
 
 def generator(device: torch.device, seed: int, *parts: Part) -> torch.Generator:
     """Return a new generator on ``device`` for the stream ``parts``."""
-    return torch.Generator(device).manual_seed(derive(seed, *parts))
+    text = "/".join(map(str, (seed, *parts))).encode()
+    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    return torch.Generator(device).manual_seed(value)
 
 
 @contextmanager
@@ -39,7 +41,9 @@ def seed_global(device: torch.device, seed: int, *parts: Part) -> None:
 
     Call it only inside `fork_global`, so that a run does not change the random numbers of other code.
     """
-    value = derive(seed, *parts)
+    # As `derive`, without a call: it runs for every block in every step.
+    text = "/".join(map(str, (seed, *parts))).encode()
+    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(value)
     else:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pillow 13.0.0: 16-bit and float grey images, as microscopes, thermal and depth cameras write them.
+# Pillow 13.0.0: 16-bit and float gray images, as written by microscopes, thermal and depth cameras.
 # Guess: convert("RGB") and convert("L") scale 16-bit values to 8 bits.
 # Behavior: values are clipped at 255. A 16-bit image of usual exposure turns white, a float image in [0, 1] black; all
 # pictures of a folder become equal. torchvision's loader for image folders calls convert("RGB").
@@ -21,12 +21,12 @@ Image.fromarray(values).save(file, "PNG")
 read = Image.open(file)
 print("mode", read.mode, "values", np.asarray(read).tolist())
 for mode in ("L", "RGB"):
-    found = np.asarray(read.convert(mode)).reshape(1, 5, -1)[..., 0]
-    print(mode, found.tolist())
-    assert found.tolist() == [[0, 200, 255, 255, 255]], found
+    converted = np.asarray(read.convert(mode)).reshape(1, 5, -1)[..., 0]
+    print(mode, converted.tolist())
+    assert converted.tolist() == [[0, 200, 255, 255, 255]], converted
 floats = Image.fromarray(np.array([[0.0, 0.25, 0.5, 0.99]], np.float32))
-found = np.asarray(floats.convert("RGB"))[..., 0]
-print(floats.mode, "to RGB", found.tolist())
-assert found.tolist() == [[0, 0, 0, 0]], found
-print("seen as described, Pillow", PIL.__version__)
+converted = np.asarray(floats.convert("RGB"))[..., 0]
+print(floats.mode, "to RGB", converted.tolist())
+assert converted.tolist() == [[0, 0, 0, 0]], converted
+print("as described, Pillow", PIL.__version__)
 PYTHON

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch-geometric 2.8.1: transforms.NormalizeFeatures, documented as row-normalizing to a sum of one.
-# Guess: each row is divided by its sum, and a row is treated by itself.
-# Behavior: the smallest value of the whole matrix is taken off every element first, negative or not. So one entry in
-# one row changes all others: a row that sums to one does not stay as it is, and a row of zeros becomes a uniform one.
-# Only where the smallest value is 0 are rows divided by their sums; sums below 1 are left as they are.
+# Guess: each row is divided by its sum, and rows are independent.
+# Behavior: the smallest value of the whole matrix is first subtracted from every element, negative or not. So one entry
+# in one row changes all others: a row that sums to one changes, and a row of zeros becomes a uniform one. Only if the
+# smallest value is 0 are rows divided by their sums; rows with sums below 1 do not change.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -33,5 +33,5 @@ expected = torch.tensor([[1.75, 1.25], [1.0, 1.0], [4.0, 0.0]])
 torch.testing.assert_close(below, expected / expected.sum(1, keepdim=True))
 torch.testing.assert_close(above, torch.tensor([[0.5, 0.0], [0.25, 0.25], [2.75 / 3.5, 0.75 / 3.5]]))
 assert torch.allclose(small[0], torch.tensor([0.1, 0.1]))
-print("seen as described, torch-geometric", torch_geometric.__version__)
+print("as described, torch-geometric", torch_geometric.__version__)
 PYTHON

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0 with torch 2.13.0.
-# Guess: what is loaded equals what was saved.
-# Behavior: a tensor whose conjugation or negation torch has only noted (`x.conj()`, and the imaginary part of one) is
-# saved by its memory: the loaded tensor has the other sign. `contiguous()` does not help, as such a tensor counts as
-# contiguous; `resolve_conj().resolve_neg()` does. Nothing is raised.
+# Guess: the loaded tensors equal the saved ones.
+# Behavior: a tensor with a lazy conjugation or negation (`x.conj()`, and the imaginary part of one) is saved as the
+# bytes of its memory: the loaded tensor has the other sign. `contiguous()` does not help, as such a tensor counts as
+# contiguous; `resolve_conj().resolve_neg()` does. No error is raised.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -23,5 +23,5 @@ print({name: (saved[name].tolist(), loaded[name].tolist()) for name in saved})
 assert saved["conjugated"].tolist() == [1 - 2j] and loaded["conjugated"].tolist() == [1 + 2j]
 assert saved["negated"].tolist() == [-2.0] and loaded["negated"].tolist() == [2.0]
 assert loaded["resolved"].tolist() == [1 - 2j]
-print("seen as described, safetensors", safetensors.__version__, "torch", torch.__version__)
+print("as described, safetensors", safetensors.__version__, "torch", torch.__version__)
 PYTHON

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # statsmodels 0.14.5: stats.multitest.multipletests with method="holm".
 # Guess: adjusting two p values costs microseconds.
-# Behavior: each call runs a full garbage collection of the process. Its time follows the number of live objects and not
-# the number of p values: a report that adjusts many small families after importing large libraries takes many seconds.
-# method="fdr_bh" does not collect.
+# Behavior: each call runs a full garbage collection of the process. Its time depends on the number of live objects and
+# not on the number of p values: a report that adjusts many small families after importing large libraries takes many
+# seconds. method="fdr_bh" does not collect.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -41,5 +41,5 @@ print("full collections in one call:", counts)
 print(f"milliseconds a call: {before:.1f}, with {len(objects):,} more objects alive {after:.1f}")
 assert counts == {"holm": 1, "fdr_bh": 0}, counts
 assert after > 2 * before
-print("seen as described, statsmodels", statsmodels.__version__)
+print("as described, statsmodels", statsmodels.__version__)
 PYTHON

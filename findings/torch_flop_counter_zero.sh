@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0: torch.utils.flop_counter.FlopCounterMode.
 # Guess: an operation without a formula is refused, or warned about.
-# Behavior: it counts as 0, without a word: determinants, inverses, QR, sparse products, pairwise distances, and an
+# Behavior: it counts as 0, without a warning: determinants, inverses, QR, sparse products, pairwise distances, and an
 # LSTM on the CPU. A complex matrix product has the count of a real one, a quarter of its real multiplications.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -24,13 +24,13 @@ runs = {
     "cdist": lambda: torch.cdist(a, a),
     "LSTM": lambda: torch.nn.LSTM(32, 32)(a.view(4, 8, 32)),
 }
-found = {}
+counts = {}
 for name, run in runs.items():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
-    found[name] = counter.get_total_flops()
-print(found)
-assert found.pop("real product") == found.pop("complex product") == 2 * 32**3
-assert set(found) - {name for name, count in found.items() if count == 0} <= {"matrix_exp"}, found
-print("seen as described, torch", torch.__version__)
+    counts[name] = counter.get_total_flops()
+print(counts)
+assert counts.pop("real product") == counts.pop("complex product") == 2 * 32**3
+assert set(counts) - {name for name, count in counts.items() if count == 0} <= {"matrix_exp"}, counts
+print("as described, torch", torch.__version__)
 PYTHON

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # torch 2.13.0, CPU: optim.SGD, Adam and AdamW with fused=True.
 # Guess: a parameter that is a view with gaps (one half of a larger tensor's columns) is updated like any other.
-# Behavior: the fused kernels walk through memory from the parameter's first element, whatever its strides. They write
-# into elements of the base that are no part of the parameter, and leave elements of the parameter as they were. A
+# Behavior: the fused kernels update contiguous memory from the first element of the parameter, independent of its
+# strides. They write into elements of the base outside the parameter, and do not update elements of the parameter. A
 # dense transposed parameter whose gradient has another memory layout gets the gradient's elements in the wrong places.
-# Nothing is raised; with fused=False the same code is right.
+# No error is raised; with fused=False the result is correct.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -41,5 +41,5 @@ for flag in (False, True):
     transposed.append(parameter.tolist())
 print("transposed, plain", transposed[0], "fused", transposed[1])
 assert transposed == [[[0, -1, -2], [-3, -4, -5]], [[0, -2, -4], [-1, -3, -5]]], transposed
-print("seen as described, torch", torch.__version__)
+print("as described, torch", torch.__version__)
 PYTHON

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch 2.13.0: nn.GroupNorm with one value in each group, as on a vector with as many groups as channels.
-# Guess: it is refused, as nn.BatchNorm refuses a batch of one in training: the variance of one value says nothing.
+# Guess: it is refused, as nn.BatchNorm refuses a batch of one in training: the variance of one value is undefined.
 # Behavior: whether it is refused depends on the batch, though groups are normalized sample by sample. One sample raises
-# "Expected more than 1 value per channel"; from two samples on every output is 0 but for rounding, whatever the input,
-# without a word. A network with such a layer trains, and sees nothing of its input.
+# "Expected more than 1 value per channel"; from two samples on every output is 0 up to rounding, for any input,
+# without a warning. A network with such a layer trains, and does not depend on its input.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -23,5 +23,5 @@ else:
 largest = norm(100 * torch.randn(2, 16)).abs().max().item()
 print("batch of 2, inputs of about 100: largest output", largest)
 assert largest < 1e-2, largest
-print("seen as described, torch", torch.__version__)
+print("as described, torch", torch.__version__)
 PYTHON

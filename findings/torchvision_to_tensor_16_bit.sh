@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# torchvision 0.29.1 with Pillow 13.0.0: transforms.functional.to_tensor on a 16-bit grey image.
+# torchvision 0.29.1 with Pillow 13.0.0: transforms.functional.to_tensor on a 16-bit gray image.
 # Guess: floats in [0, 1], as for 8-bit images; or the values themselves.
-# Behavior: an int16 tensor: nothing is scaled, and values from 32768 on become negative, 65535 is -1. A network is fed
-# with wrapped integers if the result is only cast to float. pil_to_tensor keeps the values, as uint16.
+# Behavior: an int16 tensor: values are not scaled, and those from 32768 on become negative, 65535 is -1. A network gets
+# wrapped integers if the result is only cast to float. pil_to_tensor keeps the values, as uint16.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -16,10 +16,10 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 image = Image.fromarray(np.array([[0, 1000, 32767, 32768, 65535]], np.uint16))
-found, kept = to_tensor(image), pil_to_tensor(image)
-print("to_tensor", found.dtype, found.tolist(), "pil_to_tensor", kept.dtype, kept.tolist())
-assert found.dtype is torch.int16
-assert found.tolist() == [[[0, 1000, 32767, -32768, -1]]], found
-assert kept.dtype is torch.uint16 and kept.tolist() == [[[0, 1000, 32767, 32768, 65535]]]
-print("seen as described, torchvision", torchvision.__version__)
+converted, exact = to_tensor(image), pil_to_tensor(image)
+print("to_tensor", converted.dtype, converted.tolist(), "pil_to_tensor", exact.dtype, exact.tolist())
+assert converted.dtype is torch.int16
+assert converted.tolist() == [[[0, 1000, 32767, -32768, -1]]], converted
+assert exact.dtype is torch.uint16 and exact.tolist() == [[[0, 1000, 32767, 32768, 65535]]]
+print("as described, torchvision", torchvision.__version__)
 PYTHON

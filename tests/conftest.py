@@ -1,18 +1,24 @@
 """What every test runs under."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests.meters.world import World
+# torch is imported late: the process that hands out the tests does without, and the workers wait for it.
+if TYPE_CHECKING:
+    from tests.meters.world import World
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny nets are quicker on one thread, and the tests leave the machine to others."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,10 +33,35 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _server(request: pytest.FixtureRequest) -> None:
+    """One server of processes for all tests of a worker, with the imports of all of them."""
+    if hasattr(request.config, "workerinput"):
+        from tests.workers import start_server
+
+        start_server()
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """A clock that is moved by hand, and the devices that energy meters ask."""
+    from tests.meters.world import World
+
     return World(monkeypatch, tmp_path)
+
+
+#: Files with tests that take seconds each. They come first, so that no worker is left with one at the end.
+LONG = (
+    "test_search.py",
+    "test_runner.py",
+    "test_robustness.py",
+    "test_replicas.py",
+    "test_pipelined_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -15,11 +15,13 @@ HEAVY = (
     "optuna",
     "codecarbon",
     "ruamel",
+    "PIL",
+    "platformdirs",
 )
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    code = f"import sys, bpfree; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, bpfree, bpfree.data; print([m for m in {HEAVY} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"

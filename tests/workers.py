@@ -1,4 +1,4 @@
-"""Runs functions in several processes that form a process group."""
+"""Runs functions in processes that are forked from one server, which has imported what they need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,50 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The last is what DistributedDataParallel imports: some seconds, once instead of in every process.
-CONTEXT.set_forkserver_preload(["bpfree", "torch.distributed", "tests.helpers", "torch._dynamo"])
+#: What groups, cells and command lines import: some seconds, once instead of in every process.
+PRELOAD = [
+    "torch.distributed",
+    "bpfree.bench.__main__",
+    "bpfree.bench.cell",
+    "bpfree.bench.preload",
+    "tests.helpers",
+    "tests.workers",
+]
+
+
+def start_server() -> None:
+    """Start the server, if there is none yet; the cells of a bench are forked from the same one.
+
+    Ctrl-C is ignored meanwhile, as in `bpfree.bench.runner.start_server`.
+    """
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def start_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], log: Path) -> BaseProcess:
+    """A command line in a process and session of its own, which has nothing to import.
+
+    Its cells are forked from the server of this process. What it prints is in ``log``.
+    """
+    process = CONTEXT.Process(target=_command, args=(main, arguments, str(log)))
+    start_server()
+    process.start()
+    return process
+
+
+def _command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], log: str) -> None:
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    # The server that this process was forked from is the one that it starts processes by.
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+    sys.exit(main(arguments))
 
 
 def _run(
@@ -73,6 +117,7 @@ class Group:
             CONTEXT.Process(target=_run, args=(function, args, k, n, store, self.answers), daemon=True)
             for k in range(n)
         ]
+        start_server()
         for process in self.processes:
             process.start()
 

@@ -1,9 +1,10 @@
-"""What bpfree claims: a module each, which measures its claim beside the controls that would refute it.
+"""The claims of bpfree: each module measures one claim together with the controls that would refute it.
 
-A module holds ``TITLE``, what is claimed; ``HOLDS_IF``, the threshold in words; and ``measure``, which takes
-the sizes as keyword arguments, prints every control as it comes, and returns ``{"holds": bool, "figure": the
-ratios as a short text, ...}`` with all that it measured. It may hold ``possible``, which returns why this
-machine cannot measure it, or None. ``python -m benchmarks.claims`` finds whatever modules there are.
+A module defines ``TITLE``, the claim; ``HOLDS_IF``, its threshold in words; and ``measure``, which takes the
+sizes as keyword arguments, prints each control when it is measured, and returns ``{"holds": bool, "figure":
+the ratios as a short text, ...}`` with all measured values. It may define ``possible``, which returns the
+reason why this machine cannot measure the claim, or None. ``python -m benchmarks.claims`` runs all modules of
+this package but those in `SCRIPTS`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from types import ModuleType
 
 from benchmarks import _record
 
-#: What a claim's process ends with; 1 is that of an error.
+#: Exit codes of a claim's process; 1 is an error.
 HOLDS, DOES_NOT, CANNOT = 0, 3, 4
+
+#: Scripts with command line options or pictures of their own. Each is run by its own command.
+SCRIPTS = ("acoustic_cavity", "autoencoder", "physical_curves", "vowel_features")
 
 
 def names() -> list[str]:
-    """The claims, in the order of their names."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """Names of the claims, sorted."""
+    modules = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name not in SCRIPTS)
 
 
 def load(name: str) -> ModuleType:
@@ -41,9 +46,9 @@ def run(name: str) -> int:
         print(f"{name}: cannot be measured here: {reason}")
         return CANNOT
     print(f"{name}: {claim.TITLE}; holds if {claim.HOLDS_IF}", flush=True)
-    found = claim.measure()
+    result = claim.measure()
     _record.write(
-        f"claims/{name}", {"title": claim.TITLE, "holds_if": claim.HOLDS_IF, **found}, found["holds"]
+        f"claims/{name}", {"title": claim.TITLE, "holds_if": claim.HOLDS_IF, **result}, result["holds"]
     )
-    print(f"{name}: {'holds' if found['holds'] else 'does not hold'}: {found['figure']}", flush=True)
-    return HOLDS if found["holds"] else DOES_NOT
+    print(f"{name}: {'holds' if result['holds'] else 'does not hold'}: {result['figure']}", flush=True)
+    return HOLDS if result["holds"] else DOES_NOT

@@ -1,9 +1,9 @@
-"""Measure the claims and say which of them hold.
+"""Measure the claims and print which of them hold.
 
-    python -m benchmarks.claims [NAME ...]   # by default all that this machine can measure
-    python -m benchmarks.claims --table      # the table alone, from the files in benchmarks/results/claims
+    python -m benchmarks.claims [NAME ...]   # by default all claims that this machine can measure
+    python -m benchmarks.claims --table      # the table alone, from benchmarks/results/claims
 
-Each claim is measured in a process of its own, so that none sees another's memory or threads.
+Each claim is measured in its own process, so that claims do not share memory or threads.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ HEAD = "| claim | holds if | measured | |\n| --- | --- | --- | --- |"
 
 
 def row(name: str, failed: str | None = None) -> str:
-    """A claim's line of the table: from its file, unless measuring it just now ``failed``."""
+    """The line of a claim in the table, from its file, or ``failed`` if its measurement has just failed."""
     claim = claims.load(name)
     title, holds_if, figure = claim.TITLE, claim.HOLDS_IF, "–"
     path = _record.RESULTS / "claims" / f"{name}.json"
     if failed is not None:
         verdict = failed
     elif path.exists():
-        found = json.loads(path.read_text())
-        title, holds_if, figure = found["title"], found["holds_if"], found["figure"]
-        verdict = "holds" if found["holds"] else "**does not hold**"
+        result = json.loads(path.read_text())
+        title, holds_if, figure = result["title"], result["holds_if"], result["figure"]
+        verdict = "holds" if result["holds"] else "**does not hold**"
     else:
         reason = claims.why_not(claim)
         verdict = "not measured yet" if reason is None else f"cannot be measured here: {reason}"
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(claims.names())}")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    asked = parser.parse_args(argv)
-    if unknown := set(asked.names) - set(claims.names()):
+    parser.add_argument("--table", action="store_true", help="print the table without measuring")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.names) - set(claims.names()):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(claims.names())}")
     failed, passed = dict[str, str](), True
-    for name in [] if asked.table else asked.names or claims.names():
+    for name in [] if arguments.table else arguments.names or claims.names():
         code = subprocess.run([sys.executable, "-m", f"benchmarks.claims.{name}"], check=False).returncode
         passed &= code in (claims.HOLDS, claims.CANNOT)
         if code not in (claims.HOLDS, claims.DOES_NOT, claims.CANNOT):

@@ -1,4 +1,4 @@
-"""One arm of the claims about several workers, in processes of its own: alone, or started by torchrun.
+"""One arm of the claims about several workers, in its own processes: one, or several started by torchrun.
 
     python -m benchmarks.claims._workers SPEC.json
     torchrun --standalone --nproc-per-node 2 -m benchmarks.claims._workers SPEC.json
@@ -36,20 +36,20 @@ ALONE = ("simultaneous", "backprop")
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What an arm does.
+    """The settings of an arm.
 
     Attributes:
         arm: ``simultaneous`` and ``pipelined`` (Mono-Forward); ``backprop``, ``gpipe`` and ``1f1b``.
-        dataset: As `bpfree.data.load` knows it.
-        samples: How many of the training samples.
+        dataset: Name for `bpfree.data.load`.
+        samples: Number of training samples.
         hidden: Widths of the hidden layers.
         batch: Samples per step.
         epochs: Passes; the first is not timed.
-        threads: Of each process.
-        cores: Cores that the processes are pinned to, one each, or all of them for one process.
-        seed: Of everything.
+        threads: Threads of each process.
+        cores: Cores that the processes are pinned to: one each, or all for a single process.
+        seed: Seed of the network and of the trainer.
         micro: Micro-batches of a pipelined backward pass.
-        checkpoint: Where the workers' checkpoints go; None for none.
+        checkpoint: Folder for the checkpoints of the workers, or None.
         save_every: See `bpfree.distributed.workers.Pipeline`.
     """
 
@@ -68,7 +68,7 @@ class Spec:
 
 
 def command(spec: Spec, folder: Path, restarts: int = 0) -> list[str]:
-    """What starts an arm; its figures are then in ``figures.json`` in ``folder``."""
+    """The command that runs an arm; it writes ``figures.json`` in ``folder``."""
     path = folder / "spec.json"
     path.write_text(json.dumps(asdict(spec)))
     if spec.arm in ALONE:
@@ -78,7 +78,7 @@ def command(spec: Spec, folder: Path, restarts: int = 0) -> list[str]:
 
 
 def environment(spec: Spec) -> dict[str, str]:
-    """The environment that an arm's processes start in."""
+    """The environment of the processes of an arm."""
     return {**os.environ, "OMP_NUM_THREADS": str(spec.threads)}
 
 
@@ -94,7 +94,7 @@ def start(spec: Spec, folder: Path) -> dict[str, Any]:
 
 
 def data(spec: Spec) -> tuple[TensorData, TensorData]:
-    """Training samples, as vectors, and test samples."""
+    """Training and test samples as vectors."""
     splits = bpfree.data.load(spec.dataset)
     found = []
     for split, n in ((splits.train, spec.samples), (splits.test, len(splits.test))):
@@ -110,7 +110,7 @@ def net(spec: Spec, inputs: int, classes: int) -> nn.Sequential:
 
 
 def mono_forward(spec: Spec) -> dict[str, Any]:
-    """Mono-Forward by one worker or by several."""
+    """Mono-Forward with one worker or several."""
     train, test = data(spec)
     trainer = bpfree.MonoForward(
         net(spec, train.x.shape[1], train.n_classes),
@@ -124,7 +124,7 @@ def mono_forward(spec: Spec) -> dict[str, Any]:
     @contextmanager
     def timed() -> Iterator[None]:
         if spec.checkpoint is not None:
-            # For whoever waits for the training to begin.
+            # Another process may wait for the start of the training.
             Path(spec.checkpoint).with_name(f"training.{os.getpid()}").touch()
         begin = time.perf_counter()
         yield
@@ -153,7 +153,7 @@ def mono_forward(spec: Spec) -> dict[str, Any]:
 
 
 def backprop(spec: Spec) -> dict[str, Any]:
-    """Backpropagation by one worker, or by two that `torch.distributed.pipelining` joins."""
+    """Backpropagation with one worker, or with two by `torch.distributed.pipelining`."""
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
     train, test = data(spec)
@@ -163,7 +163,7 @@ def backprop(spec: Spec) -> dict[str, Any]:
     module = nn.Sequential(*layers)
     if spec.arm != "backprop":
         dist.init_process_group("gloo")
-        # Half of the hidden layers each, as under the pipelined schedule.
+        # Each worker has half of the hidden layers, as in the pipelined schedule.
         half = 1 + 2 * (len(spec.hidden) // 2)
         module = nn.Sequential(*(layers[half:] if rank else layers[:half]))
         stage = PipelineStage(module, rank, 2, torch.device("cpu"))
@@ -186,7 +186,7 @@ def backprop(spec: Spec) -> dict[str, Any]:
         begin = time.perf_counter()
         generator = _seeds.generator(torch.device("cpu"), spec.seed, "order", epoch)
         for indices in torch.randperm(len(train), generator=generator).split(spec.batch):
-            # Micro-batches are of one size: the short batch at the end is left out, in all arms of this kind.
+            # Micro-batches have one size: arms of this kind skip the last, shorter batch.
             if len(indices) == spec.batch:
                 step(*train.batch(indices))
         times.append(time.perf_counter() - begin)
@@ -194,7 +194,7 @@ def backprop(spec: Spec) -> dict[str, Any]:
         if spec.arm == "backprop":
             scores = module(test.x)
         else:
-            # The second worker has the output layer, and needs what the first makes of the test images.
+            # The second worker has the output layer; it needs the test outputs of the first.
             rows = torch.empty(len(test), spec.hidden[len(spec.hidden) // 2 - 1])
             dist.broadcast(rows if rank else module(test.x), 0)
             scores = module(rows) if rank else rows
@@ -205,7 +205,7 @@ def backprop(spec: Spec) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the arm of the spec; the worker that knows the accuracy writes the figures."""
+    """Run the arm of the spec; the worker that computes the accuracy writes the figures."""
     path = Path(sys.argv[1])
     spec = Spec(**json.loads(path.read_text()))
     torch.set_num_threads(spec.threads)

@@ -3,14 +3,14 @@
     python -m benchmarks.claims.cheaper_step
 
 A multilayer perceptron of 16 hidden layers, 1024 wide, on two threads. All arms take their steps through
-`Trainer.step` with the same fused Adam, one after another in every round, in turned order; what counts is the
-median over rounds of the ratio within a round. Mono-Forward takes its step in closed form (``gradients:
-analytic``); its other setting stands beside it.
+`Trainer.step` with the same fused Adam, one after another in every round, in rotating order; the result is
+the median over rounds of the ratio within a round. Mono-Forward uses closed-form gradients (``gradients:
+analytic``); autograd is measured as well.
 
-glibc's malloc gives large memory back to the system, and a step that asks for it again pays for every page.
-How often that happens hangs on the sizes and on the order of things, and differs between the arms. So each
-batch is raced twice: with malloc as it comes, which the verdict is about, and told to keep what it has, as a
-control.
+The malloc of glibc returns large blocks of memory to the system, and a step that allocates them again pays
+for every page. The number of these page faults depends on the sizes and on the order of allocations, and
+differs between the arms. So each batch size is measured twice: with the default malloc, which decides the
+claim, and with a malloc that does not return memory, as a control.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ HOLDS_IF = (
     "0.57"
 )
 CLASSES = 10
-#: glibc's names for what it keeps at the heap's end and for what it maps by itself; the latter's maximum.
+#: Parameters of glibc's malloc: thresholds for trimming the heap and for mapping a block, and the
+#: largest value of the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
 Step = Callable[[Tensor, Tensor, int], object]
 
@@ -64,7 +65,7 @@ def make(width: int, blocks: int) -> dict[str, Step]:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """An interval for the median that supposes nothing of the distribution: between two order statistics."""
+    """A distribution-free confidence interval for the median, between two order statistics."""
     n, ordered = len(values), sorted(values)
     below = max(0, int(stats.binom.ppf((1 - level) / 2, n, 0.5)) - 1)
     return ordered[below], ordered[n - 1 - below]
@@ -73,9 +74,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 def race(
     steps: dict[str, Step], x: Tensor, y: Tensor, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every arm's steps, and pages that a step asked the system for.
+    """Seconds of the steps of every arm, and page faults per step.
 
-    All go once in every round, each time another one first.
+    Each arm takes one step in every round; the order rotates.
     """
     names, seconds = list(steps), {name: list[float]() for name in steps}
     pages = dict.fromkeys(steps, 0)
@@ -91,12 +92,12 @@ def race(
 
 
 def page_faults() -> int:
-    """Pages that this process has been given so far."""
+    """Page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def keep_memory() -> bool:
-    """From now on nothing goes back to the system; False if this is not glibc's malloc."""
+    """Stop malloc from returning memory to the system; returns False if it is not that of glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
@@ -122,27 +123,27 @@ def measure(
     """Time the arms against each other.
 
     Args:
-        width: Of input and hidden layers.
-        blocks: Hidden layers.
-        rounds: How many, by batch.
-        threads: For all arms.
+        width: Width of the input and of the hidden layers.
+        blocks: Number of hidden layers.
+        rounds: Number of rounds, by batch size.
+        threads: Threads of all arms.
     """
     rounds = rounds or {512: 60, 2048: 25}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     found: dict[str, dict[str, Any]] = {}
-    for kept in (False, True):
-        if kept and not keep_memory():
+    for keep in (False, True):
+        if keep and not keep_memory():
             break
         for batch, n in rounds.items():
             x, y = torch.rand(batch, width), torch.arange(batch) % CLASSES
             seconds, pages = race(make(width, blocks), x, y, n)
-            name = f"{batch}, memory kept" if kept else str(batch)
+            name = f"{batch}, memory kept" if keep else str(batch)
             found[name] = {"ratios": compare(seconds), "seconds": seconds}
             for pair, ratio in found[name]["ratios"].items():
                 low, high = ratio["interval"]
                 print(f"batch {name}: {pair}: {ratio['median']:.3f} [{low:.3f}, {high:.3f}]", flush=True)
-            if any(pages.values()):  # some systems count none, ever
+            if any(pages.values()):  # some systems do not count them
                 found[name]["pages_a_step"] = pages
                 print(f"batch {name}: pages a step: {pages}", flush=True)
     torch.set_num_threads(before)

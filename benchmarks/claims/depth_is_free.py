@@ -2,11 +2,10 @@
 
     python -m benchmarks.claims.depth_is_free
 
-Blocks ``x + ReLU(W norm(x))``, trained by Mono-Forward through its trainer, beside backpropagation plain,
-with square-root checkpointing, and with its gradient accumulated over 16 parts of the batch. Bytes saved for
-backward and FLOPs are counted; the peak is of all that PyTorch allocates in a step (activations, gradients,
-scratch) beyond what was there before it: parameters, Adam's two moments of each, and the batch. Nothing is
-timed.
+Blocks ``x + ReLU(W norm(x))`` are trained by Mono-Forward, and by backpropagation: plain, with square-root
+checkpointing, and with gradients accumulated over 16 parts of the batch. Bytes saved for backward and FLOPs
+are counted. The peak is that of all memory that PyTorch allocates during a step (activations, gradients,
+scratch), not counting parameters, the two moments of Adam, and the batch. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Step = Callable[[Tensor, Tensor, int], object]
 
 
 class Residual(nn.Module):
-    """``x + ReLU(W norm(x) + b)``, ``[B, width]``; normalised, so that 1024 of them stay finite."""
+    """``x + ReLU(W norm(x) + b)``, ``[B, width]``; normalized, so that 1024 blocks stay finite."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class Residual(nn.Module):
 
 
 def accumulating(trainer: bpfree.Trainer) -> Step:
-    """A step of a trainer of one block, on the gradients of parts of the batch, one after another."""
+    """A step of a trainer with one block, with gradients accumulated over parts of the batch."""
     (block,) = trainer.cascade.train().units
 
     def step(x: Tensor, y: Tensor, number: int) -> None:  # noqa: ARG001 (as `Trainer.step`)
@@ -59,7 +58,7 @@ def accumulating(trainer: bpfree.Trainer) -> Step:
 
 
 def make(arm: str, width: int, blocks: int) -> tuple[bpfree.Trainer, Step]:
-    """A trainer of a new network of this depth, and what takes a step of it."""
+    """A trainer of a new network of this depth, and the function that takes a step."""
     torch.manual_seed(0)
     stages: list[nn.Module] = [Residual(width) for _ in range(blocks)]
     if arm == "square-root checkpointing":
@@ -72,7 +71,7 @@ def make(arm: str, width: int, blocks: int) -> tuple[bpfree.Trainer, Step]:
 
 
 def cost(arm: str, width: int, blocks: int, batch: int) -> dict[str, int]:
-    """Saved bytes, peak bytes and FLOPs of a step, after one that makes the optimizer's state."""
+    """Saved bytes, peak bytes and FLOPs of a step, after a first step that creates the optimizer state."""
     _, step = make(arm, width, blocks)
     x, y = torch.rand(batch, width), torch.arange(batch) % CLASSES
     flops = count_flops(step, x, y, 0)
@@ -90,9 +89,9 @@ def measure(width: int = 256, batch: int = 512, depths: tuple[int, int] = (16, 1
     """Count all arms at both depths.
 
     Args:
-        width: Of all blocks.
+        width: Width of all blocks.
         batch: Samples of a step.
-        depths: Few blocks, and many.
+        depths: A small and a large number of blocks.
     """
     few, many = depths
     costs: dict[str, dict[str, dict[str, int]]] = {}

@@ -1,9 +1,9 @@
-"""CIFAR-10 on a GPU without a global backward pass, with the time and the joules that a target takes.
+"""CIFAR-10 on a GPU without a global backward pass: accuracy, and time and energy to a target.
 
 python -m benchmarks.claims.gpu_cifar10
 
-The rows are those of ``configs/strong/predsim_cifar10.yaml``, predsim and its BP twin alone, with the energy
-of the GPU metered and validation accuracy looked at every tenth epoch; those that are not there yet are made.
+The rows are those of ``configs/strong/predsim_cifar10.yaml``, only predsim and the BP baseline, with the
+energy of the GPU metered and the validation accuracy computed every tenth epoch. Missing rows are made.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ LIMIT, TARGETS = 0.94, (0.90, 0.94)
 
 
 def possible() -> str | None:
-    """A GPU is needed."""
+    """The reason why this machine cannot measure the claim: it has no GPU; or None."""
     return None if torch.cuda.is_available() else "needs a GPU"
 
 
 def experiment() -> dict[str, Any]:
-    """The published recipe beside backpropagation, looked at on the way and metered."""
+    """The published recipe and backpropagation, metered, with intermediate evaluations."""
     config = dict(read_yaml(CONFIG))
     config["name"] = NAME
     config["controls"] = [arm for arm in config["controls"] if arm["trainer"]["id"] == "backprop"]
@@ -51,8 +51,8 @@ def experiment() -> dict[str, Any]:
     return config
 
 
-def told(name: str, cost: TargetCost) -> str:
-    """What a target took an arm, in words."""
+def describe_cost(name: str, cost: TargetCost) -> str:
+    """The cost of a target for an arm as text."""
     if cost.train_s is None:
         return f"{name} reached {cost.target:.0%} in {cost.hits} of {cost.n} runs"
     joules = "energy not measured" if cost.energy_j is None else f"{cost.energy_j / 1000:.3g} kJ"
@@ -64,20 +64,19 @@ def measure(
     folder: Path | None = None,
     targets: tuple[float, ...] = TARGETS,
 ) -> dict[str, Any]:
-    """Make the rows that are not in ``folder`` yet, and read the accuracy and the way to it off them.
+    """Make the missing rows in ``folder``, and compute the accuracies and the costs of the targets.
 
     Args:
         config: The experiment; by default `experiment`.
-        folder: Where rows are, or go; by default in ``benchmarks/results``, which is for the default
-            experiment alone.
+        folder: Folder of the rows; by default in ``benchmarks/results``, only for the default experiment.
         targets: Validation accuracies.
 
     Raises:
         RuntimeError: If a cell has failed.
-        ValueError: If another experiment has no folder of its own.
+        ValueError: If another experiment is given without a folder.
     """
     if config is not None and folder is None:
-        raise ValueError("config: rows of another experiment need a folder of their own")
+        raise ValueError("config: another experiment needs its own folder for rows")
     rows = runner.run(cells(dict(config or experiment())), Results(folder or _record.RESULTS / NAME))
     if failed := [row for row in rows if row["status"] != "ok"]:
         raise RuntimeError(f"{failed[0]['arm']}, seed {failed[0]['seed']}: {failed[0]['reason']}")
@@ -86,7 +85,7 @@ def measure(
     costs = {arm.name: [target_cost(arm, target) for target in targets] for arm in group.arms}
     means = {name: statistics.mean(by_seed.values()) for name, by_seed in accuracy.items()}
     figure = [f"{name} {mean:.2%}" for name, mean in means.items()]
-    figure += [told(name, cost) for name, each in costs.items() for cost in each]
+    figure += [describe_cost(name, cost) for name, each in costs.items() for cost in each]
     for line in figure:
         print(f"  {line}", flush=True)
     return {

@@ -1,4 +1,4 @@
-"""Training a GCN layer by layer on a graph of 100 000 nodes, against backpropagation on the same sums.
+"""Training a GCN layer by layer on a graph of 100 000 nodes, and by backpropagation.
 
 python -m benchmarks.claims.graphs
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from benchmarks import claims, graph_scale
+from benchmarks import claims
+from benchmarks.profiles import graph_scale
 
 TITLE = (
     "On a large graph with few labels, ForwardGNN trains in a fraction of backpropagation's time and memory"
@@ -22,15 +23,15 @@ HOLDS_IF = (
 
 
 def measure(nodes: int = 100_000, epochs: int = graph_scale.EPOCHS) -> dict[str, Any]:
-    """Train all once, in one process; see `benchmarks.graph_scale`."""
-    found = graph_scale.claim(nodes, epochs)
+    """Train all arms once, in one process; see `benchmarks.profiles.graph_scale`."""
+    result = graph_scale.claim(nodes, epochs)
     for kind in graph_scale.ARMS:
-        print(f"{kind}: {found[kind]}", flush=True)
+        print(f"{kind}: {result[kind]}", flush=True)
     figure = (
-        f"{found['time_ratio']:.1f}x less time, {found['saved_ratio']:.1f}x fewer bytes; than the leanest "
-        f"{found['lean_time_ratio']:.1f}x and {found['lean_saved_ratio']:.1f}x"
+        f"{result['time_ratio']:.1f}x less time, {result['saved_ratio']:.1f}x fewer bytes; than the leanest "
+        f"{result['lean_time_ratio']:.1f}x and {result['lean_saved_ratio']:.1f}x"
     )
-    return {"holds": graph_scale.holds(found), "figure": figure, "threads": 1, "epochs": epochs, **found}
+    return {"holds": graph_scale.holds(result), "figure": figure, "threads": 1, "epochs": epochs, **result}
 
 
 if __name__ == "__main__":

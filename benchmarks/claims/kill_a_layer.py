@@ -1,10 +1,10 @@
-"""Workers of a pipelined run are killed at random moments; the run goes on and ends as one left in peace.
+"""Workers of a pipelined run are killed at random moments; the result equals that of an undisturbed run.
 
     python -m benchmarks.claims.kill_a_layer
 
-torchrun starts two workers and starts them again when one is gone. Each goes on from its own checkpoint: the
-killed one from its last, the other from where it stood. One of them, drawn at random, gets SIGKILL at a
-random moment, ten times in one run; the weights are compared with those of a run without kills.
+torchrun starts two workers and restarts them when one is killed. Each resumes from its own checkpoint. A
+random worker gets SIGKILL at a random moment, ten times in one run; the weights are compared with those of a
+run without kills.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def measure(
     save_every: int = 50,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Run in peace, then with kills.
+    """Train without kills, then with kills.
 
     Args:
-        dataset: Trained on.
-        samples: Of its training samples.
+        dataset: Name of the data set.
+        samples: Number of training samples.
         hidden: Widths of the hidden layers.
         batch: Samples per step.
-        epochs: Passes; enough for all kills.
-        kills: How many.
-        apart: Seconds of training between two kills, from and to.
+        epochs: Epochs; enough for all kills.
+        kills: Number of kills.
+        apart: Smallest and largest number of seconds of training between two kills.
         save_every: Batches between checkpoints.
-        seed: Of the moments and of who is killed.
+        seed: Seed of the moments and of the choice of workers.
     """
     draw = random.Random(seed)
     spec = Spec(
@@ -101,7 +101,7 @@ def measure(
 def strike(
     run: subprocess.Popen[bytes], folder: Path, kills: int, apart: tuple[float, float], draw: random.Random
 ) -> list[dict[str, float]]:
-    """Kill workers one after another, while they train; returns whom, and after how many seconds."""
+    """Kill workers one after another during training; returns ranks and the seconds before each kill."""
     struck: list[dict[str, float]] = []
     met: set[int] = set()
     while len(struck) < kills and run.poll() is None:
@@ -115,7 +115,7 @@ def strike(
         try:
             os.kill(pids[victim], signal.SIGKILL)
         except ProcessLookupError:
-            break  # it was done before the moment came: fewer kills, and the record says so
+            break  # the training ended earlier: fewer kills, which the result shows
         met |= set(pids)
         struck.append({"worker": victim, "after_s": round(wait, 2)})
         print(f"  SIGKILL: worker {victim}, {wait:.2f} s into its training", flush=True)
@@ -123,7 +123,7 @@ def strike(
 
 
 def training(run: subprocess.Popen[bytes], folder: Path, met: set[int]) -> list[int] | None:
-    """The workers by rank, when all have begun to train since the last kill; None: not yet."""
+    """The workers by rank if all train since the last kill, otherwise None."""
     try:
         children = psutil.Process(run.pid).children()
     except psutil.NoSuchProcess:

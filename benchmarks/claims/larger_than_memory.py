@@ -1,12 +1,12 @@
-"""A cache of features four times the memory that the process may have, on a disk.
+"""A feature cache on disk, four times as large as the memory limit of the process.
 
     python -m benchmarks.claims.larger_than_memory
 
-Greedy Mono-Forward on a network whose kept features are many times its input. Three processes train it: in
-memory without a limit; with ``cache_dir``, under a limit; in memory under the same limit, which must fail.
-The limit is RLIMIT_DATA of the operating system: all private writable memory of the process, that of the
-interpreter and the libraries included. A file that is mapped for sharing is no part of it. The cache lies in
-the folder for temporary files (TMPDIR), which must be on a disk and have room for it.
+Greedy Mono-Forward trains a network whose cached features are many times as large as its input, in three
+processes: in memory without a limit; with ``cache_dir`` under a limit; in memory under the same limit, which
+must fail. The limit is RLIMIT_DATA of the operating system: all private writable memory of the process,
+including that of the interpreter and the libraries, but not shared file mappings. The cache is in the folder
+for temporary files (TMPDIR), which must be on a disk with enough space.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INPUTS, CLASSES, MIB = 4, 10, 2**20
 
 
 def possible() -> str | None:
-    """Whether the memory of a process can be limited, and data it maps from files left out."""
+    """The reason why this machine cannot limit the memory of a process without mapped files, or None."""
     return None if sys.platform == "linux" else "RLIMIT_DATA means this on Linux alone"
 
 
@@ -62,20 +62,20 @@ def train(n: int, width: int, batch: int, limit: int | None, cache_dir: str | No
 
 
 def hash_of(tensor: torch.Tensor) -> str:
-    """Of a tensor's bits."""
+    """A hash of the bits of a tensor."""
     import hashlib
 
     return hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()[:16]
 
 
 def peak_data() -> int:
-    """Private writable memory of this process now, which is what RLIMIT_DATA limits."""
+    """Private writable memory of this process, which RLIMIT_DATA limits."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
 
 
 def child(n: int, width: int, batch: int, limit: int | None, cache_dir: str | None) -> dict[str, Any]:
-    """`train` in a process of its own."""
+    """`train` in its own process."""
     asked = json.dumps([n, width, batch, limit, cache_dir])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.claims.larger_than_memory", "--train", asked],
@@ -92,11 +92,11 @@ def measure(
     """Train three times.
 
     Args:
-        limit_mib: The memory that a process is allowed, in MiB, libraries included.
-        times: Size of the cache in units of that.
-        width: Of the hidden layers.
+        limit_mib: Memory limit of a process in MiB, including libraries.
+        times: Size of the cache divided by the limit.
+        width: Width of the hidden layers.
         batch: Samples of a step.
-        folder: Where the cache may lie.
+        folder: Folder for the cache.
     """
     limit = limit_mib * MIB
     n = int(times * limit) // (4 * width) + 1

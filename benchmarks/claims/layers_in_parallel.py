@@ -1,11 +1,11 @@
-"""Two workers train the layers of one net at the same time, and come to the same weights.
+"""Two workers train the layers of one net in parallel, with the same weights as one worker.
 
     python -m benchmarks.claims.layers_in_parallel
 
-Two processes on one core and with one thread each, under the pipelined schedule, against one process with one
-thread. Beside them stand one process with two threads, and backpropagation: by one process, and by two that
-`torch.distributed.pipelining` joins (GPipe and 1F1B). Arms take turns, each in processes of its own; an arm's
-figure is the median over all its epochs but the first of each run.
+Two processes, each with one core and one thread, run the pipelined schedule; the baseline is one process with
+one thread. Controls are one process with two threads, and backpropagation with one process and with two
+processes of `torch.distributed.pipelining` (GPipe and 1F1B). Arms alternate, each in its own processes; the
+result of an arm is the median over all epochs but the first of each run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIMIT = 1.7
 
 
 def possible() -> str | None:
-    """Two cores are needed."""
+    """The reason why this machine cannot measure the claim: it has one core; or None."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     return None if n >= 2 else f"needs two cores that processes can be pinned to, there are {n}"
 
@@ -40,15 +40,15 @@ def measure(
     epochs: int = 2,
     rounds: int = 3,
 ) -> dict[str, Any]:
-    """Run every arm ``rounds`` times, in turns.
+    """Run every arm ``rounds`` times, alternating.
 
     Args:
-        dataset: Trained on.
-        samples: Of its training samples.
+        dataset: Name of the data set.
+        samples: Number of training samples.
         hidden: Widths of the hidden layers.
         batch: Samples per step.
-        epochs: Of each run, at least 2: the first warms up.
-        rounds: Runs of each arm.
+        epochs: Epochs of each run, at least 2; the first is not timed.
+        rounds: Number of runs of each arm.
     """
     cores = sorted(os.sched_getaffinity(0))[:2]
     one = Spec(
@@ -66,7 +66,7 @@ def measure(
     }
     found: dict[str, dict[str, Any]] = {name: {"epoch_s": [], "accuracy": []} for name in arms}
     for number in range(rounds):
-        # There and back again: a drift of the machine hits all arms alike.
+        # The order is reversed in every other round, so that a drift of the machine affects all arms equally.
         for name in list(arms) if number % 2 == 0 else reversed(arms):
             with tempfile.TemporaryDirectory() as folder:
                 figures = start(arms[name], Path(folder))

@@ -1,10 +1,10 @@
-"""Cascaded-Forward in closed form: one pass, in any order and sharding, and samples taken out again.
+"""Cascaded-Forward in closed form: one pass in any order and sharding, and samples removed afterwards.
 
     BPFREE_DATA=... python -m benchmarks.claims.one_pass
 
 Blocks are random and fixed (``configs/cafo_mnist_small.yaml``); each solves a ridge regression on its
-features from sums over samples. Accuracy is that of a run of the trainer with that configuration; merging and
-forgetting are looked at on the features that its blocks give for all training samples, in float64.
+features from sums over samples. The accuracy is that of the trainer with this configuration. Merging and
+forgetting are measured on the features of its blocks for all training samples, in float64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Solution = tuple[Tensor, Tensor]
 
 
 def possible() -> str | None:
-    """Whether MNIST is there."""
+    """The reason why this machine cannot measure the claim: MNIST is missing; or None."""
     try:
         bpfree.data.load("mnist", download=False)
     except DataNotFound as error:
@@ -43,22 +43,22 @@ def possible() -> str | None:
 
 
 def fitted(*shards: Samples) -> bpfree.RidgeAccumulator:
-    """One accumulator for each shard, the later ones merged into the first."""
-    found = []
+    """An accumulator for each shard, all merged into the first."""
+    accumulators = []
     for features, y in shards:
-        found.append(bpfree.RidgeAccumulator(features.shape[1], 10))
+        accumulators.append(bpfree.RidgeAccumulator(features.shape[1], 10))
         for rows, labels in zip(features.split(1000), y.split(1000), strict=True):
-            found[-1].add(rows, labels)
-    whole = found[0]
-    for other in found[1:]:
-        whole.merge(other)
-    return whole
+            accumulators[-1].add(rows, labels)
+    merged_all = accumulators[0]
+    for other in accumulators[1:]:
+        merged_all.merge(other)
+    return merged_all
 
 
 def gap(ours: Solution, theirs: Solution) -> float:
-    """The largest difference between two solutions, relative to the largest number in the second."""
-    joined = [torch.cat([weight, bias.unsqueeze(0)]) for weight, bias in (ours, theirs)]
-    return float((joined[0] - joined[1]).abs().max() / joined[1].abs().max())
+    """The largest difference between two solutions, relative to the largest value in the second."""
+    matrices = [torch.cat([weight, bias.unsqueeze(0)]) for weight, bias in (ours, theirs)]
+    return float((matrices[0] - matrices[1]).abs().max() / matrices[1].abs().max())
 
 
 def samples_of(trainer: bpfree.Trainer, data: bpfree.data.TensorData) -> list[Samples]:
@@ -67,10 +67,10 @@ def samples_of(trainer: bpfree.Trainer, data: bpfree.data.TensorData) -> list[Sa
     with torch.no_grad():
         for indices in torch.arange(len(data)).split(1000):
             outputs = trainer.cascade.outputs(data.batch(indices)[0])
-            for own, loss, output in zip(parts, trainer.cascade.losses, outputs, strict=True):
+            for features, loss, output in zip(parts, trainer.cascade.losses, outputs, strict=True):
                 assert isinstance(loss, ClosedForm)
-                own.append(loss.features(output).double())
-    return [(torch.cat(own), data.y) for own in parts]
+                features.append(loss.features(output).double())
+    return [(torch.cat(features), data.y) for features in parts]
 
 
 def shards(samples: Samples, n: int, seed: int) -> list[Samples]:
@@ -81,28 +81,28 @@ def shards(samples: Samples, n: int, seed: int) -> list[Samples]:
 
 
 def forgetting(samples: Samples, share: float, repeats: int) -> tuple[float, list[float], list[float]]:
-    """Take a share of the samples out, and refit on the others.
+    """Remove a share of the samples from an accumulator, and fit another one to the remaining samples.
 
     Returns:
-        How far the solutions are apart, and the seconds of forgetting and of refitting, solving included.
+        The difference of the solutions, and the seconds of forgetting and of refitting, including solving.
     """
     x, y = samples
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    gone, kept = order.split([round(share * len(y)), len(y) - round(share * len(y))])
-    left, out = (x[kept], y[kept]), (x[gone], y[gone])
-    taken: tuple[list[float], list[float]] = ([], [])
-    apart = 0.0
+    removed_rows, remaining_rows = order.split([round(share * len(y)), len(y) - round(share * len(y))])
+    remaining, removed = (x[remaining_rows], y[remaining_rows]), (x[removed_rows], y[removed_rows])
+    times: tuple[list[float], list[float]] = ([], [])
+    largest_gap = 0.0
     for _ in range(repeats):
-        whole = fitted(samples)
+        merged_all = fitted(samples)
         start = time.perf_counter()
-        ours = whole.forget(*out).solve(LAM)
+        ours = merged_all.forget(*removed).solve(LAM)
         between = time.perf_counter()
-        theirs = fitted(left).solve(LAM)
+        theirs = fitted(remaining).solve(LAM)
         end = time.perf_counter()
-        taken[0].append(between - start)
-        taken[1].append(end - between)
-        apart = max(apart, gap(ours, theirs))
-    return apart, *taken
+        times[0].append(between - start)
+        times[1].append(end - between)
+        largest_gap = max(largest_gap, gap(ours, theirs))
+    return largest_gap, *times
 
 
 def measure(
@@ -115,9 +115,9 @@ def measure(
 
     Args:
         name: Data set of images in ten classes.
-        channels: Of the random blocks.
-        pool: Side of the maps that features are pooled to, for each block.
-        repeats: How often forgetting and refitting are timed, in turns.
+        channels: Channels of the random blocks.
+        pool: Size of the maps that features are pooled to, for each block.
+        repeats: Number of alternating measurements of forgetting and refitting.
     """
     train, validation, test = bpfree.data.load(name, standardize=True)
     torch.manual_seed(0)
@@ -131,29 +131,29 @@ def measure(
     accuracy = trainer.evaluate(test)["accuracy"]
     print(f"{name}: accuracy {accuracy:.2%} in {seconds:.1f} CPU seconds", flush=True)
     merged: dict[str, float] = {}
-    apart, ours, theirs = 0.0, [0.0] * repeats, [0.0] * repeats
+    largest_gap, ours, theirs = 0.0, [0.0] * repeats, [0.0] * repeats
     for k, samples in enumerate(samples_of(trainer, train)):
         once = fitted(samples).solve(LAM)
         for n in (1, 7, 100):
             key = f"block {k + 1}, shuffled, {n} shards"
             merged[key] = gap(fitted(*shards(samples, n, seed=n)).solve(LAM), once)
             print(f"{key}: {merged[key]:.1e} from one pass in order", flush=True)
-        own, fast, slow = forgetting(samples, 0.01, repeats)
-        apart = max(apart, own)
+        difference, fast, slow = forgetting(samples, 0.01, repeats)
+        largest_gap = max(largest_gap, difference)
         ours, theirs = (
             [a + b for a, b in zip(*pair, strict=True)] for pair in ((ours, fast), (theirs, slow))
         )
     ratio = sorted(b / a for a, b in zip(ours, theirs, strict=True))[repeats // 2]
-    print(f"forgetting 1 %: {apart:.1e} from a refit, which takes {ratio:.1f}x as long", flush=True)
+    print(f"forgetting 1 %: {largest_gap:.1e} from a refit, which takes {ratio:.1f}x as long", flush=True)
     holds = accuracy >= 0.975 and seconds <= 60 and max(merged.values()) <= 1e-10
     return {
-        "holds": holds and apart <= 1e-8 and ratio >= 10,
+        "holds": holds and largest_gap <= 1e-8 and ratio >= 10,
         "figure": f"{accuracy:.2%} in {seconds:.0f} CPU s; merged to {max(merged.values()):.0e}; "
-        f"forgotten to {apart:.0e}, {ratio:.0f}x faster",
+        f"forgotten to {largest_gap:.0e}, {ratio:.0f}x faster",
         "accuracy": accuracy,
         "cpu_seconds": seconds,
         "merged": merged,
-        "forgotten": apart,
+        "forgotten": largest_gap,
         "forget_seconds": ours,
         "refit_seconds": theirs,
         "refit_over_forget": ratio,

@@ -1,13 +1,13 @@
-"""Steps per second of a net so narrow that launching operations is all that takes time.
+"""Steps per second of a net so narrow that its time is that of launching operations.
 
     python -m benchmarks.claims.stacked_blocks
 
-Under backpropagation the gradient of a layer waits for that of the layer above, so a deep net is a chain of
-small operations. Local blocks wait for no one: equal ones take their steps in batched products
-(``gradients: stacked``). On a GPU if there is one, else on one thread of a CPU, where an operation's own cost
-is as fixed. All arms take bursts of steps through `Trainer.step`, one arm after another in every round, in
-turned order; what counts is the median over rounds of the ratio within a round. CUDA graphs, which replay a
-step without launching it, would speed every arm up, and are in none.
+In backpropagation the gradient of a layer depends on that of the layer above, so a deep net is a chain of
+small operations. Local blocks are independent: equal blocks take their steps in batched products
+(``gradients: stacked``). Measured on a GPU if there is one, otherwise on one thread of a CPU, where each
+operation has a fixed cost as well. All arms take series of steps through `Trainer.step`, one arm after
+another in every round, in rotating order; the result is the median over rounds of the ratio within a round.
+No arm uses CUDA graphs, which replay a step without launching its operations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ARMS = ("stacked", "analytic", "autograd", "backprop")
 
 
 def bursts(width: int, blocks: int, burst: int, device: torch.device) -> dict[str, Step]:
-    """Some steps of each arm in a row, all from the same initial weights."""
+    """A function for each arm that takes some steps in a row; all arms have the same initial weights."""
     found: dict[str, Step] = {}
     for arm in ARMS:
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def bursts(width: int, blocks: int, burst: int, device: torch.device) -> dict[st
 def measure(
     width: int = 32, blocks: int = 16, batch: int = 32, rounds: int = 61, burst: int = 20
 ) -> dict[str, Any]:
-    """Race the arms, and give how many steps each takes while backpropagation takes one."""
+    """Time the arms; returns the number of steps of each arm per step of backpropagation."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

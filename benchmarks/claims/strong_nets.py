@@ -2,8 +2,8 @@
 
 python -m benchmarks.claims.strong_nets
 
-The rows are those of ``configs/strong/predsim_mnist_quarter.yaml`` in ``benchmarks/results``; those that are
-not there yet are made, which takes about fifty minutes on one core.
+The rows are those of ``configs/strong/predsim_mnist_quarter.yaml`` in ``benchmarks/results``. Missing rows
+are made, which takes about fifty minutes on one core for all of them.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ from bpfree.bench.statistics import estimate, paired
 TITLE = "On a VGG, local prediction with similarity matching is as accurate as backpropagation, or more so"
 HOLDS_IF = (
     "VGG8b at a quarter of its width, 10 000 MNIST images, 3 seeds, learning rates tuned alike: mean test "
-    "accuracy of predsim at least that of its BP twin, and of Mono-Forward on the same net"
+    "accuracy of predsim at least that of its BP baseline, and of Mono-Forward on the same net"
 )
 NAME = "predsim_mnist_quarter"
 CONFIG = Path(__file__).parents[2] / "configs" / "strong" / f"{NAME}.yaml"
-#: What predsim must not fall behind.
+#: Arms that predsim must not be less accurate than.
 RIVALS = ("backprop", "mono_forward")
 
 
 def measure(config: Mapping[str, Any] | None = None, folder: Path | None = None) -> dict[str, Any]:
-    """Make the rows that are not in ``folder`` yet, and compare predsim with each other arm by seed.
+    """Make the missing rows in ``folder``, and compare predsim with each other arm by seed.
 
     Args:
         config: The experiment; by default the one in ``configs``.
-        folder: Where rows are, or go; by default in ``benchmarks/results``, which is for the default
-            experiment alone.
+        folder: Folder of the rows; by default in ``benchmarks/results``, only for the default experiment.
 
     Raises:
         RuntimeError: If a cell has failed.
-        ValueError: If another experiment has no folder of its own.
+        ValueError: If another experiment is given without a folder.
     """
     if config is not None and folder is None:
-        raise ValueError("config: rows of another experiment need a folder of their own")
+        raise ValueError("config: another experiment needs its own folder for rows")
     found = cells(dict(config or read_yaml(CONFIG)))
     rows = runner.run(found, Results(folder or _record.RESULTS / NAME))
     if failed := [row for row in rows if row["status"] != "ok"]:

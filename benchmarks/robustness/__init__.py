@@ -2,6 +2,7 @@
 
     python -m benchmarks.robustness.never_silent
 
-`_case` says what a case is and `_judge` what became of it; `_by_hand` trains the same networks in plain
-PyTorch, to compare with. The other modules hold the cases, one kind each.
+`_case` defines a case and `_verdict` runs it; `_by_hand` trains the same networks in plain PyTorch for
+comparison. The other modules define the cases, one kind each. ``kill_rows``, ``kill_resume``, ``kill_tune``
+kill running benches and searches; ``same_bits`` compares two revisions.
 """

@@ -1,4 +1,4 @@
-"""The trainers' rules as plain loops in PyTorch, on whole batches; nothing of bpfree computes here."""
+"""The rules of the trainers as plain PyTorch loops over full batches, without bpfree."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Scores = Callable[[Tensor], Tensor]
 
 @dataclass
 class Net:
-    """A network, and where its author says that its blocks begin.
+    """A network and the indices at which its blocks begin.
 
     Attributes:
-        layers: All layers in the order in which they run; the same layer may stand there more than once.
-        starts: First layer of each block, and of the output layer.
+        layers: All layers in the order in which they run; a layer may occur more than once.
+        starts: Index of the first layer of each block and of the output layer.
     """
 
     layers: Sequence[nn.Module]
@@ -29,7 +29,7 @@ class Net:
 
     @property
     def stages(self) -> list[nn.Sequential]:
-        """The blocks' layers."""
+        """The layers of each block."""
         ends = zip(self.starts[:-1], self.starts[1:], strict=True)
         return [_row(self.layers[a:b]) for a, b in ends]
 
@@ -44,15 +44,15 @@ def _row(layers: Iterable[nn.Module]) -> nn.Sequential:
 
 
 @dataclass
-class Found:
-    """What a loop has come to: class scores, and the losses of each epoch, bottom first."""
+class Result:
+    """The result of a loop: class scores, and the losses of each epoch, lowest block first."""
 
     scores: Scores
     losses: list[list[float]] = field(default_factory=list)
 
 
 def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Adam over those that learn; None of them is fine."""
+    """Adam over the parameters that require gradients; there may be none."""
     return torch.optim.Adam([{"params": [p for p in parameters if p.requires_grad]}], lr=lr)
 
 
@@ -67,14 +67,14 @@ def _take(optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> float:
 
 
 def _matrices(state: State, prefix: str) -> list[Tensor]:
-    """The tensors of a part of a trainer's state, by the order of their names, those with two axes first."""
-    found = [v for k, v in state.items() if k.startswith(prefix)]
-    return sorted(found, key=lambda v: -v.ndim)
+    """The tensors of ``state`` under ``prefix``, matrices first."""
+    tensors = [v for k, v in state.items() if k.startswith(prefix)]
+    return sorted(tensors, key=lambda v: -v.ndim)
 
 
 def heads(state: State, count: int, prefix: str = "blocks.{}.loss.head.") -> list[nn.Linear]:
-    """Copies of the local heads of the first ``count`` blocks, out of a trainer's state."""
-    made = []
+    """Copies of the local heads of the first ``count`` blocks, from the state of a trainer."""
+    copies = []
     for k in range(count):
         weight, *bias = _matrices(state, prefix.format(k))
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(bias))
@@ -82,12 +82,12 @@ def heads(state: State, count: int, prefix: str = "blocks.{}.loss.head.") -> lis
             head.weight.copy_(weight)
             if bias:
                 head.bias.copy_(bias[0])
-        made.append(head)
-    return made
+        copies.append(head)
+    return copies
 
 
-def whole(net: Net) -> Scores:
-    """The network itself, in evaluation mode."""
+def network_scores(net: Net) -> Scores:
+    """The output of the network in evaluation mode."""
 
     def scores(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -98,8 +98,8 @@ def whole(net: Net) -> Scores:
     return scores
 
 
-def backprop(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """One loss, one backward pass."""
+def backprop(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Backpropagation of one loss through all layers."""
     model = _row(dict.fromkeys(net.layers))
     optimizer, losses = adam(model.parameters(), lr), []
     for _ in range(epochs):
@@ -108,7 +108,7 @@ def backprop(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: floa
         for layer in net.layers:
             rows = layer(rows)
         losses.append([_take([optimizer], F.cross_entropy(rows, y))])
-    return Found(whole(net), losses)
+    return Result(network_scores(net), losses)
 
 
 def mono_forward(
@@ -121,50 +121,52 @@ def mono_forward(
     make: Callable[[Iterable[Tensor], float], torch.optim.Optimizer] = adam,
     readout: str = "last",
     pool: int | None = None,
-) -> Found:
-    """Each block and its head by their own cross-entropy; the output layer heads the last block.
+) -> Result:
+    """Cross-entropy for each block and its head; the output layer is the head of the last block.
 
     Args:
-        net, state, x, y, epochs, lr: As of the others.
-        make: Makes an optimizer.
-        readout: ``last``; ``sum`` of scores; ``probabilities``, their sum.
-        pool: Side to which maps are averaged in front of a head.
+        net, state, x, y, epochs, lr: As in `backprop`.
+        make: Creates an optimizer.
+        readout: ``last``, ``sum`` (of the scores) or ``probabilities`` (their sum).
+        pool: Size to which maps are averaged before a head.
     """
     stages = net.stages
-    own: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
-    optimizers = [make([*s.parameters(), *h.parameters()], lr) for s, h in zip(stages, own, strict=True)]
+    own_heads: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
+    optimizers = [
+        make([*s.parameters(), *h.parameters()], lr) for s, h in zip(stages, own_heads, strict=True)
+    ]
 
     def scores_of(k: int, out: Tensor) -> Tensor:
         if k == len(stages) - 1:
-            return own[k](out)  # type: ignore[no-any-return]
+            return own_heads[k](out)  # type: ignore[no-any-return]
         pooled = out if pool is None else F.adaptive_avg_pool2d(out, pool)
-        return own[k](pooled.flatten(1))  # type: ignore[no-any-return]
+        return own_heads[k](pooled.flatten(1))  # type: ignore[no-any-return]
 
     losses = []
     for _ in range(epochs):
-        rows, told = x, []
+        rows, step_losses = x, []
         for k, stage in enumerate(stages):
             out = stage.train()(rows)
-            told.append(_take([optimizers[k]], F.cross_entropy(scores_of(k, out), y)))
+            step_losses.append(_take([optimizers[k]], F.cross_entropy(scores_of(k, out), y)))
             rows = out.detach()
-        losses.append(told)
+        losses.append(step_losses)
 
     @torch.no_grad()
     def summed(x: Tensor) -> Tensor:
-        found = []
+        terms = []
         for k, stage in enumerate(stages):
             x = stage.eval()(x)
-            found.append(scores_of(k, x) if readout == "sum" else scores_of(k, x).softmax(1))
-        return torch.stack(found).sum(0)
+            terms.append(scores_of(k, x) if readout == "sum" else scores_of(k, x).softmax(1))
+        return torch.stack(terms).sum(0)
 
-    return Found(whole(net) if readout == "last" else summed, losses)
+    return Result(network_scores(net) if readout == "last" else summed, losses)
 
 
-def greedy(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Mono-Forward, one block after another."""
+def greedy(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Mono-Forward, greedy: one block after another."""
     stages, rows, losses = net.stages, x, []
-    own: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
-    for k, (stage, head) in enumerate(zip(stages, own, strict=True)):
+    own_heads: list[nn.Module] = [*heads(state, len(stages) - 1), net.output]
+    for k, (stage, head) in enumerate(zip(stages, own_heads, strict=True)):
         optimizer = adam([*stage.parameters(), *head.parameters()], lr)
         for _ in range(epochs):
             out = stage.train()(rows)
@@ -172,44 +174,46 @@ def greedy(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float)
             losses.append([_take([optimizer], F.cross_entropy(scores, y))])
         with torch.no_grad():
             rows = stage.eval()(rows)
-    return Found(whole(net), losses)
+    return Result(network_scores(net), losses)
 
 
-def _supervised(net: Net, own: Sequence[nn.Module], x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
+def _supervised(
+    net: Net, own_heads: Sequence[nn.Module], x: Tensor, y: Tensor, epochs: int, lr: float
+) -> Result:
     stages = net.stages
-    parts = [*stages, *own]
+    parts = [*stages, *own_heads]
     optimizer, losses = adam(dict.fromkeys(p for part in parts for p in part.parameters()), lr), []
     for _ in range(epochs):
-        rows, told = x, []
-        for k, head in enumerate(own):
+        rows, step_losses = x, []
+        for k, head in enumerate(own_heads):
             rows = stages[k].train()(rows) if k < len(stages) else rows
-            told.append(F.cross_entropy(head(rows if k == len(own) - 1 else rows.flatten(1)), y))
-        _take([optimizer], torch.stack(told).sum())
-        losses.append([loss.item() for loss in told])
-    return Found(whole(net), losses)
+            step_losses.append(F.cross_entropy(head(rows if k == len(own_heads) - 1 else rows.flatten(1)), y))
+        _take([optimizer], torch.stack(step_losses).sum())
+        losses.append([loss.item() for loss in step_losses])
+    return Result(network_scores(net), losses)
 
 
-def deep_supervision(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """A head on every block and the output layer above, one backward pass through the sum."""
-    own = heads(state, len(net.stages), "blocks.0.blocks.{}.loss.head.")
-    return _supervised(net, [*own, net.output], x, y, epochs, lr)
+def deep_supervision(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Deep supervision: a head on every block, one backward pass of the sum of all losses."""
+    own_heads = heads(state, len(net.stages), "blocks.0.blocks.{}.loss.head.")
+    return _supervised(net, [*own_heads, net.output], x, y, epochs, lr)
 
 
-def mf_joint(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Mono-Forward's losses under one backward pass."""
-    own = heads(state, len(net.stages) - 1, "blocks.0.blocks.{}.loss.head.")
-    return _supervised(net, [*own, net.output], x, y, epochs, lr)
+def mf_joint(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """The losses of Mono-Forward, one backward pass of their sum."""
+    own_heads = heads(state, len(net.stages) - 1, "blocks.0.blocks.{}.loss.head.")
+    return _supervised(net, [*own_heads, net.output], x, y, epochs, lr)
 
 
-def random_features(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Mono-Forward's heads alone; the blocks stay as they are."""
+def random_features(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """The heads of Mono-Forward on blocks that are not trained."""
     for stage in net.stages:
         stage.requires_grad_(False)
     return mono_forward(net, state, x, y, epochs, lr)
 
 
-def dfa(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """The output's error through a fixed random matrix to each block; the last one gets its gradient."""
+def dfa(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Direct feedback alignment: the output error times a fixed random matrix for each block but the last."""
     stages, output = net.stages, net.output
     optimizer, losses = adam([p for part in [*stages, output] for p in part.parameters()], lr), []
     for _ in range(epochs):
@@ -220,79 +224,79 @@ def dfa(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) ->
         scores = output(outputs[-1])
         error = scores.detach().softmax(1) - F.one_hot(y, scores.shape[1])
         matrices = [state[f"blocks.0.blocks.{k}.loss.matrix"] for k in range(len(stages) - 1)]
-        pulls = zip(outputs[:-1], matrices, strict=True)
-        told = [(out.flatten(1) * (error @ matrix / len(y))).sum() for out, matrix in pulls]
-        told.append(F.cross_entropy(scores, y))
-        _take([optimizer], torch.stack(told).sum())
-        losses.append([loss.item() for loss in told])
-    return Found(whole(net), losses)
+        pairs = zip(outputs[:-1], matrices, strict=True)
+        step_losses = [(out.flatten(1) * (error @ matrix / len(y))).sum() for out, matrix in pairs]
+        step_losses.append(F.cross_entropy(scores, y))
+        _take([optimizer], torch.stack(step_losses).sum())
+        losses.append([loss.item() for loss in step_losses])
+    return Result(network_scores(net), losses)
 
 
 def _features(net: Net, x: Tensor) -> list[Tensor]:
     """Flattened outputs of the blocks, in evaluation mode."""
-    found = []
+    outputs = []
     with torch.no_grad():
         for stage in net.stages:
             x = stage.eval()(x)
-            found.append(x.flatten(1))
-    return found
+            outputs.append(x.flatten(1))
+    return outputs
 
 
-def cafo(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """A linear predictor on each random block by cross-entropy, one after another."""
-    own, losses = heads(state, len(net.stages)), []
-    for head, rows in zip(own, _features(net, x), strict=True):
+def cafo(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """A linear predictor with cross-entropy on each random block, one after another."""
+    own_heads, losses = heads(state, len(net.stages)), []
+    for head, rows in zip(own_heads, _features(net, x), strict=True):
         optimizer = adam(head.parameters(), lr)
         losses += [[_take([optimizer], F.cross_entropy(head(rows), y))] for _ in range(epochs)]
 
     def scores(x: Tensor) -> Tensor:
         with torch.no_grad():
-            parts = zip(own, _features(net, x), strict=True)
+            parts = zip(own_heads, _features(net, x), strict=True)
             return torch.stack([head(rows).softmax(1) for head, rows in parts]).sum(0)
 
-    return Found(scores, losses)
+    return Result(scores, losses)
 
 
 def ridge(features: Tensor, y: Tensor, classes: int, lam: float) -> tuple[Tensor, Tensor]:
-    """Weights ``[d, C]`` and intercepts ``[C]`` of least squares, by `lstsq` on the rows and the penalty's.
+    """Weights ``[d, C]`` and intercepts ``[C]`` of ridge regression, by `torch.linalg.lstsq`.
 
-    The penalty is ``lam`` times the mean square of the features, and spares the intercept.
+    The penalty is ``lam`` times the mean square of the features; the intercept has none.
     """
     phi = features.double()
     penalty = lam * phi.square().sum() / phi.shape[1]
     rows = torch.cat([phi, torch.ones(len(phi), 1, dtype=torch.float64)], 1)
     extra = torch.cat([torch.eye(phi.shape[1]), torch.zeros(phi.shape[1], 1)], 1).double() * penalty.sqrt()
     target = torch.cat([F.one_hot(y, classes).double(), torch.zeros(phi.shape[1], classes).double()])
-    found = torch.linalg.lstsq(torch.cat([rows, extra]), target, driver="gelsd").solution
-    return found[:-1], found[-1]
+    solution = torch.linalg.lstsq(torch.cat([rows, extra]), target, driver="gelsd").solution
+    return solution[:-1], solution[-1]
 
 
-def cafo_closed_form(net: Net, x: Tensor, y: Tensor, classes: int, lam: float) -> Found:
-    """A ridge regression on each random block; the sum of the softmax of their scores."""
+def cafo_closed_form(net: Net, x: Tensor, y: Tensor, classes: int, lam: float) -> Result:
+    """A ridge regression on each random block; the scores are the sum of the softmax of theirs."""
     solved = [ridge(rows, y, classes, lam) for rows in _features(net, x)]
 
     def scores(x: Tensor) -> Tensor:
         parts = zip(solved, _features(net, x), strict=True)
         return torch.stack([(r.double() @ w + b).softmax(1) for (w, b), r in parts]).sum(0).float()
 
-    return Found(scores)
+    return Result(scores)
 
 
 def _clipped(parameters: Iterable[Tensor]) -> None:
     nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
 
 
-def counter_current(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Perceptrons with the dot loss: each block and the feedback layer that answers it agree on classes."""
+def counter_current(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Counter-current learning of an MLP with the dot loss between each block and its feedback layer."""
     stages, output, feedback = net.stages, net.output, []
     for k in range(len(stages)):
         weight, *bias = _matrices(state, f"blocks.{k}.loss.feedback.")
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(bias))
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(bias))
         with torch.no_grad():
-            made.weight.copy_(weight)
+            layer.weight.copy_(weight)
             if bias:
-                made.bias.copy_(bias[0])
-        feedback.append(made)
+                layer.bias.copy_(bias[0])
+        feedback.append(layer)
     n_classes, losses = int(state[f"blocks.{len(stages)}.loss.head.weight"].shape[0]), []
     code = F.one_hot(y, n_classes).float()
     for _ in range(epochs):
@@ -300,19 +304,19 @@ def counter_current(net: Net, state: State, x: Tensor, y: Tensor, epochs: int, l
         for back in reversed(feedback):
             prototypes.append(back(message).relu())
             message = prototypes[-1].detach()
-        rows, told = x, []
+        rows, step_losses = x, []
         for stage, back, b in zip(stages, feedback, reversed(prototypes), strict=True):
             out = stage.train()(rows)
             loss = 256 * 0.5 / out.shape[1] * (out @ b.T - code).square().mean()
-            told.append(_descend(loss, [stage, back], lr))
+            step_losses.append(_descend(loss, [stage, back], lr))
             rows = out.detach()
-        told.append(_descend(F.cross_entropy(output(rows), y), [output], lr))
-        losses.append(told)
-    return Found(whole(net), losses)
+        step_losses.append(_descend(F.cross_entropy(output(rows), y), [output], lr))
+        losses.append(step_losses)
+    return Result(network_scores(net), losses)
 
 
 def _descend(loss: Tensor, parts: Sequence[nn.Module], lr: float) -> float:
-    """A step of gradient descent; each part's gradient has a norm of at most 1."""
+    """A step of gradient descent; the gradient of each part is clipped to a norm of 1."""
     for part in parts:
         part.zero_grad()
     loss.backward()
@@ -326,7 +330,7 @@ def _descend(loss: Tensor, parts: Sequence[nn.Module], lr: float) -> float:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """ReLU, of which the gradient is the identity."""
+    """ReLU whose gradient is the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -338,7 +342,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Rows divided by the root of their mean square."""
+    """Rows divided by their root mean square."""
     return rows / (rows.square().mean(1, keepdim=True).sqrt() + 1e-8)
 
 
@@ -348,55 +352,58 @@ def _overlaid(x: Tensor, code: Tensor) -> Tensor:
     return rows
 
 
-def forward_forward(state: State, readout: str, x: Tensor, y: Tensor, epochs: int, lr: float) -> Found:
-    """Perceptrons of two layers and two classes, where the wrong label is no draw; the default settings."""
+def forward_forward(state: State, readout: str, x: Tensor, y: Tensor, epochs: int, lr: float) -> Result:
+    """Forward-Forward of an MLP with two layers and two classes, with the default settings.
+
+    With two classes there is one wrong label, so that no negative sample is random.
+    """
     layers = [
-        (state[f"blocks.{k}.body.{at}.weight"], state[f"blocks.{k}.body.{at}.bias"])
-        for k, at in _places(state)
+        (state[f"blocks.{k}.body.{layer}.weight"], state[f"blocks.{k}.body.{layer}.bias"])
+        for k, layer in _layer_names(state)
     ]
     weights = [[p.clone().requires_grad_() for p in layer] for layer in layers]
     means = [torch.full((len(w),), 0.5) for w, _ in weights]
     top = torch.zeros(2, len(weights[1][0]), requires_grad=True)
     optimizers = [torch.optim.SGD(layer, lr, momentum=0.9, weight_decay=3e-4) for layer in weights]
-    judge = torch.optim.SGD([top], 1e-2, momentum=0.9, weight_decay=3e-3)
+    readout_optimizer = torch.optim.SGD([top], 1e-2, momentum=0.9, weight_decay=3e-3)
 
-    def answer(k: int, rows: Tensor) -> Tensor:
+    def run(k: int, rows: Tensor) -> Tensor:
         w, b = weights[k]
         out: Tensor = _StraightThrough.apply(_unit(rows) @ w.T + b)
         return out
 
     def classified(x: Tensor) -> Tensor:
         with torch.no_grad():
-            rows = answer(1, answer(0, _overlaid(x, torch.full((1, 2), 0.5))))
+            rows = run(1, run(0, _overlaid(x, torch.full((1, 2), 0.5))))
         return _unit(rows) @ top.T
 
     def goodness(x: Tensor) -> Tensor:
         with torch.no_grad():
-            own = [answer(1, answer(0, _overlaid(x, code[None]))).square().sum(1) for code in torch.eye(2)]
-        return torch.stack(own, 1)
+            sums = [run(1, run(0, _overlaid(x, code[None]))).square().sum(1) for code in torch.eye(2)]
+        return torch.stack(sums, 1)
 
     losses, target = [], torch.cat([torch.ones(len(y)), torch.zeros(len(y))])
     for _ in range(epochs):
-        of_judge = _take([judge], F.cross_entropy(classified(x), y))
-        rows, told = torch.cat([_overlaid(x, F.one_hot(label, 2).float()) for label in (y, 1 - y)]), []
+        readout_loss = _take([readout_optimizer], F.cross_entropy(classified(x), y))
+        rows, step_losses = torch.cat([_overlaid(x, F.one_hot(label, 2).float()) for label in (y, 1 - y)]), []
         for k in range(2):
-            out = answer(k, rows)
+            out = run(k, rows)
             loss = F.binary_cross_entropy_with_logits(out.square().sum(1) - out.shape[1], target)
             mean = 0.9 * means[k] + 0.1 * out[: len(y)].mean(0)
-            told.append(_take([optimizers[k]], loss + 0.03 * (mean.mean() - mean).square().mean()))
+            step_losses.append(_take([optimizers[k]], loss + 0.03 * (mean.mean() - mean).square().mean()))
             means[k], rows = mean.detach(), out.detach()
-        losses.append([*told, of_judge])
-    return Found(goodness if readout == "goodness" else lambda x: classified(x).detach(), losses)
+        losses.append([*step_losses, readout_loss])
+    return Result(goodness if readout == "goodness" else lambda x: classified(x).detach(), losses)
 
 
-def _places(state: State) -> list[tuple[int, str]]:
-    """Where the two layers stand in a trainer's state."""
+def _layer_names(state: State) -> list[tuple[int, str]]:
+    """Block index and name of the two layers in the state of a trainer."""
     names = sorted(name for name in state if ".body." in name and name.endswith(".weight"))
     return [(k, name.split(".body.")[1].removesuffix(".weight")) for k, name in enumerate(names)]
 
 
-#: A loop for each trainer of ordinary networks that learns by steps and draws nothing.
-LOOPS: dict[str, Callable[[Net, State, Tensor, Tensor, int, float], Found]] = {
+#: The loop of each trainer of ordinary networks that takes steps and uses no random numbers.
+LOOPS: dict[str, Callable[[Net, State, Tensor, Tensor, int, float], Result]] = {
     "backprop": backprop,
     "backprop_ds": deep_supervision,
     "mf_joint": mf_joint,

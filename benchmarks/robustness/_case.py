@@ -1,4 +1,4 @@
-"""What a case is: a trainer, a network, an input, and the outcomes that are acceptable."""
+"""A case: a trainer, a network, an input, and the acceptable outcomes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.robustness._judge import Watch
+    from benchmarks.robustness._verdict import Watch
 
 
 class Outcome(StrEnum):
-    """What became of a case; the last two are never acceptable."""
+    """The outcome of a case; the last two are never acceptable."""
 
     RIGHT = "right"
     REFUSED = "refused"
@@ -24,16 +24,16 @@ class Outcome(StrEnum):
 RIGHT = frozenset({Outcome.RIGHT})
 REFUSED = frozenset({Outcome.REFUSED})
 WARNED = frozenset({Outcome.WARNED})
-#: There is no right value, or it is expensive: to say so in either way is enough.
-SPOKEN = REFUSED | WARNED
-#: Supported or refused, as long as it is one of the two.
+#: There is no right result, or it is expensive: a message of either kind is enough.
+REFUSED_OR_WARNED = REFUSED | WARNED
+#: Supported or refused.
 RIGHT_OR_REFUSED = RIGHT | REFUSED
 #: Right, with or without a warning.
 RIGHT_OR_WARNED = RIGHT | WARNED
-#: Anything but a false result or a foreign error.
+#: Anything but a wrong result or an error of another library.
 ANY = RIGHT | REFUSED | WARNED
 
-#: Runs a case under the eyes of a watch; returns what is wrong about the result, None if nothing is.
+#: Runs a case; returns the fault of the result as text, None if it is right.
 Attempt = Callable[["Watch"], str | None]
 
 
@@ -42,13 +42,13 @@ class Case:
     """One combination.
 
     Attributes:
-        trainer: Id of the trainer, or what stands in its place.
-        net: The network, in a few words.
-        input: What is ordinary or odd about the input, or about the use.
-        expected: The outcomes that are acceptable.
-        attempt: Runs it.
-        says: What a refusal or warning must name, as a regular expression.
-        warning_is_enough: Whether a poor result is excused by one warning, although a good one is possible.
+        trainer: Id of the trainer, or the name of the function under test.
+        net: Short description of the network.
+        input: Short description of the input or of the call.
+        expected: The acceptable outcomes.
+        attempt: Runs the case.
+        mentions: Regular expression that a refusal or warning must match.
+        warning_is_enough: Whether one warning excuses a poor result, although a good one is possible.
     """
 
     trainer: str
@@ -56,12 +56,12 @@ class Case:
     input: str
     expected: frozenset[Outcome]
     attempt: Attempt
-    says: str = ""
+    mentions: str = ""
     warning_is_enough: bool = False
 
     @property
     def excused(self) -> bool:
-        """Whether one warning is enough: there is no right result to compare with."""
+        """Whether one warning is enough, for lack of a right result to compare with."""
         return self.warning_is_enough or Outcome.RIGHT not in self.expected
 
     @property
@@ -82,13 +82,13 @@ class Cases:
         net: str,
         text: str,
         expected: frozenset[Outcome] = RIGHT,
-        says: str = "",
+        mentions: str = "",
         warning_is_enough: bool = False,
     ) -> Callable[[Attempt], Attempt]:
-        """Decorator: the function runs the case that the arguments describe."""
+        """Decorator for the function that runs the described case."""
 
         def decorator(attempt: Attempt) -> Attempt:
-            self.all.append(Case(trainer, net, text, expected, attempt, says, warning_is_enough))
+            self.all.append(Case(trainer, net, text, expected, attempt, mentions, warning_is_enough))
             return attempt
 
         return decorator

@@ -1,4 +1,4 @@
-"""Many cases of one form: one network under several trainers."""
+"""Cases with one network and several trainers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._by_hand import Net
 from benchmarks.robustness._case import RIGHT, Cases, Outcome
 from benchmarks.robustness._compare import as_by_hand, solves
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
 
 def seeded(make: Callable[[], Sequence[nn.Module]], *starts: int) -> Callable[[], Net]:
@@ -27,7 +27,7 @@ def seeded(make: Callable[[], Sequence[nn.Module]], *starts: int) -> Callable[[]
 
 
 def by_hand_cases(
-    found: Cases,
+    registry: Cases,
     trainers: Sequence[str],
     name: str,
     shape: tuple[int, ...],
@@ -36,18 +36,18 @@ def by_hand_cases(
     text: str = "plain",
     **settings: Any,
 ) -> None:
-    """A case for each trainer, compared with the loop by hand."""
+    """A case for each trainer, compared with its loop by hand."""
     for trainer in trainers:
 
         def attempt(watch: Watch, trainer: str = trainer) -> str | None:
             s = samples(*shape)
             return as_by_hand(watch, trainer, make, s.data, s, **settings)
 
-        found.add(trainer, name, text, expected)(attempt)
+        registry.add(trainer, name, text, expected)(attempt)
 
 
 def solved_cases(
-    found: Cases,
+    registry: Cases,
     trainers: Sequence[str],
     name: str,
     shape: tuple[int, ...],
@@ -55,7 +55,7 @@ def solved_cases(
     expected: frozenset[Outcome] = RIGHT,
     text: str = "plain",
     at_least: float = 0.7,
-    says: str = "",
+    mentions: str = "",
     **settings: Any,
 ) -> None:
     """A case for each trainer, which must solve an easy problem."""
@@ -66,4 +66,4 @@ def solved_cases(
             s, net = samples(*shape), make()
             return solves(watch, trainer, net, s.data, s, at_least=at_least, fit={"epochs": 40}, **settings)
 
-        found.add(trainer, name, text, expected, says)(attempt)
+        registry.add(trainer, name, text, expected, mentions)(attempt)

@@ -1,4 +1,4 @@
-"""Small networks with the same weights each time, and where their blocks begin."""
+"""Small networks with fixed weights, and the indices at which their blocks begin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def conv1d(channels: int = 1, length: int = 12, classes: int = 3) -> Net:
 
 
 def conv2d(channels: int = 1, side: int = 8, classes: int = 3, norm: bool = False) -> Net:
-    """Two convolutions with pooling, and batch normalization if asked for."""
+    """Two convolutions with pooling, optionally with batch normalization."""
     torch.manual_seed(3)
     first = [nn.Conv2d(channels, 5, 3, padding=1), *([nn.BatchNorm2d(5)] if norm else []), nn.ReLU()]
     second = [nn.Conv2d(5, 6, 3, padding=1), *([nn.BatchNorm2d(6)] if norm else []), nn.ReLU()]
@@ -61,7 +61,7 @@ def conv3d(classes: int = 3) -> Net:
     return Net(layers, [0, 3, 6])
 
 
-#: Networks, and the shape of the samples that they take.
+#: Networks, and the shape of their samples.
 NETS: dict[str, tuple[Callable[[], Net], tuple[int, ...]]] = {
     "mlp": (mlp, (12,)),
     "mlp of one hidden layer": (lambda: mlp(hidden=(16,)), (12,)),
@@ -74,12 +74,12 @@ NETS: dict[str, tuple[Callable[[], Net], tuple[int, ...]]] = {
 
 
 def of(layers: Sequence[nn.Module], starts: Sequence[int]) -> Net:
-    """Any layers; their weights are those that `torch.manual_seed` gave before."""
+    """A network of any layers; their weights follow from the last `torch.manual_seed`."""
     return Net(list(layers), list(starts))
 
 
 class LastStep(nn.Module):
-    """A recurrent layer, of which the output at the last step goes on: ``[B, T, d]`` to ``[B, h]``."""
+    """The last output of a recurrent layer: ``[B, T, d]`` to ``[B, h]``."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class LastStep(nn.Module):
 
 
 class Steps(nn.Module):
-    """A recurrent layer's outputs at all steps: ``[B, T, d]`` to ``[B, T, h]``."""
+    """All outputs of a recurrent layer: ``[B, T, d]`` to ``[B, T, h]``."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Residual(nn.Module):
 
 
 class Gain(nn.Module):
-    """A learned factor for each feature: scales, and mixes nothing."""
+    """A learned factor for each feature."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,6 +130,6 @@ class Gain(nn.Module):
 
 
 def linear(layer: nn.Module) -> nn.Linear:
-    """The layer, which is a linear one."""
+    """The layer as a `nn.Linear`."""
     assert isinstance(layer, nn.Linear)
     return layer

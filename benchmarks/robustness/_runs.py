@@ -1,11 +1,13 @@
 """Short trainings of every trainer under every schedule, for `same_bits`; run as a script at one revision.
 
-Nothing but the public interface is used, so that the same file runs at an older and at a newer revision.
+The script uses the public interface alone, so that the same file runs at an older and at a newer revision.
+Public names that differ between revisions are listed in `NAMES`, `SETTINGS` and `METRICS`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -18,20 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 import bpfree
-from bpfree import BpfreeError, Checkpoint, Hooks
+from bpfree import BpfreeError, Checkpoint, Hooks, get_trainer
 from bpfree.data import GraphData, TensorData
-
-try:
-    from bpfree.graphs.graph import Graph
-except ModuleNotFoundError:  # 0.1
-    from bpfree.graph import Graph  # type: ignore[no-redef, import-not-found]
 from bpfree.nn import GNN, cafo_cnn, cnn, mlp, physical_net
-from bpfree.physics import Device, MultimodeFibre
-from bpfree.trainers import TRAINERS, get_trainer
+from bpfree.trainers import TRAINERS
+
+#: Where each name is, or was: the first one that exists is used.
+NAMES = {
+    "Graph": ("bpfree.graphs:Graph", "bpfree.graphs.graph:Graph", "bpfree.graph:Graph"),
+    "Device": ("bpfree.physics:Device",),
+    "MultimodeFibre": ("bpfree.physics:MultimodeFiber", "bpfree.physics:MultimodeFibre"),
+}
+
+#: The new key of each setting that was renamed; it is used where the old one is refused.
+SETTINGS = {"gradients": "update_rule"}
+
+#: Keys under which a trainer's `evaluate` returns the value of its metric.
+METRICS = ("accuracy", "roc_auc")
+
+#: Under its present name, or that of 0.1.
 
 EPOCHS = 2
 
@@ -44,7 +54,7 @@ class Run:
     """One training.
 
     Attributes:
-        name: What it is called in the comparison.
+        name: Name in the comparison.
         trainer: Id of the trainer.
         net: Key of `NETS`.
         data: Key of `DATA`.
@@ -62,6 +72,25 @@ class Run:
     fit: Mapping[str, Any] = field(default_factory=dict)
     resumed: bool = False
     workers: int = 1
+
+
+# ---- names that differ between revisions -------------------------------------------------------------------
+
+
+def public(name: str) -> Any:
+    """The object of that name, wherever this revision has it."""
+    for path in NAMES[name]:
+        module, _, attribute = path.partition(":")
+        with suppress(ImportError, AttributeError):
+            return getattr(importlib.import_module(module), attribute)
+    raise SystemExit(f"{bpfree.__file__}: has none of {', '.join(NAMES[name])}: add the new name to NAMES")
+
+
+def spellings(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings by their old and by their new keys."""
+    yield dict(settings)
+    if settings.keys() & SETTINGS.keys():
+        yield {SETTINGS.get(key, key): value for key, value in settings.items()}
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -108,8 +137,7 @@ def _graph() -> tuple[Any, Any, Any]:
 
 @cache
 def _links() -> tuple[Any, Any, Any]:
-    """Edges of a random graph, and pairs of nodes that are none."""
-
+    """Edges of a random graph, and pairs of nodes without an edge."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(60, 12, generator=generator)
     edges = torch.randint(60, (2, 180), generator=generator)
@@ -120,10 +148,10 @@ def _links() -> tuple[Any, Any, Any]:
     ids, y = torch.cat([ends, others]), (torch.arange(80) < 40).long()
     parts = [torch.arange(k, 80, 4) for k in range(4)]
     train = torch.cat(parts[:2])
-    graph = Graph(edges, 60)
+    graph = public("Graph")(edges, 60)
 
-    def part(at: Any) -> Any:
-        return GraphData(x, graph, ids[at], y[at], 2)
+    def part(rows: Any) -> Any:
+        return GraphData(x, graph, ids[rows], y[rows], 2)
 
     return part(train), part(parts[2]), part(parts[3])
 
@@ -144,9 +172,8 @@ def _mlp(*hidden: int, **options: Any) -> Callable[[Any], nn.Module]:
 
 
 def _optical(_: Any) -> nn.Module:
-
     options: dict[str, Any] = {"grid": 20, "mask_radius": 8.0, "pool": 1, "input_range": (-1.0, 1.0)}
-    device = Device(MultimodeFibre(**options, dtype=torch.float32))
+    device = public("Device")(public("MultimodeFibre")(**options, dtype=torch.float32))
     return physical_net([device, device], (1, 8, 8), 10, [30], "picture", False, "l2")
 
 
@@ -159,6 +186,8 @@ def _cafo_cnn(_: Any) -> nn.Module:
 
 
 def _vgg(_: Any) -> nn.Module:
+    import torchvision  # seconds, which most runs are spared
+
     import bpfree
 
     net = torchvision.models.vgg11_bn(num_classes=10)
@@ -241,8 +270,8 @@ def _variants() -> Iterator[Run]:
         name = ", ".join(f"{k} {v}" for k, v in settings.items())
         yield Run(f"physical, {name}", "physical", "optical", settings=settings)
     for model in ("aware", "in_silico"):
-        twin: dict[str, Any] = {"model": model, "mismatch": 0.3}
-        yield Run(f"physical_backprop, {model}", "physical_backprop", "optical", settings=twin)
+        simulated: dict[str, Any] = {"model": model, "mismatch": 0.3}
+        yield Run(f"physical_backprop, {model}", "physical_backprop", "optical", settings=simulated)
     for variant in ("top_to_loss", "top_to_input", "label_appending", "virtual_nodes"):
         top = {"schedule": "simultaneous"} if variant.startswith("top") else {}
         yield Run(f"forward_gnn, {variant}", "forward_gnn", "gcn", "graph", {"variant": variant, **top})
@@ -260,7 +289,7 @@ def _variants() -> Iterator[Run]:
 
 def runs() -> list[Run]:
     """All of them: every trainer under every schedule, and `_variants`."""
-    found: list[Run] = []
+    result: list[Run] = []
     for name in TRAINERS:
         net, data, settings = "mlp", "digits", dict[str, Any]()
         if name.startswith("physical"):
@@ -272,21 +301,27 @@ def runs() -> list[Run]:
         if net == "mlp" and name != "counter_current":
             settings["lr"] = 0.01
         for schedule in ("simultaneous", "greedy"):
-            found.append(Run(f"{name}, {schedule}", name, net, data, settings | {"schedule": schedule}))
-    return found + list(_variants())
+            result.append(Run(f"{name}, {schedule}", name, net, data, settings | {"schedule": schedule}))
+    return result + list(_variants())
 
 
 # ---- one run -----------------------------------------------------------------------------------------------
 
 
 class _StoppedError(Exception):
-    """Ends the first part of a resumed run."""
+    """Stops the first part of a resumed run."""
 
 
 def _trainer(run: Run) -> Any:
-    torch.manual_seed(0)
-    net = NETS[run.net](DATA[run.data]()[0])
-    return get_trainer(run.trainer)(net, seed=0, progress=False, **run.settings)
+    refusals: list[BpfreeError] = []
+    for settings in spellings(run.settings):
+        torch.manual_seed(0)
+        net = NETS[run.net](DATA[run.data]()[0])
+        try:
+            return get_trainer(run.trainer)(net, seed=0, progress=False, **settings)
+        except BpfreeError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _fit(run: Run, folder: Path) -> tuple[Any, Any]:
@@ -307,7 +342,7 @@ def _fit(run: Run, folder: Path) -> tuple[Any, Any]:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """Tells tensors apart that differ in shape, type or any bit."""
+    """A hash of the shape, the type and all bits of a tensor."""
     plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     raw = plain.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     head = f"{list(tensor.shape)} {tensor.dtype} ".encode()
@@ -315,7 +350,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def outcome(run: Run, folder: Path) -> dict[str, Any]:
-    """Losses, weights and predictions of a run; or that it is refused, and how."""
+    """Losses, weights and predictions of a run, or the error by which it is refused."""
     try:
         trainer, history = _fit(run, folder)
     except BpfreeError as error:
@@ -327,12 +362,15 @@ def outcome(run: Run, folder: Path) -> dict[str, Any]:
         "losses": [[float(v).hex() for v in row["loss"]] for row in history.rows],
         "weights": weights,
         "predictions": digest(trainer.predict(x)),
-        "accuracy": trainer.evaluate(test)["accuracy"],
+        # The first value is the metric's, which older revisions call accuracy even where it is another one.
+        "accuracy": next(iter(trainer.evaluate(test).values())),
     }
 
 
 def main(out: Path, pattern: str) -> None:
     """Write ``<number>.json`` for each run whose name contains ``pattern``."""
+    if Path(bpfree.__file__).parents[1] != Path.cwd():
+        raise SystemExit(f"{Path.cwd()}: bpfree is imported from {bpfree.__file__} instead of this folder")
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     for number, run in enumerate(runs()):
@@ -340,11 +378,11 @@ def main(out: Path, pattern: str) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found = outcome(run, Path(folder))
+                result = outcome(run, Path(folder))
             except Exception as error:  # noqa: BLE001 (a crash is an outcome to compare, and it is reported)
-                found = {"crashed": type(error).__name__, "message": str(error)}
+                result = {"crashed": type(error).__name__, "message": str(error)}
         if rank == 0:
-            text = json.dumps({"name": run.name, **found})
+            text = json.dumps({"name": run.name, **result})
             (out / f"{number:03d}{'w' if run.workers > 1 else ''}.json").write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Small problems that a linear rule solves, in any shape: a pattern for each class, and noise."""
+"""Small problems of any shape that a linear model solves: a pattern for each class plus noise."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Samples:
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
-        """As a pair of tensors."""
+        """Samples and labels as a pair of tensors."""
         return self.x, self.y
 
     @property
     def data(self) -> TensorData:
-        """As `TensorData`."""
+        """The samples as `TensorData`."""
         return TensorData(self.x, self.y, self.n_classes)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a sample."""
+        """Shape of a sample."""
         return tuple(self.x.shape[1:])
 
 
 def samples(*shape: int, n: int = 48, classes: int = 3, noise: float = 0.1, seed: int = 0) -> Samples:
-    """Patterns in [0, 1]; each class comes equally often."""
+    """Noisy patterns with values from 0 to 1; all classes are equally frequent."""
     draw = torch.Generator().manual_seed(seed + 1)
     pattern = (torch.rand(classes, *shape, generator=torch.Generator().manual_seed(77)) > 0.5).float()
     y = torch.arange(n) % classes
@@ -44,7 +44,7 @@ def samples(*shape: int, n: int = 48, classes: int = 3, noise: float = 0.1, seed
 
 
 def blank_margin(s: Samples) -> Samples:
-    """The same images, whose first row never varies."""
+    """The images with a constant first row."""
     x = s.x.clone()
     x.flatten(1)[:, : x.shape[-1]] = 0
     return Samples(x, s.y, s.n_classes)

@@ -22,10 +22,10 @@ from benchmarks.robustness._compare import (
     solves,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 LOOPED = sorted(set(hand.LOOPS) - {"counter_current"})
@@ -42,21 +42,21 @@ def _batches() -> None:
                     watch, trainer, net, s.data, s, fit={"batch_size": size, "epochs": 6 if size == 1 else 60}
                 )
 
-            found.add(trainer, "mlp", text)(attempt)
+            registry.add(trainer, "mlp", text)(attempt)
     for trainer in LOOPED:
 
         def larger(watch: Watch, trainer: str = trainer) -> str | None:
             s = samples(12)
             return as_by_hand(watch, trainer, nets.mlp, s.data, s, fit={"batch_size": 1000})
 
-        found.add(trainer, "mlp", "batches larger than the data")(larger)
+        registry.add(trainer, "mlp", "batches larger than the data")(larger)
 
 
 _batches()
 
 
 def _normed(*layers: nn.Module) -> hand.Net:
-    """One block of the first two layers and ReLU."""
+    """A network with one block, and ReLU after the second layer."""
     return nets.of([*layers[:2], nn.ReLU(), *layers[2:]], [0, len(layers)])
 
 
@@ -104,19 +104,19 @@ def _last_of_one() -> None:
                     )
 
                 if trainer == "mono_forward" or name in ("BatchNorm1d", "BatchNorm2d"):
-                    found.add(trainer, name, text, RIGHT_OR_REFUSED | RIGHT_OR_WARNED)(attempt)
+                    registry.add(trainer, name, text, RIGHT_OR_REFUSED | RIGHT_OR_WARNED)(attempt)
 
 
 _last_of_one()
 
 
-@found.add("cafo", "conv2d with batch norm", "last batch of one")
+@registry.add("cafo", "conv2d with batch norm", "last batch of one")
 def cafo_last_of_one(watch: Watch) -> str | None:
     s = samples(1, 8, 8, n=33)
     return solves(watch, "cafo", row(nets.conv2d(norm=True)), s.data, s, fit={"batch_size": 16}, at_least=0.6)
 
 
-@found.add("mono_forward", "mlp", "one sample", RIGHT_OR_WARNED | REFUSED)
+@registry.add("mono_forward", "mlp", "one sample", RIGHT_OR_WARNED | REFUSED)
 def one_sample(watch: Watch) -> str | None:
     s = samples(12, n=1)
     return as_by_hand(watch, "mono_forward", nets.mlp, bpfree.data.TensorData(s.x, s.y, 3), s)
@@ -131,20 +131,20 @@ def _scales() -> None:
                 s = type(s)(s.x * factor, s.y, 3)
                 return as_by_hand(watch, trainer, nets.mlp, s.data, s)
 
-            found.add(trainer, "mlp", text, RIGHT_OR_WARNED)(attempt)
+            registry.add(trainer, "mlp", text, RIGHT_OR_WARNED)(attempt)
 
 
 _scales()
 
 
-@found.add("mono_forward", "mlp", "a feature that never varies")
+@registry.add("mono_forward", "mlp", "a feature that never varies")
 def constant_feature(watch: Watch) -> str | None:
     s = samples(12)
     s.x[:, 4] = 0.7
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s)
 
 
-@found.add("mono_forward", "mlp", "a feature that never varies, standardized", REFUSED)
+@registry.add("mono_forward", "mlp", "a feature that never varies, standardized", REFUSED)
 def constant_standardized(watch: Watch) -> str | None:
     s = samples(12)
     s.x[:, 4] = 0.7
@@ -152,7 +152,7 @@ def constant_standardized(watch: Watch) -> str | None:
     return as_by_hand(watch, "mono_forward", nets.mlp, data, s)
 
 
-@found.add("mono_forward", "mlp", "scaled by 1e30", RIGHT_OR_WARNED | REFUSED)
+@registry.add("mono_forward", "mlp", "scaled by 1e30", RIGHT_OR_WARNED | REFUSED)
 def enormous(watch: Watch) -> str | None:
     s = samples(12)
     s = type(s)(s.x * 1e30, s.y, 3)
@@ -166,4 +166,4 @@ def enormous(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

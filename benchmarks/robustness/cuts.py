@@ -1,4 +1,4 @@
-"""Where networks are cut, the level of locality that is declared, and networks that were cut before."""
+"""Cuts of networks, the declared level of locality, and networks that are already cut."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.robustness import _by_hand as hand
 from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT_OR_REFUSED,
     RIGHT_OR_WARNED,
-    SPOKEN,
     Case,
     Cases,
 )
@@ -25,20 +25,22 @@ from benchmarks.robustness._compare import (
     solves,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 def _level(
     name: str, net: Callable[[], nn.Module], shape: tuple[int, ...], blocks: int, level: str, cut: Any
 ) -> None:
     for trainer in ("mono_forward", "forward_forward"):
-        # A label has no place beside the input of a recurrent layer.
+        # A label cannot be concatenated to the input of a recurrent layer.
         refused = trainer == "forward_forward" and "LSTM" in name
 
-        @found.add(trainer, name, f"cut = {cut!r}, declared level", REFUSED if refused else RIGHT_OR_WARNED)
+        @registry.add(
+            trainer, name, f"cut = {cut!r}, declared level", REFUSED if refused else RIGHT_OR_WARNED
+        )
         def declared(watch: Watch, trainer: str = trainer) -> str | None:
             torch.manual_seed(3)
             s = samples(*shape)
@@ -99,7 +101,9 @@ for _text, _settings in (
     ("cut by number", {"cut": 1}),
 ):
 
-    @found.add("mono_forward", "localized conv2d", f"setting that comes too late: {_text}", SPOKEN)
+    @registry.add(
+        "mono_forward", "localized conv2d", f"setting that comes too late: {_text}", REFUSED_OR_WARNED
+    )
     def late(watch: Watch, settings: dict[str, Any] = _settings) -> str | None:
         s = samples(1, 8, 8)
         made = trainer_of("mono_forward", bpfree.localize(row(nets.conv2d())), watch, **settings)
@@ -114,7 +118,7 @@ LATE: list[tuple[str, dict[str, Any]]] = [
 ]
 for _text, _late in LATE:
 
-    @found.add("local", "localized mlp", f"setting that comes too late: {_text}", SPOKEN)
+    @registry.add("local", "localized mlp", f"setting that comes too late: {_text}", REFUSED_OR_WARNED)
     def late_local(watch: Watch, settings: dict[str, Any] = _late) -> str | None:
         s = samples(12)
         made = trainer_of("local", bpfree.localize(row(nets.mlp())), watch, **settings)
@@ -124,7 +128,7 @@ for _text, _late in LATE:
 
 for _trainer in sorted(set(hand.LOOPS) - {"mono_forward", "local"} | {"forward_forward"}):
 
-    @found.add(_trainer, "localized mlp", "plain", RIGHT_OR_REFUSED)
+    @registry.add(_trainer, "localized mlp", "plain", RIGHT_OR_REFUSED)
     def cut_already(watch: Watch, trainer: str = _trainer) -> str | None:
         s = samples(12)
         return solves(watch, trainer, bpfree.localize(row(nets.mlp())), s.data, s)
@@ -132,29 +136,29 @@ for _trainer in sorted(set(hand.LOOPS) - {"mono_forward", "local"} | {"forward_f
 
 for _trainer in ("mono_forward", "local"):
 
-    @found.add(_trainer, "localized mlp", "plain")
+    @registry.add(_trainer, "localized mlp", "plain")
     def localized(watch: Watch, trainer: str = _trainer) -> str | None:
         s = samples(12)
         return as_by_hand(watch, trainer, nets.mlp, s.data, s, model=bpfree.localize(row(nets.mlp())))
 
 
-@found.add("mono_forward", "mlp", "trained by two trainers one after another")
+@registry.add("mono_forward", "mlp", "trained by two trainers one after another")
 def handed_on(watch: Watch) -> str | None:
     s, net = samples(12), row(nets.mlp())
     trainer_of("backprop", net, Watch(), lr=0.01).fit(s.data, epochs=20)
     return solves(watch, "mono_forward", net, s.data, s)
 
 
-@found.add("mono_forward", "mlp", "another class count than at first", REFUSED)
+@registry.add("mono_forward", "mlp", "another class count than at first", REFUSED)
 def other_classes(watch: Watch) -> str | None:
     s = samples(12)
     made = trainer_of("mono_forward", row(nets.mlp()), watch)
     made.fit(s.data, epochs=1)
-    watch.used(made.net)
+    watch.end_training(made.net)
     made.fit(bpfree.data.TensorData(s.x, s.y, 4), epochs=1)
     return "accepted"
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

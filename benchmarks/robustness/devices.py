@@ -1,4 +1,4 @@
-"""Physical systems that answer oddly, under the trainers of devices and by themselves."""
+"""Physical systems with odd outputs, with the physical trainers and alone."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import bpfree
 from benchmarks.robustness._case import (
     ANY,
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT,
     RIGHT_OR_REFUSED,
     RIGHT_OR_WARNED,
-    SPOKEN,
     Case,
     Cases,
     Outcome,
 )
 from benchmarks.robustness._compare import consistent, learns, trainer_of
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 from bpfree.physics import AcousticCavity, Device, DeviceError
 
-found = Cases()
+registry = Cases()
 WIDE, OUT = 20, 24
 
 
 class Box:
-    """Waves that mix, heard by their magnitude; a row's answer depends on that row alone.
+    """Waves that mix, measured by their magnitude; the output of a row depends on that row alone.
 
     Args:
-        change: What becomes of the answers ``[B, n_out]`` before they are given back; it may fail.
+        change: Changes the outputs ``[B, n_out]`` before they are returned; it may raise an error.
     """
 
     n_in, n_out, input_range = WIDE, OUT, (0.0, 1.0)
@@ -71,10 +71,10 @@ def _writing(y: Any, box: Box) -> Any:
     return y
 
 
-def _set(value: float, *at: Any) -> Callable[[Any, Box], Any]:
+def _set(value: float, *index: Any) -> Callable[[Any, Box], Any]:
     def change(y: Any, box: Box) -> Any:
         y = y.copy()
-        y[at] = value
+        y[index] = value
         return y
 
     return change
@@ -88,7 +88,7 @@ def _foreign(y: Any, box: Box) -> Any:
     raise OSError("VI_ERROR_TMO: timeout expired")
 
 
-#: How a device answers: text, change, outcomes under a trainer.
+#: Outputs of a device: text, change, outcomes with a trainer.
 ANSWERS: list[tuple[str, Callable[[Any, Box], Any], frozenset[Outcome]]] = [
     ("as it should", lambda y, b: y, RIGHT),
     ("float32", lambda y, b: y.astype(np.float32), RIGHT),
@@ -99,16 +99,20 @@ ANSWERS: list[tuple[str, Callable[[Any, Box], Any], frozenset[Outcome]]] = [
     ("writes into the drive", _writing, RIGHT_OR_REFUSED),
     ("complex", lambda y, b: b.waves(b.u), REFUSED),
     ("complex without imaginary part", lambda y, b: y.astype(complex), RIGHT_OR_REFUSED),
-    ("masked", lambda y, b: np.ma.masked_array(y, y == y.max()), SPOKEN),
+    ("masked", lambda y, b: np.ma.masked_array(y, y == y.max()), REFUSED_OR_WARNED),
     ("masked, nothing masked", lambda y, b: np.ma.masked_array(y, False), RIGHT_OR_REFUSED),
-    ("9.91e37 for no number", _set(9.91e37, 0, 3), SPOKEN),
-    ("-9.9e37 for no number", _set(-9.9e37, slice(None), 3), SPOKEN),
-    ("all zero", lambda y, b: np.zeros_like(y), SPOKEN),
-    ("constant", lambda y, b: np.full_like(y, 2.5), SPOKEN),
-    ("the same for all rows", lambda y, b: np.broadcast_to(np.arange(OUT) / 3.0, y.shape).copy(), SPOKEN),
-    ("one channel at its rail", _set(10.0, slice(None), 5), SPOKEN),
+    ("9.91e37 for no number", _set(9.91e37, 0, 3), REFUSED_OR_WARNED),
+    ("-9.9e37 for no number", _set(-9.9e37, slice(None), 3), REFUSED_OR_WARNED),
+    ("all zero", lambda y, b: np.zeros_like(y), REFUSED_OR_WARNED),
+    ("constant", lambda y, b: np.full_like(y, 2.5), REFUSED_OR_WARNED),
+    (
+        "the same for all rows",
+        lambda y, b: np.broadcast_to(np.arange(OUT) / 3.0, y.shape).copy(),
+        REFUSED_OR_WARNED,
+    ),
+    ("one channel at its rail", _set(10.0, slice(None), 5), REFUSED_OR_WARNED),
     ("all channels clip", lambda y, b: np.minimum(y, 0.3), ANY),
-    ("wrapped int8", lambda y, b: (y * 100).astype(np.int64).astype(np.int8), SPOKEN),
+    ("wrapped int8", lambda y, b: (y * 100).astype(np.int64).astype(np.int8), REFUSED_OR_WARNED),
     ("int16", lambda y, b: (y * 1000).astype(np.int16), RIGHT_OR_REFUSED | RIGHT_OR_WARNED),
     ("bool", lambda y, b: y > 1.2, RIGHT_OR_REFUSED | RIGHT_OR_WARNED),
     ("float16", lambda y, b: y.astype(np.float16), RIGHT_OR_WARNED),
@@ -135,8 +139,8 @@ def _locked(y: Any) -> Any:
 
 def _net(device: Any, layers: int = 2, **options: Any) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    normalise = options.pop("normalise", "l2")
-    return bpfree.nn.physical_net([device] * layers, (12,), 3, [15] * (layers - 1), "l2", False, normalise)
+    normalize = options.pop("normalize", "l2")
+    return bpfree.nn.physical_net([device] * layers, (12,), 3, [15] * (layers - 1), "l2", False, normalize)
 
 
 def _trained(watch: Watch, trainer: str, system: Any, at_least: float = 0.6, **settings: Any) -> str | None:
@@ -156,7 +160,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 for _text, _change, _expected in ANSWERS:
     for _trainer in ("physical", "physical_ridge"):
 
-        @found.add(_trainer, "device", f"answers: {_text}", _expected, warning_is_enough=True)
+        @registry.add(_trainer, "device", f"answers: {_text}", _expected, warning_is_enough=True)
         def answered(
             watch: Watch, trainer: str = _trainer, change: Callable[[Any, Box], Any] = _change
         ) -> str | None:
@@ -165,7 +169,7 @@ for _text, _change, _expected in ANSWERS:
     if _text in ("as it should", "complex", "1 % of rows fail", "all zero"):
         for _trainer in ("physical_spsa", "physical_dfa"):
 
-            @found.add(_trainer, "device", f"answers: {_text}", _expected, warning_is_enough=True)
+            @registry.add(_trainer, "device", f"answers: {_text}", _expected, warning_is_enough=True)
             def answered_others(
                 watch: Watch, trainer: str = _trainer, change: Callable[[Any, Box], Any] = _change
             ) -> str | None:
@@ -187,10 +191,10 @@ ALONE = {
 
 for _text, _change, _expected in ANSWERS:
 
-    @found.add("Device", "forward", f"answers: {_text}", ALONE.get(_text, _expected))
+    @registry.add("Device", "forward", f"answers: {_text}", ALONE.get(_text, _expected))
     def alone(watch: Watch, change: Callable[[Any, Box], Any] = _change, text: str = _text) -> str | None:
         u = np.random.default_rng(0).random((40, WIDE))
-        told, before = np.abs(u @ Box().paths), u.copy()
+        expected_value, before = np.abs(u @ Box().paths), u.copy()
         y = Device(Box(change), max_rows=16).forward(u)
         if not np.array_equal(u, before):
             return "the caller's drive was changed"
@@ -201,24 +205,32 @@ for _text, _change, _expected in ANSWERS:
             "all channels clip",
             "one channel at its rail",
         ):
-            told = np.asarray(change(told, Box()))
+            expected_value = np.asarray(change(expected_value, Box()))
         if text in ("int16", "wrapped int8", "bool", "float16", "float32"):
-            told = np.asarray(change(told, Box())).astype(float)
-        return None if np.allclose(y, told, atol=1e-5) else f"off by {np.abs(y - told).max():.3g}"
+            expected_value = np.asarray(change(expected_value, Box())).astype(float)
+        return (
+            None
+            if np.allclose(y, expected_value, atol=1e-5)
+            else f"off by {np.abs(y - expected_value).max():.3g}"
+        )
 
 
-@found.add("Device", "calibrate", "constant answers", ANY)
+@registry.add("Device", "calibrate", "constant answers", ANY)
 def calibrate_constant(watch: Watch) -> str | None:
     report = Device(Box(lambda y, b: np.full_like(y, 2.5))).calibrate(64)
-    told = report.nonlinearity_index
-    return None if told is None or 0 <= told <= 1 else f"nonlinearity {told} of a device that never varies"
+    expected_value = report.nonlinearity_index
+    return (
+        None
+        if expected_value is None or 0 <= expected_value <= 1
+        else f"nonlinearity {expected_value} of a device that never varies"
+    )
 
 
-@found.add("Device", "calibrate", "linear device")
+@registry.add("Device", "calibrate", "linear device")
 def calibrate_linear(watch: Watch) -> str | None:
     report = Device(Box(lambda y, b: b.u @ b.paths.real)).calibrate(256)
-    told = report.nonlinearity_index
-    return None if told is not None and told < 1e-6 else f"nonlinearity {told}"
+    expected_value = report.nonlinearity_index
+    return None if expected_value is not None and expected_value < 1e-6 else f"nonlinearity {expected_value}"
 
 
 DRIVES: list[tuple[str, Any, frozenset[Outcome]]] = [
@@ -234,30 +246,30 @@ DRIVES: list[tuple[str, Any, frozenset[Outcome]]] = [
 ]
 for _text, _drive, _expected in DRIVES:
 
-    @found.add("Device", "forward", f"drive: {_text}", _expected)
+    @registry.add("Device", "forward", f"drive: {_text}", _expected)
     def driven(watch: Watch, drive: Any = _drive) -> str | None:
         y = Device(Box()).forward(drive)
-        told = np.abs(np.asarray(drive) @ Box().paths)
-        return None if np.allclose(y, told) else "another answer"
+        expected_value = np.abs(np.asarray(drive) @ Box().paths)
+        return None if np.allclose(y, expected_value) else "another answer"
 
 
 # ---- trainers --------------------------------------------------------------------------------------------
 
 
-@found.add("physical_backprop", "simulated device", "ideal twin")
-def twin(watch: Watch) -> str | None:
+@registry.add("physical_backprop", "simulated device", "ideal twin")
+def simulated(watch: Watch) -> str | None:
     s, device = samples(12, n=96), Device(AcousticCavity(noise=0.0))
     made = trainer_of("physical_backprop", _net(device), watch, lr=1e-2)
     made.fit(s.data, epochs=15, batch_size=16)
     return learns(made, s.data, at_least=0.7) or consistent(made, s)
 
 
-@found.add("physical_backprop", "device without a twin", "plain", REFUSED)
+@registry.add("physical_backprop", "device without a twin", "plain", REFUSED)
 def no_twin(watch: Watch) -> str | None:
     return _trained(watch, "physical_backprop", Box())
 
 
-@found.add("physical_ridge", "device", "against least squares on the answers")
+@registry.add("physical_ridge", "device", "against least squares on the answers")
 def ridge_by_hand(watch: Watch) -> str | None:
     from benchmarks.robustness._by_hand import ridge
 
@@ -280,7 +292,7 @@ def ridge_by_hand(watch: Watch) -> str | None:
 
 for _trainer in ("physical", "physical_ridge", "physical_spsa", "physical_dfa", "physical_backprop"):
 
-    @found.add(_trainer, "mlp without devices", "plain", REFUSED)
+    @registry.add(_trainer, "mlp without devices", "plain", REFUSED)
     def no_device(watch: Watch, trainer: str = _trainer) -> str | None:
         from benchmarks.robustness import _nets as nets
         from benchmarks.robustness._compare import row
@@ -291,7 +303,7 @@ for _trainer in ("physical", "physical_ridge", "physical_spsa", "physical_dfa", 
         return "accepted"
 
 
-@found.add("physical", "device", "standardized, predict of raw samples")
+@registry.add("physical", "device", "standardized, predict of raw samples")
 def standardized(watch: Watch) -> str | None:
     s = samples(12, n=96)
     x = 5 + 3 * s.x
@@ -301,7 +313,7 @@ def standardized(watch: Watch) -> str | None:
     return consistent(made, type(s)(x, s.y, 3), data)
 
 
-@found.add("physical", "device", "labels from 1", SPOKEN)
+@registry.add("physical", "device", "labels from 1", REFUSED_OR_WARNED)
 def shifted(watch: Watch) -> str | None:
     s = samples(12, n=96)
     made = trainer_of("physical", _net(Device(Box())), watch, **SETTINGS["physical"])
@@ -309,7 +321,7 @@ def shifted(watch: Watch) -> str | None:
     return "a class was learned that no sample has"
 
 
-@found.add("physical", "device whose drive clips", "samples of 0 to 255", ANY, warning_is_enough=True)
+@registry.add("physical", "device whose drive clips", "samples of 0 to 255", ANY, warning_is_enough=True)
 def clips(watch: Watch) -> str | None:
     s = samples(12, n=96)
     torch.manual_seed(0)
@@ -324,4 +336,4 @@ __all__ = ["cases"]
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

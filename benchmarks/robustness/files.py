@@ -28,10 +28,10 @@ from benchmarks.robustness._compare import (
     row,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 def _pickled(made: bpfree.Trainer) -> Any:
@@ -55,26 +55,26 @@ COPIES: dict[str, Callable[[bpfree.Trainer], Any]] = {
 for _trainer in ORDINARY:
     for _text, _copy in COPIES.items():
 
-        @found.add(_trainer, "mlp", f"copied by {_text}, trained on")
+        @registry.add(_trainer, "mlp", f"copied by {_text}, trained on")
         def copied(
             watch: Watch, trainer: str = _trainer, how: Callable[[bpfree.Trainer], Any] = _copy
         ) -> str | None:
             made, s = fitted(watch, trainer), samples(12)
-            twin = how(made)
-            if not torch.equal(twin.predict(s.x), made.predict(s.x)):
+            copied = how(made)
+            if not torch.equal(copied.predict(s.x), made.predict(s.x)):
                 return "the copy predicts otherwise"
             before = [p.detach().clone() for p in made.net.parameters()]
-            twin.fit(s.data, epochs=3)
+            copied.fit(s.data, epochs=3)
             if not all(torch.equal(a, b) for a, b in zip(before, made.net.parameters(), strict=True)):
                 return "training the copy moved the original"
             made.fit(s.data, epochs=3)
-            same = torch.allclose(twin.cascade(s.x), made.cascade(s.x), atol=1e-4)
+            same = torch.allclose(copied.cascade(s.x), made.cascade(s.x), atol=1e-4)
             return None if same else "the copy has learned something else than the original"
 
 
 for _trainer in ORDINARY:
 
-    @found.add(_trainer, "mlp", "saved and loaded")
+    @registry.add(_trainer, "mlp", "saved and loaded")
     def saved(watch: Watch, trainer: str = _trainer) -> str | None:
         made, s = fitted(watch, trainer), samples(12)
         with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def _conjugate() -> Tensor:
 
 
 class Rotated(nn.Module):
-    """Keeps a complex buffer; what it adds to the samples depends on the sign of its imaginary part."""
+    """Adds a value that depends on the sign of the imaginary part of a complex buffer."""
 
     turn: Tensor
 
@@ -109,7 +109,7 @@ for _text, _buffer in (
     ("negated imaginary part as buffer", lambda: _conjugate().imag),
 ):
 
-    @found.add("mono_forward", "mlp", f"saved and loaded: {_text}")
+    @registry.add("mono_forward", "mlp", f"saved and loaded: {_text}")
     def saved_complex(watch: Watch, buffer: Callable[[], Tensor] = _buffer) -> str | None:
         def net(turn: Tensor) -> nn.Module:
             layer = Rotated(turn) if turn.is_complex() else Shifted(turn)
@@ -150,40 +150,40 @@ def _into(
     return "accepted"
 
 
-@found.add("mono_forward", "mlp", "load: file cut short", REFUSED)
+@registry.add("mono_forward", "mlp", "load: file cut short", REFUSED)
 def cut_short(watch: Watch) -> str | None:
     return _into(watch, lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "load: empty file", REFUSED)
+@registry.add("mono_forward", "mlp", "load: empty file", REFUSED)
 def empty_file(watch: Watch) -> str | None:
     return _into(watch, lambda p: p.write_bytes(b""), lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "load: torch.save's file", REFUSED)
+@registry.add("mono_forward", "mlp", "load: torch.save's file", REFUSED)
 def foreign_file(watch: Watch) -> str | None:
     return _into(watch, lambda p: torch.save({"a": 1}, p), lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "load: no file", REFUSED)
+@registry.add("mono_forward", "mlp", "load: no file", REFUSED)
 def no_file(watch: Watch) -> str | None:
     return _into(watch, lambda p: p.unlink(), lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "load: of another trainer", REFUSED)
+@registry.add("mono_forward", "mlp", "load: of another trainer", REFUSED)
 def other_trainer(watch: Watch) -> str | None:
     other = fitted(Watch(), "backprop")
     return _into(watch, other.save, lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "load: of another network", REFUSED)
+@registry.add("mono_forward", "mlp", "load: of another network", REFUSED)
 def other_net(watch: Watch) -> str | None:
     other = trainer_of("mono_forward", row(nets.mlp(hidden=(8, 8))), Watch())
     other.build((12,), 3)
     return _into(watch, other.save, lambda p, t: t.load(p))
 
 
-@found.add("mono_forward", "mlp", "save: into a folder", REFUSED)
+@registry.add("mono_forward", "mlp", "save: into a folder", REFUSED)
 def into_folder(watch: Watch) -> str | None:
     return _into(watch, lambda p: None, lambda p, t: t.save(p.parent))
 
@@ -199,37 +199,39 @@ def _resumed(watch: Watch, second: dict[str, Any], fit: dict[str, Any], data: An
         again.fit(
             s.data if data is None else data, checkpoint=path, **({"epochs": 4, "batch_size": 16} | fit)
         )
-        whole = trainer_of("mono_forward", row(nets.mlp()), Watch(), **({"lr": 0.01} | second))
-        whole.fit(s.data if data is None else data, **({"epochs": 4, "batch_size": 16} | fit))
-    same = all(torch.equal(a, b) for a, b in zip(again.net.parameters(), whole.net.parameters(), strict=True))
+        uninterrupted = trainer_of("mono_forward", row(nets.mlp()), Watch(), **({"lr": 0.01} | second))
+        uninterrupted.fit(s.data if data is None else data, **({"epochs": 4, "batch_size": 16} | fit))
+    same = all(
+        torch.equal(a, b) for a, b in zip(again.net.parameters(), uninterrupted.net.parameters(), strict=True)
+    )
     return None if same else "other weights than those of a run that was never stopped"
 
 
-@found.add("mono_forward", "mlp", "finished run started again")
+@registry.add("mono_forward", "mlp", "finished run started again")
 def again(watch: Watch) -> str | None:
     return _resumed(watch, {}, {})
 
 
-@found.add("mono_forward", "mlp", "finished run extended by epochs", RIGHT_OR_REFUSED, says="epochs")
+@registry.add("mono_forward", "mlp", "finished run extended by epochs", RIGHT_OR_REFUSED, mentions="epochs")
 def extended(watch: Watch) -> str | None:
     return _resumed(watch, {}, {"epochs": 6})
 
 
-@found.add("mono_forward", "mlp", "run taken up with another lr", REFUSED, says="lr")
+@registry.add("mono_forward", "mlp", "run taken up with another lr", REFUSED, mentions="lr")
 def other_lr(watch: Watch) -> str | None:
     return _resumed(watch, {"lr": 0.02}, {})
 
 
-@found.add("mono_forward", "mlp", "run taken up with another batch_size", REFUSED, says="batch_size")
+@registry.add("mono_forward", "mlp", "run taken up with another batch_size", REFUSED, mentions="batch_size")
 def other_batch(watch: Watch) -> str | None:
     return _resumed(watch, {}, {"batch_size": 12})
 
 
-@found.add("mono_forward", "mlp", "run taken up with other data", REFUSED, says="data|sampl|train")
+@registry.add("mono_forward", "mlp", "run taken up with other data", REFUSED, mentions="data|sampl|train")
 def other_data(watch: Watch) -> str | None:
     return _resumed(watch, {}, {}, samples(12, seed=4).data)
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

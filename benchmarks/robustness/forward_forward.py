@@ -1,4 +1,4 @@
-"""Forward-Forward: where the label stands, scales, labels."""
+"""Forward-Forward: the position of the label, scales, labels."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
     ANY,
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT_OR_WARNED,
-    SPOKEN,
     Case,
     Cases,
 )
 from benchmarks.robustness._compare import losses_differ, row, solves, trainer_of, uses_differ
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import blank_margin, samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 for _readout in ("classifier", "goodness"):
 
-    @found.add("forward_forward", "mlp", f"images with a blank margin, {_readout}")
+    @registry.add("forward_forward", "mlp", f"images with a blank margin, {_readout}")
     def on_blank_margin(watch: Watch, readout: str = _readout) -> str | None:
         s = blank_margin(samples(1, 8, 8, n=96))
         net = row(nets.mlp(64, (40, 40)))
         return solves(watch, "forward_forward", net, s.data, s, readout=readout, fit={"epochs": 40})
 
-    @found.add(
+    @registry.add(
         "forward_forward", "mlp", f"table, class told by the first columns, {_readout}", RIGHT_OR_WARNED
     )
     def first_columns(watch: Watch, readout: str = _readout) -> str | None:
@@ -41,17 +41,17 @@ for _readout in ("classifier", "goodness"):
         net = row(nets.mlp(12, (40, 40), 4))
         return solves(watch, "forward_forward", net, s.data, s, readout=readout, fit={"epochs": 40})
 
-    @found.add("forward_forward", "mlp", f"table, {_readout}", RIGHT_OR_WARNED)
+    @registry.add("forward_forward", "mlp", f"table, {_readout}", RIGHT_OR_WARNED)
     def table(watch: Watch, readout: str = _readout) -> str | None:
         s = samples(12, n=96)
         net = row(nets.mlp(12, (40, 40)))
         return solves(watch, "forward_forward", net, s.data, s, readout=readout, fit={"epochs": 40})
 
-    @found.add(
+    @registry.add(
         "forward_forward",
         "mlp",
         f"samples of 0 to 255, {_readout}",
-        SPOKEN if _readout == "goodness" else ANY,
+        REFUSED_OR_WARNED if _readout == "goodness" else ANY,
         warning_is_enough=True,
     )
     def pixels(watch: Watch, readout: str = _readout) -> str | None:
@@ -63,7 +63,7 @@ for _readout in ("classifier", "goodness"):
 
 for _readout in ("classifier", "goodness"):
 
-    @found.add("forward_forward", "mlp", f"two classes, by hand, {_readout}")
+    @registry.add("forward_forward", "mlp", f"two classes, by hand, {_readout}")
     def as_the_loop(watch: Watch, readout: str = _readout) -> str | None:
         s = blank_margin(samples(1, 8, 8, classes=2, noise=0.5))
         net = row(nets.mlp(64, (20, 14), 2))
@@ -73,13 +73,13 @@ for _readout in ("classifier", "goodness"):
         return losses_differ(history, loop) or uses_differ(made, loop.scores, s.data, s)
 
 
-@found.add("forward_forward", "mlp", "labels from 1", REFUSED)
+@registry.add("forward_forward", "mlp", "labels from 1", REFUSED)
 def ff_shifted(watch: Watch) -> str | None:
     s = blank_margin(samples(1, 8, 8))
     return solves(watch, "forward_forward", row(nets.mlp(64)), (s.x, s.y + 1), s)
 
 
-@found.add("forward_forward", "mlp", "fewer classes than the output layer", RIGHT_OR_WARNED | REFUSED)
+@registry.add("forward_forward", "mlp", "fewer classes than the output layer", RIGHT_OR_WARNED | REFUSED)
 def ff_fewer(watch: Watch) -> str | None:
     s = blank_margin(samples(1, 8, 8, classes=2))
     return solves(watch, "forward_forward", row(nets.mlp(64, (40, 40))), s.pair, s, fit={"epochs": 40})
@@ -87,4 +87,4 @@ def ff_fewer(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -12,10 +12,10 @@ from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
     ANY,
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT,
     RIGHT_OR_REFUSED,
     RIGHT_OR_WARNED,
-    SPOKEN,
     Case,
     Cases,
 )
@@ -26,10 +26,10 @@ from benchmarks.robustness._compare import (
     trainer_of,
 )
 from benchmarks.robustness._families import by_hand_cases, solved_cases
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 def _freeze(make: Callable[[], hand.Net], *layers: int) -> Callable[[], hand.Net]:
@@ -60,7 +60,7 @@ for _text, _layers in (
     ):
         if _trainer in ("mono_forward", "backprop", "dfa") or _text == "hidden layer frozen":
             by_hand_cases(
-                found,
+                registry,
                 (_trainer,),
                 "mlp",
                 (12,),
@@ -75,12 +75,12 @@ def _all_frozen() -> nn.Module:
 
 
 solved_cases(
-    found,
+    registry,
     ("mono_forward", "backprop", "dfa"),
     "mlp",
     (12,),
     _all_frozen,
-    SPOKEN | RIGHT,
+    REFUSED_OR_WARNED | RIGHT,
     "everything frozen",
     at_least=0.0,
 )
@@ -92,7 +92,7 @@ for _trainer in ("forward_forward", "counter_current"):
         ("output layer frozen", (5,)),
     ):
 
-        @found.add(_trainer, "mlp", _text, ANY)
+        @registry.add(_trainer, "mlp", _text, ANY)
         def frozen_layer(
             watch: Watch, trainer: str = _trainer, layers: tuple[int, ...] = _layers
         ) -> str | None:
@@ -116,7 +116,7 @@ for _trainer in (
     "backprop_ds",
 ):
 
-    @found.add(
+    @registry.add(
         _trainer, "conv2d with batch norm", "batch norm frozen in evaluation mode", RIGHT_OR_WARNED | REFUSED
     )
     def frozen_statistics(watch: Watch, trainer: str = _trainer) -> str | None:
@@ -133,7 +133,7 @@ for _trainer in (
 
 for _trainer in ("mono_forward", "backprop"):
 
-    @found.add(_trainer, "mlp", "a layer in evaluation mode, not frozen", ANY)
+    @registry.add(_trainer, "mlp", "a layer in evaluation mode, not frozen", ANY)
     def left_in_eval(watch: Watch, trainer: str = _trainer) -> str | None:
         s, net = samples(12), row(nets.mlp())
         net.eval()
@@ -152,7 +152,7 @@ def _pretrained() -> nn.Sequential:
 
 for _trainer in sorted(set(hand.LOOPS) | {"forward_forward"}):
 
-    @found.add(
+    @registry.add(
         _trainer,
         "mlp",
         "pretrained",
@@ -170,4 +170,4 @@ for _trainer in sorted(set(hand.LOOPS) | {"forward_forward"}):
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -1,4 +1,4 @@
-"""Graphs: what `evaluate` and `validation` are given is what they judge; odd graphs, features and labels."""
+"""Graphs: `evaluate` and `validation` use the nodes that they are given; odd graphs, features and labels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from benchmarks.robustness._case import (
     Outcome,
 )
 from benchmarks.robustness._compare import trainer_of
-from benchmarks.robustness._judge import Watch
+from benchmarks.robustness._verdict import Watch
 from bpfree.data import GraphData
 from bpfree.graphs.graph import Graph
 
-found = Cases()
+registry = Cases()
 TRAINERS = ("forward_gnn", "backprop_gnn", "hop_mlp", "hop_ridge")
 N, F_IN, CLASSES = 90, 12, 3
-#: Variants of ForwardGNN, with the settings that they need.
+#: Variants of ForwardGNN and their settings.
 VARIANTS: dict[str, dict[str, Any]] = {
     "single_forward": {},
     "learnable prototypes": {"learnable_prototypes": True},
@@ -42,21 +42,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def graph(seed: int = 0, noise: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
-    """Features ``[n, F]``, edges ``[2, E]``, classes ``[n]``; nodes of a class are joined, and look alike."""
+    """Features ``[n, F]``, edges ``[2, E]``, classes ``[n]``; nodes of a class are connected and similar."""
     draw = torch.Generator().manual_seed(seed)
     y = torch.randint(CLASSES, (N,), generator=draw)
     pattern = (torch.rand(CLASSES, F_IN, generator=torch.Generator().manual_seed(5)) > 0.5).float()
     x = pattern[y] + noise * torch.rand(N, F_IN, generator=draw) + 0.05
     a, b = torch.randint(N, (2, 12 * N), generator=draw)
-    alike = (y[a] == y[b]) & (a != b)
-    edges = torch.stack([a[alike], b[alike]])[:, : 2 * N]
+    same_class = (y[a] == y[b]) & (a != b)
+    edges = torch.stack([a[same_class], b[same_class]])[:, : 2 * N]
     edges = torch.cat([edges, torch.stack([a, b])[:, :20]], 1)
     edges = edges[:, edges[0] != edges[1]]
     return x, torch.unique(torch.cat([edges, edges.flip(0)], 1), dim=1), y
 
 
 def data(x: Tensor, edges: Tensor, y: Tensor, ids: Tensor) -> GraphData:
-    """Some nodes."""
+    """The nodes ``ids`` of a graph."""
     return GraphData(x, Graph(edges, len(x)), ids, y[ids], CLASSES)
 
 
@@ -87,7 +87,7 @@ def made(watch: Watch, trainer: str, kind: str = "gcn", **settings: Any) -> bpfr
 
 
 def gcn(trainer: bpfree.Trainer, x: Tensor, edges: Tensor) -> Tensor:
-    """Class scores of all nodes by a graph convolutional network's weights, with dense matrices."""
+    """Class scores of all nodes, from the weights of a graph convolutional network and dense matrices."""
     a = normal(edges, len(x))
     first, second = trainer.net.convs  # type: ignore[misc]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def hops(x: Tensor, edges: Tensor) -> Tensor:
 
 
 def share(scores: Tensor, of: GraphData) -> float:
-    """Of the samples that scores of all nodes classify rightly."""
+    """Accuracy on the samples ``of``, from scores of all nodes."""
     return float((scores[of.ids].argmax(1) == of.y).float().mean())
 
 
@@ -119,8 +119,8 @@ def by_hand(trainer: bpfree.Trainer, train: GraphData) -> Callable[[GraphData], 
         body = trainer.cascade.units[0].body
         return lambda d: share(_layers(body, hops(d.features, d.graph.edge_index)), d)
     assert isinstance(trainer, bpfree.ForwardGNN)
-    kept = trainer.prototypes()
-    return lambda d: share(_single_forward(trainer, kept, d.features, d.graph.edge_index), d)
+    prototypes = trainer.prototypes()
+    return lambda d: share(_single_forward(trainer, prototypes, d.features, d.graph.edge_index), d)
 
 
 @torch.no_grad()
@@ -131,26 +131,26 @@ def _layers(body: Any, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _single_forward(trainer: bpfree.Trainer, kept: list[Tensor], x: Tensor, edges: Tensor) -> Tensor:
-    """The sum of each layer's probabilities by the product with its prototypes."""
-    a, total = normal(edges, len(x)), torch.zeros(len(x), len(kept[0]))
-    for conv, own in zip(trainer.net.convs, kept, strict=True):  # type: ignore[arg-type]
+def _single_forward(trainer: bpfree.Trainer, prototypes: list[Tensor], x: Tensor, edges: Tensor) -> Tensor:
+    """The sum over layers of the softmax of the products with the prototypes."""
+    a, total = normal(edges, len(x)), torch.zeros(len(x), len(prototypes[0]))
+    for conv, prototype in zip(trainer.net.convs, prototypes, strict=True):  # type: ignore[arg-type]
         x = (a @ (x / (x.norm(dim=1, keepdim=True) + 1e-8)) @ conv.lin.weight.T + conv.bias).relu()
-        total = total + (x @ own.T).softmax(1)
+        total = total + (x @ prototype.T).softmax(1)
     return total
 
 
 def fitted(watch: Watch, trainer: str, train: GraphData, **settings: Any) -> bpfree.Trainer:
-    """Trained."""
+    """A trained trainer."""
     if trainer == "hop_ridge":
         settings = {"lam": [1e-2]} | settings
-    found = made(watch, trainer, **settings)
-    found.fit(train, epochs=40, batch_size=1000)
-    return found
+    trained = made(watch, trainer, **settings)
+    trained.fit(train, epochs=40, batch_size=1000)
+    return trained
 
 
 def renumbered(d: GraphData, seed: int = 3) -> GraphData:
-    """The same graph and the same nodes under other numbers."""
+    """The same graph and nodes with other node numbers."""
     new = torch.randperm(len(d.features), generator=torch.Generator().manual_seed(seed))
     x = torch.empty_like(d.features)
     x[new] = d.features
@@ -184,7 +184,7 @@ OTHERS: list[tuple[str, Callable[[GraphData], GraphData], frozenset[Outcome]]] =
 for _trainer in TRAINERS:
     for _text, _change, _expected in OTHERS:
 
-        @found.add(_trainer, "gcn", f"evaluate: {_text}", _expected)
+        @registry.add(_trainer, "gcn", f"evaluate: {_text}", _expected)
         def evaluated(
             watch: Watch, trainer: str = _trainer, change: Callable[[GraphData], GraphData] = _change
         ) -> str | None:
@@ -195,17 +195,17 @@ for _trainer in TRAINERS:
                 expected = by_hand(trained, train)(replace(other, features=other.features.float()))
             else:
                 expected = -1.0
-            watch.used(trained.cascade)
-            told = float(trained.evaluate(other)["accuracy"])
+            watch.end_training(trained.cascade)
+            value = float(trained.evaluate(other)["accuracy"])
             return (
                 None
-                if abs(told - expected) <= 1 / 40 + 1e-6
-                else f"evaluate {told:.3f}, by hand {expected:.3f}"
+                if abs(value - expected) <= 1 / 40 + 1e-6
+                else f"evaluate {value:.3f}, by hand {expected:.3f}"
             )
 
     for _text, _change, _expected in OTHERS[1:5]:
-        # With features that say nothing, a prediction at chance may be told.
-        @found.add(_trainer, "gcn", f"validation: {_text}", _expected | RIGHT_OR_WARNED)
+        # Features without information may give a warning about accuracy at chance.
+        @registry.add(_trainer, "gcn", f"validation: {_text}", _expected | RIGHT_OR_WARNED)
         def validated(
             watch: Watch, trainer: str = _trainer, change: Callable[[GraphData], GraphData] = _change
         ) -> str | None:
@@ -213,40 +213,40 @@ for _trainer in TRAINERS:
             settings: dict[str, Any] = {"lam": [1e-2]} if trainer == "hop_ridge" else {}
             trained = made(watch, trainer, **settings)
             history = trained.fit(train, change(test), epochs=20, batch_size=1000, restore_best=False)
-            told = next(iter(history.rows[-1]["validation"].values()))
+            value = next(iter(history.rows[-1]["validation"].values()))
             expected = by_hand(trained, train)(change(test))
             return (
                 None
-                if abs(told - expected) <= 1 / 40 + 1e-6
-                else f"validation {told:.3f}, by hand {expected:.3f}"
+                if abs(value - expected) <= 1 / 40 + 1e-6
+                else f"validation {value:.3f}, by hand {expected:.3f}"
             )
 
 
 for _name, _settings in VARIANTS.items():
 
-    @found.add("forward_gnn", f"gcn, {_name}", "solves an easy graph")
+    @registry.add("forward_gnn", f"gcn, {_name}", "solves an easy graph")
     def variant(watch: Watch, settings: dict[str, Any] = _settings) -> str | None:
         train, test = parts()
         trained = made(watch, "forward_gnn", **settings)
         trained.fit(train, epochs=200 if "threshold" in settings else 60, batch_size=1000)
-        told = trained.evaluate(test)["accuracy"]
-        return None if told > 0.6 else f"accuracy {told:.2f} on an easy graph"
+        value = trained.evaluate(test)["accuracy"]
+        return None if value > 0.6 else f"accuracy {value:.2f} on an easy graph"
 
-    @found.add("forward_gnn", f"gcn, {_name}", "evaluate of the training nodes", RIGHT_OR_WARNED | REFUSED)
+    @registry.add("forward_gnn", f"gcn, {_name}", "evaluate of the training nodes", RIGHT_OR_WARNED | REFUSED)
     def on_train(watch: Watch, settings: dict[str, Any] = _settings) -> str | None:
         train, _ = parts()
         trained = made(watch, "forward_gnn", **settings)
         trained.fit(train, epochs=200 if "threshold" in settings else 60, batch_size=1000)
-        watch.used(trained.cascade)
-        told = trained.evaluate(train)["accuracy"]
-        return None if told > 0.6 else f"accuracy {told:.2f} on the nodes that it was trained on"
+        watch.end_training(trained.cascade)
+        value = trained.evaluate(train)["accuracy"]
+        return None if value > 0.6 else f"accuracy {value:.2f} on the nodes that it was trained on"
 
-    @found.add("forward_gnn", f"gcn, {_name}", "evaluate: features zeroed", RIGHT_OR_REFUSED)
+    @registry.add("forward_gnn", f"gcn, {_name}", "evaluate: features zeroed", RIGHT_OR_REFUSED)
     def variant_zeroed(watch: Watch, settings: dict[str, Any] = _settings) -> str | None:
         train, test = parts()
         trained = made(watch, "forward_gnn", **settings)
         trained.fit(train, epochs=200 if "threshold" in settings else 60, batch_size=1000)
-        watch.used(trained.cascade)
+        watch.end_training(trained.cascade)
         before, after = trained.evaluate(test)["accuracy"], trained.evaluate(zeroed(test))["accuracy"]
         return None if before != after else f"accuracy {after:.3f} with and without features"
 
@@ -254,39 +254,41 @@ for _name, _settings in VARIANTS.items():
 for _kind in ("sage", "gat"):
     for _trainer in ("forward_gnn", "backprop_gnn"):
 
-        @found.add(_trainer, _kind, "evaluate: nodes renumbered", RIGHT_OR_REFUSED)
+        @registry.add(_trainer, _kind, "evaluate: nodes renumbered", RIGHT_OR_REFUSED)
         def renumbered_kind(watch: Watch, trainer: str = _trainer, kind: str = _kind) -> str | None:
             train, test = parts()
             trained = fitted(watch, trainer, train, kind=kind)
-            watch.used(trained.cascade)
+            watch.end_training(trained.cascade)
             a, b = trained.evaluate(test)["accuracy"], trained.evaluate(renumbered(test))["accuracy"]
             return None if abs(a - b) <= 1 / 40 + 1e-6 else f"{a:.3f} became {b:.3f} under other numbers"
 
 
-@found.add("forward_gnn", "gcn", "classify by hand")
+@registry.add("forward_gnn", "gcn", "classify by hand")
 def classified(watch: Watch) -> str | None:
     train, test = parts()
     trained = fitted(watch, "forward_gnn", train)
     assert isinstance(trained, bpfree.ForwardGNN)
-    kept = trained.prototypes()
+    prototypes = trained.prototypes()
     for d in (test, renumbered(test), zeroed(test)):
         a = trained.classify(d.features, d.graph)
-        if not torch.allclose(a, _single_forward(trained, kept, d.features, d.graph.edge_index), atol=1e-4):
+        if not torch.allclose(
+            a, _single_forward(trained, prototypes, d.features, d.graph.edge_index), atol=1e-4
+        ):
             return "classify differs from dense matrices"
     return None
 
 
 def _odd(trainer: str, text: str, change: Callable[[], Any], expected: frozenset[Outcome]) -> None:
-    @found.add(trainer, "gcn", text, expected)
+    @registry.add(trainer, "gcn", text, expected)
     def attempt(watch: Watch) -> str | None:
-        given = change()
-        trained = fitted(watch, trainer, given)
-        if not isinstance(given, GraphData):
+        values = change()
+        trained = fitted(watch, trainer, values)
+        if not isinstance(values, GraphData):
             return "accepted"
-        told = float(trained.evaluate(given)["accuracy"])
-        plain = replace(given, features=given.features.float().detach())
+        value = float(trained.evaluate(values)["accuracy"])
+        plain = replace(values, features=values.features.float().detach())
         sane = by_hand(trained, plain)(plain)
-        return None if abs(told - sane) <= 1 / 25 + 1e-6 else f"evaluate {told:.3f}, by hand {sane:.3f}"
+        return None if abs(value - sane) <= 1 / 25 + 1e-6 else f"evaluate {value:.3f}, by hand {sane:.3f}"
 
 
 def _pyg() -> Any:
@@ -303,14 +305,14 @@ def _pyg() -> Any:
 def _raw(**changes: Any) -> Any:
     x, edges, y = graph()
     ids = torch.arange(50)
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "features": x,
         "graph": Graph(edges, N),
         "ids": ids,
         "y": y[ids],
         "n_classes": CLASSES,
     } | changes
-    return GraphData(**given)
+    return GraphData(**values)
 
 
 def _edges(change: Callable[[Tensor], Tensor]) -> Any:
@@ -393,13 +395,13 @@ for _trainer in TRAINERS:
 
 for _trainer in TRAINERS:
 
-    @found.add(_trainer, "mlp", "a network that is no GNN", REFUSED)
+    @registry.add(_trainer, "mlp", "a network that is no GNN", REFUSED)
     def no_gnn(watch: Watch, trainer: str = _trainer) -> str | None:
         trainer_of(trainer, torch.nn.Sequential(torch.nn.Linear(12, 3)), watch)
         return "accepted"
 
 
-@found.add("mono_forward", "mlp", "GraphData", REFUSED)
+@registry.add("mono_forward", "mlp", "GraphData", REFUSED)
 def not_a_graph_trainer(watch: Watch) -> str | None:
     from benchmarks.robustness import _nets as nets
     from benchmarks.robustness._compare import row
@@ -409,18 +411,18 @@ def not_a_graph_trainer(watch: Watch) -> str | None:
     return "accepted"
 
 
-@found.add("backprop_gnn", "gcn", "another graph in a second fit", RIGHT_OR_REFUSED)
+@registry.add("backprop_gnn", "gcn", "another graph in a second fit", RIGHT_OR_REFUSED)
 def second_graph(watch: Watch) -> str | None:
     train, _ = parts()
     trained = fitted(watch, "backprop_gnn", train)
     other_train, other_test = parts(9)
     trained.fit(other_train, epochs=5, batch_size=1000)
-    told = float(trained.evaluate(other_test)["accuracy"])
+    value = float(trained.evaluate(other_test)["accuracy"])
     expected = by_hand(trained, other_train)(other_test)
-    return None if abs(told - expected) <= 1 / 40 else f"evaluate {told:.3f}, by hand {expected:.3f}"
+    return None if abs(value - expected) <= 1 / 40 else f"evaluate {value:.3f}, by hand {expected:.3f}"
 
 
-@found.add("backprop_gnn", "gcn", "predict of nodes")
+@registry.add("backprop_gnn", "gcn", "predict of nodes")
 def predicted(watch: Watch) -> str | None:
     train, test = parts()
     trained = fitted(watch, "backprop_gnn", train)
@@ -429,25 +431,25 @@ def predicted(watch: Watch) -> str | None:
     return None if same > 0.97 else f"predict agrees with dense matrices on {same:.2f} of the nodes"
 
 
-@found.add("backprop_gnn", "gcn", "predict of node numbers that there are not", REFUSED)
+@registry.add("backprop_gnn", "gcn", "predict of node numbers that there are not", REFUSED)
 def predicted_beyond(watch: Watch) -> str | None:
     train, _ = parts()
     trained = fitted(watch, "backprop_gnn", train)
-    watch.used(trained.cascade)
+    watch.end_training(trained.cascade)
     trained.predict(torch.tensor([N + 4]))
     return "accepted"
 
 
-@found.add("backprop_gnn", "gcn", "predict of features", REFUSED)
+@registry.add("backprop_gnn", "gcn", "predict of features", REFUSED)
 def predicted_features(watch: Watch) -> str | None:
     train, _ = parts()
     trained = fitted(watch, "backprop_gnn", train)
-    watch.used(trained.cascade)
+    watch.end_training(trained.cascade)
     trained.predict(train.features)
     return "accepted"
 
 
-@found.add("load_graph", "digits_graph", "rows of features sum to one")
+@registry.add("load_graph", "digits_graph", "rows of features sum to one")
 def normalized(watch: Watch) -> str | None:
     x = bpfree.data.load_graph("digits_graph").train.features
     return None if torch.allclose(x.sum(1), torch.ones(len(x)), atol=1e-4) else "rows do not sum to one"
@@ -455,4 +457,4 @@ def normalized(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

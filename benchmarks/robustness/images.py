@@ -17,11 +17,11 @@ from benchmarks.robustness._case import (
     Outcome,
 )
 from benchmarks.robustness._compare import as_by_hand, consistent, row, trainer_of
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import Samples, samples
+from benchmarks.robustness._verdict import Watch
 from bpfree.data import TensorData
 
-found = Cases()
+registry = Cases()
 
 
 def _bytes(s: Samples) -> Tensor:
@@ -56,10 +56,10 @@ for _text, _form, _expected in FORMS:
             return as_by_hand(watch, trainer, lambda: nets.conv2d(2), form(s), _seen(text, s))
 
         if _trainer == "mono_forward" or _text in ("channels last", "uint8"):
-            found.add(_trainer, "conv2d", _text, _expected)(_attempt)
+            registry.add(_trainer, "conv2d", _text, _expected)(_attempt)
 
 
-@found.add("backprop", "conv2d", "augmented, predict as it is")
+@registry.add("backprop", "conv2d", "augmented, predict as it is")
 def augmented(watch: Watch) -> str | None:
     s = samples(1, 8, 8)
     data = TensorData(s.x, s.y, 3, augment=("crop", "flip"))
@@ -68,7 +68,7 @@ def augmented(watch: Watch) -> str | None:
     return consistent(made, s, data)
 
 
-@found.add("mono_forward", "mlp", "augmented table", REFUSED)
+@registry.add("mono_forward", "mlp", "augmented table", REFUSED)
 def augmented_table(watch: Watch) -> str | None:
     s = samples(12)
     made = trainer_of("mono_forward", row(nets.mlp()), watch)
@@ -78,4 +78,4 @@ def augmented_table(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -21,10 +21,10 @@ from benchmarks.robustness._case import (
 )
 from benchmarks.robustness._compare import learns, row, trainer_of
 from benchmarks.robustness._families import by_hand_cases, seeded, solved_cases
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 LOCAL = ("mono_forward", "local", "dfa", "cafo", "random_features")
@@ -43,24 +43,24 @@ SCALING: dict[str, Callable[[], nn.Module]] = {
 
 
 def _scaled(layer: Callable[[], nn.Module]) -> Callable[[], hand.Net]:
-    """A perceptron with the layer behind the first activation, or in its place."""
+    """An MLP with the layer after the first activation, or instead of it."""
 
     def made() -> hand.Net:
         torch.manual_seed(3)
-        own = layer()
-        active = [own] if isinstance(own, nn.PReLU) else [nn.ReLU(), own]
-        rest = [nn.Linear(16, 14), nn.ReLU(), nn.Linear(14, 3)]
-        return nets.of([nn.Linear(12, 16), *active, *rest], [0, 1 + len(active), 3 + len(active)])
+        scaling = layer()
+        active = [scaling] if isinstance(scaling, nn.PReLU) else [nn.ReLU(), scaling]
+        upper = [nn.Linear(16, 14), nn.ReLU(), nn.Linear(14, 3)]
+        return nets.of([nn.Linear(12, 16), *active, *upper], [0, 1 + len(active), 3 + len(active)])
 
     return made
 
 
 for _name, _layer in SCALING.items():
     _trainers = LOCAL if _name == "PReLU" else ("mono_forward",)
-    by_hand_cases(found, _trainers, f"mlp with {_name} behind the first layer", (12,), _scaled(_layer))
+    by_hand_cases(registry, _trainers, f"mlp with {_name} behind the first layer", (12,), _scaled(_layer))
 
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "dfa"),
     "conv2d with affine InstanceNorm",
     (1, 8, 8),
@@ -80,7 +80,7 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward",),
     "mlp with a scaling layer in front",
     (12,),
@@ -99,7 +99,7 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward",),
     "mlp with a scaling layer behind the output",
     (12,),
@@ -114,7 +114,7 @@ by_hand_cases(
 
 
 by_hand_cases(
-    found,
+    registry,
     TWO,
     "conv1d without pooling, dilated",
     (2, 12),
@@ -133,7 +133,7 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "dfa"),
     "transposed convolution",
     (1, 8, 8),
@@ -152,7 +152,7 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     (*LOCAL, "backprop"),
     "LSTM of two layers",
     (6, 4),
@@ -168,14 +168,14 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "backprop", "cafo"),
     "GRU",
     (6, 4),
     seeded(lambda: [nets.LastStep(nn.GRU(4, 12, batch_first=True)), nn.Linear(12, 3)], 0, 1),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "backprop", "dfa"),
     "transformer encoder layers",
     (5, 8),
@@ -193,7 +193,7 @@ by_hand_cases(
     RIGHT_OR_WARNED,
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "backprop"),
     "residual blocks",
     (12,),
@@ -211,7 +211,7 @@ by_hand_cases(
     ),
 )
 by_hand_cases(
-    found,
+    registry,
     ("mono_forward", "dfa", "cafo", "backprop"),
     "linear layers over a sequence",
     (5, 8),
@@ -223,7 +223,7 @@ by_hand_cases(
     ),
 )
 solved_cases(
-    found,
+    registry,
     ("forward_forward",),
     "LSTM",
     (6, 4),
@@ -232,7 +232,7 @@ solved_cases(
 )
 for _trainer in ("counter_current",):
     solved_cases(
-        found,
+        registry,
         (_trainer,),
         "conv2d with a hidden linear layer",
         (1, 8, 8),
@@ -248,15 +248,21 @@ for _trainer in ("counter_current",):
         RIGHT_OR_REFUSED,
         at_least=0.5,
     )
-    solved_cases(found, (_trainer,), "conv2d", (1, 8, 8), lambda: row(nets.conv2d()), at_least=0.5)
+    solved_cases(registry, (_trainer,), "conv2d", (1, 8, 8), lambda: row(nets.conv2d()), at_least=0.5)
     solved_cases(
-        found, (_trainer,), "conv1d", (1, 12), lambda: row(nets.conv1d()), RIGHT_OR_REFUSED, at_least=0.5
+        registry, (_trainer,), "conv1d", (1, 12), lambda: row(nets.conv1d()), RIGHT_OR_REFUSED, at_least=0.5
     )
     solved_cases(
-        found, (_trainer,), "conv3d", (1, 4, 4, 4), lambda: row(nets.conv3d()), RIGHT_OR_REFUSED, at_least=0.5
+        registry,
+        (_trainer,),
+        "conv3d",
+        (1, 4, 4, 4),
+        lambda: row(nets.conv3d()),
+        RIGHT_OR_REFUSED,
+        at_least=0.5,
     )
     solved_cases(
-        found,
+        registry,
         (_trainer,),
         "linear layers over a sequence",
         (5, 8),
@@ -265,7 +271,7 @@ for _trainer in ("counter_current",):
         at_least=0.5,
     )
     solved_cases(
-        found,
+        registry,
         (_trainer,),
         "conv2d with an even kernel",
         (1, 8, 8),
@@ -288,7 +294,7 @@ for _name, _net, _shape in (
 ):
     for _loss in ("predsim", "mean_goodness", "prototype_goodness", "sparsemax", "closed_form"):
         solved_cases(
-            found,
+            registry,
             ("local",),
             _name,
             _shape,
@@ -300,7 +306,7 @@ for _name, _net, _shape in (
         )
 for _loss in ("predsim", "mean_goodness", "prototype_goodness"):
     solved_cases(
-        found,
+        registry,
         ("local",),
         "LSTM of two layers",
         (6, 4),
@@ -315,7 +321,7 @@ for _loss in ("predsim", "mean_goodness", "prototype_goodness"):
         loss=_loss,
     )
 solved_cases(
-    found,
+    registry,
     ("forward_forward",),
     "conv2d",
     (1, 8, 8),
@@ -324,7 +330,7 @@ solved_cases(
     at_least=0.5,
 )
 solved_cases(
-    found,
+    registry,
     ("forward_forward",),
     "conv1d",
     (1, 16),
@@ -334,7 +340,7 @@ solved_cases(
 )
 
 
-@found.add("counter_current", "vgg8b", "one step", RIGHT_OR_REFUSED)
+@registry.add("counter_current", "vgg8b", "one step", RIGHT_OR_REFUSED)
 def vgg(watch: Watch) -> str | None:
     s = samples(3, 32, 32, n=6)
     made = trainer_of("counter_current", bpfree.nn.vgg((3, 32, 32), 3, width=0.1, hidden=32), watch, lr=0.1)
@@ -344,4 +350,4 @@ def vgg(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

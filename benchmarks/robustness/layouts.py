@@ -1,4 +1,4 @@
-"""How parameters lie in memory, and their types."""
+"""Memory layouts and types of parameters."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from benchmarks.robustness._compare import (
     solves,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
-def _laid(change: Callable[[Tensor], Tensor]) -> Callable[[], hand.Net]:
-    """A perceptron whose hidden layers hold the same weights otherwise."""
+def _with_layout(change: Callable[[Tensor], Tensor]) -> Callable[[], hand.Net]:
+    """An MLP whose hidden layers have the same weights in another memory layout."""
 
     def made() -> hand.Net:
         net = nets.mlp()
@@ -49,7 +49,7 @@ def _gaps(weight: Tensor) -> Tensor:
     return wide[:, ::2]
 
 
-_gapped, _transposed = _laid(_gaps), _laid(lambda weight: weight.T.contiguous().T)
+_gapped, _transposed = _with_layout(_gaps), _with_layout(lambda weight: weight.T.contiguous().T)
 
 
 def _expanded() -> nn.Module:
@@ -61,7 +61,7 @@ def _expanded() -> nn.Module:
 for _trainer in ("mono_forward", "backprop", "dfa", "cafo"):
     for _text, _make in (("views with gaps", _gapped), ("transposed", _transposed)):
 
-        @found.add(_trainer, "mlp", f"parameters: {_text}", RIGHT_OR_WARNED)
+        @registry.add(_trainer, "mlp", f"parameters: {_text}", RIGHT_OR_WARNED)
         def laid(watch: Watch, trainer: str = _trainer, make: Callable[[], hand.Net] = _make) -> str | None:
             s = samples(12)
             return as_by_hand(watch, trainer, nets.mlp, s.data, s, model=row(make()))
@@ -70,7 +70,7 @@ for _trainer in ("mono_forward", "backprop", "dfa", "cafo"):
 for _text, _make in (("views with gaps", _gapped), ("transposed", _transposed)):
     for _optimizer in ("adam", "sgd"):
 
-        @found.add(
+        @registry.add(
             "mono_forward", "mlp", f"parameters: {_text}, analytic gradients, {_optimizer}", RIGHT_OR_WARNED
         )
         def laid_analytic(
@@ -91,14 +91,14 @@ for _text, _make in (("views with gaps", _gapped), ("transposed", _transposed)):
 
 for _trainer in ("mono_forward", "backprop"):
 
-    @found.add(_trainer, "mlp", "parameters: one value expanded", ANY)
+    @registry.add(_trainer, "mlp", "parameters: one value expanded", ANY)
     def laid_expanded(watch: Watch, trainer: str = _trainer) -> str | None:
-        # Not trained where they are left so: a fused optimizer would write outside of their memory.
+        # A fused optimizer would write outside the memory of such parameters.
         s = samples(12)
         made = trainer_of(trainer, _expanded(), watch, lr=0.01)
         made.build((12,), 3)
-        held = [p for o in made.optimizers.values() for group in o.param_groups for p in group["params"]]
-        if any(0 in p.stride() for p in held):
+        stepped = [p for o in made.optimizers.values() for group in o.param_groups for p in group["params"]]
+        if any(0 in p.stride() for p in stepped):
             return "an optimizer is given a parameter whose elements share memory"
         made.fit(s.data, epochs=60)
         return learns(made, s.data, at_least=0.6)
@@ -110,14 +110,14 @@ def _double() -> nn.Module:
 
 for _trainer in ("mono_forward", "backprop", "cafo", "forward_forward", "counter_current"):
 
-    @found.add(_trainer, "float64 mlp", "float64 samples", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
+    @registry.add(_trainer, "float64 mlp", "float64 samples", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
     def double(watch: Watch, trainer: str = _trainer) -> str | None:
         s = samples(12)
         fit = {"epochs": 40}
         return solves(watch, trainer, _double(), (s.x.double(), s.y), s, at_least=0.3, fit=fit)
 
 
-@found.add("mono_forward", "float64 mlp", "float32 samples", RIGHT_OR_REFUSED)
+@registry.add("mono_forward", "float64 mlp", "float32 samples", RIGHT_OR_REFUSED)
 def double_single(watch: Watch) -> str | None:
     s = samples(12)
     return solves(watch, "mono_forward", _double(), s.data, s, at_least=0.6)
@@ -125,14 +125,14 @@ def double_single(watch: Watch) -> str | None:
 
 for _kind in ("half", "bfloat16"):
 
-    @found.add("mono_forward", f"{_kind} mlp", "plain", ANY)
+    @registry.add("mono_forward", f"{_kind} mlp", "plain", ANY)
     def narrow(watch: Watch, kind: str = _kind) -> str | None:
         s = samples(12)
         net = getattr(row(nets.mlp()), kind)()
         return solves(watch, "mono_forward", net, s.data, s, at_least=0.6)
 
 
-@found.add("mono_forward", "mlp of which one layer is float64", "plain", REFUSED)
+@registry.add("mono_forward", "mlp of which one layer is float64", "plain", REFUSED)
 def mixed(watch: Watch) -> str | None:
     s, net = samples(12), row(nets.mlp())
     net[3].double()
@@ -141,4 +141,4 @@ def mixed(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

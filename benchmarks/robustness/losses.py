@@ -1,4 +1,4 @@
-"""Losses of one's own, losses that diverge, and the size of local heads."""
+"""Losses of users, losses that diverge, and the size of local heads."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from benchmarks.robustness._compare import (
     row,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 from bpfree.core.readouts import make_readouts
 from bpfree.losses import FeedbackLoss, LocalCrossEntropy, LocalLoss
 
-found = Cases()
+registry = Cases()
 
 
 class Hides(LocalCrossEntropy):
@@ -58,15 +58,15 @@ class Number(LocalCrossEntropy):
         return nn.functional.cross_entropy(scores, target).item()
 
 
-class Asks(LocalCrossEntropy, FeedbackLoss):
-    """Waits for a message from above, which the output layer does not send."""
+class NeedsFeedback(LocalCrossEntropy, FeedbackLoss):
+    """Expects feedback, which the output layer does not send."""
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, torch.eye(3)
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
-        own = super().forward(output, target)
-        return own if feedback is None else own + feedback.sum() * 0
+        loss = super().forward(output, target)
+        return loss if feedback is None else loss + feedback.sum() * 0
 
 
 def _with_loss(watch: Watch, loss: Any, **settings: Any) -> str | None:
@@ -77,7 +77,7 @@ def _with_loss(watch: Watch, loss: Any, **settings: Any) -> str | None:
     return learns(made, s.data, at_least=0.0)
 
 
-@found.add("local", "mlp", "loss that is 0.0 for NaN weights")
+@registry.add("local", "mlp", "loss that is 0.0 for NaN weights")
 def hidden_nan(watch: Watch) -> str | None:
     net = row(nets.mlp())
     with torch.no_grad():
@@ -95,21 +95,23 @@ for _text, _loss, _expected in (
     ("loss for each row", Vector, REFUSED),
     ("loss without a graph", Detached, REFUSED),
     ("loss that is a number", Number, REFUSED),
-    ("loss that waits for a message that is not sent", Asks, REFUSED | WARNED),
+    ("loss that waits for a message that is not sent", NeedsFeedback, REFUSED | WARNED),
 ):
 
-    @found.add("local", "mlp", _text, _expected)
+    @registry.add("local", "mlp", _text, _expected)
     def own_loss(watch: Watch, loss: type[LocalLoss] = _loss) -> str | None:
         return _with_loss(watch, loss)
 
 
-@found.add("local", "mlp", "one loss object for several blocks", REFUSED, says=r"1.*2|2.*1")
+@registry.add("local", "mlp", "one loss object for several blocks", REFUSED, mentions=r"1.*2|2.*1")
 def shared_loss(watch: Watch) -> str | None:
     loss = LocalCrossEntropy()
     return _with_loss(watch, lambda: loss)
 
 
-@found.add("local", "mlp of equal widths", "one loss object for several blocks", REFUSED, says=r"1.*2|2.*1")
+@registry.add(
+    "local", "mlp of equal widths", "one loss object for several blocks", REFUSED, mentions=r"1.*2|2.*1"
+)
 def shared_loss_equal(watch: Watch) -> str | None:
     s, loss = samples(12), LocalCrossEntropy()
     stages = [nn.Sequential(nn.Linear(12, 16), nn.ReLU()), nn.Sequential(nn.Linear(16, 16), nn.ReLU())]
@@ -121,7 +123,7 @@ def shared_loss_equal(watch: Watch) -> str | None:
     return "accepted"
 
 
-@found.add("mono_forward", "mlp", "lr so large that it diverges")
+@registry.add("mono_forward", "mlp", "lr so large that it diverges")
 def diverges(watch: Watch) -> str | None:
     s = samples(12)
     made = trainer_of("mono_forward", row(nets.mlp()), Watch(), lr=1e30, optimizer="sgd")
@@ -132,7 +134,7 @@ def diverges(watch: Watch) -> str | None:
     return None if made.model(s.x).isfinite().all() else "scores are not finite, and no word"
 
 
-@found.add("forward_forward", "conv2d", "collapsed block, with validation", WARNED | REFUSED)
+@registry.add("forward_forward", "conv2d", "collapsed block, with validation", WARNED | REFUSED)
 def collapsed(watch: Watch) -> str | None:
     s, v = samples(1, 8, 8), samples(1, 8, 8, n=300, seed=4)
     made = trainer_of("forward_forward", row(nets.conv2d()), watch, lr=1.0)
@@ -141,7 +143,7 @@ def collapsed(watch: Watch) -> str | None:
     return None if share < 0.4 else f"this case is meant to collapse, and reached {share:.2f}"
 
 
-@found.add("mono_forward", "mlp", "learns nothing, with validation", WARNED)
+@registry.add("mono_forward", "mlp", "learns nothing, with validation", WARNED)
 def at_chance(watch: Watch) -> str | None:
     s, v = samples(12), samples(12, n=300, seed=4)
     noise = torch.rand(s.x.shape, generator=torch.Generator().manual_seed(1))
@@ -150,7 +152,7 @@ def at_chance(watch: Watch) -> str | None:
     return None
 
 
-@found.add("mono_forward", "conv2d on large images", "size of the local heads", RIGHT_OR_WARNED)
+@registry.add("mono_forward", "conv2d on large images", "size of the local heads", RIGHT_OR_WARNED)
 def heads(watch: Watch) -> str | None:
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
@@ -161,14 +163,18 @@ def heads(watch: Watch) -> str | None:
         nn.Flatten(),
         nn.Linear(32, 100),
     )
-    own = sum(p.numel() for p in net.parameters())
+    loss = sum(p.numel() for p in net.parameters())
     made = trainer_of("mono_forward", net, watch)
     made.build((3, 64, 64), 100)
-    held = sum(p.numel() for p in made.cascade.parameters()) - own
-    return None if held <= 4096 * 100 * 2 else f"{held:,} parameters in local heads of a network of {own:,}"
+    head_size = sum(p.numel() for p in made.cascade.parameters()) - loss
+    return (
+        None
+        if head_size <= 4096 * 100 * 2
+        else f"{head_size:,} parameters in local heads of a network of {loss:,}"
+    )
 
 
-@found.add("backprop_ds", "conv2d on large images", "size of the local heads", RIGHT_OR_WARNED)
+@registry.add("backprop_ds", "conv2d on large images", "size of the local heads", RIGHT_OR_WARNED)
 def heads_joint(watch: Watch) -> str | None:
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
@@ -179,13 +185,17 @@ def heads_joint(watch: Watch) -> str | None:
         nn.Flatten(),
         nn.Linear(32, 100),
     )
-    own = sum(p.numel() for p in net.parameters())
+    loss = sum(p.numel() for p in net.parameters())
     made = trainer_of("backprop_ds", net, watch)
     made.build((3, 64, 64), 100)
-    held = sum(p.numel() for p in made.cascade.parameters()) - own
-    return None if held <= 4096 * 100 * 3 else f"{held:,} parameters in local heads of a network of {own:,}"
+    head_size = sum(p.numel() for p in made.cascade.parameters()) - loss
+    return (
+        None
+        if head_size <= 4096 * 100 * 3
+        else f"{head_size:,} parameters in local heads of a network of {loss:,}"
+    )
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -1,4 +1,4 @@
-"""Reparametrized, lazy, compiled, scripted and wrapped networks, and modules of one's own."""
+"""Reparametrized, lazy, compiled, scripted and wrapped networks, and modules of users."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from benchmarks.robustness._compare import (
     row,
 )
 from benchmarks.robustness._families import by_hand_cases, solved_cases
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 from bpfree import testing
 
-found = Cases()
+registry = Cases()
 
 
 LOCAL = ("mono_forward", "local", "dfa", "cafo", "random_features")
@@ -46,7 +46,7 @@ def _parametrized(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], hand.N
 
 
 class Symmetric(nn.Module):
-    """Twice what is stored."""
+    """The stored weight times two."""
 
     def forward(self, w: Tensor) -> Tensor:
         return 2 * w
@@ -63,16 +63,20 @@ def _old_weight_norm(m: nn.Module) -> nn.Module:
 
 for _trainer in ("mono_forward", "backprop", "cafo"):
     by_hand_cases(
-        found, (_trainer,), "mlp with weight_norm", (12,), _parametrized(parametrizations.weight_norm)
+        registry, (_trainer,), "mlp with weight_norm", (12,), _parametrized(parametrizations.weight_norm)
     )
     by_hand_cases(
-        found, (_trainer,), "mlp with a parametrization of one's own", (12,), _parametrized(_doubled)
+        registry, (_trainer,), "mlp with a parametrization of one's own", (12,), _parametrized(_doubled)
     )
 by_hand_cases(
-    found, ("mono_forward",), "mlp with weight_norm of the older kind", (12,), _parametrized(_old_weight_norm)
+    registry,
+    ("mono_forward",),
+    "mlp with weight_norm of the older kind",
+    (12,),
+    _parametrized(_old_weight_norm),
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward", "backprop"),
     "mlp with spectral_norm",
     (12,),
@@ -80,7 +84,7 @@ solved_cases(
     at_least=0.6,
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward", "backprop"),
     "mlp with orthogonal weights",
     (12,),
@@ -93,7 +97,7 @@ for _name, _wrap in (
     ("a parametrization of one's own", _doubled),
 ):
 
-    @found.add("assert_locality", f"mlp with {_name}", "no false alarm")
+    @registry.add("assert_locality", f"mlp with {_name}", "no false alarm")
     def proof(watch: Watch, wrap: Callable[[nn.Module], nn.Module] = _wrap) -> str | None:
         s = samples(12, n=16)
 
@@ -113,49 +117,49 @@ def _lazy() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(14), nn.ReLU(), nn.LazyLinear(3))
 
 
-solved_cases(found, ("mono_forward", "backprop", "cafo"), "lazy mlp", (12,), _lazy, RIGHT_OR_REFUSED)
+solved_cases(registry, ("mono_forward", "backprop", "cafo"), "lazy mlp", (12,), _lazy, RIGHT_OR_REFUSED)
 
 
-@found.add("mono_forward", "mlp compiled by torch.compile", "eager backend", RIGHT_OR_REFUSED)
+@registry.add("mono_forward", "mlp compiled by torch.compile", "eager backend", RIGHT_OR_REFUSED)
 def compiled_net(watch: Watch) -> str | None:
     s = samples(12)
     net = torch.compile(row(nets.mlp()), backend="eager")
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, model=net)  # type: ignore[arg-type]
 
 
-@found.add("backprop", "mlp compiled by torch.compile", "eager backend", RIGHT_OR_REFUSED)
+@registry.add("backprop", "mlp compiled by torch.compile", "eager backend", RIGHT_OR_REFUSED)
 def compiled_backprop(watch: Watch) -> str | None:
     s = samples(12)
     net = torch.compile(row(nets.mlp()), backend="eager")
     return as_by_hand(watch, "backprop", nets.mlp, s.data, s, model=net)  # type: ignore[arg-type]
 
 
-@found.add("mono_forward", "mlp", "compile = 'eager'")
+@registry.add("mono_forward", "mlp", "compile = 'eager'")
 def compiled_blocks(watch: Watch) -> str | None:
     s = samples(12)
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, compile="eager")
 
 
-@found.add("mono_forward", "mlp", "compile = 'no such backend'", REFUSED)
+@registry.add("mono_forward", "mlp", "compile = 'no such backend'", REFUSED)
 def compiled_unknown(watch: Watch) -> str | None:
     s = samples(12)
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, compile="no_such_backend")
 
 
-@found.add("mono_forward", "scripted mlp", "plain", RIGHT_OR_REFUSED)
+@registry.add("mono_forward", "scripted mlp", "plain", RIGHT_OR_REFUSED)
 def scripted(watch: Watch) -> str | None:
     s = samples(12)
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, model=torch.jit.script(row(nets.mlp())))
 
 
-@found.add("mono_forward", "mlp in DataParallel", "plain", RIGHT_OR_REFUSED)
+@registry.add("mono_forward", "mlp in DataParallel", "plain", RIGHT_OR_REFUSED)
 def parallel(watch: Watch) -> str | None:
     s = samples(12)
     return as_by_hand(watch, "mono_forward", nets.mlp, s.data, s, model=nn.DataParallel(row(nets.mlp())))
 
 
-class Own(nn.Module):
-    """A module of one's own, whose forward runs its layers in order, or not."""
+class UserModule(nn.Module):
+    """A module of a user, whose forward runs its layers in a given order."""
 
     def __init__(self, order: Sequence[int] = (0, 1, 2, 3, 4, 5)) -> None:
         super().__init__()
@@ -169,18 +173,20 @@ class Own(nn.Module):
         return x
 
 
-solved_cases(found, TWO, "module of one's own", (12,), Own, RIGHT_OR_REFUSED)
+solved_cases(registry, TWO, "module of one's own", (12,), UserModule, RIGHT_OR_REFUSED)
 solved_cases(
-    found,
+    registry,
     TWO,
     "module that runs its layers in another order",
     (12,),
-    lambda: Own((0, 3, 4, 1, 2, 5)),
+    lambda: UserModule((0, 3, 4, 1, 2, 5)),
     RIGHT_OR_REFUSED,
 )
-solved_cases(found, TWO, "module that skips a layer", (12,), lambda: Own((0, 1, 2, 5)), RIGHT_OR_REFUSED)
 solved_cases(
-    found,
+    registry, TWO, "module that skips a layer", (12,), lambda: UserModule((0, 1, 2, 5)), RIGHT_OR_REFUSED
+)
+solved_cases(
+    registry,
     TWO,
     "nested Sequential",
     (12,),
@@ -189,15 +195,17 @@ solved_cases(
     ),
 )
 solved_cases(
-    found, ("mono_forward",), "one linear layer", (12,), lambda: nn.Sequential(nn.Linear(12, 3)), REFUSED
+    registry, ("mono_forward",), "one linear layer", (12,), lambda: nn.Sequential(nn.Linear(12, 3)), REFUSED
 )
 solved_cases(
-    found, ("mono_forward",), "linear layer outside a Sequential", (12,), lambda: nn.Linear(12, 3), REFUSED
+    registry, ("mono_forward",), "linear layer outside a Sequential", (12,), lambda: nn.Linear(12, 3), REFUSED
 )
-solved_cases(found, ("mono_forward",), "no layer", (12,), nn.Sequential, REFUSED)
-solved_cases(found, ("mono_forward",), "ModuleList", (12,), lambda: nn.ModuleList(nets.mlp().layers), REFUSED)
+solved_cases(registry, ("mono_forward",), "no layer", (12,), nn.Sequential, REFUSED)
 solved_cases(
-    found,
+    registry, ("mono_forward",), "ModuleList", (12,), lambda: nn.ModuleList(nets.mlp().layers), REFUSED
+)
+solved_cases(
+    registry,
     ("mono_forward",),
     "embedding in front",
     (12,),
@@ -205,7 +213,7 @@ solved_cases(
     RIGHT_OR_REFUSED,
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward",),
     "mlp that ends in Softmax",
     (12,),
@@ -214,7 +222,7 @@ solved_cases(
     at_least=0.5,
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward",),
     "mlp with as many outputs as classes and one more",
     (12,),
@@ -222,10 +230,10 @@ solved_cases(
     REFUSED,
 )
 solved_cases(
-    found, ("mono_forward",), "mlp with one output", (12,), lambda: row(nets.mlp(classes=1)), REFUSED
+    registry, ("mono_forward",), "mlp with one output", (12,), lambda: row(nets.mlp(classes=1)), REFUSED
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward", "dfa"),
     "in-place activations",
     (12,),
@@ -234,7 +242,7 @@ solved_cases(
     ),
 )
 solved_cases(
-    found,
+    registry,
     ("mono_forward",),
     "mlp with two outputs of a block",
     (12,),
@@ -245,4 +253,4 @@ solved_cases(
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

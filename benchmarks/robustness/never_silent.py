@@ -1,10 +1,10 @@
-"""Many inputs for every trainer: right, refused before training, or warned about; none wrong, none raw.
+"""Many inputs for every trainer: each is right, refused before training, or warned about.
 
     python -m benchmarks.robustness.never_silent [--only PATTERN] [--out FILE]
 
-Right means equal to a loop written by hand in plain PyTorch, to a closed form, or to an invariant. A refusal
-comes before the first step, leaves the network as it was, and says in a sentence what was wrong and what to
-do. Each case declares which of the three are acceptable; the exit code is 1 if one comes to anything else.
+Right means equal to a loop in plain PyTorch, to a closed form, or to an invariant. A refusal comes before the
+first step, leaves the network unchanged, and names the wrong value and the fix in one sentence. Each case
+declares which of the three outcomes are acceptable; the exit code is 1 if one has another outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks._record import RESULTS
 from benchmarks.robustness._case import Case
-from benchmarks.robustness._judge import Verdict, judge
+from benchmarks.robustness._verdict import Verdict, run_case
 from bpfree.bench.environment import environment, git
 
 #: Modules with cases, in the order in which they run.
@@ -68,66 +68,66 @@ def all_cases() -> list[Case]:
 
 
 def chosen(cases: Sequence[Case], pattern: str | None) -> list[Case]:
-    """Cases of whose name ``pattern`` (shell wildcards) is a part."""
+    """Cases whose name contains ``pattern`` (shell wildcards)."""
     return [case for case in cases if pattern is None or fnmatch.fnmatch(case.name, f"*{pattern}*")]
 
 
 def run(cases: Sequence[Case]) -> list[Verdict]:
-    """Judge each; those that fail are printed at once."""
+    """Run each case; those that fail are printed at once."""
     torch.set_num_threads(1)
     verdicts = []
     for case in cases:
-        verdicts.append(found := judge(case))
-        if not found.passed:
-            print(told(found), flush=True)
+        verdicts.append(verdict := run_case(case))
+        if not verdict.passed:
+            print(describe(verdict), flush=True)
     return verdicts
 
 
-def told(found: Verdict) -> str:
-    """A verdict in a line."""
-    wanted = " or ".join(sorted(found.case.expected))
-    return f"{found.outcome:8} {found.case.name}   [expected {wanted}]   {found.reason}"
+def describe(verdict: Verdict) -> str:
+    """A verdict as one line."""
+    expected = " or ".join(sorted(verdict.case.expected))
+    return f"{verdict.outcome:8} {verdict.case.name}   [expected {expected}]   {verdict.reason}"
 
 
 def figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """What goes into the result file."""
-    counts = Counter(str(found.outcome) for found in verdicts)
+    """The content of the result file."""
+    counts = Counter(str(verdict.outcome) for verdict in verdicts)
     return {
         "cases": len(verdicts),
         "outcomes": dict(sorted(counts.items())),
-        "trainers": dict(sorted(Counter(found.case.trainer for found in verdicts).items())),
-        "not_as_declared": [told(found) for found in verdicts if not found.passed],
+        "trainers": dict(sorted(Counter(verdict.case.trainer for verdict in verdicts).items())),
+        "not_as_declared": [describe(verdict) for verdict in verdicts if not verdict.passed],
         "table": [
             {
-                "trainer": found.case.trainer,
-                "net": found.case.net,
-                "input": found.case.input,
-                "outcome": str(found.outcome),
-                "said": _anywhere(found.reason),
+                "trainer": verdict.case.trainer,
+                "net": verdict.case.net,
+                "input": verdict.case.input,
+                "outcome": str(verdict.outcome),
+                "said": _anywhere(verdict.reason),
             }
-            for found in verdicts
+            for verdict in verdicts
         ],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge the cases; 0 if all came to what they declare."""
+    """Run the cases; 0 if all outcomes are as declared."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--only", metavar="PATTERN", help="cases of whose name this is a part; * stands for any"
+        "--only", metavar="PATTERN", help="cases whose name contains this; * matches anything"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="result file; by default none with --only")
-    asked = parser.parse_args(argv)
-    verdicts = run(chosen(all_cases(), asked.only))
+    given = parser.parse_args(argv)
+    verdicts = run(chosen(all_cases(), given.only))
     if not verdicts:
-        parser.error(f"--only {asked.only}: no case has that in its name")
-    found, passed = figures(verdicts), all(verdict.passed for verdict in verdicts)
-    print(f"{found['cases']} cases, {sum(v.seconds for v in verdicts):.0f} s: {found['outcomes']}")
-    print(f"not as declared: {len(found['not_as_declared'])}")
-    out = asked.out or (RESULTS / "never_silent.json" if asked.only is None else None)
+        parser.error(f"--only {given.only}: no case has a name that contains it")
+    content, passed = figures(verdicts), all(verdict.passed for verdict in verdicts)
+    print(f"{content['cases']} cases, {sum(v.seconds for v in verdicts):.0f} s: {content['outcomes']}")
+    print(f"not as declared: {len(content['not_as_declared'])}")
+    out = given.out or (RESULTS / "never_silent.json" if given.only is None else None)
     if out is not None:
         env = environment(torch.device("cpu"), torch.get_num_threads())
-        content = {"name": "never_silent", "passed": passed, **found, "env": env, "git": git()}
+        content = {"name": "never_silent", "passed": passed, **content, "env": env, "git": git()}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0 if passed else 1

@@ -26,13 +26,13 @@ from benchmarks.robustness._compare import (
     trainer_of,
     uses_differ,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import blank_margin, samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
-@found.add("mono_forward", "mlp", "optimizer replaced before fit", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
+@registry.add("mono_forward", "mlp", "optimizer replaced before fit", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
 def own_optimizer(watch: Watch) -> str | None:
     s, net = samples(12), row(nets.mlp())
     trainer = trainer_of("mono_forward", net, watch)
@@ -45,7 +45,9 @@ def own_optimizer(watch: Watch) -> str | None:
     return None if moved < 1e-9 else f"weights moved by {moved:.3g} under an optimizer with lr = 1e-12"
 
 
-@found.add("mono_forward", "mlp", "lr of an optimizer changed before fit", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
+@registry.add(
+    "mono_forward", "mlp", "lr of an optimizer changed before fit", RIGHT_OR_REFUSED | RIGHT_OR_WARNED
+)
 def own_rate(watch: Watch) -> str | None:
     s, net = samples(12), row(nets.mlp())
     trainer = trainer_of("mono_forward", net, watch)
@@ -59,7 +61,7 @@ def own_rate(watch: Watch) -> str | None:
     return None if moved < 1e-9 else f"weights moved by {moved:.3g} with lr = 1e-12"
 
 
-@found.add("mono_forward", "mlp", "lr_schedule cooldown, 3 epochs")
+@registry.add("mono_forward", "mlp", "lr_schedule cooldown, 3 epochs")
 def cooldown(watch: Watch) -> str | None:
     s = samples(12)
     trainer = trainer_of("mono_forward", row(nets.mlp()), watch, lr_schedule="cooldown", lr=0.01)
@@ -70,12 +72,12 @@ def cooldown(watch: Watch) -> str | None:
 
 for _precision in ("bfloat16",):
 
-    @found.add("mono_forward", "mlp", "bfloat16")
+    @registry.add("mono_forward", "mlp", "bfloat16")
     def low_precision(watch: Watch) -> str | None:
         s = samples(12)
         return solves(watch, "mono_forward", row(nets.mlp()), s.data, s, precision="bfloat16")
 
-    @found.add("mono_forward", "conv3d", "bfloat16")
+    @registry.add("mono_forward", "conv3d", "bfloat16")
     def low_precision_3d(watch: Watch) -> str | None:
         s = samples(1, 4, 4, 4)
         return solves(watch, "mono_forward", row(nets.conv3d()), s.data, s, precision="bfloat16")
@@ -93,13 +95,13 @@ def _channels_last() -> None:
                 return as_by_hand(watch, trainer, make, s.data, s, channels_last=True)
 
             if trainer == "mono_forward" or name == "conv2d":
-                found.add(trainer, name, "channels_last", RIGHT_OR_REFUSED)(attempt)
+                registry.add(trainer, name, "channels_last", RIGHT_OR_REFUSED)(attempt)
 
 
 _channels_last()
 
 
-@found.add("mono_forward", "mlp", "trained twice goes on")
+@registry.add("mono_forward", "mlp", "trained twice goes on")
 def twice(watch: Watch) -> str | None:
     s = samples(12)
     trainer = trainer_of("mono_forward", row(nets.mlp()), watch, lr=rates("mono_forward"))
@@ -108,7 +110,7 @@ def twice(watch: Watch) -> str | None:
     return learns(trainer, s.data)
 
 
-@found.add("mono_forward", "mlp", "step without a number, dropout", RIGHT)
+@registry.add("mono_forward", "mlp", "step without a number, dropout", RIGHT)
 def same_mask(watch: Watch) -> str | None:
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -121,7 +123,7 @@ def same_mask(watch: Watch) -> str | None:
     return "two steps drew one mask" if first == second else None
 
 
-@found.add("forward_forward", "mlp", "step without a number, negatives", RIGHT_OR_WARNED)
+@registry.add("forward_forward", "mlp", "step without a number, negatives", RIGHT_OR_WARNED)
 def same_negatives(watch: Watch) -> str | None:
     s = blank_margin(samples(1, 8, 8))
     trainer = trainer_of("forward_forward", row(nets.mlp(64)), watch, lr=1e-12, peer_weight=0.0)
@@ -130,7 +132,7 @@ def same_negatives(watch: Watch) -> str | None:
     return "two steps drew the same negatives" if abs(first - second) < 1e-9 else None
 
 
-@found.add("mono_forward", "mlp", "steps follow the loop by hand")
+@registry.add("mono_forward", "mlp", "steps follow the loop by hand")
 def steps(watch: Watch) -> str | None:
     s = samples(12)
     trainer = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
@@ -141,7 +143,7 @@ def steps(watch: Watch) -> str | None:
     return uses_differ(trainer, by_hand.scores, s.data, s)
 
 
-@found.add("mono_forward", "mlp", "step with a batch of one")
+@registry.add("mono_forward", "mlp", "step with a batch of one")
 def step_of_one(watch: Watch) -> str | None:
     s = samples(12, n=1)
     trainer = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
@@ -154,4 +156,4 @@ def step_of_one(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -1,4 +1,4 @@
-"""Forms in which samples are predicted, and what is asked of a trainer before it was trained."""
+"""Types of the samples for `predict`, and calls before training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from benchmarks.robustness._case import (
     Outcome,
 )
 from benchmarks.robustness._compare import row, trainer_of
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import Samples, samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 PREDICTED: list[tuple[str, Callable[[Samples], Any], frozenset[Outcome]]] = [
@@ -45,15 +45,15 @@ PREDICTED: list[tuple[str, Callable[[Samples], Any], frozenset[Outcome]]] = [
 
 for _text, _form, _expected in PREDICTED:
 
-    @found.add("mono_forward", "mlp", f"predict: {_text}", _expected)
+    @registry.add("mono_forward", "mlp", f"predict: {_text}", _expected)
     def predicted(watch: Watch, form: Callable[[Samples], Any] = _form) -> str | None:
         s = samples(12)
         made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
         made.fit(s.data, epochs=5)
-        watch.used(made.net)
-        given = form(s)
-        answer = made.predict(given)
-        x = given.float() if isinstance(given, Tensor) and not given.is_sparse else s.x
+        watch.end_training(made.net)
+        x_given = form(s)
+        answer = made.predict(x_given)
+        x = x_given.float() if isinstance(x_given, Tensor) and not x_given.is_sparse else s.x
         with torch.no_grad():
             expected = made.model.eval()(x).argmax(1) if len(x) else torch.zeros(0, dtype=torch.long)
         return None if torch.equal(answer, expected) else f"{answer[:5]} for {expected[:5]}"
@@ -61,7 +61,7 @@ for _text, _form, _expected in PREDICTED:
 
 for _use in ("predict", "evaluate", "save", "model"):
 
-    @found.add("mono_forward", "mlp", f"{_use} before fit", REFUSED)
+    @registry.add("mono_forward", "mlp", f"{_use} before fit", REFUSED)
     def before_fit(watch: Watch, use: str = _use) -> str | None:
         s = samples(12)
         made = trainer_of("mono_forward", row(nets.mlp()), watch)
@@ -72,7 +72,7 @@ for _use in ("predict", "evaluate", "save", "model"):
         return "accepted"
 
 
-@found.add("mono_forward", "mlp", "the trained model leaves evaluation mode to its user")
+@registry.add("mono_forward", "mlp", "the trained model leaves evaluation mode to its user")
 def mode(watch: Watch) -> str | None:
     s = samples(12)
     net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
@@ -87,4 +87,4 @@ def mode(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

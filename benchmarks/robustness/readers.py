@@ -1,4 +1,4 @@
-"""Folders of image files of every kind, and pairs of nodes: what is read is what the files hold."""
+"""Folders of image files of every kind, and pairs of nodes: the data set equals the files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks.robustness._case import (
     Cases,
     Outcome,
 )
-from benchmarks.robustness._judge import Watch
+from benchmarks.robustness._verdict import Watch
 from bpfree.data import TensorData
 
-found = Cases()
+registry = Cases()
 SIDE = 6
-#: Brightness of the two classes' images, of 1.
+#: Brightness of the images of the two classes, from 0 to 1.
 BRIGHTNESS = (0.25, 0.7)
 
 
@@ -54,7 +54,7 @@ def _grey(dtype: Any, top: float, mode: str | None = None) -> Callable[[float], 
 
 
 def _shifted(level: float) -> Any:
-    """Grey values that use 12 bits of 16."""
+    """Gray values with 12 of 16 bits."""
     from PIL import Image
 
     return Image.fromarray(np.full((SIDE, SIDE), level * 4095).astype(np.uint16))
@@ -70,7 +70,7 @@ def _colored(mode: str) -> Callable[[float], Any]:
 
 
 def _transparent(level: float) -> Any:
-    """The same color everywhere; the pattern is in the transparency."""
+    """One color; the pattern is in the transparency."""
     from PIL import Image
 
     pixels = np.full((SIDE, SIDE, 4), 255, np.uint8)
@@ -96,14 +96,14 @@ FILES: list[tuple[str, Callable[[float], Any], str, frozenset[Outcome]]] = [
 
 
 def _levels(data: TensorData) -> list[float]:
-    """Mean of each class's pixels, of 1."""
+    """Mean pixel of each class, from 0 to 1."""
     x = data.batch(torch.arange(len(data)))[0]
     return [float(x[data.y == k].mean()) for k in range(data.n_classes)]
 
 
 for _text, _make, _suffix, _expected in FILES:
 
-    @found.add("image_folder", "reader", _text, _expected)
+    @registry.add("image_folder", "reader", _text, _expected)
     def read(
         watch: Watch, make: Callable[[float], Any] = _make, suffix: str = _suffix, text: str = _text
     ) -> str | None:
@@ -113,7 +113,7 @@ for _text, _make, _suffix, _expected in FILES:
         low, high = _levels(train)
         top = 16 if text.startswith("12 bits") else 1
         if not high - low > 0.3 / top:
-            return f"the classes' mean pixels are {low:.3f} and {high:.3f}: they cannot be told apart"
+            return f"the classes' mean pixels are {low:.3f} and {high:.3f}: they cannot be distinguished"
         far = max(abs(a - b - 0.01) for a, b in zip((low, high), BRIGHTNESS, strict=True))
         return None if far < 0.05 or top > 1 else f"mean pixels {low:.3f} and {high:.3f} of {BRIGHTNESS}"
 
@@ -127,7 +127,7 @@ def _spoilt(spoil: Callable[[Path], Any], **options: Any) -> str | None:
     return "accepted"
 
 
-@found.add("image_folder", "reader", "one file cut short", REFUSED)
+@registry.add("image_folder", "reader", "one file cut short", REFUSED)
 def cut_short(watch: Watch) -> str | None:
     def spoil(folder: Path) -> None:
         file = folder / "train" / "class0" / "3.png"
@@ -136,14 +136,14 @@ def cut_short(watch: Watch) -> str | None:
     return _spoilt(spoil)
 
 
-@found.add("image_folder", "reader", "one image of another size", REFUSED)
+@registry.add("image_folder", "reader", "one image of another size", REFUSED)
 def another_size(watch: Watch) -> str | None:
     from PIL import Image
 
     return _spoilt(lambda f: Image.new("L", (9, 9)).save(f / "train" / "class0" / "3.png"))
 
 
-@found.add("image_folder", "reader", "a class that only test has", REFUSED)
+@registry.add("image_folder", "reader", "a class that only test has", REFUSED)
 def another_class(watch: Watch) -> str | None:
     def spoil(folder: Path) -> None:
         (folder / "test" / "class0").rename(folder / "test" / "classx")
@@ -151,7 +151,7 @@ def another_class(watch: Watch) -> str | None:
     return _spoilt(spoil)
 
 
-@found.add("image_folder", "reader", "no folder", ANY)
+@registry.add("image_folder", "reader", "no folder", ANY)
 def no_folder(watch: Watch) -> str | None:
     try:
         bpfree.data.load("image_folder", path="/no/such/folder")
@@ -160,7 +160,7 @@ def no_folder(watch: Watch) -> str | None:
     return "accepted"
 
 
-@found.add("image_folder", "reader", "grey and 16-bit files among one another", RIGHT_OR_REFUSED)
+@registry.add("image_folder", "reader", "grey and 16-bit files among one another", RIGHT_OR_REFUSED)
 def mixed_depths(watch: Watch) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -174,7 +174,7 @@ def mixed_depths(watch: Watch) -> str | None:
 # ---- pairs of nodes --------------------------------------------------------------------------------------
 
 
-@found.add("load_graph", "digits_graph", "pairs are in no order")
+@registry.add("load_graph", "digits_graph", "pairs are in no order")
 def shuffled(watch: Watch) -> str | None:
     for part in bpfree.data.load_graph("digits_graph", split="links"):
         first = part.y[: len(part) // 2].float().mean().item()
@@ -186,21 +186,21 @@ def shuffled(watch: Watch) -> str | None:
     return None
 
 
-@found.add("load_graph", "digits_graph", "pairs are the same each time")
+@registry.add("load_graph", "digits_graph", "pairs are the same each time")
 def seeded(watch: Watch) -> str | None:
     import random
 
-    drawn = []
+    loaded = []
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        drawn.append(bpfree.data.load_graph("digits_graph", split="links").train)
-    a, b = drawn
+        loaded.append(bpfree.data.load_graph("digits_graph", split="links").train)
+    a, b = loaded
     same = torch.equal(a.ids, b.ids) and torch.equal(a.y, b.y)
     return None if same else "other pairs, under other states of the global generators"
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

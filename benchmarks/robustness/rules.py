@@ -1,4 +1,4 @@
-"""Settings that change the rule by which a network learns, against loops by hand."""
+"""Settings that change the update rule, compared with loops by hand."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from benchmarks.robustness._compare import (
     trainer_of,
     uses_differ,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 def _sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ def _equal() -> hand.Net:
     return nets.mlp(hidden=(16, 16, 16, 16))
 
 
-Loop = Callable[..., hand.Found]
+Loop = Callable[..., hand.Result]
 
 #: Trainer, network, shape, settings, loop.
 RULES: list[tuple[str, str, MakeNet, tuple[int, ...], dict[str, Any], Loop]] = [
@@ -95,7 +95,7 @@ RULES: list[tuple[str, str, MakeNet, tuple[int, ...], dict[str, Any], Loop]] = [
 def _rule(
     trainer: str, net: str, make: MakeNet, shape: tuple[int, ...], settings: dict[str, Any], loop: Loop
 ) -> None:
-    @found.add(trainer, net, ", ".join(f"{k} = {v!r}" for k, v in settings.items()))
+    @registry.add(trainer, net, ", ".join(f"{k} = {v!r}" for k, v in settings.items()))
     def attempt(watch: Watch) -> str | None:
         s, lr = samples(*shape, noise=0.5), rates(trainer)
         made = trainer_of(trainer, row(make()), watch, lr=lr, **settings)
@@ -108,7 +108,7 @@ for _row in RULES:
     _rule(*_row)
 
 
-@found.add("mono_forward", "mlp of equal layers", "gradients = 'stacked'")
+@registry.add("mono_forward", "mlp of equal layers", "gradients = 'stacked'")
 def stacked(watch: Watch) -> str | None:
     s = samples(12, noise=0.5)
     one, other = (
@@ -117,7 +117,7 @@ def stacked(watch: Watch) -> str | None:
     )
     for made in (one, other):
         made.fit(s.data, epochs=20, batch_size=16)
-    # Heads are drawn for a stack at once, so the two learn from other heads: both solve the problem.
+    # The heads of a stack are initialized together, so the two have other heads; both solve the problem.
     return learns(one, s.data, at_least=0.6) or learns(other, s.data, at_least=0.6)
 
 
@@ -134,7 +134,7 @@ CUTS: list[tuple[Any, list[int]]] = [
 for _cut, _starts in CUTS:
     for _name, _make, _shape in (("conv1d", nets.conv1d, (1, 12)), ("conv2d", nets.conv2d, (1, 8, 8))):
 
-        @found.add("mono_forward", _name, f"cut = {_cut!r}", RIGHT_OR_REFUSED)
+        @registry.add("mono_forward", _name, f"cut = {_cut!r}", RIGHT_OR_REFUSED)
         def cut_so(
             watch: Watch,
             cut: Any = _cut,
@@ -149,7 +149,7 @@ for _cut, _starts in CUTS:
             return losses_differ(history, by_hand) or uses_differ(made, by_hand.scores, s.data, s)
 
 
-@found.add("mono_forward", "mlp", "the best epoch is restored")
+@registry.add("mono_forward", "mlp", "the best epoch is restored")
 def restored(watch: Watch) -> str | None:
     s, v = samples(12, noise=2.0), samples(12, noise=2.0, n=90, seed=4)
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.05)
@@ -159,17 +159,21 @@ def restored(watch: Watch) -> str | None:
     return None if abs(best - share) < 1e-6 else f"best epoch {best:.3f}, predict {share:.3f}"
 
 
-@found.add("mono_forward", "mlp", "patience stops where the history says")
+@registry.add("mono_forward", "mlp", "patience stops where the history says")
 def patience(watch: Watch) -> str | None:
     s, v = samples(12), samples(12, n=90, seed=4)
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.05)
     history = made.fit(s.data, v.data, epochs=60, batch_size=16, patience=2)
-    told = [next(iter(line["validation"].values())) for line in history.rows]
-    since = len(told) - 1 - told.index(max(told))
-    return None if since == 2 and len(told) < 60 else f"stopped {since} epochs after the best of {len(told)}"
+    evaluations = [next(iter(line["validation"].values())) for line in history.rows]
+    since = len(evaluations) - 1 - evaluations.index(max(evaluations))
+    return (
+        None
+        if since == 2 and len(evaluations) < 60
+        else f"stopped {since} epochs after the best of {len(evaluations)}"
+    )
 
 
-@found.add("mono_forward", "mlp with dropout", "predict draws no mask")
+@registry.add("mono_forward", "mlp with dropout", "predict draws no mask")
 def dropout(watch: Watch) -> str | None:
     torch.manual_seed(3)
     net = bpfree.nn.mlp([12, 32, 32, 3], dropout=0.5)
@@ -184,18 +188,22 @@ def dropout(watch: Watch) -> str | None:
 
 for _block in (1, 2):
 
-    @found.add("mono_forward", "mlp", f"readout = 'block:{_block}'")
+    @registry.add("mono_forward", "mlp", f"readout = 'block:{_block}'")
     def of_block(watch: Watch, block: int = _block) -> str | None:
         s = samples(12, noise=1.5)
         made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01, readout=f"block:{block}")
         made.fit(s.data, epochs=10, batch_size=48)
-        told = made.evaluate(s.data)
-        own = float((made.predict(s.x) == s.y).float().mean())
-        if abs(told["blocks"][block - 1] - own) > 1e-6:
-            return f"block {block} alone {told['blocks'][block - 1]:.3f}, predict {own:.3f}"
-        return None if abs(told["accuracy"] - own) < 1e-6 else "evaluate differs from predict"
+        evaluations = made.evaluate(s.data)
+        predicted_share = float((made.predict(s.x) == s.y).float().mean())
+        if abs(evaluations["blocks"][block - 1] - predicted_share) > 1e-6:
+            return (
+                f"block {block} alone {evaluations['blocks'][block - 1]:.3f}, predict {predicted_share:.3f}"
+            )
+        return (
+            None if abs(evaluations["accuracy"] - predicted_share) < 1e-6 else "evaluate differs from predict"
+        )
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -1,8 +1,10 @@
-"""Compares what two revisions compute, bit for bit: losses, weights and predictions of every trainer.
+"""Compares two revisions bit for bit: losses, weights and predictions of every trainer.
 
 ``python -m benchmarks.robustness.same_bits OLD NEW [--only PART] [--out FILE]``; OLD and NEW are revisions of
-this repository, or folders that hold a checkout. A revision is checked out into a temporary work tree. Both
-train on this machine, in turn. Exit code 0: all that was compared is equal.
+this repository, or folders with a checkout. A revision is checked out into a temporary work tree. Both are
+trained on this machine, one after the other. The exit code is 0 if all results are equal.
+
+The runs use the public interface alone; names that differ between revisions are listed in ``_runs.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Outcome = dict[str, Any]
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """A folder with the source of ``revision``: it itself, if it is a folder; otherwise a new work tree."""
+    """A folder with the source of ``revision``: the folder of that name, or a temporary work tree."""
     if Path(revision, "bpfree").is_dir():
         yield Path(revision).resolve()
         return
@@ -51,9 +53,9 @@ def _git(*words: str) -> None:
 
 
 def collect(tree: Path, pattern: str = "", workers: int = 2) -> dict[str, Outcome]:
-    """What the runs whose names contain ``pattern`` give with the source in ``tree``, by name.
+    """Train the runs whose names contain ``pattern`` with the source in ``tree``; returns outcomes by name.
 
-    Runs by several workers are left out with ``workers`` = 1.
+    With ``workers`` = 1 the runs that need several workers are skipped.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", str(RUNS), folder, pattern]
@@ -81,7 +83,7 @@ def _run(commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str
 
 
 def difference(old: Outcome, new: Outcome) -> str:
-    """What differs between two outcomes of one run, in words; empty: nothing.
+    """The differences between two outcomes of one run as text, empty if there are none.
 
     Weights are compared as a set, so that a renamed parameter is the same parameter.
     """
@@ -95,36 +97,36 @@ def difference(old: Outcome, new: Outcome) -> str:
         return f"only {side} refuses: {refusing['message']}"
     if "refused" in old:
         return ""
-    found = []
+    differing = []
     if old["losses"] != new["losses"]:
         epochs = zip(old["losses"], new["losses"], strict=False)
         first = next(
             (k for k, (a, b) in enumerate(epochs) if a != b), min(map(len, (old["losses"], new["losses"])))
         )
-        found.append(f"losses from epoch {first + 1} on")
+        differing.append(f"losses from epoch {first + 1} on")
     before, after = sorted(old["weights"].values()), sorted(new["weights"].values())
     if before != after:
         changed = [name for name, value in new["weights"].items() if value not in before]
-        found.append(
+        differing.append(
             f"{len(changed)} of {len(after)} weights ({', '.join(changed[:2])}), {len(before)} before"
         )
-    found += [key for key in ("predictions", "accuracy") if old[key] != new[key]]
-    return ", ".join(found)
+    differing += [key for key in ("predictions", "accuracy") if old[key] != new[key]]
+    return ", ".join(differing)
 
 
 def compare(old: dict[str, Outcome], new: dict[str, Outcome]) -> dict[str, str]:
-    """What differs, by name of the run, over the runs that either revision has."""
-    found = {}
+    """The differences by name of the run, for all runs of either revision."""
+    differing = {}
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:
-            found[name] = f"only in {'old' if name in old else 'new'}"
+            differing[name] = f"only in {'old' if name in old else 'new'}"
         elif words := difference(old[name], new[name]):
-            found[name] = words
-    return found
+            differing[name] = words
+    return differing
 
 
 def show(differing: dict[str, str], runs: Sequence[str], refused: int) -> None:
-    """Print what differs, and how many do not."""
+    """Print the differences, and the number of runs that are equal."""
     console = Console()
     if differing:
         table = Table("run", "what differs")
@@ -142,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("old", help="revision or folder")
     parser.add_argument("new", help="revision or folder")
     parser.add_argument("--only", default="", metavar="PART", help="only the runs whose names contain PART")
-    parser.add_argument("--workers", type=int, default=2, help="of the pipelined run; 1: leave it out")
+    parser.add_argument("--workers", type=int, default=2, help="number for the pipelined run; 1: skip it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the outcomes of both as JSON")
     given = parser.parse_args(arguments)
     outcomes = []

@@ -1,4 +1,4 @@
-"""Devices in processes of their own: judged as in the same process, and their own words are passed on."""
+"""Devices in separate processes: the same results as in this process, and their messages are passed on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.robustness._case import REFUSED, RIGHT, RIGHT_OR_REFUSED, Case, Cases, Outcome
-from benchmarks.robustness._judge import Watch
+from benchmarks.robustness._verdict import Watch
 from bpfree.physics import Device, DeviceError, ProcessSystem
 
-found = Cases()
+registry = Cases()
 
-#: A device that answers as one of its arguments says; which one, its first drive tells.
+#: A device whose output is the expression in one of its arguments; its first input selects which one.
 SCRIPT = """
 import os
 import sys
@@ -69,7 +69,7 @@ def _in_process(expression: str) -> Any:
 
 
 def _accepted(make: Callable[[], Device], drive: Any) -> Any:
-    """The answer; None where it is refused."""
+    """The output; None if it is refused."""
     try:
         return make().forward(drive)
     except (DeviceError, ValueError, TypeError):
@@ -78,24 +78,24 @@ def _accepted(make: Callable[[], Device], drive: Any) -> Any:
 
 @cache
 def _process() -> ProcessSystem:
-    """One process for all cases: to start one takes seconds."""
+    """One process for all cases, as the start takes seconds."""
     served = ProcessSystem([sys.executable, "-c", SCRIPT, *(expression for _, expression, *_ in ANSWERS)])
     atexit.register(served.close)
     return served
 
 
 def _served(number: int) -> None:
-    text, expression, expected, says = ANSWERS[number]
+    text, expression, expected, mentions = ANSWERS[number]
 
-    @found.add("ProcessSystem", "forward", f"answers: {text}", expected, says)
+    @registry.add("ProcessSystem", "forward", f"answers: {text}", expected, mentions)
     def attempt(watch: Watch) -> str | None:
         drive = np.random.default_rng(0).random((5, 4))
         drive[0, 0] = number / 100
         y = Device(_process(), retries=0).forward(drive)
-        own = _accepted(lambda: Device(_in_process(expression), retries=0), drive)
-        if own is None:
-            return "accepted from a process of its own, refused in the same process"
-        return None if np.allclose(y, own) else "another answer than in the same process"
+        in_process = _accepted(lambda: Device(_in_process(expression), retries=0), drive)
+        if in_process is None:
+            return "accepted from a separate process, refused in the same process"
+        return None if np.allclose(y, in_process) else "another output than in the same process"
 
 
 for _number in range(len(ANSWERS)):
@@ -104,4 +104,4 @@ for _number in range(len(ANSWERS)):
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

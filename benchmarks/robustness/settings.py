@@ -22,11 +22,11 @@ from benchmarks.robustness._compare import (
     row,
     trainer_of,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 from bpfree.trainers import TRAINERS
 
-found = Cases()
+registry = Cases()
 
 
 NAN = float("nan")
@@ -65,7 +65,7 @@ TRAINER: list[tuple[str, dict[str, Any]]] = [
 MAY_BE_RIGHT = {"lr infinite": REFUSED, "cut = []": RIGHT_OR_REFUSED, "lr a tensor": RIGHT_OR_REFUSED}
 for _text, _settings in TRAINER:
 
-    @found.add("mono_forward", "mlp", _text, MAY_BE_RIGHT.get(_text, REFUSED))
+    @registry.add("mono_forward", "mlp", _text, MAY_BE_RIGHT.get(_text, REFUSED))
     def setting(watch: Watch, settings: dict[str, Any] = _settings, text: str = _text) -> str | None:
         s = samples(12)
         made = trainer_of("mono_forward", row(nets.mlp()), watch, **({"lr": 0.01} | settings))
@@ -97,14 +97,14 @@ FIT: list[tuple[str, dict[str, Any]]] = [
 ]
 for _text, _fit in FIT:
 
-    @found.add("mono_forward", "mlp", f"fit: {_text}", REFUSED)
+    @registry.add("mono_forward", "mlp", f"fit: {_text}", REFUSED)
     def fit_setting(watch: Watch, fit: dict[str, Any] = _fit) -> str | None:
         made = trainer_of("mono_forward", row(nets.mlp()), watch)
         made.fit(samples(12).data, **({"epochs": 1} | fit))
         return "accepted"
 
 
-@found.add("mono_forward", "mlp", "numpy integer as epochs", RIGHT_OR_REFUSED)
+@registry.add("mono_forward", "mlp", "numpy integer as epochs", RIGHT_OR_REFUSED)
 def numpy_settings(watch: Watch) -> str | None:
     import numpy as np
 
@@ -114,18 +114,22 @@ def numpy_settings(watch: Watch) -> str | None:
     return learns(made, s.data)
 
 
-@found.add("mono_forward", "mlp", "validation that lacks a class")
+@registry.add("mono_forward", "mlp", "validation that lacks a class")
 def validation_lacks(watch: Watch) -> str | None:
     s = samples(12)
     v = samples(12, seed=4)
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     history = made.fit(s.data, (v.x[v.y < 2], v.y[v.y < 2]), epochs=30, restore_best=False)
-    told = next(iter(history.rows[-1]["validation"].values()))
-    own = float((made.predict(v.x[v.y < 2]) == v.y[v.y < 2]).float().mean())
-    return None if abs(told - own) < 1e-6 else f"validation {told:.3f}, predict {own:.3f}"
+    reported = next(iter(history.rows[-1]["validation"].values()))
+    predicted_share = float((made.predict(v.x[v.y < 2]) == v.y[v.y < 2]).float().mean())
+    return (
+        None
+        if abs(reported - predicted_share) < 1e-6
+        else f"validation {reported:.3f}, predict {predicted_share:.3f}"
+    )
 
 
-@found.add("mono_forward", "mlp", "global random state after training")
+@registry.add("mono_forward", "mlp", "global random state after training")
 def random_state(watch: Watch) -> str | None:
     s = samples(12)
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
@@ -137,7 +141,7 @@ def random_state(watch: Watch) -> str | None:
 
 for _trainer in ORDINARY:
 
-    @found.add(_trainer, "mlp", "same seed, same weights")
+    @registry.add(_trainer, "mlp", "same seed, same weights")
     def repeated(watch: Watch, trainer: str = _trainer) -> str | None:
         a, b = fitted(watch, trainer), fitted(Watch(), trainer)
         same = all(torch.equal(p, q) for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True))
@@ -146,12 +150,12 @@ for _trainer in ORDINARY:
 
 for _trainer, _kind in sorted(TRAINERS.items()):
 
-    @found.add(_trainer, "no network", "net = 'mlp'", REFUSED)
+    @registry.add(_trainer, "no network", "net = 'mlp'", REFUSED)
     def no_net(watch: Watch, kind: type[bpfree.Trainer] = _kind) -> str | None:
         kind("mlp")  # type: ignore[arg-type]
         return "accepted"
 
-    @found.add(_trainer, "mlp", "a setting that there is not", REFUSED)
+    @registry.add(_trainer, "mlp", "a setting that there is not", REFUSED)
     def unknown_setting(watch: Watch, kind: type[bpfree.Trainer] = _kind) -> str | None:
         kind(row(nets.mlp()), learning_rate=0.1)
         return "accepted"
@@ -159,4 +163,4 @@ for _trainer, _kind in sorted(TRAINERS.items()):
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

@@ -10,8 +10,8 @@ from benchmarks.robustness import _by_hand as hand
 from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT_OR_REFUSED,
-    SPOKEN,
     Case,
     Cases,
 )
@@ -20,11 +20,11 @@ from benchmarks.robustness._compare import (
     trainer_of,
 )
 from benchmarks.robustness._families import by_hand_cases, solved_cases
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
 LOCAL = ("mono_forward", "local", "dfa", "cafo", "random_features")
@@ -38,7 +38,7 @@ def _reused_activation() -> hand.Net:
 
 
 by_hand_cases(
-    found,
+    registry,
     (*LOCAL, "backprop", "backprop_ds"),
     "mlp that uses one activation object twice",
     (12,),
@@ -73,29 +73,31 @@ def _tied_view() -> nn.Module:
 LEARNING, FIXED = ("mono_forward", "local", "dfa"), ("cafo", "random_features")
 for _trainers, _expected in ((LEARNING, REFUSED), (FIXED, RIGHT_OR_REFUSED)):
     solved_cases(
-        found, _trainers, "mlp with batch norm used twice", (12,), _reused_norm, _expected, says="1.*4"
+        registry, _trainers, "mlp with batch norm used twice", (12,), _reused_norm, _expected, mentions="1.*4"
     )
     solved_cases(
-        found,
+        registry,
         _trainers,
         "mlp with a linear layer used twice",
         (12,),
         _reused_linear,
         _expected,
-        says="0.*2",
+        mentions="0.*2",
         at_least=0.6,
     )
     solved_cases(
-        found, _trainers, "mlp with tied weights", (12,), _tied, _expected, says="0.*2", at_least=0.6
+        registry, _trainers, "mlp with tied weights", (12,), _tied, _expected, mentions="0.*2", at_least=0.6
     )
-solved_cases(found, ("mono_forward",), "mlp with weights that share memory", (12,), _tied_view, SPOKEN)
 solved_cases(
-    found, ("backprop",), "mlp with a linear layer used twice", (12,), _reused_linear, RIGHT_OR_REFUSED
+    registry, ("mono_forward",), "mlp with weights that share memory", (12,), _tied_view, REFUSED_OR_WARNED
 )
-solved_cases(found, ("backprop",), "mlp with tied weights", (12,), _tied, RIGHT_OR_REFUSED)
+solved_cases(
+    registry, ("backprop",), "mlp with a linear layer used twice", (12,), _reused_linear, RIGHT_OR_REFUSED
+)
+solved_cases(registry, ("backprop",), "mlp with tied weights", (12,), _tied, RIGHT_OR_REFUSED)
 
 
-@found.add("localize", "mlp that uses one activation object twice", "scores of the cascade")
+@registry.add("localize", "mlp that uses one activation object twice", "scores of the cascade")
 def localized_reused(watch: Watch) -> str | None:
     net = row(_reused_activation())
     s = samples(12)
@@ -109,4 +111,4 @@ def localized_reused(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

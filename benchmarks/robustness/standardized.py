@@ -1,4 +1,4 @@
-"""Standardized data: the statistics belong to what was trained."""
+"""Standardized data: the statistics belong to the trained model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.robustness._case import (
     Cases,
 )
 from benchmarks.robustness._compare import as_by_hand, consistent, rates, row, trainer_of
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import Samples, samples
+from benchmarks.robustness._verdict import Watch
 from bpfree.data import TensorData
 
-found = Cases()
+registry = Cases()
 
 
 def _bytes(s: Samples) -> Tensor:
@@ -33,7 +33,7 @@ def _standardized(s: Samples) -> TensorData:
 
 
 def _shifted(seed: int = 0) -> Samples:
-    """Samples that lie far from zero, so that the standardization matters."""
+    """Samples with a large mean, so that the standardization has an effect."""
     s = samples(12, noise=0.5, seed=seed)
     return Samples(5 + 3 * s.x, s.y, s.n_classes)
 
@@ -50,7 +50,7 @@ STANDARDIZED = (
 
 for _trainer in STANDARDIZED:
 
-    @found.add(_trainer, "mlp", "standardized, predict of raw samples", RIGHT_OR_WARNED)
+    @registry.add(_trainer, "mlp", "standardized, predict of raw samples", RIGHT_OR_WARNED)
     def raw(watch: Watch, trainer: str = _trainer) -> str | None:
         s = _shifted()
         data = _standardized(s)
@@ -59,15 +59,15 @@ for _trainer in STANDARDIZED:
         return consistent(made, s, data)
 
 
-@found.add("mono_forward", "mlp", "standardized, by hand")
+@registry.add("mono_forward", "mlp", "standardized, by hand")
 def by_hand(watch: Watch) -> str | None:
     s = _shifted()
     data = _standardized(s)
-    seen = Samples((s.x - s.x.mean(0)) / s.x.std(0), s.y, 3)
-    return as_by_hand(watch, "mono_forward", nets.mlp, data, seen)
+    standard = Samples((s.x - s.x.mean(0)) / s.x.std(0), s.y, 3)
+    return as_by_hand(watch, "mono_forward", nets.mlp, data, standard)
 
 
-@found.add("mono_forward", "mlp", "standardized, evaluate of a raw pair")
+@registry.add("mono_forward", "mlp", "standardized, evaluate of a raw pair")
 def evaluate_raw(watch: Watch) -> str | None:
     s = _shifted()
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
@@ -76,26 +76,28 @@ def evaluate_raw(watch: Watch) -> str | None:
     return None if a == b else f"evaluate: {a:.3f} of the data, {b:.3f} of the same samples as a pair"
 
 
-@found.add("mono_forward", "mlp", "standardized, raw pair as validation")
+@registry.add("mono_forward", "mlp", "standardized, raw pair as validation")
 def validate_raw(watch: Watch) -> str | None:
     s = _shifted()
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     history = made.fit(_standardized(s), s.pair, epochs=10, restore_best=False)
-    told, share = history.rows[-1]["validation"], made.evaluate(_standardized(s))["accuracy"]
-    own = told["accuracy"] if "accuracy" in told else told["last"]
+    reported, share = history.rows[-1]["validation"], made.evaluate(_standardized(s))["accuracy"]
+    reported_share = reported["accuracy"] if "accuracy" in reported else reported["last"]
     return (
-        None if abs(own - share) < 1e-6 else f"validation {own:.3f}, evaluate {share:.3f} of the same samples"
+        None
+        if abs(reported_share - share) < 1e-6
+        else f"validation {reported_share:.3f}, evaluate {share:.3f} of the same samples"
     )
 
 
-@found.add("mono_forward", "mlp", "predict of TensorData, standardized alike")
+@registry.add("mono_forward", "mlp", "predict of TensorData, standardized alike")
 def predict_data(watch: Watch) -> str | None:
     s = _shifted()
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     made.fit(_standardized(s), epochs=20)
     share = float((_predict(made, _standardized(s)) == s.y).float().mean())
-    told = made.evaluate(_standardized(s))["accuracy"]
-    return None if abs(share - told) < 1e-6 else f"evaluate {told:.3f}, predict {share:.3f}"
+    reported = made.evaluate(_standardized(s))["accuracy"]
+    return None if abs(share - reported) < 1e-6 else f"evaluate {reported:.3f}, predict {share:.3f}"
 
 
 def _predict(made: bpfree.Trainer, data: Any) -> Tensor:
@@ -107,17 +109,17 @@ def _other(made: bpfree.Trainer) -> TensorData:
     return TensorData(s.x, s.y, 3, tuple([5.0] * 12), tuple([2.0] * 12))
 
 
-@found.add("mono_forward", "mlp", "predict of TensorData with other statistics", REFUSED)
+@registry.add("mono_forward", "mlp", "predict of TensorData with other statistics", REFUSED)
 def predict_other(watch: Watch) -> str | None:
     return _after(watch, lambda made: _predict(made, _other(made)))
 
 
-@found.add("mono_forward", "mlp", "evaluate of TensorData with other statistics", REFUSED)
+@registry.add("mono_forward", "mlp", "evaluate of TensorData with other statistics", REFUSED)
 def evaluate_other(watch: Watch) -> str | None:
     return _after(watch, lambda made: made.evaluate(_other(made)))
 
 
-@found.add("mono_forward", "mlp", "validation with other statistics", REFUSED)
+@registry.add("mono_forward", "mlp", "validation with other statistics", REFUSED)
 def validation_other(watch: Watch) -> str | None:
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     made.fit(_standardized(_shifted()), _other(made), epochs=1)
@@ -127,12 +129,12 @@ def validation_other(watch: Watch) -> str | None:
 def _after(watch: Watch, use: Callable[[bpfree.Trainer], Any]) -> str | None:
     made = trainer_of("mono_forward", row(nets.mlp()), watch, lr=0.01)
     made.fit(_standardized(_shifted()), epochs=2)
-    watch.used(made.net)
+    watch.end_training(made.net)
     use(made)
     return "accepted"
 
 
-@found.add("mono_forward", "mlp", "standardized, saved and loaded")
+@registry.add("mono_forward", "mlp", "standardized, saved and loaded")
 def saved(watch: Watch) -> str | None:
     import tempfile
     from pathlib import Path
@@ -151,14 +153,14 @@ def saved(watch: Watch) -> str | None:
     return None if abs(before - after) < 1e-6 else f"evaluate {before:.3f}, predict after load {after:.3f}"
 
 
-@found.add("mono_forward", "conv2d", "uint8 standardized, predict of uint8")
+@registry.add("mono_forward", "conv2d", "uint8 standardized, predict of uint8")
 def predict_bytes(watch: Watch) -> str | None:
     s = samples(1, 8, 8, noise=0.5)
     data = TensorData(_bytes(s), s.y, 3, (0.5,), (0.3,))
-    seen = Samples((_bytes(s).float() / 255 - 0.5) / 0.3, s.y, 3)
-    return as_by_hand(watch, "mono_forward", nets.conv2d, data, seen)
+    standard = Samples((_bytes(s).float() / 255 - 0.5) / 0.3, s.y, 3)
+    return as_by_hand(watch, "mono_forward", nets.conv2d, data, standard)
 
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

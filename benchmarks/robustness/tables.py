@@ -1,4 +1,4 @@
-"""A perceptron on a table: in which form the samples and labels come."""
+"""An MLP on a table: types and shapes of samples and labels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from benchmarks.robustness import _nets as nets
 from benchmarks.robustness._case import (
     ANY,
     REFUSED,
+    REFUSED_OR_WARNED,
     RIGHT,
     RIGHT_OR_REFUSED,
     RIGHT_OR_WARNED,
-    SPOKEN,
     Case,
     Outcome,
 )
 from benchmarks.robustness._compare import as_by_hand
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._samples import Samples, samples
+from benchmarks.robustness._verdict import Watch
 
-Given = Callable[[Samples], Any]
+Form = Callable[[Samples], Any]
 
 
 def _strided(x: Tensor) -> Tensor:
@@ -38,17 +38,17 @@ def _expanded(s: Samples) -> Any:
     return s.x[:1].expand(len(s.x), -1), s.y
 
 
-def _with(value: float) -> Given:
-    def given(s: Samples) -> Any:
+def _with(value: float) -> Form:
+    def form(s: Samples) -> Any:
         x = s.x.clone()
         x[3, 2] = value
         return x, s.y
 
-    return given
+    return form
 
 
 class Numpy(Dataset[Any]):
-    """Numpy rows."""
+    """NumPy rows."""
 
     def __init__(self, s: Samples) -> None:
         self.s = s
@@ -61,28 +61,28 @@ class Numpy(Dataset[Any]):
 
 
 class Noisy(Numpy):
-    """Rows with fresh noise at each reading, as random transforms give."""
+    """Rows with new noise at each access, as with random transforms."""
 
     def __getitem__(self, i: int) -> Any:
         return self.s.x[i] + torch.rand(self.s.x.shape[1]), int(self.s.y[i])
 
 
 class Triples(Numpy):
-    """Rows with an identifier besides."""
+    """Rows with a third value, an identifier."""
 
     def __getitem__(self, i: int) -> Any:
         return self.s.x[i], int(self.s.y[i]), i
 
 
 class Stream(IterableDataset[Any]):
-    """Rows one after another, without a length."""
+    """Rows of an iterable data set, without a length."""
 
     def __iter__(self) -> Any:
         yield torch.zeros(12), 0
 
 
-#: In what form samples come: text, form, outcomes.
-SAMPLES: list[tuple[str, Given, frozenset[Outcome]]] = [
+#: Types of samples: text, form, outcomes.
+SAMPLES: list[tuple[str, Form, frozenset[Outcome]]] = [
     ("pair of tensors", lambda s: s.pair, RIGHT),
     ("list of two tensors", lambda s: list(s.pair), RIGHT),
     ("TensorData", lambda s: s.data, RIGHT),
@@ -98,7 +98,7 @@ SAMPLES: list[tuple[str, Given, frozenset[Outcome]]] = [
     ("numpy pair", lambda s: (s.x.numpy(), s.y.numpy()), RIGHT_OR_REFUSED),
     ("numpy float64 pair", lambda s: (s.x.double().numpy(), s.y.numpy()), RIGHT_OR_REFUSED),
     ("data set of numpy rows", Numpy, RIGHT_OR_REFUSED),
-    ("data set with a random transform", Noisy, SPOKEN),
+    ("data set with a random transform", Noisy, REFUSED_OR_WARNED),
     ("data set of triples", Triples, REFUSED),
     ("DataLoader", lambda s: DataLoader(TensorDataset(*s.pair), 8), RIGHT_OR_REFUSED),
     ("iterable data set", lambda s: Stream(), REFUSED),
@@ -129,12 +129,12 @@ SAMPLES: list[tuple[str, Given, frozenset[Outcome]]] = [
 
 
 def _beyond(x: Tensor) -> Tensor:
-    found = x.double()
-    found[3, 2] = 1e300
-    return found
+    values = x.double()
+    values[3, 2] = 1e300
+    return values
 
 
-#: In what form labels come, for samples as they are.
+#: Types of labels, with ordinary samples.
 LABELS: list[tuple[str, Callable[[Tensor], Any], frozenset[Outcome]]] = [
     ("int32", lambda y: y.int(), RIGHT),
     ("int16", lambda y: y.short(), RIGHT),
@@ -155,7 +155,7 @@ LABELS: list[tuple[str, Callable[[Tensor], Any], frozenset[Outcome]]] = [
     ("nested", lambda y: torch.stack([y, y]), REFUSED),
 ]
 
-#: What trainers are asked in which form: those whose way to the samples differs.
+#: Trainers that read samples in different ways.
 TRAINERS = ("mono_forward", "backprop", "cafo")
 
 
@@ -163,10 +163,10 @@ def _seen(text: str, s: Samples) -> Samples:
     return Samples(s.x.half().float(), s.y, s.n_classes) if text in ("float16", "float8") else s
 
 
-def _form(trainer: str, text: str, given: Given, expected: frozenset[Outcome]) -> Case:
+def _form(trainer: str, text: str, form: Form, expected: frozenset[Outcome]) -> Case:
     def attempt(watch: Watch) -> str | None:
         s = samples(12)
-        return as_by_hand(watch, trainer, nets.mlp, given(s), _seen(text, s))
+        return as_by_hand(watch, trainer, nets.mlp, form(s), _seen(text, s))
 
     return Case(trainer, "mlp", text, expected, attempt)
 
@@ -188,7 +188,7 @@ def _binary(trainer: str, text: str, change: Callable[[Tensor], Any], outcomes: 
 
 
 def _missing(trainer: str) -> list[Case]:
-    """A class that no training sample has."""
+    """Cases with a class that no training sample has."""
 
     def pair(watch: Watch) -> str | None:
         s = samples(12)
@@ -216,16 +216,16 @@ def _missing(trainer: str) -> list[Case]:
 
 def cases() -> list[Case]:
     """All cases."""
-    found = [_form("mono_forward", *row) for row in SAMPLES]
+    result = [_form("mono_forward", *row) for row in SAMPLES]
     odd = {"float64", "view with gaps", "not contiguous", "TensorData", "NaN in one sample", "numpy pair"}
-    found += [_form(t, *row) for t in TRAINERS[1:] for row in SAMPLES if row[0] in odd]
-    found += [_labels("mono_forward", *row) for row in LABELS]
+    result += [_form(t, *row) for t in TRAINERS[1:] for row in SAMPLES if row[0] in odd]
+    result += [_labels("mono_forward", *row) for row in LABELS]
     few = {"from 1", "int32", "one-hot", "float"}
-    found += [_labels(t, *row) for t in TRAINERS[1:] for row in LABELS if row[0] in few]
-    found += [
+    result += [_labels(t, *row) for t in TRAINERS[1:] for row in LABELS if row[0] in few]
+    result += [
         _binary("mono_forward", "bool", lambda y: y.bool(), RIGHT_OR_REFUSED),
         _binary("mono_forward", "-1 and 1", lambda y: 2 * y - 1, REFUSED),
         _binary("mono_forward", "float 0 and 1", lambda y: y.float(), RIGHT_OR_REFUSED),
         _binary("mono_forward", "numpy", np.asarray, RIGHT_OR_REFUSED),
     ]
-    return found + [case for t in ("mono_forward", "backprop") for case in _missing(t)]
+    return result + [case for t in ("mono_forward", "backprop") for case in _missing(t)]

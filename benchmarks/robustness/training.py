@@ -20,14 +20,14 @@ from benchmarks.robustness._compare import (
     trainer_of,
     uses_differ,
 )
-from benchmarks.robustness._judge import Watch
 from benchmarks.robustness._nets import linear
 from benchmarks.robustness._samples import samples
+from benchmarks.robustness._verdict import Watch
 
-found = Cases()
+registry = Cases()
 
 
-#: Trainers that a loop by hand exists for, on these networks.
+#: Trainers with a loop by hand for these networks.
 ON = {
     "backprop": list(nets.NETS),
     "backprop_ds": ["mlp", "conv1d", "conv2d", "conv3d"],
@@ -52,7 +52,7 @@ def _by_every_trainer() -> None:
                 s = samples(*shape)
                 return as_by_hand(watch, trainer, make, s.data, s)
 
-            found.add(trainer, name, "plain")(attempt)
+            registry.add(trainer, name, "plain")(attempt)
 
 
 def _closed_form() -> None:
@@ -66,14 +66,14 @@ def _closed_form() -> None:
             by_hand = hand.cafo_closed_form(make(), s.x, s.y, 3, 1e-2)
             return uses_differ(trainer, by_hand.scores, s.pair, s)
 
-        found.add("cafo", name, "closed form against least squares")(attempt)
+        registry.add("cafo", name, "closed form against least squares")(attempt)
 
 
 _by_every_trainer()
 _closed_form()
 
 
-@found.add("cafo", "mlp with dead units", "closed form")
+@registry.add("cafo", "mlp with dead units", "closed form")
 def dead_units(watch: Watch) -> str | None:
     def make() -> hand.Net:
         net = nets.mlp()
@@ -88,7 +88,7 @@ def dead_units(watch: Watch) -> str | None:
     return uses_differ(trainer, hand.cafo_closed_form(make(), s.x, s.y, 3, 1e-2).scores, s.pair, s)
 
 
-@found.add("cafo", "mlp whose every unit is dead", "closed form", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
+@registry.add("cafo", "mlp whose every unit is dead", "closed form", RIGHT_OR_REFUSED | RIGHT_OR_WARNED)
 def all_dead(watch: Watch) -> str | None:
     net = nets.mlp()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def all_dead(watch: Watch) -> str | None:
     return None if trainer.evaluate(s.pair)["accuracy"] <= 0.5 else "accuracy of dead units above chance"
 
 
-@found.add("cafo", "conv2d with dead channels", "closed form, default penalties and validation")
+@registry.add("cafo", "conv2d with dead channels", "closed form, default penalties and validation")
 def dead_channels(watch: Watch) -> str | None:
     def make() -> hand.Net:
         net = nets.conv2d()
@@ -117,4 +117,4 @@ def dead_channels(watch: Watch) -> str | None:
 
 def cases() -> list[Case]:
     """All cases."""
-    return found.all
+    return registry.all

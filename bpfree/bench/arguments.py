@@ -1,4 +1,4 @@
-"""What the values of command-line options must be, for argparse."""
+"""Types of command-line options, for argparse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A length of time, finite."""
+    """A finite number of seconds."""
     try:
         length = float(text)
     except ValueError:
@@ -26,7 +26,7 @@ def seconds(text: str) -> float:
 
 def share(text: str) -> float:
     """A number between 0 and 1."""
-    found = seconds(text)
-    if not 0 < found < 1:
-        raise argparse.ArgumentTypeError(f"expected an accuracy between 0 and 1, not {text!r}")
-    return found
+    number = seconds(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
+    return number

@@ -1,18 +1,20 @@
-"""Rows put together: one arm is one method in one setting, its rows are its seeds."""
+"""Rows grouped into arms: an arm is one method in one setting, with a row for each seed."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from bpfree.bench.results import Row
+from bpfree.bench.files import Mapped, Values
+from bpfree.bench.metric import RowMetric, metric_of
+from bpfree.bench.results import Row, figure
+from bpfree.bench.statistics import Run
 from bpfree.bench.terminal import visible
 
-#: Trainers that are backpropagation.
+#: Ids of trainers that are backpropagation.
 BASELINES = ("backprop", "backprop_gnn")
 
 PROTOCOLS = {
@@ -22,17 +24,13 @@ PROTOCOLS = {
 }
 
 
-#: What tells the runs of an arm apart: the seed, or the model's seed and the device's.
-Run = Any
-
-
 def run_of(row: Row) -> Run:
-    """Which run of its arm a row is."""
+    """The run of its arm that a row belongs to."""
     return (row["seed"], row["device_seed"]) if "device_seed" in row else row["seed"]
 
 
-def is_baseline(trainer: Mapping[str, Any]) -> bool:
-    """Whether a config's trainer is backpropagation; through devices, with an exact model of them."""
+def is_baseline(trainer: Values) -> bool:
+    """Whether a trainer, as a row's config names it, is backpropagation; of devices, with an exact model."""
     ideal = trainer["id"] == "physical_backprop" and trainer["model"] == "ideal"
     return bool(trainer["id"] in BASELINES or ideal)
 
@@ -49,20 +47,25 @@ class Arm:
         """Whether this is backpropagation, see `is_baseline`."""
         return is_baseline(self.rows[0]["config"]["trainer"])
 
+    @property
+    def metric(self) -> RowMetric:
+        """The metric of its rows."""
+        return metric_of(self.rows[0])
+
     def by_seed(self, *path: str) -> dict[Run, float]:
-        """A figure of each seed that has it."""
-        found = {run_of(row): figure(row, *path) for row in self.rows}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """The number at ``path`` of each row that has it, by run."""
+        values = {run_of(row): figure(row, *path) for row in self.rows}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 @dataclass
 class Group:
-    """The arms that share data set, net and protocol: those that may be compared.
+    """The arms that share data set, net, metric and protocol: those that may be compared.
 
     Attributes:
         setting: Data set and net.
         protocol: One of `PROTOCOLS`.
-        arms: In the order in which their first rows come.
+        arms: In the order of their first rows.
     """
 
     setting: str
@@ -75,38 +78,34 @@ class Group:
         return f"{self.setting}, {PROTOCOLS[self.protocol]}"
 
     @property
+    def metric(self) -> RowMetric:
+        """The metric of its arms."""
+        return self.arms[0].metric
+
+    @property
     def baseline(self) -> Arm | None:
-        """Backpropagation; of several, the one with the best validation accuracy."""
+        """Backpropagation; of several, the one with the best value of the metric on validation data."""
         return max((arm for arm in self.arms if arm.is_baseline), key=_validation, default=None)
 
 
 def _validation(arm: Arm) -> float:
-    values = arm.by_seed("metrics", "val_accuracy")
-    return sum(values.values()) / len(values) if values else 0.0
+    values = [value for row in arm.rows if (value := arm.metric.validation(row)) is not None]
+    return arm.metric.signed(sum(values) / len(values)) if values else -math.inf
 
 
 def alone(arm: Arm) -> str:
-    """Test accuracy of every block by itself, in percent, bottom first, as means over seeds; of many blocks
-    the first three and the last. Nothing where there is but one, or none can be told apart.
+    """The metric of each block on test data, in the unit of tables, bottom first, as means over seeds; of
+    many blocks the first three and the last. Empty for one block, or where blocks have no scores.
     """
-    told = [row["metrics"].get("blocks") or [] for row in arm.rows]
-    if len({len(blocks) for blocks in told}) != 1:
+    blocks_by_row = [row["metrics"].get("blocks") or [] for row in arm.rows]
+    if len({len(blocks) for blocks in blocks_by_row}) != 1:
         return ""
-    found = [
-        "–" if None in of_block else f"{100 * sum(of_block) / len(of_block):.1f}"
-        for of_block in zip(*told, strict=True)
+    texts = [
+        "–" if None in of_block else arm.metric.written(arm.metric.scale * sum(of_block) / len(of_block), 1)
+        for of_block in zip(*blocks_by_row, strict=True)
     ]
-    found = found if len(found) <= 6 else [*found[:3], "…", found[-1]]
-    return " ".join(found) if len(found) > 1 else ""
-
-
-def figure(row: Row, *path: str) -> float | None:
-    """The number at a path of keys; None if it is not there, or not finite."""
-    value: Any = row
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+    texts = texts if len(texts) <= 6 else [*texts[:3], "…", texts[-1]]
+    return " ".join(texts) if len(texts) > 1 else ""
 
 
 def protocol(row: Row) -> str:
@@ -116,21 +115,25 @@ def protocol(row: Row) -> str:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """Successful rows by data set, net and protocol, and by arm, in the order in which they come.
+    """Successful rows by data set, net and protocol, and by arm, in the order of their first rows.
 
-    Arms of one name but other settings stay apart; what differs is added to the name. Matched passes have the
-    baseline of own convergence, whose passes they match.
+    Arms with another metric are in a group of their own. Arms with one name and different settings are
+    separate, and the difference is added to the name. The group of matched passes contains the baseline of
+    own convergence, whose passes it matches.
     """
-    found: dict[tuple[str, str], Group] = {}
+    result: dict[tuple[str, str], Group] = {}
     arms: dict[str, Arm] = {}
+    metrics: dict[str, RowMetric] = {}
     for row in rows:
         if row["status"] != "ok":
             continue
         setting = f"{describe(row['config']['dataset'])}, {describe(row['config']['net'])}"
-        kind = protocol(row)
-        if (setting, kind) not in found:
-            found[setting, kind] = Group(setting, kind)
-        group = found[setting, kind]
+        metric, kind = metric_of(row), protocol(row)
+        if metrics.setdefault(setting, metric) != metric:
+            setting += f" ({metric.label})"
+        if (setting, kind) not in result:
+            result[setting, kind] = Group(setting, kind)
+        group = result[setting, kind]
         key = json.dumps([setting, kind, row["arm"], row["config"]], sort_keys=True)
         if key not in arms:
             namesake = next((a for a in group.arms if a.rows[0]["arm"] == row["arm"]), None)
@@ -140,38 +143,38 @@ def groups(rows: Iterable[Row]) -> list[Group]:
             arms[key] = Arm(next(n for n in itertools.chain([name], numbered) if n not in taken))
             group.arms.append(arms[key])
         arms[key].rows.append(row)
-    for (setting, kind), group in found.items():
-        own = found.get((setting, "A"))
-        if kind == "B" and own is not None and own.baseline is not None:
-            group.arms.insert(0, own.baseline)
-    return list(found.values())
+    for (setting, kind), group in result.items():
+        same_setting = result.get((setting, "A"))
+        if kind == "B" and same_setting is not None and same_setting.baseline is not None:
+            group.arms.insert(0, same_setting.baseline)
+    return list(result.values())
 
 
 def _stand_in(row: Row) -> str:
-    """Says in every table that what answered was no device, and no simulation of one either."""
+    """A note for names of arms whose rows were computed by a surrogate or by a recording of a device."""
     kinds = {device["kind"] for device in row.get("physics", {}).get("devices", [])}
-    said = {"surrogate": "fitted surrogate", "recorded": "recorded"}
-    found = [text for kind, text in said.items() if kind in kinds]
-    return f" ({', '.join(found)})" if found else ""
+    labels = {"surrogate": "fitted surrogate", "recorded": "recorded"}
+    shown = [text for kind, text in labels.items() if kind in kinds]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def differing(row: Row, other: Row) -> str:
-    """The settings of ``row`` that ``other`` does not share, those that it lacks included."""
+    """The settings in which ``row`` differs from ``other``, those that only one of them has included."""
     pairs = [(row["config"], other["config"], "")]
-    found = []
+    settings = []
     while pairs:
         ours, theirs, path = pairs.pop(0)
         for key, value in ours.items():
             if isinstance(value, dict) and isinstance(theirs.get(key, {}), dict):
                 pairs.append((value, theirs.get(key, {}), f"{path}{key}."))
             elif theirs.get(key) != value:
-                found.append(f"{path}{key}={value}")
-        found += [f"{path}{key} not set" for key, value in theirs.items() if key not in ours and value]
-    return ", ".join(found)
+                settings.append(f"{path}{key}={value}")
+        settings += [f"{path}{key} not set" for key, value in theirs.items() if key not in ours and value]
+    return ", ".join(settings)
 
 
-def describe(settings: dict[str, Any]) -> str:
-    """A data set or net with the settings that were given."""
+def describe(settings: Mapped) -> str:
+    """A data set or net with the settings that are not the usual ones."""
     usual = {"name": settings["name"], "activation": "relu", "pool": "avg", "bias": True, "output_bias": True}
     usual |= {"split": "folds", "normalize": True, "heads": 4}
     parts = [
@@ -182,7 +185,7 @@ def describe(settings: dict[str, Any]) -> str:
     return visible(" ".join([settings["name"], *parts]))
 
 
-def _in_short(values: list[Any]) -> str:
+def _in_short(values: list[object]) -> str:
     same = len(values) > 3 and len(set(map(str, values))) == 1
     return f"{len(values)}×{values[0]}" if same else "-".join(map(str, values))
 
@@ -197,6 +200,6 @@ def failures(rows: Iterable[Row]) -> list[Row]:
 
 
 def last_line(row: Row) -> str:
-    """What a failed row says, in one line."""
+    """The last line of a failed row's reason."""
     lines = str(row.get("reason") or "").strip().splitlines()
     return visible((lines or ["no reason was given"])[-1])

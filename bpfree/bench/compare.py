@@ -20,10 +20,10 @@ class Changes:
     """The second result against the first.
 
     Attributes:
-        comparisons: Each arm that both have, after against before, in every measure that both have.
-        missing: Arms and seeds that only the first has, each with the reason.
-        new: Arms that only the second has.
-        notes: What was not compared, and why.
+        comparisons: Arms of both results, after against before, in every measure of both.
+        missing: Arms and seeds of the first result alone, each with the reason.
+        new: Arms of the second result alone.
+        notes: Values that were not compared, with the reason.
     """
 
     comparisons: list[Comparison]
@@ -33,7 +33,7 @@ class Changes:
 
     @property
     def worse(self) -> list[Comparison]:
-        """Where the second is worse, by more than a negligible amount."""
+        """The comparisons in which the second is worse, by more than a negligible amount."""
         return [comparison for comparison in self.comparisons if comparison.loses]
 
     @property
@@ -57,18 +57,18 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> Changes:
             "the two results have no arm with a common seed: nothing can be compared; "
             f"the first has {_list(old)}, the second {_list(new)}"
         )
-    # Two versions of the package are what is compared, so they may differ.
-    found = Changes(compare(pairs, aside=(VERSION,)), list(_missing(old, new, after)))
-    found.new = [f"{title}: {name}" for title, name in new if (title, name) not in old]
+    # The version of the package may differ: it is what is compared.
+    result = Changes(compare(pairs, aside=(VERSION,)), list(_missing(old, new, after)))
+    result.new = [f"{title}: {name}" for title, name in new if (title, name) not in old]
     for title, ours, theirs in pairs:
         if settings := differing(ours.rows[0], theirs.rows[0]):
-            found.notes.append(f"{title}: {ours.name} has other settings now: {settings}")
-    found.notes += left_out(pairs, aside=(VERSION,))
-    return found
+            result.notes.append(f"{title}: {ours.name} has other settings now: {settings}")
+    result.notes += left_out(pairs, aside=(VERSION,))
+    return result
 
 
 def _arms(rows: Sequence[Row]) -> dict[tuple[str, str], Arm]:
-    # Matched passes show the baseline of own convergence again; once is enough here.
+    # The group of matched passes contains the baseline of own convergence again.
     return {
         (group.title, arm.name): arm
         for group in groups(rows)
@@ -97,23 +97,23 @@ def _missing(
             yield f"{title}: {name}, seed {seed}: {why}"
 
 
-def show(found: Changes, console: Console) -> None:
-    """Print what changed; what is the same to the last digit is only counted."""
-    changed = [c for c in found.comparisons if not (c.effect.exact and c.effect.p_different == 1)]
+def show(result: Changes, console: Console) -> None:
+    """Print the changes; values that are equal to the last digit are only counted."""
+    changed = [c for c in result.comparisons if not (c.effect.exact and c.effect.p_different == 1)]
     table = Table(title_justify="left")
     for column in ("setting", "arm", "measure", "pairs", "after against before", "verdict"):
         table.add_column(column, overflow="fold")
     for comparison in changed:
         style = "red" if comparison.loses else "green" if comparison.wins else None
         cells = (comparison.group, comparison.arm, comparison.measure.label, str(comparison.effect.n))
-        table.add_row(*(Text(cell) for cell in (*cells, short(comparison), comparison.says)), style=style)
+        table.add_row(*(Text(cell) for cell in (*cells, short(comparison), comparison.text)), style=style)
     if changed:
         console.print(table)
     console.print(
-        f"the same to the last digit: {len(found.comparisons) - len(changed)} of {len(found.comparisons)}"
+        f"the same to the last digit: {len(result.comparisons) - len(changed)} of {len(result.comparisons)}"
     )
-    for title, lines in (("missing", found.missing), ("new", found.new), ("note", found.notes)):
+    for title, lines in (("missing", result.missing), ("new", result.new), ("note", result.notes)):
         for line in lines:
             console.print(Text(f"{title}: {line}"), soft_wrap=True)
-    worse = ", ".join(f"{c.arm} in {c.measure.label}" for c in found.worse)
+    worse = ", ".join(f"{c.arm} in {c.measure.label}" for c in result.worse)
     console.print(Text(f"worse: {worse or 'nothing that these seeds can show'}"), soft_wrap=True)

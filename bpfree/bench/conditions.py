@@ -1,4 +1,4 @@
-"""Under which conditions a figure came about: figures are compared only where these agree."""
+"""The conditions of a measured value: values are compared only where their conditions agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bpfree.bench.results import Row
 
 
 def version(row: Row) -> str:
-    """The source of the package and the release of torch; the build of a release is the machine's."""
+    """The source of the package and the release of torch, without the build."""
     env = row["env"]
     return (
         f"source {env.get('source', 'unknown')}, torch {str(env.get('torch', 'unknown')).partition('+')[0]}"
@@ -17,7 +17,7 @@ def version(row: Row) -> str:
 
 
 def machine(row: Row) -> str:
-    """Processor and GPU, how much of them was used, and by how many cells at once."""
+    """Processor, GPU, threads, and the number of cells that ran at once."""
     env, jobs = row["env"], row.get("protocol", {}).get("jobs", 1)
     cuda = env.get("cuda") and f"CUDA {env['cuda']}"
     threads = f"{env.get('threads', '?')} thread(s)"
@@ -26,19 +26,19 @@ def machine(row: Row) -> str:
 
 
 def scope(row: Row) -> str:
-    """Whether the energy was measured or modelled, and by what."""
+    """Whether the energy was measured or modeled, and by what."""
     return str(row.get("energy", {}).get("scope"))
 
 
-#: By the name under which a measure asks for it, which is also how a note calls what differs.
+#: Conditions by name, as measures require them and notes mention them.
 CONDITIONS: dict[str, Callable[[Row], str]] = {"version": version, "machine": machine, "scope": scope}
 
 
 def unlike(row: Row, other: Row, names: Sequence[str]) -> list[str]:
-    """Which of these conditions the two rows do not share."""
+    """The conditions among ``names`` in which the two rows differ."""
     return [name for name in names if CONDITIONS[name](row) != CONDITIONS[name](other)]
 
 
 def several(arm: Arm, name: str) -> list[str]:
-    """The values of a condition over the rows of an arm, each once."""
+    """The distinct values of a condition over the rows of an arm."""
     return list(dict.fromkeys(CONDITIONS[name](row) for row in arm.rows))

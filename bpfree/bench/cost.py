@@ -1,12 +1,12 @@
-"""What a method computes and keeps, counted on short runs: one batch and two, or one pass and the next."""
+"""FLOPs and memory of a method, counted on short runs: of one and two batches, or of one and two epochs."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from bpfree.trainers import CALIBRATION_SAMPLES, FitSettings, History, Hooks, Tr
 
 @dataclass
 class StageFlops:
-    """FLOPs of one stage of a run, by what they are spent on.
+    """FLOPs of one stage of a run.
 
     Attributes:
-        calibrate: Estimating the statistics of normalisation layers inside fronts.
-        cache: Answering once for every sample what is then kept.
-        train: Steps, and solving at the end of a pass.
-        last: What the last pass has of ``train``.
+        calibrate: Of estimating the statistics of normalization layers in fronts.
+        cache: Of computing the cached features of every sample once.
+        train: Of steps, and of solving at the end of an epoch.
+        last: The part of ``train`` in the last epoch.
     """
 
     calibrate: int = 0
@@ -36,7 +36,7 @@ class StageFlops:
 
 @dataclass
 class Ledger:
-    """Windows for a run's hooks that count FLOPs, and the bytes of gradients and optimizer state."""
+    """Counts FLOPs in the windows of a run's hooks, and the bytes of gradients and optimizer state."""
 
     trainer: Trainer
     stages: list[StageFlops] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Ledger:
 
     @contextmanager
     def window(self, name: str) -> Iterator[None]:
-        """Count what runs inside a window of the training loop."""
+        """Count the FLOPs of a window of the training loop."""
         with counting_flops() as flops:
             yield
         if name == "calibrate":
@@ -62,8 +62,8 @@ class Ledger:
             states = [
                 v for o in self.trainer.optimizers.values() for s in o.state.values() for v in s.values()
             ]
-            found = tensor_bytes(v for v in states if isinstance(v, Tensor))
-            self.optimizer_bytes = max(self.optimizer_bytes, found)
+            state_bytes = tensor_bytes(v for v in states if isinstance(v, Tensor))
+            self.optimizer_bytes = max(self.optimizer_bytes, state_bytes)
 
     def _note_gradients(self, *_: object) -> None:
         groups = (group for optimizer in self.trainer.optimizers.values() for group in optimizer.param_groups)
@@ -78,8 +78,7 @@ class Cost(ABC):
     Attributes:
         batch: Samples of a step.
         infer: FLOPs of a prediction for one sample.
-        memory: ``saved_bytes``, ``params``, ``grads`` and ``optim``, in bytes; all but ``params`` are the
-            most that was held at one time.
+        memory: ``saved_bytes``, ``params``, ``grads`` and ``optim``, in bytes; all but ``params`` are peaks.
     """
 
     batch: int
@@ -92,16 +91,15 @@ class Cost(ABC):
 
     @abstractmethod
     def total(self, history: History, n_train: int) -> float:
-        """FLOPs of what the run with this history computed: its steps, what it kept of every sample, and what
-        it solved at the end of a pass. Validation is not in it, but for the choice among solutions, on one
-        batch.
+        """FLOPs of the run with this history: steps, cached features, and solving at the end of an epoch.
+
+        Validation is not included, except for the choice among solutions, on one batch.
         """
 
     def flops(self, history: History, n_train: int) -> dict[str, float]:
-        """The figures of a row.
+        """The section ``flops`` of a row.
 
-        ``train_step`` is a step of every stage, so that each block has stepped once; ``train_total`` is
-        `total`.
+        ``train_step`` is one step of every stage, so that each block steps once; ``train_total`` is `total`.
         """
         return {
             "train_step": sum(self.steps()),
@@ -113,12 +111,12 @@ class Cost(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCost(Cost):
-    """Costs by what a second batch adds to a pass.
+    """Costs from the difference between an epoch of two batches and one of one batch.
 
     Attributes:
-        one: Stages of a run over one batch, one pass each, and how many passes each took.
+        one: Stages of a run over one batch, and their epochs.
         two: The same over two batches.
-        stepped: Samples that an epoch takes steps on; None: all.
+        stepped: Samples of the steps of an epoch; None: all.
     """
 
     one: list[tuple[StageFlops, int]]
@@ -133,21 +131,20 @@ class BatchCost(Cost):
         calibrated = min(n_train, CALIBRATION_SAMPLES) / self.batch
         total = 0.0
         stages = zip(self.steps(), self.one, self.two, history.stages, strict=True)
-        for step, (a, passes), (b, _), stage in stages:
-            solve = a.train / passes - step
+        for step, (a, epochs), (b, _), stage in stages:
+            solve = a.train / epochs - step
             total += stage["epochs"] * ((self.stepped or n_train) / self.batch * step + solve)
             total += batches * (b.cache - a.cache) + calibrated * (b.calibrate - a.calibrate)
         return total
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeCost(Cost):
-    """Costs where no batch can be shown without all the data: on a graph.
+class GraphCost(Cost):
+    """Costs on a graph, where a batch needs all nodes.
 
     Attributes:
-        stages: Of a run of two passes over all training samples, or of one where a second would change
-            nothing.
-        batches: Steps of a pass.
+        stages: Of a run of two epochs over all training samples, or of one where a second changes nothing.
+        batches: Steps of an epoch.
     """
 
     stages: list[StageFlops]
@@ -158,57 +155,56 @@ class WholeCost(Cost):
 
     def total(self, history: History, n_train: int) -> float:
         total = 0.0
-        for found, stage in zip(self.stages, history.stages, strict=True):
-            # The first pass has also made what the others find made.
-            first = found.train - found.last or found.last
-            total += found.calibrate + found.cache + first + (stage["epochs"] - 1) * found.last
+        for counted, stage in zip(self.stages, history.stages, strict=True):
+            # The first epoch also computes what the others reuse.
+            first = counted.train - counted.last or counted.last
+            total += counted.calibrate + counted.cache + first + (stage["epochs"] - 1) * counted.last
         return total
 
 
-def measure(make: Callable[[], Trainer], data: Splits, fit: Mapping[str, Any]) -> Cost:
-    """Count the costs of a method by training it on one batch, and on two; on a graph, for two passes.
+def measure(make: Callable[[], Trainer], data: Splits, fit: FitSettings) -> Cost:
+    """Count the costs of a method by training it on one batch, and on two; on a graph, for two epochs.
 
     Args:
         make: Makes the trainer, the same each time, not compiled.
         data: Its data.
         fit: Its settings of `Trainer.fit`.
     """
-    settings = FitSettings(**fit)
-    whole, n_train = isinstance(data.train, GraphData), len(data.train)
-    batch = min(fit["batch_size"], n_train if whole else max(1, n_train // 2))
-    judge = data.validation.take(torch.arange(min(batch, len(data.validation))))
-    if whole:
-        runs = [_counted(make(), data.train, judge, batch, epochs=2)]
+    on_graph, n_train = isinstance(data.train, GraphData), len(data.train)
+    batch = min(fit.batch_size, n_train if on_graph else max(1, n_train // 2))
+    validation = data.validation.take(torch.arange(min(batch, len(data.validation))))
+    if on_graph:
+        runs = [_counted(make(), data.train, validation, batch, epochs=2)]
     else:
         parts = (data.train.take(torch.arange(times * batch)) for times in (1, 2))
-        runs = [_counted(make(), part, judge, batch, epochs=1) for part in parts]
+        runs = [_counted(make(), part, validation, batch, epochs=1) for part in parts]
     ledger = runs[-1][0]
     with torch.inference_mode():
-        infer = count_flops(ledger.trainer.cascade.eval(), judge.batch(torch.arange(1))[0])
+        infer = count_flops(ledger.trainer.cascade.eval(), validation.batch(torch.arange(1))[0])
     memory = {
         "saved_bytes": max(saved_bytes for _, _, saved_bytes in runs),
         "params": tensor_bytes(ledger.trainer.cascade.parameters()),
         "grads": ledger.gradient_bytes,
         "optim": ledger.optimizer_bytes,
     }
-    if whole:
-        batches = FitSettings(batch_size=batch, drop_last=settings.drop_last).steps(n_train)
-        return WholeCost(batch=batch, infer=infer, memory=memory, stages=ledger.stages, batches=batches)
+    if on_graph:
+        batches = replace(fit, batch_size=batch).steps(n_train)
+        return GraphCost(batch=batch, infer=infer, memory=memory, stages=ledger.stages, batches=batches)
     one, two = (
         [(f, s["epochs"]) for f, s in zip(run.stages, history.stages, strict=True)]
         for run, history, _ in runs
     )
-    stepped = settings.steps(n_train) * settings.batch_size if settings.drop_last else None
+    stepped = fit.steps(n_train) * fit.batch_size if fit.drop_last else None
     return BatchCost(batch=batch, infer=infer, memory=memory, one=one, two=two, stepped=stepped)
 
 
 def _counted(
-    trainer: Trainer, train: Any, judge: Any, batch: int, epochs: int
+    trainer: Trainer, train: Any, validation: Any, batch: int, epochs: int
 ) -> tuple[Ledger, History, int]:
-    """What a run counted, its history, and the most bytes that it saved for backward."""
+    """The counts of a run, its history, and its peak of bytes saved for backward."""
     ledger = Ledger(trainer)
     with saved_for_backward() as saved, warnings.catch_warnings():
-        # What is to be said of the data is said when all of it is trained on.
+        # The run on all data gives the warnings.
         warnings.simplefilter("ignore")
-        history = trainer.fit(train, judge, hooks=Hooks(ledger.window), batch_size=batch, epochs=epochs)
+        history = trainer.fit(train, validation, hooks=Hooks(ledger.window), batch_size=batch, epochs=epochs)
     return ledger, history, saved.peak_bytes

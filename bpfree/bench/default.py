@@ -1,16 +1,14 @@
-"""What `python -m bpfree.bench` runs without a config: every trainer beside its controls on embedded data."""
+"""The suite of `python -m bpfree.bench` without a config: every trainer and its controls on embedded data."""
 
 from __future__ import annotations
 
-from typing import Any
+from bpfree.bench.files import Mapped
 
-Config = dict[str, Any]
-
-#: Learning rates: to two digits, the winners of configs/tuning/default_digits.yaml, 12 trials for each arm,
-#: controls included, judged on validation data of seeds that the suite does not report
-#: (benchmarks/results/tuning_default/summary.json). That of Forward-Forward was found with the label over the
-#: first pixels of a digit; now it is beside them.
-DIGITS: Config = {
+#: Learning rates are the winners of configs/tuning/default_digits.yaml to two digits: 12 trials for each arm,
+#: controls included, on validation data of seeds that the suite does not report
+#: (benchmarks/results/tuning_default/summary.json). The rate of Forward-Forward is from a search with the
+#: label over the first pixels of a digit; now it is beside them.
+DIGITS: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "mlp", "hidden": [256, 256]},
@@ -30,10 +28,9 @@ DIGITS: Config = {
     ],
 }
 
-#: Cascaded-Forward lives on convolutions, so it stands beside backpropagation through the same ones.
-#: Learning rates were found as above (configs/tuning/default_cascaded.yaml,
-#: benchmarks/results/tuning_default_cascaded).
-CASCADED: Config = {
+#: Cascaded-Forward needs convolutions, so it is compared with backpropagation through the same net.
+#: Learning rates as above (configs/tuning/default_cascaded.yaml, benchmarks/results/tuning_default_cascaded).
+CASCADED: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
     "net": {"name": "cafo_cnn", "channels": [16, 64]},
@@ -51,13 +48,13 @@ CASCADED: Config = {
     ],
 }
 
-#: Physical local learning through a small simulated fibre, beside the same without, ridge regression on what
-#: the camera sees, and backpropagation with an exact model of the fibre. Learning rates were found as above
+#: Physical local learning through a small simulated fiber, the same without a fiber, ridge regression on the
+#: camera's images, and backpropagation with an exact model of the fiber. Learning rates as above
 #: (configs/tuning/default_physical.yaml, benchmarks/results/tuning_default_physical).
-PHYSICAL: Config = {
+PHYSICAL: Mapped = {
     "name": "default",
     "dataset": {"name": "digits"},
-    "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalise": "l2"},
+    "net": {"name": "physical", "hidden": [100], "drive": "picture", "skip": False, "normalize": "l2"},
     "physics": {
         "system": "optical",
         "options": {
@@ -81,9 +78,9 @@ PHYSICAL: Config = {
     ],
 }
 
-#: A graph that needs no download: digits joined to those like them. Learning rates were found as above
+#: A graph that needs no download: digits with edges to similar ones. Learning rates as above
 #: (configs/tuning/default_graph.yaml, benchmarks/results/tuning_default_graph).
-GRAPH: Config = {
+GRAPH: Mapped = {
     "name": "default",
     "dataset": {"name": "digits_graph"},
     "net": {"name": "gcn", "hidden": [64, 64]},
@@ -96,4 +93,4 @@ GRAPH: Config = {
     ],
 }
 
-SUITE: list[Config] = [DIGITS, CASCADED, GRAPH, PHYSICAL]
+SUITE: list[Mapped] = [DIGITS, CASCADED, GRAPH, PHYSICAL]

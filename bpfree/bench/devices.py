@@ -1,10 +1,10 @@
-"""The devices of a physical network, from the `physics` section of a config."""
+"""Makes the devices of a physical network from the section ``physics`` of a config."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -13,11 +13,10 @@ from annotated_types import Ge, MinLen
 from bpfree import _seeds, physics
 from bpfree._errors import BadValue
 from bpfree._settings import STRICT, did_you_mean, validate
-from bpfree.bench.profile import Profile, modelled
+from bpfree.bench.files import Mapped, Values
+from bpfree.bench.profile import Profile, modeled
 from bpfree.data import acoustic_cavity
 from bpfree.physics.calibration import probes
-
-Mapped = dict[str, Any]
 
 
 class MeasuredCavity(physics.CavitySurrogate):
@@ -27,16 +26,16 @@ class MeasuredCavity(physics.CavitySurrogate):
         super().__init__(*acoustic_cavity(), **options)
 
 
-#: Systems by name; "none" is no device at all, the ablation.
-SYSTEMS: dict[str, Any] = {
+#: Systems by name; "none" is the ablation without a device.
+SYSTEMS: Mapped = {
     "none": None,
     "acoustic": physics.AcousticCavity,
     "microwave": physics.MicrowaveCavity,
-    "optical": physics.MultimodeFibre,
+    "optical": physics.MultimodeFiber,
     "measured_acoustic": MeasuredCavity,
 }
 
-#: Probes of the figure that says how nonlinear a device is, for each of its inputs; larger devices have none.
+#: Probes of the nonlinearity index for each input of a device, and the inputs of the largest device probed.
 PROBES_PER_INPUT, LARGEST_PROBED = 12, 256
 
 
@@ -46,11 +45,11 @@ class PhysicsConfig:
 
     Attributes:
         system: One of `SYSTEMS`.
-        seeds: Device seeds; every model seed runs on each.
-        shared: Whether one device serves all layers, or each layer has its own.
+        seeds: Device seeds; every model seed runs with each. A cell has one.
+        shared: Whether all layers share one device, or each layer has its own.
         options: Arguments of the system.
-        nonideal: Arguments of `bpfree.physics.NonIdeal` around it, or None.
-        profile: What hardware of this kind takes, see `bpfree.bench.profile.Profile`; or None.
+        nonideal: Arguments of a `bpfree.physics.NonIdeal` around it, or None.
+        profile: Time and energy of such hardware, see `bpfree.bench.profile.Profile`; or None.
     """
 
     __pydantic_config__ = STRICT
@@ -58,60 +57,65 @@ class PhysicsConfig:
     system: str
     seeds: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] = field(default_factory=lambda: [0])
     shared: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    nonideal: dict[str, Any] | None = None
-    profile: dict[str, Any] | None = None
+    options: Mapped = field(default_factory=dict)
+    nonideal: Mapped | None = None
+    profile: Mapped | None = None
+
+    def record(self) -> Mapped:
+        """The settings as plain data, without the seeds: a cell stores its device seed itself."""
+        return {k: v for k, v in asdict(self).items() if k != "seeds"}
 
 
-def physics_config(values: Mapping[str, Any], where: str = "") -> PhysicsConfig:
+def physics_config(values: Values, where: str = "") -> PhysicsConfig:
     """The checked section.
 
     Raises:
         BadValue: If a key is unknown or has a bad value.
     """
-    found = validate(PhysicsConfig, values, f"{where}physics")
-    if found.system not in SYSTEMS:
+    config = validate(PhysicsConfig, values, f"{where}physics")
+    if config.system not in SYSTEMS:
         raise BadValue(
-            f"{where}physics.system = {found.system!r}: unknown; {did_you_mean(found.system, SYSTEMS)}"
+            f"{where}physics.system = {config.system!r}: unknown; {did_you_mean(config.system, SYSTEMS)}"
         )
     for name, options, kinds in (
-        ("options", found.options, _classes(SYSTEMS[found.system])),
-        ("nonideal", found.nonideal or {}, [physics.NonIdeal]),
+        ("options", config.options, _classes(SYSTEMS[config.system])),
+        ("nonideal", config.nonideal or {}, [physics.NonIdeal]),
     ):
-        known = {p for kind in kinds for p in inspect.signature(kind.__init__).parameters} - _OURS
+        known = {p for kind in kinds for p in inspect.signature(kind.__init__).parameters} - _RESERVED
         for key in options:
             if key not in known:
                 raise BadValue(
                     f"{where}physics.{name}.{key}: unknown key; {did_you_mean(key, sorted(known))}"
                 )
-    if found.profile is not None:
-        lacking = validate(Profile, found.profile, f"{where}physics.profile").missing()
+    if config.profile is not None:
+        lacking = validate(Profile, config.profile, f"{where}physics.profile").missing()
         if lacking:
             raise BadValue(f"{where}physics.profile.bit_j needs {' and '.join(lacking)} beside it")
-    return found
+    return config
 
 
-#: What is not a config's to give.
-_OURS = {"self", "options", "seed_device", "seed_noise", "seed", "system", "device", "u", "y"}
+#: Parameters that a config cannot set.
+_RESERVED = {"self", "options", "seed_device", "seed_noise", "seed", "system", "device", "u", "y"}
 
 
 def _classes(kind: type | None) -> list[Any]:
     return [] if kind is None else [c for c in kind.__mro__ if c.__module__.startswith("bpfree.")]
 
 
-def make_devices(values: Mapping[str, Any], n: int, device_seed: int, seed: int) -> list[Any]:
+def make_devices(
+    config: PhysicsConfig, n: int, device_seed: int, seed: int
+) -> Sequence[physics.Device | None]:
     """The devices of ``n`` layers, None where there is none.
 
     Args:
-        values: The section.
+        config: The section.
         n: Number of layers.
-        device_seed: Says which disorder.
-        seed: Of the model; with the other it says which noise.
+        device_seed: Seed of the disorder.
+        seed: Seed of the model; both seeds together give the noise.
 
     Raises:
-        BadValue: If the system refuses its options.
+        BadValue: If the system does not accept its options.
     """
-    config = physics_config(values)
     if config.system == "none":
         return [None] * n
     if config.shared:
@@ -134,26 +138,27 @@ def _device(config: PhysicsConfig, device_seed: int, seed: int, number: int) -> 
         if config.nonideal is not None:
             system = physics.NonIdeal(system, seed=noise, **config.nonideal)
     except TypeError as error:
-        raise BadValue(f"physics: {config.system} refuses its options: {error}") from None
+        raise BadValue(f"physics: {config.system} does not accept its options: {error}") from None
     return physics.Device(system)
 
 
-def report(values: Mapping[str, Any], devices: list[Any], passes: dict[str, int], flops: float) -> Mapped:
-    """What a row says of the devices.
+def report(
+    config: PhysicsConfig, devices: Sequence[physics.Device | None], passes: dict[str, int], flops: float
+) -> Mapped:
+    """The section ``physics`` of a row.
 
     Args:
-        values: The section.
+        config: The section.
         devices: One for each layer.
         passes: Rows sent until the end of training, by purpose.
         flops: FLOPs of the training.
     """
-    own = list({id(d): d for d in devices if d is not None}.values())
-    found: Mapped = {"passes": passes, "devices": [device.report() for device in own]}
-    if own and own[0].n_in <= LARGEST_PROBED and hasattr(own[0].system, "frozen"):
-        with own[0].frozen(), own[0].counters("other"):
-            u = probes(PROBES_PER_INPUT * own[0].n_in, own[0].n_in, own[0].input_range, seed=0)
-            found["nonlinearity_index"] = physics.nonlinearity_index(u, own[0].forward(u))
-    profile = values.get("profile")
-    if profile is not None:
-        found["modelled"] = modelled(Profile(**profile), devices, passes, flops)
-    return found
+    distinct = list({id(d): d for d in devices if d is not None}.values())
+    result: Mapped = {"passes": passes, "devices": [device.report() for device in distinct]}
+    if distinct and distinct[0].n_in <= LARGEST_PROBED and hasattr(distinct[0].system, "frozen"):
+        with distinct[0].frozen(), distinct[0].counters("other"):
+            u = probes(PROBES_PER_INPUT * distinct[0].n_in, distinct[0].n_in, distinct[0].input_range, seed=0)
+            result["nonlinearity_index"] = physics.nonlinearity_index(u, distinct[0].forward(u))
+    if config.profile is not None:
+        result["modelled"] = modeled(Profile(**config.profile), devices, passes, flops)
+    return result

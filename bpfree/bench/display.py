@@ -1,4 +1,4 @@
-"""How a running bench shows itself: a bar in a terminal, a line per cell elsewhere. Both on stderr."""
+"""Progress of a running bench on stderr: a bar in a terminal, otherwise a line per cell."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
-from bpfree.bench.runner import Watcher
+from bpfree.bench.runner import Callbacks
 from bpfree.bench.terminal import console, label_column, visible
 
 
 @contextmanager
-def watching(cells: Sequence[Cell]) -> Iterator[Watcher]:
-    """A watcher for these cells."""
+def progress_display(cells: Sequence[Cell]) -> Iterator[Callbacks]:
+    """Callbacks that show the progress of these cells."""
     screen = console(stderr=True)
     columns = (label_column(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
@@ -32,8 +33,9 @@ def watching(cells: Sequence[Cell]) -> Iterator[Watcher]:
             bar.remove_task(tasks[cell.id])
             bar.advance(total)
             if not screen.is_terminal:
-                accuracy = row.get("metrics", {}).get("test_accuracy")
-                note = "" if accuracy is None else f" {100 * accuracy:.2f} %"
+                metric = metric_of(row)
+                value = metric.test(row)
+                note = "" if value is None else f" {metric.text(value)}"
                 screen.print(f"{visible(cell.arm)}, seed {cell.seed}: {row['status']}{note}", soft_wrap=True)
 
-        yield Watcher(started, progress, finished)
+        yield Callbacks(started, progress, finished)

@@ -1,4 +1,4 @@
-"""`python -m bpfree.bench doctor`: what this machine can measure, how well, and what to do for more."""
+"""`python -m bpfree.bench doctor`: what this machine can measure, how precisely, and what is missing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfree.bench.environment import environment
+from bpfree.bench.files import Mapped
 from bpfree.meters import EnergyMeter, Reading, device_peak, meter, process_peak_rss, synchronize
 from bpfree.meters.joules import TAINT
-
-Found = dict[str, Any]
 
 
 def examine(
@@ -26,42 +25,42 @@ def examine(
     load_s: float = 15.0,
     nvml: Any = None,
     rapl_root: Path | None = None,
-) -> Found:
-    """Meter some idling and some matrix products, and say what came of it, as plain data.
+) -> Mapped:
+    """Measure idling and matrix products; returns the results as plain data.
 
     Args:
         device: As for `bpfree.meters.energy`.
         idle_s: Seconds of idling before the load, and after it.
         load_s: Seconds of the load.
-        nvml: Stands for the module ``pynvml``.
+        nvml: Replaces the module ``pynvml``.
         rapl_root: Folder of the power capping framework.
 
     Raises:
-        BadValue: The device cannot be used.
+        BadValue: If the device cannot be used.
     """
-    with meter(device, min_s=min(load_s, 10.0), nvml=nvml, rapl_root=rapl_root) as found:
-        if found.sources:
-            work = _products(found.device)
-            found.idle("before", idle_s)
-            with found("load"):
-                _for_seconds(work, found.device, load_s)
-            found.idle("after", idle_s)
+    with meter(device, min_s=min(load_s, 10.0), nvml=nvml, rapl_root=rapl_root) as energy_meter:
+        if energy_meter.sources:
+            work = _products(energy_meter.device)
+            energy_meter.idle("before", idle_s)
+            with energy_meter("load"):
+                _for_seconds(work, energy_meter.device, load_s)
+            energy_meter.idle("after", idle_s)
         resolution = time.get_clock_info("perf_counter").resolution
-        readings = found.readings("load")
+        readings, device_type = energy_meter.readings("load"), energy_meter.device.type
         return {
-            "environment": environment(found.device, torch.get_num_threads()),
+            "environment": environment(energy_meter.device, torch.get_num_threads()),
             "time": {"clock": "perf_counter", "resolution_s": resolution},
-            "energy": {name: _source(found, name, reading) for name, reading in readings.items()},
-            "absent": found.absent | ({} if found.device.type == "cuda" else {"gpu": _why_no_gpu()}),
+            "energy": {name: _source(energy_meter, name, reading) for name, reading in readings.items()},
+            "absent": energy_meter.absent | ({} if device_type == "cuda" else {"gpu": _why_no_gpu()}),
             "modelled": f"modelled:tdp and modelled:ram_dimm, by CodeCarbon {version('codecarbon')}",
-            "memory": {"rss": process_peak_rss(), **device_peak(found.device)},
+            "memory": {"rss": process_peak_rss(), **device_peak(energy_meter.device)},
         }
 
 
 def _why_no_gpu() -> str:
     if torch.cuda.is_available():
-        return "the CPU was asked for; --device cuda examines the GPU"
-    return "torch sees none here; it takes an NVIDIA GPU, its driver, and a build of torch with CUDA"
+        return "the CPU was chosen; --device cuda examines the GPU"
+    return "torch has none here; expected an NVIDIA GPU, its driver, and a build of torch with CUDA"
 
 
 def _products(device: torch.device) -> Callable[[], object]:
@@ -78,48 +77,49 @@ def _for_seconds(work: Callable[[], object], device: torch.device, seconds: floa
         synchronize(device)
 
 
-def _source(found: EnergyMeter, name: str, reading: Reading) -> Found:
-    said = {
+def _source(energy_meter: EnergyMeter, name: str, reading: Reading) -> Mapped:
+    values = {
         "scope": reading.scope,
         "tick_s": reading.tick_s,
         "load": reading.row(),
-        "device": found.facts()[name],
+        "device": energy_meter.facts()[name],
     }
     idle = {"before": reading.idle_before_w, "after": reading.idle_after_w}
     if reading.gross_j is not None:
-        said["load_w"] = reading.gross_j / reading.window_s
-    return said | {f"idle_{when}_w": watts for when, watts in idle.items() if watts is not None}
+        values["load_w"] = reading.gross_j / reading.window_s
+    return values | {f"idle_{when}_w": watts for when, watts in idle.items() if watts is not None}
 
 
-def show(found: Found, console: Console) -> None:
-    """Print what `examine` found, what can be measured first, then what cannot and what to do."""
+def show(findings: Mapped, console: Console) -> None:
+    """Print the result of `examine`: first what can be measured, then what cannot, with the remedy."""
     table = Table(title="what this machine can measure", title_justify="left")
     for column in ("figure", "scope", "how well"):
         table.add_column(column, overflow="fold")
-    for name, said in found["energy"].items():
-        table.add_row(f"{name} energy", said["scope"], Text("\n".join(_how_well(said))))
-    resolution = found["time"]["resolution_s"]
-    table.add_row("time", "measured:perf_counter", f"resolution {resolution:.0e} s, device synchronised")
+    for name, values in findings["energy"].items():
+        table.add_row(f"{name} energy", values["scope"], Text("\n".join(_how_well(values))))
+    resolution = findings["time"]["resolution_s"]
+    table.add_row("time", "measured:perf_counter", f"resolution {resolution:.0e} s, device synchronized")
     table.add_row("bytes saved for backward", "counted", "the same on every machine")
     table.add_row("FLOPs of a run", "counted", "the same on every machine")
-    table.add_row("process memory", "measured:rss", f"peak so far {found['memory']['rss'] / 2**20:.0f} MiB")
-    if "peak_alloc" in found["memory"]:
-        peak = found["memory"]["peak_alloc"] / 2**20
+    memory = findings["memory"]
+    table.add_row("process memory", "measured:rss", f"peak so far {memory['rss'] / 2**20:.0f} MiB")
+    if "peak_alloc" in memory:
+        peak = memory["peak_alloc"] / 2**20
         table.add_row("device memory", "measured:allocator", f"peak so far {peak:.0f} MiB")
-    table.add_row("CPU and memory energy", found["modelled"], "a model, on request only (energy.modelled)")
+    table.add_row("CPU and memory energy", findings["modelled"], "a model, on request only (energy.modeled)")
     table.add_row("carbon", "kWh times a factor", "of a country, or your own (energy.country, energy.factor)")
     console.print(table)
-    for name, reason in found["absent"].items():
+    for name, reason in findings["absent"].items():
         console.print(Text(f"{name} energy is not measured: {reason}"), soft_wrap=True)
 
 
-def _how_well(said: Found) -> list[str]:
-    load = said["load"]
-    lines = [f"tick {1000 * said['tick_s']:.1f} ms"]
-    if "idle_before_w" in said and "idle_after_w" in said:
-        lines.append(f"idle {said['idle_before_w']:.1f} W before, {said['idle_after_w']:.1f} W after")
-    if "load_w" in said:
-        lines.append(f"{said['load_w']:.1f} W over {load['window_s']:.0f} s of matrix products")
+def _how_well(values: Mapped) -> list[str]:
+    load = values["load"]
+    lines = [f"tick {1000 * values['tick_s']:.1f} ms"]
+    if "idle_before_w" in values and "idle_after_w" in values:
+        lines.append(f"idle {values['idle_before_w']:.1f} W before, {values['idle_after_w']:.1f} W after")
+    if "load_w" in values:
+        lines.append(f"{values['load_w']:.1f} W over {load['window_s']:.0f} s of matrix products")
     if "ratio" in load:
         verdict = "agree" if abs(load["ratio"] - 1) <= TAINT else "DISAGREE"
         lines.append(

@@ -1,32 +1,37 @@
-"""Energy and carbon of a cell: what the section ``energy`` of a config asks for, and what a row says."""
+"""Energy and carbon of a cell, as the section ``energy`` of a config requests them and a row stores them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 
 from bpfree._errors import BadValue, MeterError
+from bpfree._renamed import with_new_keys
 from bpfree._settings import STRICT, validate
 from bpfree.bench.conditions import machine
+from bpfree.bench.files import Mapped, Values
+from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
 from bpfree.bench.terminal import visible
-from bpfree.meters import EnergyMeter, Factor, Modelled, Reading, carbon, factor, meter, modelled
+from bpfree.meters import EnergyMeter, Factor, ModeledEnergy, Reading, carbon, factor, meter, modeled_energy
 
-Row = dict[str, Any]
+#: Names that rows and cell ids keep, by the names of today.
+OLD_NAMES = {"modeled": "modelled"}
+
 Seconds = Annotated[float, Ge(0)]
 Window = Callable[[str], AbstractContextManager[None]]
 
 #: Windows of training, the repeated runs of a cell that is too short included.
 TRAIN, AGAIN = "train", "train_again"
 
-#: What else a cell does, metered apart.
+#: The other windows of a cell, which are metered separately.
 BESIDE = ("warmup", "calibrate", "cache", "eval", "io", "test")
 
 
@@ -35,14 +40,14 @@ class EnergyConfig:
     """How the energy of each cell is measured.
 
     Attributes:
-        idle_s: Seconds of idling before and after the training, for the net figure.
-        min_s: Shorter training gives no figure.
+        idle_s: Seconds of idling before and after the training, for the net energy.
+        min_s: Training of fewer seconds gives no energy.
         warmup_s: Seconds of training other nets of the same kind beforehand.
-        repeat_s: A shorter training is done again, up to so many more seconds, and the joules divided.
-        modelled: Whether CodeCarbon's model of CPU and memory is wanted as well; it is no measurement.
+        repeat_s: Shorter training is repeated for up to so many seconds, and the joules are divided.
+        modeled: Whether to add CodeCarbon's model of CPU and memory, which is no measurement.
         country: ISO 3166-1 alpha-3 code of the grid, for the carbon.
-        factor: The carbon of a kilowatt-hour, if not the country's: g_per_kwh, region, year, source.
-        pue: Power usage effectiveness of the data centre.
+        factor: Carbon of a kilowatt-hour in place of the country's: g_per_kwh, region, year, source.
+        pue: Power usage effectiveness of the data center.
     """
 
     __pydantic_config__ = STRICT
@@ -51,21 +56,26 @@ class EnergyConfig:
     min_s: Seconds = 10.0
     warmup_s: Seconds = 5.0
     repeat_s: Seconds = 60.0
-    modelled: bool = False
+    modeled: bool = False
     country: str | None = None
-    factor: dict[str, Any] | None = None
+    factor: Mapped | None = None
     pue: Annotated[float, Ge(1)] = 1.0
 
+    def record(self) -> Row:
+        """The settings as plain data, under the names that rows and cell ids have."""
+        return {OLD_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
-def energy_config(values: Mapping[str, Any], where: str = "") -> EnergyConfig:
+
+def energy_config(values: Values, where: str = "") -> EnergyConfig:
     """The checked section ``energy`` of a config.
 
     Raises:
         BadValue: naming each key that is unknown or has a bad value.
     """
-    settings: EnergyConfig = validate(EnergyConfig, values, f"{where}energy")
+    values = with_new_keys(values, {old: new for new, old in OLD_NAMES.items()}, f"{where}energy")
+    settings = validate(EnergyConfig, values, f"{where}energy")
     if settings.country is not None and settings.factor is not None:
-        raise BadValue(f"{where}energy: country and factor are two factors; give one of them")
+        raise BadValue(f"{where}energy: country and factor both set the carbon factor; give one of them")
     grid(settings, where)
     return settings
 
@@ -74,7 +84,7 @@ def grid(settings: EnergyConfig, where: str = "") -> Factor | None:
     """The carbon of a kilowatt-hour, if one is named.
 
     Raises:
-        BadValue: The country is not known, or the factor lacks something.
+        BadValue: If the country is unknown, or a key of the factor is missing.
     """
     if settings.factor is not None:
         return validate(Factor, settings.factor, f"{where}energy.factor")
@@ -82,33 +92,32 @@ def grid(settings: EnergyConfig, where: str = "") -> Factor | None:
 
 
 class CellEnergy:
-    """The windows of a cell: always their seconds, and their joules where the config asks for them.
+    """The windows of a cell: their seconds, and their joules if the config has a section ``energy``.
 
     Attributes:
-        meter: Counts the windows; without energy it is a stopwatch.
+        meter: Measures the windows; without energy it is a stopwatch.
     """
 
     def __init__(self, meter: EnergyMeter, settings: EnergyConfig | None, device: torch.device) -> None:
         self.meter, self.settings = meter, settings
         self._headline = "gpu" if device.type == "cuda" else "cpu"
         self._repeats = 1
-        self._model: Modelled | None = None
+        self._model: ModeledEnergy | None = None
 
     def joules(self) -> float | None:
-        """Joules of the training so far, of the device that trains; None where they are not metered."""
+        """Joules of the training so far, of the device that trains; None if they are not metered."""
         return self.meter.joules(self._headline, TRAIN)
 
     @contextmanager
     def measured(
         self, warm_up: Callable[[], object], again: Callable[[Window], object], cold: bool = False
     ) -> Iterator[None]:
-        """Around a training: warming up and idling before it, and idling after it and its repetitions.
+        """A context for a training: with warm-up and idling before it, repetitions and idling after it.
 
         Args:
             warm_up: Trains another net for a short time.
-            again: Trains a net of its own in the same way, its windows opened by what it is given.
-            cold: Whether the first steps are not like the others, so that they must be made beforehand even
-                where no energy is asked for.
+            again: Trains a new net in the same way; its argument opens the windows.
+            cold: Whether the first steps are slower, so that a warm-up is needed even without energy.
         """
         if cold:
             with self.meter("warmup"):
@@ -122,22 +131,22 @@ class CellEnergy:
                 while perf_counter() - begin < self.settings.warmup_s:
                     warm_up()
             self.meter.idle("before", self.settings.idle_s)
-        with self._modelled() if self.settings.modelled else nullcontext():
+        with self._modeled() if self.settings.modeled else nullcontext():
             yield
         if not self.meter.sources:
             return
         begin = perf_counter()
-        while self.meter.lacking_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
+        while self.meter.missing_s(TRAIN, AGAIN) > 0 and perf_counter() - begin < self.settings.repeat_s:
             again(lambda name: self.meter(f"{name}_again"))
             self._repeats += 1
         self.meter.idle("after", self.settings.idle_s)
 
     @contextmanager
-    def _modelled(self) -> Iterator[None]:
-        """CodeCarbon's model of what is done in it; if it fails, the work goes on, and the row says why."""
+    def _modeled(self) -> Iterator[None]:
+        """Run CodeCarbon's model of the enclosed work; if the model fails, the row has the reason."""
         stack, done = ExitStack(), False
         try:
-            self._model = stack.enter_context(modelled())
+            self._model = stack.enter_context(modeled_energy())
         except MeterError as error:
             self.meter.absent["model"] = str(error)
         try:
@@ -149,12 +158,12 @@ class CellEnergy:
                 raise
             self._model, self.meter.absent["model"] = None, str(error)
 
-    def tells_on_the_way(self, row: Row) -> bool:
-        """Whether `joules` was good at every moment of the training, and not of its repetitions alone."""
+    def has_curve(self, row: Row) -> bool:
+        """Whether `joules` is valid throughout the training: it is not if the training was repeated."""
         return self._repeats == 1 and f"{self._headline}_gross_j" in row.get("energy", {})
 
     def seconds(self) -> Row:
-        """Seconds of each window by the clock, and those that this process's threads computed in it."""
+        """Wall-clock and CPU seconds of each window."""
         kinds = {"s": "seconds", "cpu_s": "cpu_seconds"}
         return {
             f"{name}_{kind}": grown[quantity]
@@ -164,24 +173,24 @@ class CellEnergy:
         }
 
     def row(self, resumed: bool) -> Row:
-        """``energy``, ``device`` and ``carbon`` of a row; empty where the config asks for none."""
+        """``energy``, ``device`` and ``carbon`` of a row; empty without a section ``energy``."""
         if self.settings is None:
             return {}
         readings = self.meter.readings(TRAIN, AGAIN, repeats=self._repeats)
-        found: Row = {"energy": self._energy(readings, resumed)}
+        result: Row = {"energy": self._energy(readings, resumed)}
         if facts := self.meter.facts():
-            found["device"] = facts
+            result["device"] = facts
         usable = {
             r.scope: r.gross_j for r in readings.values() if _usable(r, resumed) and r.gross_j is not None
         }
         joules = usable | (self._model.joules if self._model else {})
         grams = grid(self.settings)
         if grams is not None and joules:
-            found["carbon"] = carbon(joules, grams, self.settings.pue)
-        return found
+            result["carbon"] = carbon(joules, grams, self.settings.pue)
+        return result
 
     def _energy(self, readings: Mapping[str, Reading], resumed: bool) -> Row:
-        found: Row = {}
+        result: Row = {}
         absent, tainted, beside = dict(self.meter.absent), {}, {}
         for name, reading in readings.items():
             row = reading.row()
@@ -192,31 +201,31 @@ class CellEnergy:
                 tainted[name] = row
             elif name == self._headline:
                 gross, net = row.pop("gross_j"), row.pop("net_j", None)
-                found |= row | {f"{name}_gross_j": gross} | ({} if net is None else {f"{name}_net_j": net})
-                found |= self._others(name)
+                result |= row | {f"{name}_gross_j": gross} | ({} if net is None else {f"{name}_net_j": net})
+                result |= self._others(name)
             else:
                 beside[name] = row
         for key, value in (("beside", beside), ("tainted", tainted), ("absent", absent)):
             if value:
-                found[key] = value
+                result[key] = value
         if self._model is not None:
-            found["modelled"] = {
+            result["modelled"] = {
                 "joules": self._model.joules,
                 "window_s": self._model.seconds,
                 "window": "the training as it was run: steps, evaluation, checkpoints",
                 "model": self._model.model,
             }
-        return found
+        return result
 
     def _others(self, source: str) -> Row:
-        """Joules of what was done besides training, where the windows are long enough."""
+        """Joules of the other windows, where they are long enough."""
         windows = {name: self.meter.reading(source, name) for name in BESIDE if name in self.meter.state()}
         return {
             f"{name}_j": r.gross_j for name, r in windows.items() if r.gross_j is not None and not r.tainted
         }
 
 
-RESUMED = "the run was stopped and resumed: how the device was used before is not known"
+RESUMED = "the run was stopped and resumed: the use of the device before that is unknown"
 
 
 def _usable(reading: Reading, resumed: bool) -> bool:
@@ -224,22 +233,21 @@ def _usable(reading: Reading, resumed: bool) -> bool:
 
 
 @contextmanager
-def metering(settings: Mapping[str, Any] | None, device: torch.device) -> Iterator[CellEnergy]:
-    """The meter of a cell with these settings, the checked content of its section ``energy``, or none."""
+def metering(settings: EnergyConfig | None, device: torch.device) -> Iterator[CellEnergy]:
+    """The meter of a cell; without settings it measures seconds alone."""
     if settings is None:
         yield CellEnergy(EnergyMeter(device, [], {}), None, device)
         return
-    checked = EnergyConfig(**settings)
-    with meter(device, min_s=checked.min_s) as found:
-        yield CellEnergy(found, checked, device)
+    with meter(device, min_s=settings.min_s) as energy_meter:
+        yield CellEnergy(energy_meter, settings, device)
 
 
 def summary(rows: Iterable[Row]) -> list[str]:
-    """Lines that say what the rows' energy sections came to; none where none was asked for."""
-    found = [row for row in rows if row["status"] == "ok" and "energy" in row]
-    # An arm of another setting or machine may bear the same name.
+    """Lines that summarize the rows' energy sections; none if there are none."""
+    metered = [row for row in rows if row["status"] == "ok" and "energy" in row]
+    # Arms of another setting or machine may have the same name.
     arms: dict[tuple[str, ...], list[Row]] = {}
-    for row in found:
+    for row in metered:
         key = (
             row["arm"],
             json.dumps(row.get("config"), sort_keys=True),
@@ -253,17 +261,18 @@ def summary(rows: Iterable[Row]) -> list[str]:
         for line in _figures(visible(arm) + (f" ({where})" if named.count(arm) > 1 else ""), energies)
     ]
     reasons: dict[str, int] = {}
-    for row in found:
+    for row in metered:
         for reason in _reasons(row["energy"]):
             reasons[reason] = reasons.get(reason, 0) + 1
     return lines + [
-        f"energy: none for {n} of {len(found)} runs by the {reason}" for reason, n in reasons.items()
+        f"energy: none for {n} of {len(metered)} runs by the {reason}" for reason, n in reasons.items()
     ]
 
 
-def _figures(arm: str, found: Sequence[Row]) -> Iterator[str]:
-    figures = [(energy["scope"], _joules(energy), "idling included") for energy in found if "scope" in energy]
-    for energy in found:
+def _figures(arm: str, energies: Sequence[Row]) -> Iterator[str]:
+    measured = [energy for energy in energies if "scope" in energy]
+    figures = [(energy["scope"], _joules(energy), "idling included") for energy in measured]
+    for energy in energies:
         model = energy.get("modelled", {"joules": {}})
         figures += [(scope, joules, "not measured") for scope, joules in model["joules"].items()]
     for scope, note in sorted({(scope, note) for scope, _, note in figures}):
@@ -283,15 +292,15 @@ def _joules(energy: Row) -> float:
     return float(next(value for key, value in energy.items() if key.endswith("_gross_j")))
 
 
-def of_all(found: EnergyMeter, window: str) -> str:
-    """A line on the energy of the CPU packages while a whole bench ran."""
-    if "cpu" in found.absent:
-        return f"energy: not measured; {found.absent['cpu']}"
-    reading = found.reading("cpu", window)
+def of_all(energy_meter: EnergyMeter, window: str) -> str:
+    """A line with the energy of the CPU packages during a whole bench."""
+    if "cpu" in energy_meter.absent:
+        return f"energy: not measured; {energy_meter.absent['cpu']}"
+    reading = energy_meter.reading("cpu", window)
     if reading.gross_j is None:
         return f"energy: not measured; {reading.absent}"
     parts = ", ".join(f"{name} {joules:.0f} J" for name, joules in reading.parts.items())
     return (
         f"energy of all cells together: {reading.gross_j:.0f} J in {reading.window_s:.0f} s, {reading.scope} "
-        f"({parts}); idling and all else that ran on this machine included"
+        f"({parts}); idling and other processes on this machine included"
     )

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, source."""
+"""The environment of a result: versions, machine, source."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from bpfree.bench.files import Mapped
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -25,26 +26,26 @@ def source_hash() -> str:
 
 
 @cache
-def git() -> dict[str, Any]:
-    """Commit of the checkout that the package lies in, and whether it has changes; empty outside of one."""
+def git() -> Mapped:
+    """Commit of the checkout that contains the package, and whether it has changes; empty without one."""
 
-    def ask(*words: str) -> str:
+    def run(*words: str) -> str:
         return subprocess.run(
             ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:
         return {
-            "commit": ask("rev-parse", "HEAD"),
-            "dirty": bool(ask("status", "--porcelain", "--", str(PACKAGE))),
+            "commit": run("rev-parse", "HEAD"),
+            "dirty": bool(run("status", "--porcelain", "--", str(PACKAGE))),
         }
     except (OSError, subprocess.SubprocessError):
         return {}
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """Versions and machine; a GPU's name only where one is used."""
-    found: dict[str, Any] = {
+def environment(device: torch.device, threads: int) -> Mapped:
+    """Versions and machine; the GPU only where one is used."""
+    result: Mapped = {
         "bpfree": version("bpfree"),
         "source": source_hash(),
         "torch": torch.__version__,
@@ -55,8 +56,8 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if device.type == "cuda":
-        found |= {"gpu_name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return found
+        result |= {"gpu_name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return result
 
 
 def _cpu() -> str:

@@ -1,33 +1,35 @@
-"""What is read off a row and compared: accuracy, and what it cost."""
+"""Measures: the values of a row that are compared, which are its metric and its costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bpfree.bench.arms import Arm, Group, Run, figure, run_of
+from bpfree.bench.arms import Arm, Group, run_of
 from bpfree.bench.conditions import CONDITIONS, several, unlike
-from bpfree.bench.results import Row
-from bpfree.bench.statistics import MIN_SEEDS, Effect, Verdict, holm, paired
+from bpfree.bench.metric import RowMetric, metric_of
+from bpfree.bench.results import Row, figure
+from bpfree.bench.statistics import MIN_SEEDS, Effect, Run, Verdict, holm, paired
 
-#: The condition that a comparison of two results, before and after a change, must leave aside.
+#: The condition that a comparison of results before and after a change ignores.
 VERSION = "version"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a row.
+    """A value that can be read from a row.
 
     Attributes:
         id: Its name in a comparison.
-        label: How it is called in a report.
-        unit: Of the figure as it is shown.
-        scale: From the row's unit (SI) to ``unit``.
-        read: The figure of a row in the row's unit; None where it was not measured.
-        ratio: Compared by ratio and the smaller is better; otherwise by difference, and the larger is better.
-        counted: Counted, not sampled: where all seeds agree, they need not be many.
-        alike: The `CONDITIONS` that two rows must share for a comparison and, but for the version, the rows
-            of an arm for a mean.
+        label: Its name in a report.
+        unit: Unit of the value in tables.
+        scale: Factor from the row's unit (SI) to ``unit``.
+        read: Returns the value of a row in the row's unit; None where it was not measured.
+        ratio: Whether values are compared by their ratio; otherwise by their difference.
+        greater_is_better: Whether the larger value is the better one.
+        counted: Whether the value is counted, not sampled: if all seeds agree, one is enough.
+        alike: The `CONDITIONS` in which two rows must agree for a comparison and, except for the version, the
+            rows of an arm for a mean.
     """
 
     id: str
@@ -36,32 +38,41 @@ class Measure:
     scale: float
     read: Callable[[Row], float | None]
     ratio: bool = True
+    greater_is_better: bool = False
     counted: bool = False
     alike: tuple[str, ...] = ()
 
     def by_seed(self, arm: Arm) -> dict[Run, float]:
-        """The figure of each seed that has it, in the row's unit."""
-        found = {run_of(row): self.read(row) for row in arm.rows}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """The value of each run that has it, in the row's unit."""
+        values = {run_of(row): self.read(row) for row in arm.rows}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def averaged(self, arm: Arm) -> list[float]:
-        """The figures that a mean is taken of; none where they came about under different conditions."""
+        """The values for a mean; none if they were measured under different conditions."""
         return list(self.by_seed(arm).values()) if self.uniform(arm) else []
 
     def uniform(self, arm: Arm) -> bool:
-        """Whether the rows of an arm that have the figure share its conditions, the version left aside."""
+        """Whether the rows of an arm that have the value agree in its conditions, except for the version."""
         having = Arm(arm.name, [row for row in arm.rows if self.read(row) is not None])
         return all(len(several(having, name)) <= 1 for name in self.alike if name != VERSION)
 
     @property
     def units(self) -> Sequence[tuple[str, float]]:
-        """The units in which it may be shown, the largest first."""
-        own = [(self.unit, self.scale)]
-        return next((units for end, units in PREFIXES.items() if self.unit.endswith(end)), own)
+        """The possible units, the largest first."""
+        fixed = [(self.unit, self.scale)]
+        return next((units for end, units in PREFIXES.items() if self.unit.endswith(end)), fixed)
 
     def better(self, effect: Effect) -> bool:
-        """Whether the first of the two that were compared is the better one."""
-        return effect.value < 1 if self.ratio else effect.value > 0
+        """Whether the first of the two compared arms is the better one."""
+        return self._ahead(effect) > 0
+
+    def worse(self, effect: Effect) -> bool:
+        """Whether the first of the two compared arms is the worse one."""
+        return self._ahead(effect) < 0
+
+    def _ahead(self, effect: Effect) -> float:
+        distance = effect.value - (1.0 if self.ratio else 0.0)
+        return distance if self.greater_is_better else -distance
 
 
 PREFIXES = {
@@ -71,22 +82,23 @@ PREFIXES = {
 
 
 def readable(measure: Measure, arms: Iterable[Arm]) -> Measure:
-    """The same measure in the unit in which the smallest of these figures is at least 1, if there is one."""
+    """The same measure in the largest unit in which all values of these arms are at least 1, if any."""
     smallest = min((value for arm in arms for value in measure.by_seed(arm).values()), default=1.0)
     units = measure.units
-    unit, scale = next((found for found in units if smallest * found[1] >= 1), units[-1])
+    unit, scale = next((candidate for candidate in units if smallest * candidate[1] >= 1), units[-1])
     return replace(measure, unit=unit, scale=scale)
 
 
-def in_one_go(row: Row, *path: str) -> float | None:
-    """A time or an energy; None if the run was stopped and resumed, as the machine was then another one, and
-    if it is negative, which a clock that was set back gives."""
+def uninterrupted(row: Row, *path: str) -> float | None:
+    """A time or an energy; None if the run was resumed, maybe on another machine, or if the value is
+    negative, which happens when a clock is set back.
+    """
     value = figure(row, *path) if row.get("segments", 1) == 1 else None
     return None if value is None or value < 0 else value
 
 
 def train_flops(row: Row) -> float | None:
-    """FLOPs of all the training; of a row without them, those of its steps, where all its steps are alike."""
+    """FLOPs of the training; of an old row with one stage, those of a step times the number of steps."""
     total = figure(row, "flops", "train_total")
     step, steps = figure(row, "flops", "train_step"), figure(row, "budget", "steps")
     if total is None and step is not None and steps is not None and row["budget"]["stages"] == 1:
@@ -95,30 +107,43 @@ def train_flops(row: Row) -> float | None:
 
 
 def train_seconds(row: Row) -> float | None:
-    """Seconds of the training steps by the clock."""
-    return in_one_go(row, "time", "train_s")
+    """Wall-clock seconds of the training steps."""
+    return uninterrupted(row, "time", "train_s")
 
 
 def cpu_seconds(row: Row) -> float | None:
-    """Seconds that the processor computed in training, whatever else it did meanwhile; None for a GPU's."""
+    """CPU seconds of the training steps; None for training on a GPU."""
     on_cpu = str(row["config"].get("device", "cpu")) == "cpu"
-    return in_one_go(row, "time", "train_cpu_s") if on_cpu else None
+    return uninterrupted(row, "time", "train_cpu_s") if on_cpu else None
 
 
 def energy(row: Row) -> float | None:
-    """Joules of the training steps, gross, of the device that trained; None where none were metered."""
-    gpu = in_one_go(row, "energy", "gpu_gross_j")
-    return in_one_go(row, "energy", "cpu_gross_j") if gpu is None else gpu
+    """Gross joules of the training steps on the device that trained; None if they were not metered."""
+    gpu = uninterrupted(row, "energy", "gpu_gross_j")
+    return uninterrupted(row, "energy", "cpu_gross_j") if gpu is None else gpu
 
 
 def _at(*path: str) -> Callable[[Row], float | None]:
     return lambda row: figure(row, *path)
 
 
-MEASURES = {
+def on_test(metric: RowMetric) -> Measure:
+    """The measure of a metric on test data: shares are compared by differences, others by ratios."""
+    return Measure(
+        metric.name,
+        f"test {metric.label}",
+        metric.unit,
+        metric.scale,
+        lambda row: metric.test(row) if metric_of(row) == metric else None,
+        ratio=not metric.share,
+        greater_is_better=metric.greater_is_better,
+    )
+
+
+#: Costs by id.
+COSTS = {
     measure.id: measure
     for measure in (
-        Measure("accuracy", "test accuracy", "%", 100, _at("metrics", "test_accuracy"), ratio=False),
         Measure("train_s", "training time", "s", 1, train_seconds, alike=(VERSION, "machine")),
         Measure("train_cpu_s", "CPU time of training", "s", 1, cpu_seconds, alike=(VERSION, "machine")),
         Measure("energy_j", "training energy", "J", 1, energy, alike=(VERSION, "machine", "scope")),
@@ -154,13 +179,13 @@ class Comparison:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds with which a verdict can be expected, where there is none; None if no spread is known."""
+        """Seeds with which a verdict is expected, where it is inconclusive; None if the spread is unknown."""
         undecided = self.effect.verdict is Verdict.INCONCLUSIVE
         return max(self.effect.needed, self.effect.n + 1) if undecided and self.effect.needed else None
 
     @property
-    def says(self) -> str:
-        """The verdict and, where there is none, what is missing."""
+    def text(self) -> str:
+        """The verdict; where it is inconclusive, with the seeds that are needed."""
         if self.effect.verdict is not Verdict.INCONCLUSIVE:
             return str(self.effect.verdict)
         needed = f"about {self.seeds_needed}" if self.seeds_needed else f"at least {MIN_SEEDS}"
@@ -182,20 +207,27 @@ def short(comparison: Comparison) -> str:
 Pair = tuple[str, Arm, Arm]
 
 
-def compare(
-    pairs: Iterable[Pair],
-    measures: Sequence[Measure] = tuple(MEASURES.values()),
-    aside: Sequence[str] = (),
-) -> list[Comparison]:
-    """Compare arms ``(group, arm, other)`` in all measures; the p values of one measure are Holm's family.
+def measures_of(pairs: Iterable[Pair]) -> list[Measure]:
+    """The metrics of these arms, then the costs."""
+    return [
+        *(on_test(metric) for metric in dict.fromkeys(arm.metric for _, arm, _ in pairs)),
+        *COSTS.values(),
+    ]
 
-    Rows are paired by seed where they share the conditions of the measure, those ``aside`` excepted: times
-    and energies within one version and one machine, energies within one scope. Accuracies, FLOPs and bytes
-    are compared across machines, which change no more than the last bits of an accuracy, and across versions,
-    of which `left_out` tells, as it does of all that is not compared.
+
+def compare(
+    pairs: Iterable[Pair], measures: Sequence[Measure] | None = None, aside: Sequence[str] = ()
+) -> list[Comparison]:
+    """Compare arms ``(group, arm, other)`` in `measures_of` them, or in ``measures``; the p values of one
+    measure are Holm's family.
+
+    Rows are paired by seed where they agree in the conditions of the measure, except for those in ``aside``:
+    times and energies within one version and one machine, energies within one scope. Metrics, FLOPs and bytes
+    are compared across machines, which change only the last bits of a metric, and across versions. `left_out`
+    lists comparisons across versions, and values that are not compared.
     """
-    pairs, found = list(pairs), []
-    for measure in measures:
+    pairs, comparisons = list(pairs), []
+    for measure in measures_of(pairs) if measures is None else measures:
         family = []
         for group, arm, other in pairs:
             runs = [run for run, lacking in _common(measure, arm, other, aside).items() if not lacking]
@@ -209,41 +241,35 @@ def compare(
             if effect is not None:
                 family.append(Comparison(group, arm.name, other.name, measure, effect))
         adjusted = holm([comparison.effect for comparison in family])
-        found += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
-    return found
+        comparisons += [replace(c, effect=effect) for c, effect in zip(family, adjusted, strict=True)]
+    return comparisons
 
 
 def _common(measure: Measure, arm: Arm, other: Arm, aside: Sequence[str]) -> dict[Run, list[str]]:
-    """The runs whose figure both arms have, each with the conditions that the two rows do not share."""
+    """The runs of which both arms have the value, each with the conditions in which the two rows differ."""
     ours, theirs = ({run_of(row): row for row in one.rows} for one in (arm, other))
     both = measure.by_seed(arm).keys() & measure.by_seed(other).keys()
     names = [name for name in measure.alike if name not in aside]
     return {run: unlike(ours[run], theirs[run], names) for run in ours if run in both}
 
 
-def left_out(
-    pairs: Iterable[Pair],
-    measures: Sequence[Measure] = tuple(MEASURES.values()),
-    aside: Sequence[str] = (),
-) -> list[str]:
-    """In sentences, what `compare` leaves out although both arms have it, and what it compares across
-    versions.
-    """
+def left_out(pairs: Iterable[Pair], aside: Sequence[str] = ()) -> list[str]:
+    """Sentences about values of both arms that `compare` does not compare, or compares across versions."""
     arms: dict[tuple[str, str, str], list[str]] = {}
     for group, arm, other in pairs:
-        for text in _of_pair(arm, other, measures, aside):
+        for text in _of_pair(arm, other, aside):
             arms.setdefault((group, other.name, text), []).append(arm.name)
     return [
         f"{group}: {', '.join(names)} against {other}: {text}" for (group, other, text), names in arms.items()
     ]
 
 
-def _of_pair(arm: Arm, other: Arm, measures: Sequence[Measure], aside: Sequence[str]) -> Iterator[str]:
+def _of_pair(arm: Arm, other: Arm, aside: Sequence[str]) -> Iterator[str]:
     if not {run_of(row) for row in arm.rows} & {run_of(row) for row in other.rows}:
         yield f"not compared, no seed in common ({_seeds(arm)}; {_seeds(other)})"
         return
     labels: dict[tuple[str, str], list[str]] = {}
-    for measure in measures:
+    for measure in measures_of([("", arm, other)]):
         common = _common(measure, arm, other, aside)
         for name in CONDITIONS:
             if runs := [run for run, lacking in common.items() if name in lacking]:
@@ -268,15 +294,15 @@ def _seeds(arm: Arm) -> str:
 
 
 def mixed(groups: Iterable[Group]) -> list[str]:
-    """Which means are taken over several versions, and which are not shown, in sentences."""
-    found = []
+    """Sentences about means over several versions, and about means that are not shown."""
+    notes = []
     for title, arm in ((group.title, arm) for group in groups for arm in group.arms):
         if len(versions := several(arm, "version")) > 1:
-            found.append(f"{title}: {arm.name} is a mean over several versions: {'; '.join(versions)}")
+            notes.append(f"{title}: {arm.name} is a mean over several versions: {'; '.join(versions)}")
         for name in CONDITIONS:
             labels = [
                 measure.label
-                for measure in MEASURES.values()
+                for measure in COSTS.values()
                 if name in measure.alike
                 and name != VERSION
                 and measure.by_seed(arm)
@@ -284,12 +310,12 @@ def mixed(groups: Iterable[Group]) -> list[str]:
             ]
             if labels and len(values := several(arm, name)) > 1:
                 shown = f"{', '.join(labels)} of {arm.name} not shown as a mean"
-                found.append(f"{title}: {shown}, the {name} differs: {'; '.join(values)}")
-    return found
+                notes.append(f"{title}: {shown}, the {name} differs: {'; '.join(values)}")
+    return notes
 
 
 def on_one_chart(measure: Measure, arms: Sequence[Arm]) -> list[Arm]:
-    """The most arms that share the conditions of the measure, each of them one mean; at a draw the first."""
+    """The largest set of arms whose rows agree in the conditions of the measure; of equal ones the first."""
     by_conditions: dict[tuple[tuple[str, ...], ...], list[Arm]] = {}
     for arm in arms:
         if measure.uniform(arm):

@@ -1,4 +1,4 @@
-"""What cells on graphs import late, beside `bpfree.bench.preload`: seconds of it, which others are spared."""
+"""Late imports of cells on graphs, beside `bpfree.bench.preload`; they take seconds."""
 
 import warnings
 
@@ -11,5 +11,5 @@ with warnings.catch_warnings():
     import torch_geometric.datasets
     import torch_geometric.nn  # noqa: F401
 
-# scikit-learn looks through all installed packages the first time that it is given anything.
+# scikit-learn scans all installed packages at its first call.
 fold_indices(10, 0)

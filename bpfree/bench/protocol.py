@@ -1,41 +1,41 @@
-"""Matched passes: what runs after own convergence, and how many epochs it takes.
+"""Protocol B, matched passes: the cells that run after protocol A, and their epochs.
 
-Own convergence (A) lets every arm stop by one rule. Matched passes (B) give every other arm the passes over
-the data that backpropagation took, shared out among its stages, with no early stop.
+Under protocol A, own convergence, every arm stops by the same rule. Under protocol B, matched passes, every
+arm but backpropagation gets as many passes over the data as backpropagation took, divided among its stages,
+without early stopping.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Arm, groups, is_baseline
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.files import Values
 from bpfree.bench.results import Row
 
 
-def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
-    """Whether a config asks for matched passes after own convergence.
+def has_matched(config: Values, cells: Sequence[Cell]) -> bool:
+    """Whether a config has protocol B after protocol A.
 
     Raises:
-        BadValue: If it asks for something else, or its arms cannot be matched: a stop rule and a baseline on
-            the same net are needed.
+        BadValue: For other protocols, or if an arm has no stop rule, or no baseline on the same net.
     """
     protocols = config.get("protocols", ["A"])
     if protocols == ["A"]:
         return False
     if protocols != ["A", "B"]:
-        raise BadValue(f"protocols = {protocols}: expected [A], or [A, B], as B needs the passes found in A")
+        raise BadValue(f"protocols = {protocols}: expected [A], or [A, B], as B needs the passes of A")
     for cell in cells:
-        if cell.fit["patience"] is None:
+        if cell.fit.patience is None:
             raise BadValue(
-                f"protocols = [A, B]: {cell.arm} has no stop rule, so no convergence of its own; "
+                f"protocols = [A, B]: {cell.arm} has no stop rule, so it does not converge; "
                 "give fit.patience, for example 20"
             )
-        if not any(is_baseline(other.trainer) and other.net == cell.net for other in cells):
+        if not any(is_baseline(other.trainer.record()) and other.net == cell.net for other in cells):
             raise BadValue(
                 f"protocols = [A, B]: {cell.arm} has no backprop arm on its net to match the passes of; "
                 "add one under controls"
@@ -44,11 +44,11 @@ def wants_matched(config: Mapping[str, Any], cells: Sequence[Cell]) -> bool:
 
 
 def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
-    """The cells of protocol B, for cells of protocol A and the rows that they gave, in the same order.
+    """The cells of protocol B, for cells of protocol A and their rows, in the same order.
 
-    An arm takes ``ceil(mean over seeds of backpropagation's passes / number of stages)`` epochs a stage. An
-    arm of which no seed succeeded has no known number of stages, and is left out, as is one whose baseline
-    failed.
+    An arm gets ``ceil(mean over seeds of backpropagation's passes / number of stages)`` epochs per stage.
+    Arms without a successful seed, whose number of stages is unknown, and arms without a baseline are
+    omitted.
     """
     epochs: dict[str, tuple[float, int]] = {}
     for group in groups(rows):
@@ -63,7 +63,7 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
     return [
         replace(
             cell,
-            fit={**cell.fit, "epochs": of_arm[arm_id(cell)][1], "patience": None},
+            fit=replace(cell.fit, epochs=of_arm[arm_id(cell)][1], patience=None),
             matched=of_arm[arm_id(cell)][0],
         )
         for cell in cells
@@ -72,11 +72,11 @@ def matched(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
 
 
 def mean_passes(arm: Arm) -> float:
-    """Passes over the training data, on average over the seeds."""
+    """Passes over the training data, as a mean over the seeds."""
     passes = arm.by_seed("budget", "passes")
     return sum(passes.values()) / len(passes)
 
 
 def arm_id(cell: Cell) -> str:
-    """What is the same for all seeds of an arm, the devices' included."""
+    """An id that is the same for all model and device seeds of an arm."""
     return replace(cell, seed=0, device_seed=None if cell.device_seed is None else 0).id

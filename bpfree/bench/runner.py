@@ -1,4 +1,4 @@
-"""Runs cells, each in a process of its own, and writes their rows as they come."""
+"""Runs cells, each in a process of its own, and writes each row when its cell ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -21,19 +21,19 @@ from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench import cell as cell_module
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.files import Mapped
 from bpfree.bench.results import Results, Row
-from bpfree.data import GRAPH_NAMES
 
-#: Bytes of a temporary folder in which multiprocessing can make its sockets: its names take 32 of the 103
-#: that every system grants, and where there are more, what to use instead.
+#: Longest name of a temporary folder for the sockets of multiprocessing, in bytes: their own names take 32 of
+#: the 103 that every system allows. A longer one is replaced by the first writable one of `SHORT_FOLDERS`.
 LONGEST_FOLDER = 70
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass
-class Watcher:
-    """Who is told how the cells get on."""
+class Callbacks:
+    """Functions that `run` calls when a cell starts, makes progress, and ends."""
 
     started: Callable[[Cell], None] = lambda cell: None
     progress: Callable[[Cell, int, int], None] = lambda cell, done, of: None
@@ -42,7 +42,7 @@ class Watcher:
 
 @dataclass
 class Running:
-    """A cell at work."""
+    """A cell in a running process."""
 
     cell: Cell
     process: BaseProcess
@@ -52,7 +52,7 @@ class Running:
     begun: float = field(default_factory=time.monotonic)
 
     def ends(self, limit_s: float) -> float:
-        """Seconds until it has taken ``limit_s``."""
+        """Seconds until it has run for ``limit_s``."""
         return self.begun + limit_s - time.monotonic()
 
 
@@ -61,34 +61,34 @@ def run(
     results: Results,
     jobs: int = 1,
     checkpoint_s: float = 20.0,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
     cooldown_s: float = 0.0,
     limit_s: float | None = None,
 ) -> list[Row]:
     """Run the cells that have no row yet, and return the rows of all, in the order of ``cells``.
 
-    A cell that fails or dies takes none along: its row says what happened, and the next run tries it again.
-    A run that was killed, or a cell whose time was up, goes on from its last checkpoint.
+    A cell that fails or is killed does not stop the others: its row has the reason, and the next run tries it
+    again. A killed run, or a cell that reached its time limit, continues from its last checkpoint.
 
     Args:
         cells: What to run.
         results: The folder to write to.
-        jobs: How many cells at once; more than one shares the machine, so compare no times then.
+        jobs: Number of cells at once; several share the machine, so their times cannot be compared.
         checkpoint_s: Seconds between checkpoints within a cell.
-        watcher: Who is told.
-        cooldown_s: Seconds of rest between one cell and the next.
-        limit_s: Seconds that a cell may take; None: as long as it wants.
+        callbacks: Functions to call.
+        cooldown_s: Seconds of idling between two cells.
+        limit_s: Maximal seconds of a cell; None: no limit.
 
     Raises:
-        BadValue: If a cell cannot be run because of what it asks for, or the folder cannot be used.
+        BadValue: If a setting of a cell is bad, or the folder cannot be used.
     """
-    watcher = watcher or Watcher()
+    callbacks = callbacks or Callbacks()
     if cooldown_s and jobs > 1:
         raise BadValue(
-            f"a rest of {cooldown_s} s between cells means nothing while {jobs} of them run at once"
+            f"cooldown of {cooldown_s} s between cells has no effect with {jobs} jobs at once: use --jobs 1"
         )
     if jobs > 1 and any(cell.energy is not None for cell in cells):
-        raise BadValue(f"energy: {jobs} cells at once would be charged for each other's joules; use --jobs 1")
+        raise BadValue(f"energy: {jobs} cells at once cannot be metered separately; use --jobs 1")
     with results.writing():
         rows = results.done()
         pending = [cell for cell in cells if cell.id not in rows]
@@ -102,7 +102,7 @@ def run(
             row["protocol"] = _protocol(one, jobs, cooldown_s)
             results.append(row)
             rows[one.cell.id] = row
-            watcher.finished(one.cell, row)
+            callbacks.finished(one.cell, row)
 
         try:
             start_server(pending)
@@ -115,16 +115,18 @@ def run(
                     cell = pending.pop(0)
                     folder = results.folder_of(cell.id)
                     running.append(start(cell_module.run, cell, folder, checkpoint_s))
-                    watcher.started(cell)
-                left = None if limit_s is None else max(0.0, min(r.ends(limit_s) for r in running))
-                for pipe in wait([one.pipe for one in running], left):
+                    callbacks.started(cell)
+                timeout_s = None if limit_s is None else max(0.0, min(r.ends(limit_s) for r in running))
+                for pipe in wait([one.pipe for one in running], timeout_s):
                     one = next(r for r in running if r.pipe is pipe)
-                    row = receive(one, watcher.progress)
+                    row = receive(one, callbacks.progress)
                     if row is not None:
                         end(one, row)
                 for one in [r for r in running if limit_s is not None and r.ends(limit_s) <= 0]:
                     one.process.kill()
-                    end(one, cell_module.failed(one.cell, "timeout", f"not done after {limit_s:g} s"))
+                    end(
+                        one, cell_module.failed(one.cell.record(), "timeout", f"not done after {limit_s:g} s")
+                    )
         finally:
             for one in running:
                 one.process.kill()
@@ -133,13 +135,13 @@ def run(
 
 
 def start_server(cells: Sequence[Cell]) -> None:
-    """Start the fork server with Ctrl-C ignored: it would die of it in the middle of its imports.
+    """Start the fork server, which imports what these cells need, with Ctrl-C ignored during its imports.
 
-    It imports what these cells need. One that runs already is left as it is: cells import what it lacks.
+    A running server is not changed: cells import what it has not.
     """
-    graphs = ["bpfree.bench.preload_graphs"] if any(c.dataset["name"] in GRAPH_NAMES for c in cells) else []
+    modules = dict.fromkeys(module for cell in cells for module in cell.dataset.preload)
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["bpfree.bench.cell", *graphs, "bpfree.bench.preload"]
+        ["bpfree.bench.cell", *modules, "bpfree.bench.preload"]
     )
     _shorten_temporary_folder()
     main = threading.current_thread() is threading.main_thread()
@@ -157,8 +159,8 @@ def start_server(cells: Sequence[Cell]) -> None:
 
 
 def _shorten_temporary_folder() -> None:
-    """Have multiprocessing put its sockets elsewhere where the temporary folder has a long name: the name of
-    a socket may have about a hundred bytes.
+    """Use another folder for multiprocessing's sockets if the temporary folder has a long name: the name of a
+    socket may have about a hundred bytes.
     """
     usual = tempfile.gettempdir()
     if len(os.fsencode(usual)) <= LONGEST_FOLDER:
@@ -167,18 +169,18 @@ def _shorten_temporary_folder() -> None:
         if os.access(folder, os.W_OK | os.X_OK):
             tempfile.tempdir = folder
             try:
-                get_temp_dir()  # made now, and used by this process from now on
+                get_temp_dir()  # multiprocessing creates it now, and caches it
             finally:
                 tempfile.tempdir = usual
             return
 
 
 def _check(pending: Sequence[Cell]) -> None:
-    """Have a process build the trainer of each arm; what else it might die of, the cell itself will tell."""
-    arms = list({json.dumps({**asdict(cell), "seed": 0}): cell for cell in reversed(pending)}.values())
+    """Build the trainer of each arm in a process; other errors are reported by the cells."""
+    arms = {json.dumps({**cell.record(), "seed": 0}): cell for cell in reversed(pending)}.values()
     if not arms:
         return
-    one = _spawn(arms[0], cell_module.check, arms)
+    one = _spawn(next(iter(arms)), cell_module.check, [cell.record() for cell in arms])
     try:
         kind, message = one.pipe.recv()
     except EOFError:
@@ -189,10 +191,10 @@ def _check(pending: Sequence[Cell]) -> None:
     raise BadValue(message)
 
 
-def start(job: cell_module.Job, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
-    """Start a job on a cell in a process of its own; `start_server` must have been called."""
+def start(run_cell: cell_module.CellFunction, cell: Cell, folder: Path, checkpoint_s: float) -> Running:
+    """Start a function of a cell in a process of its own; `start_server` must be called before."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _spawn(cell, cell_module.main, job, cell, str(folder), checkpoint_s)
+    return _spawn(cell, cell_module.main, run_cell, cell.record(), str(folder), checkpoint_s)
 
 
 def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
@@ -208,10 +210,10 @@ def _spawn(cell: Cell, target: Callable[..., None], *args: Any) -> Running:
 
 
 def receive(one: Running, progress: Callable[..., None]) -> Row | None:
-    """Take one message, handing reports to ``progress``; returns the cell's row once there is one.
+    """Receive one message; a progress report is passed to ``progress``, a row is returned.
 
     Raises:
-        BadValue: If the cell cannot do what was asked of it.
+        BadValue: If a setting of the cell is bad.
     """
     try:
         kind, *content = one.pipe.recv()
@@ -219,27 +221,27 @@ def receive(one: Running, progress: Callable[..., None]) -> Row | None:
         one.process.join()
         code = one.process.exitcode or 0
         cause = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return cell_module.failed(one.cell, "error", f"the cell's process was {cause}")
+        return cell_module.failed(one.cell.record(), "error", f"the cell's process was {cause}")
     if kind == "progress":
         progress(one.cell, *content)
         return None
     if kind == "refused":
         raise BadValue(content[0])
-    row: dict[str, Any] = content[0]
+    row: Mapped = content[0]
     return row
 
 
 def _protocol(one: Running, jobs: int, cooldown_s: float) -> Row:
-    """What a row is there for, and the conditions under which it came about."""
+    """The section ``protocol`` of a row: its protocol, and the conditions of the run."""
     conditions = {"started": one.since.isoformat(timespec="seconds"), "jobs": jobs, "cooldown_s": cooldown_s}
     if one.cell.matched is not None:
         return {"id": "B", "matched_passes": one.cell.matched, "targets": [*one.cell.targets], **conditions}
-    own = "fixed" if one.cell.fit["patience"] is None else "A"
-    return {"id": own, "targets": [*one.cell.targets], **conditions}
+    name = "fixed" if one.cell.fit.patience is None else "A"
+    return {"id": name, "targets": [*one.cell.targets], **conditions}
 
 
 def close(one: Running) -> None:
-    """Wait for the process, and let go of it."""
+    """Wait for the process, and close its connections."""
     one.process.join()
     one.pipe.close()
     one.lifeline.close()

@@ -1,20 +1,33 @@
-"""The data sets and networks that a config can name, and their settings."""
+"""Settings of the data sets and networks that a config can name."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, ClassVar, Literal, cast
 
+import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import nn as torch_nn
 
 from bpfree import nn
 from bpfree._errors import BadValue
-from bpfree._settings import STRICT, did_you_mean, validate
-from bpfree.data import GRAPH_NAMES, NAMES
+from bpfree._renamed import with_new_keys
+from bpfree._settings import STRICT, Must, did_you_mean, validate
+from bpfree.bench.files import Mapped, Values
+from bpfree.data import GRAPH_NAMES, NAMES, Splits, load, load_graph
+from bpfree.physics import Device
 
 Positive = Annotated[int, Ge(1)]
+
+
+def _check_activation(name: str) -> None:
+    if name not in nn.ACTIVATIONS:
+        raise ValueError(f"unknown; {did_you_mean(name, nn.ACTIVATIONS)}")
+
+
+Activation = Annotated[str, Must(_check_activation)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +46,13 @@ class DatasetConfig:
     image_size: Positive | None = None
     download: bool | None = None
 
+    #: Modules to import before such data are loaded.
+    preload: ClassVar[tuple[str, ...]] = ()
+
+    def load(self, seed: int, device: torch.device) -> Splits:
+        """The data, the same for every model seed."""
+        return load(**{**asdict(self), "augment": tuple(self.augment or ())}, device=device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
@@ -46,21 +66,65 @@ class GraphConfig:
     normalize: bool = True
     download: bool | None = None
 
+    preload: ClassVar[tuple[str, ...]] = ("bpfree.bench.preload_graphs",)
+
+    def load(self, seed: int, device: torch.device) -> Splits:
+        """The graph with the fold of the settings, or else that of ``seed``."""
+        fold = seed % 5 if self.fold is None else self.fold
+        return cast(Splits, load_graph(**{**asdict(self), "fold": fold}, device=device))
+
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
-    """A multilayer perceptron; inputs and classes come from the data."""
+class NetConfig(ABC):
+    """Settings of a network.
+
+    Attributes:
+        name: Its name in a config.
+        old_names: Names of settings that rows and cell ids keep, by the names of today.
+    """
 
     __pydantic_config__ = STRICT
+    name: ClassVar[str]
+    old_names: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def n_devices(self) -> int:
+        """How many physical devices `build` takes."""
+        return 0
+
+    @abstractmethod
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
+        """The network for samples of this shape.
+
+        Args:
+            sample_shape: Shape of a sample, without the batch.
+            n_classes: Number of classes.
+            devices: One for each layer of a physical net, None where a layer has none.
+        """
+
+    def record(self) -> Mapped:
+        """The settings as plain data, under the names that rows and cell ids have."""
+        settings = {self.old_names.get(name, name): value for name, value in asdict(self).items()}
+        return {"name": self.name, **settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(NetConfig):
+    """A multilayer perceptron; inputs and classes come from the data."""
+
+    name = "mlp"
 
     hidden: Annotated[list[Positive], MinLen(1)]
-    activation: str = "relu"
+    activation: Activation = "relu"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     output_bias: bool = True
     bias: bool = True
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network for samples of this shape."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         size = 1
         for length in sample_shape:
             size *= length
@@ -70,54 +134,57 @@ class MLPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNConfig:
+class CNNConfig(NetConfig):
     """A convolutional network; images and classes come from the data."""
 
-    __pydantic_config__ = STRICT
+    name = "cnn"
 
     channels: Annotated[list[Positive], MinLen(1)]
-    activation: str = "relu"
+    activation: Activation = "relu"
     pool: Literal["avg", "max", "stride"] = "avg"
     batch_norm: bool = False
     bias: bool = True
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network for images of this shape."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         _check_images("cnn", sample_shape)
         shape = (self.channels, self.activation, self.pool, self.batch_norm, self.bias)
         return nn.cnn(sample_shape, n_classes, *shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaFoCNNConfig:
+class CaFoCNNConfig(NetConfig):
     """Cascaded-Forward's convolutional network; images and classes come from the data."""
 
-    __pydantic_config__ = STRICT
+    name = "cafo_cnn"
 
     channels: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [32, 128, 512])
     activation: Literal["relu"] = "relu"
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network for images of this shape."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         _check_images("cafo_cnn", sample_shape)
         return nn.cafo_cnn(sample_shape, n_classes, self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG8bConfig:
+class VGG8bConfig(NetConfig):
     """VGG8b, 6 convolutions and 2 linear layers; images and classes come from the data."""
 
-    __pydantic_config__ = STRICT
+    name = "vgg8b"
     layers: ClassVar[Sequence[int | str]] = nn.VGG8B
 
     width: Annotated[float, Gt(0)] = 1.0
     hidden: Positive = 1024
-    activation: str = "leaky_relu"
+    activation: Activation = "leaky_relu"
     norm: nn.Norm = "batch"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network for images of this shape."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         _check_images("vgg", sample_shape)
         shape = (self.width, self.hidden, self.activation, self.norm, self.dropout)
         return nn.vgg(sample_shape, n_classes, self.layers, *shape)
@@ -127,14 +194,15 @@ class VGG8bConfig:
 class VGG11bConfig(VGG8bConfig):
     """VGG11b, 9 convolutions and 2 linear layers; images and classes come from the data."""
 
+    name = "vgg11b"
     layers = nn.VGG11B
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(NetConfig):
     """A residual net, ResNet-18 for small images by default; images and classes come from the data."""
 
-    __pydantic_config__ = STRICT
+    name = "resnet"
 
     blocks: Annotated[list[Positive], MinLen(1)] = field(default_factory=lambda: [2, 2, 2, 2])
     width: Annotated[float, Gt(0)] = 1.0
@@ -143,63 +211,72 @@ class ResNetConfig:
     shortcut: nn.Shortcut = "projection"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network for images of this shape."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         _check_images("resnet", sample_shape)
         shape = (self.blocks, self.width, self.norm, self.shortcut, self.dropout)
         return nn.resnet(sample_shape, n_classes, *shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhysicalNetConfig:
-    """Devices and the matrices behind them; inputs and classes come from the data, devices from `physics`."""
+class PhysicalNetConfig(NetConfig):
+    """Devices, each followed by a matrix; inputs and classes come from the data, devices from `physics`."""
 
-    __pydantic_config__ = STRICT
+    name = "physical"
+    old_names: ClassVar[Mapping[str, str]] = {"normalize": "normalise"}
 
     hidden: list[Positive] = field(default_factory=list)
     drive: str | list[str] = "direct"
     skip: bool = True
-    normalise: nn.Normalise = "none"
+    normalize: nn.Normalization | Literal["standardise"] = "none"
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.hidden) + 1
 
     def build(
-        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Any] = ()
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
     ) -> torch_nn.Module:
-        """The network for samples of this shape; one device for each layer."""
         return nn.physical_net(
-            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalise
+            devices, sample_shape, n_classes, self.hidden, self.drive, self.skip, self.normalize
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class GCNConfig:
+class GCNConfig(NetConfig):
     """A graph convolutional network; features and classes come from the data."""
 
-    __pydantic_config__ = STRICT
+    name = "gcn"
     kind: ClassVar[Literal["gcn", "sage", "gat"]] = "gcn"
 
     hidden: Annotated[list[Positive], MinLen(1)]
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
-        """The network, whose layers are made when the trainer knows its graph."""
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
+        # Its layers are made when the trainer has its graph.
         return nn.GNN(self.kind, self.hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAGEConfig(GCNConfig):
-    """GraphSAGE with the mean over neighbours; features and classes come from the data."""
+    """GraphSAGE with the mean over neighbors; features and classes come from the data."""
 
-    kind = "sage"
+    name = kind = "sage"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GATConfig(GCNConfig):
     """A graph attention network; features and classes come from the data."""
 
-    kind = "gat"
+    name = kind = "gat"
 
     heads: Positive = 4
 
-    def build(self, sample_shape: Sequence[int], n_classes: int) -> torch_nn.Module:
+    def build(
+        self, sample_shape: Sequence[int], n_classes: int, devices: Sequence[Device | None] = ()
+    ) -> torch_nn.Module:
         return nn.GNN(self.kind, self.hidden, self.heads)
 
 
@@ -210,22 +287,24 @@ def _check_images(name: str, sample_shape: Sequence[int]) -> None:
         )
 
 
-NetConfig = MLPConfig | CNNConfig | CaFoCNNConfig | VGG8bConfig | ResNetConfig | PhysicalNetConfig | GCNConfig
 NETS: dict[str, type[NetConfig]] = {
-    "mlp": MLPConfig,
-    "cnn": CNNConfig,
-    "cafo_cnn": CaFoCNNConfig,
-    "vgg8b": VGG8bConfig,
-    "vgg11b": VGG11bConfig,
-    "resnet": ResNetConfig,
-    "gcn": GCNConfig,
-    "sage": SAGEConfig,
-    "gat": GATConfig,
-    "physical": PhysicalNetConfig,
+    kind.name: kind
+    for kind in (
+        MLPConfig,
+        CNNConfig,
+        CaFoCNNConfig,
+        VGG8bConfig,
+        VGG11bConfig,
+        ResNetConfig,
+        GCNConfig,
+        SAGEConfig,
+        GATConfig,
+        PhysicalNetConfig,
+    )
 }
 
 
-def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
+def dataset_config(values: Values) -> DatasetConfig | GraphConfig:
     """The checked settings of a data set.
 
     Raises:
@@ -240,18 +319,15 @@ def dataset_config(values: Mapping[str, Any]) -> DatasetConfig | GraphConfig:
     return validate(DatasetConfig, values, "dataset")
 
 
-def net_config(values: Mapping[str, Any], where: str = "") -> NetConfig:
+def net_config(values: Values, where: str = "") -> NetConfig:
     """The checked settings of a net.
 
     Raises:
         BadValue: If the name is unknown or a setting is bad.
     """
-    rest = dict(values)
-    name = rest.pop("name", None)
+    settings = dict(values)
+    name = settings.pop("name", None)
     if not isinstance(name, str) or name not in NETS:
         raise BadValue(f"{where}net.name = {name!r}: unknown; {did_you_mean(str(name), NETS)}")
-    checked: NetConfig = validate(NETS[name], rest, f"{where}net")
-    if not isinstance(checked, PhysicalNetConfig | GCNConfig) and checked.activation not in nn.ACTIVATIONS:
-        known = did_you_mean(checked.activation, nn.ACTIVATIONS)
-        raise BadValue(f"{where}net.activation = {checked.activation!r}: unknown; {known}")
-    return checked
+    settings = with_new_keys(settings, {old: new for new, old in NETS[name].old_names.items()}, f"{where}net")
+    return validate(NETS[name], settings, f"{where}net")

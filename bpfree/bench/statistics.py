@@ -1,8 +1,8 @@
-"""Means, intervals and verdicts over seeds. The tests are SciPy's and statsmodels'; the margins are ours.
+"""Means, intervals and verdicts over seeds, by the tests of SciPy and statsmodels.
 
-The unit is the seed. Two arms are compared on the seeds that both have, pair by pair: accuracies by their
-difference, costs by their ratio. Ratios are taken in logarithms, so that A against B is the inverse of B
-against A.
+The unit is the seed. Two arms are compared on their common seeds, pair by pair: shares such as the accuracy
+by their difference, costs by their ratio. Ratios are computed in logarithms, so that A against B is the
+inverse of B against A.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
+
+from bpfree.bench.files import Mapped
+
+#: A run within its arm: the seed, or the seeds of the model and of the device.
+Run = int | tuple[int, int]
 
 ALPHA = 0.05
 RESAMPLES = 10_000
 
-#: Below as many pairs no verdict is given on something that varies.
+#: With fewer pairs no verdict is given, unless the value is exact.
 MIN_SEEDS = 5
 
-#: Below as many pairs Student's interval is shown in place of the bootstrap's, which is then too narrow.
+#: With fewer pairs Student's interval is shown in place of the bootstrap's, which is then too narrow.
 FEW = 10
 
-#: An accuracy within a quarter of a point, and a cost within 5 %, is as good as equal.
+#: Margins of equivalence: a quarter of a point of a share, and 5 % of a cost.
 MARGIN_DIFFERENCE = 0.0025
 MARGIN_RATIO = 1.05
 
@@ -57,7 +61,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 class Verdict(StrEnum):
-    """What a paired comparison allows to be said."""
+    """The verdict of a paired comparison."""
 
     EQUIVALENT = "EQUIVALENT"
     DIFFERENT = "DIFFERENT"
@@ -70,19 +74,19 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm against another, over the seeds that both have.
+    """One arm against another, over their common seeds.
 
     Attributes:
         value: Mean difference, or geometric mean of the ratios.
-        ratio: Which of the two it is.
+        ratio: Whether ``value`` is a ratio.
         n: Number of pairs.
         student: 95 % t interval of ``value``; None for a single pair.
         bootstrap: 95 % interval from resampled pairs (percentiles); None for a single pair.
         p_different: Of the paired t test, null hypothesis: no difference. None where it cannot be tested.
         p_equivalent: Of two one-sided tests (TOST), null hypothesis: outside of the margin.
-        exact: The value does not vary over seeds: it is counted, or came out the same each time.
-        needed: Pairs with which a verdict is expected (power 0.8) if value and spread stay as they are; None
-            where the spread is not known.
+        exact: Whether the value does not vary over seeds: it is counted, or was equal each time.
+        needed: Pairs with which a verdict is expected (power 0.8) if value and spread stay the same; None if
+            the spread is unknown.
     """
 
     value: float
@@ -102,7 +106,7 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """From the two p values; nothing is said of fewer than `MIN_SEEDS` pairs, unless exact."""
+        """The verdict of the two p values; inconclusive for fewer than `MIN_SEEDS` pairs, unless exact."""
         if self.p_different is None or self.p_equivalent is None or (self.n < MIN_SEEDS and not self.exact):
             return Verdict.INCONCLUSIVE
         different, equivalent = self.p_different < ALPHA, self.p_equivalent < ALPHA
@@ -112,20 +116,20 @@ class Effect:
 
 
 def paired(
-    ours: Mapping[Any, float], theirs: Mapping[Any, float], ratio: bool = False, counted: bool = False
+    ours: Mapping[Run, float], theirs: Mapping[Run, float], ratio: bool = False, counted: bool = False
 ) -> Effect | None:
     """Compare two arms by seed.
 
     Args:
-        ours: A figure of each seed.
+        ours: A value of each seed.
         theirs: The same of the other arm.
-        ratio: Compare by ``ours / theirs``; all figures must then be positive.
-        counted: The figure is counted, not sampled: where all pairs agree, one is enough.
+        ratio: Whether to compare by ``ours / theirs``; all values must then be positive.
+        counted: Whether the value is counted, not sampled: if all pairs agree, one is enough.
 
     Returns:
-        The effect; None if no seed is common to both, or a ratio has no meaning.
+        The effect; None without a common seed, or if a ratio is undefined.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(ours.keys() & theirs.keys(), key=lambda run: run if isinstance(run, tuple) else (run,))
     a, b = np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
     if not seeds or (ratio and (min(a) <= 0 or min(b) <= 0)):
         return None
@@ -140,7 +144,7 @@ def paired(
         low, high = (math.exp(x) if ratio else float(x) for x in interval)
         return low, high
 
-    found = Effect(
+    effect = Effect(
         value=math.exp(value) if ratio else value,
         ratio=ratio,
         n=n,
@@ -154,7 +158,7 @@ def paired(
     if same and (counted or n >= MIN_SEEDS):
         point = back((value, value))
         return replace(
-            found,
+            effect,
             student=point,
             bootstrap=point,
             p_different=float(abs(value) <= 1e-12),
@@ -162,9 +166,9 @@ def paired(
             exact=True,
         )
     if n < 2 or same:
-        return found
+        return effect
     return replace(
-        found,
+        effect,
         student=back(_student(d)),
         bootstrap=back(_bootstrap(d)),
         p_different=_p_different(a, b),
@@ -183,8 +187,8 @@ def _student(d: np.ndarray) -> Interval:
 def _bootstrap(d: np.ndarray) -> Interval:
     from scipy import stats
 
-    # A generator of its own, with a fixed seed: the same rows give the same report.
-    found = stats.bootstrap(
+    # A generator with a fixed seed: the same rows give the same report.
+    result = stats.bootstrap(
         (d,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -192,7 +196,7 @@ def _bootstrap(d: np.ndarray) -> Interval:
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _p_different(a: np.ndarray, b: np.ndarray) -> float:
@@ -208,25 +212,25 @@ def _p_equivalent(a: np.ndarray, b: np.ndarray, margin: float) -> float:
 
 
 def _needed(distance: float, spread: float, margin: float) -> int:
-    """The fewer of the pairs that show a difference, and those that show equivalence, of this size.
+    """Pairs needed to show a difference of this size, or equivalence, whichever are fewer.
 
-    Both one-sided tests must succeed for equivalence, so each is given the power ``(1 + POWER) / 2``; by
-    Bonferroni's inequality the two together then have at least `POWER`.
+    Equivalence needs both one-sided tests, so each has the power ``(1 + POWER) / 2``; by Bonferroni's
+    inequality both together have at least `POWER`.
     """
     from statsmodels.stats.power import TTestPower
 
     power = TTestPower()
 
-    def pairs(effect: float, at: float, alternative: str) -> float:
-        # A search from two pairs upwards: the solver of statsmodels needs a bracket that holds the answer.
+    def pairs(effect: float, target: float, alternative: str) -> float:
+        # A search from two pairs upwards: the solver of statsmodels needs a bracket that contains the result.
         low, high = 2, 2
-        while power.power(effect, high, ALPHA, alternative=alternative) < at:
+        while power.power(effect, high, ALPHA, alternative=alternative) < target:
             if high > 10**6:
                 return math.inf
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            reached = power.power(effect, middle, ALPHA, alternative=alternative) >= at
+            reached = power.power(effect, middle, ALPHA, alternative=alternative) >= target
             low, high = (low, middle) if reached else (middle, high)
         return high
 
@@ -239,25 +243,25 @@ def _needed(distance: float, spread: float, margin: float) -> int:
 
 
 def holm(effects: Sequence[Effect]) -> list[Effect]:
-    """The effects of one family with both of their p values adjusted by Holm's method; intervals stay."""
+    """The effects of one family with both p values adjusted by Holm's method; intervals are not changed."""
     adjusted = list(effects)
     for name in ("p_different", "p_equivalent"):
         tested = [i for i, effect in enumerate(adjusted) if getattr(effect, name) is not None]
         if tested:
             values = _holm([getattr(adjusted[i], name) for i in tested])
             for i, value in zip(tested, values, strict=True):
-                changed: dict[str, Any] = {name: value}
+                changed: Mapped = {name: value}
                 adjusted[i] = replace(adjusted[i], **changed)
     return adjusted
 
 
 def _holm(values: Sequence[float]) -> list[float]:
-    """The p values times the number of those that are not smaller, never below that of a smaller one.
+    """The p values times the number of those that are not smaller, made monotonic.
 
-    As statsmodels' ``multipletests`` has it, which collects garbage, for half a second, at every call.
+    Equal to statsmodels' ``multipletests``, which takes half a second per call for garbage collection.
     """
     order = np.argsort(values, kind="stable")
     scaled = np.asarray(values)[order] * np.arange(len(values), 0, -1)
-    found = np.empty(len(values))
-    found[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return [float(p) for p in found]
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(p) for p in adjusted]

@@ -1,4 +1,4 @@
-"""The table of a set of rows, for the terminal."""
+"""The tables of rows in the terminal."""
 
 from __future__ import annotations
 
@@ -12,124 +12,139 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfree.bench.arms import Arm, alone, failures, groups, last_line
-from bpfree.bench.measures import MEASURES, Comparison, against_baseline, compare, left_out, mixed, short
+from bpfree.bench.measures import COSTS, Comparison, against_baseline, compare, left_out, mixed, short
+from bpfree.bench.metric import RowMetric
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import Estimate, Verdict, estimate
 from bpfree.bench.terminal import visible
 from bpfree.bench.weak_blocks import weak_blocks
 
+#: The columns. The arm, its metric on test data and the comparison come first where not all fit.
+NAME, TEST, EFFECT, LEVEL, READOUTS = "arm", "test", "effect", "level", "readouts"
 COLUMNS = (
-    "arm",
-    "level",
+    NAME,
+    LEVEL,
     "seeds",
-    "test accuracy %",
-    "– backprop, points",
-    "train passes",
+    TEST,
+    EFFECT,
+    "device passes",
     "train s",
     "time ÷ BP",
     "FLOPs ÷ BP",
     "saved ÷ BP",
-    "other readouts %",
+    READOUTS,
 )
+FIRST = (NAME, TEST, EFFECT)
 
-#: What is shown first where not all fit, and what is text.
-FIRST = ("arm", "test accuracy %", "– backprop, points")
-LEFT = ("arm", "level", "other readouts %")
+#: Columns of text.
+LEFT = (NAME, LEVEL, READOUTS)
 
-#: How the verdict on a difference is marked.
+#: Marks of the verdicts.
 MARKS = {Verdict.DIFFERENT: "≠", Verdict.NEGLIGIBLE: "≈", Verdict.EQUIVALENT: "=", Verdict.INCONCLUSIVE: "?"}
 LEGEND = (
     "≠ different, ≈ different by less than the margin, = equivalent, ? not decided by these seeds (the "
-    "report says how many would do); FLOPs: of the whole training; saved: bytes kept for the backward pass"
+    "report has the number needed); FLOPs: of the whole training; saved: bytes kept for the backward pass"
 )
 
 
-def percent(figure: Estimate | None) -> str:
-    """An accuracy in percent with its interval."""
-    if figure is None:
-        return "–"
-    text = f"{100 * figure.mean:.2f}"
-    return text if figure.half is None else f"{text} ± {100 * figure.half:.2f}"
+def heads(metric: RowMetric) -> dict[str, str]:
+    """The headings of the columns."""
+    return {name: name for name in COLUMNS} | {
+        TEST: metric.head(f"test {metric.label}", " "),
+        EFFECT: "– backprop, points" if metric.share else "÷ backprop",
+        READOUTS: metric.head("other readouts", " "),
+    }
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print a table for each data set and net, then what backpropagation is better at, then what failed.
+    """Print a table for each data set and net, the arms that backpropagation is better than, and failures.
 
-    Where the terminal is too narrow for all columns, those that do not fit follow in tables of their own.
+    Columns that do not fit the terminal follow in further tables.
     """
-    found = groups(rows)
-    pairs = against_baseline(found)
+    grouped = groups(rows)
+    pairs = against_baseline(grouped)
     effects = {(c.group, c.arm, c.measure.id): c for c in compare(pairs)}
-    for group in found:
+    for group in grouped:
         of_group = {(name, m): c for (title, name, m), c in effects.items() if title == group.title}
         lines = [
             _line(arm, {m: c for (name, m), c in of_group.items() if name == arm.name}) for arm in group.arms
         ]
-        _print(group.title, lines, console)
+        _print(group.title, heads(group.metric), lines, console)
         if group.baseline is not None and len(group.arms) > 1:
-            accuracy = [c for (_, m), c in of_group.items() if m == "accuracy"]
-            console.print(Text(_where_baseline_wins(accuracy)), soft_wrap=True)
+            of_metric = [c for (_, m), c in of_group.items() if m == group.metric.name]
+            console.print(Text(_where_baseline_wins(of_metric, group.metric)), soft_wrap=True)
         for text in filter(None, map(weak_blocks, group.arms)):
             console.print(Text(f"single blocks, {visible(text)}"), soft_wrap=True)
-    if found:
+    if grouped:
         console.print(Text(LEGEND))
-    for note in [*left_out(pairs), *mixed(found)]:
+    for note in [*left_out(pairs), *mixed(grouped)]:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     for row in failures(rows):
-        said = f" {visible(str(row.get('arm')))}, seed {row['seed']}: {last_line(row)}"
-        console.print(Text.assemble((visible(row["status"]), "red"), said), soft_wrap=True)
+        text = f" {visible(str(row.get('arm')))}, seed {row['seed']}: {last_line(row)}"
+        console.print(Text.assemble((visible(row["status"]), "red"), text), soft_wrap=True)
 
 
-def _print(title: str, lines: Sequence[Mapping[str, str]], console: Console) -> None:
-    """The lines as a table; as several, each with the names of the arms, where one is too wide."""
-    left = [name for name in COLUMNS if any(line[name] for line in lines)]
-    while left:
-        # What comes first may not fit alone: it is shown all the same, and its long names take several lines.
-        shown = [name for name in left if name in FIRST] or ["arm", left[0]]
-        for name in left:
-            if name not in shown and _width(_table("", [*shown, name], lines), console) <= console.width:
+def _print(
+    title: str, heads: Mapping[str, str], lines: Sequence[Mapping[str, str]], console: Console
+) -> None:
+    """Print the lines as a table, or as several with the names of the arms if one is too wide."""
+    remaining = [name for name in COLUMNS if any(line[name] for line in lines)]
+    while remaining:
+        # The first columns are shown even if they do not fit: long names take several lines.
+        shown = [name for name in remaining if name in FIRST] or ["arm", remaining[0]]
+        for name in remaining:
+            if (
+                name not in shown
+                and _width(_table("", [*shown, name], heads, lines), console) <= console.width
+            ):
                 shown.append(name)
-        console.print(_table(title, [name for name in COLUMNS if name in shown], lines))
-        left = [name for name in left if name not in shown]
+        console.print(_table(title, [name for name in COLUMNS if name in shown], heads, lines))
+        remaining = [name for name in remaining if name not in shown]
         title = ""
 
 
-def _table(title: str, names: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
+def _table(
+    title: str, names: Sequence[str], heads: Mapping[str, str], lines: Sequence[Mapping[str, str]]
+) -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left")
     for name in names:
         justify: Literal["left", "right"] = "left" if name in LEFT else "right"
-        # Text is broken first, figures only where the terminal is narrower than they are; none is cut.
+        # Text is wrapped first, and numbers only where the terminal is narrower; nothing is cut.
         widest = max(
-            cell_len(part) for cell in [name, *(line[name] for line in lines)] for part in cell.split("\n")
+            cell_len(part)
+            for cell in [heads[name], *(line[name] for line in lines)]
+            for part in cell.split("\n")
         )
-        table.add_column(name, justify=justify, overflow="fold", width=None if name in LEFT else widest)
+        table.add_column(
+            heads[name], justify=justify, overflow="fold", width=None if name in LEFT else widest
+        )
     for line in lines:
         table.add_row(*(Text(line[name], overflow="fold") for name in names))
     return table
 
 
 def _width(table: Table, console: Console) -> int:
-    """Columns of the terminal that the table takes if no line of it is broken."""
+    """Width of the table in columns of the terminal without wrapped lines."""
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
 def _line(arm: Arm, effects: Mapping[str, Comparison]) -> dict[str, str]:
-    """What stands in each of `COLUMNS`; nothing where it makes no sense for the arm."""
+    """The text of each of `COLUMNS`; empty where it does not apply to the arm."""
     first = arm.rows[0]
     others = [name for name in first["metrics"]["readouts"] if name != first["method"]["readout"]]
-    readouts = [f"{visible(name)} {percent(_mean(arm, 'metrics', 'readouts', name))}" for name in others]
+    readouts = [f"{visible(name)} {_value(arm, 'metrics', 'readouts', name)}" for name in others]
     if of_blocks := alone(arm):
         readouts.append(f"blocks alone {of_blocks}")
-    seconds = MEASURES["train_s"].averaged(arm)
-    sent = _mean(arm, "physics", "passes", "train")
+    seconds = COSTS["train_s"].averaged(arm)
+    rows_sent = _mean(arm, "physics", "passes", "train")
     ratios = (_ratio(effects.get(m)) for m in ("train_s", "train_flops", "saved_bytes"))
     cells = [
         arm.name,
         visible(str(first["locality"])),
         str(len(arm.rows)),
-        percent(_mean(arm, "metrics", "test_accuracy")),
-        _points(effects.get("accuracy")),
-        f"{sent.mean:,.0f}" if sent else "–" if "physics" in first else "",
+        _value(arm, "metrics", f"test_{arm.metric.name}"),
+        _effect(effects.get(arm.metric.name)),
+        f"{rows_sent.mean:,.0f}" if rows_sent else "–" if "physics" in first else "",
         f"{estimate(seconds).mean:.2f}" if seconds else "–",
         *ratios,
         "\n".join(readouts),
@@ -142,8 +157,14 @@ def _mean(arm: Arm, *path: str) -> Estimate | None:
     return estimate(values) if values else None
 
 
-def _points(comparison: Comparison | None) -> str:
-    """A difference of accuracies, in points, with its interval and the mark of its verdict."""
+def _value(arm: Arm, *path: str) -> str:
+    """A value of the metric: the mean over seeds with its interval."""
+    values = [arm.metric.scale * value for value in arm.by_seed(*path).values()]
+    return arm.metric.spread(estimate(values)) if values else "–"
+
+
+def _effect(comparison: Comparison | None) -> str:
+    """The comparison with the baseline, with its interval and the mark of its verdict."""
     return "–" if comparison is None else f"{short(comparison)} {MARKS[comparison.effect.verdict]}"
 
 
@@ -151,11 +172,14 @@ def _ratio(comparison: Comparison | None) -> str:
     return "–" if comparison is None else f"{comparison.effect.value:.2f}"
 
 
-def _where_baseline_wins(accuracies: Sequence[Comparison]) -> str:
-    """The arms that backpropagation is more accurate than, and those of which it is ahead, undecided."""
-    if not accuracies:
-        return "Backpropagation is compared with none of them: no seed in common"
-    behind = [c.arm for c in accuracies if c.loses]
-    open_ = [c.arm for c in accuracies if c.effect.value < 0 and c.effect.verdict is Verdict.INCONCLUSIVE]
-    text = f"Backpropagation is more accurate than: {', '.join(behind) or 'none of them'}"
+def _where_baseline_wins(comparisons: Sequence[Comparison], metric: RowMetric) -> str:
+    """The arms that backpropagation is better than, and those of which it is ahead, undecided."""
+    if not comparisons:
+        return "Backpropagation is not compared with any of them: no seed in common"
+    behind = [c.arm for c in comparisons if c.loses]
+    open_ = [
+        c.arm for c in comparisons if c.measure.worse(c.effect) and c.effect.verdict is Verdict.INCONCLUSIVE
+    ]
+    what = "is more accurate than" if metric.name == "accuracy" else f"has a better {metric.label} than"
+    text = f"Backpropagation {what}: {', '.join(behind) or 'none of them'}"
     return f"{text}; ahead, and not decided, of: {', '.join(open_)}" if open_ else text

@@ -1,4 +1,4 @@
-"""What it took to reach a target accuracy, read off the curves."""
+"""Costs to reach a target of the metric, from the curves of rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bpfree.bench.arms import Arm
-from bpfree.bench.measures import MEASURES, Measure, cpu_seconds, train_flops
+from bpfree.bench.measures import COSTS, Measure, cpu_seconds, train_flops
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
-#: The measures that a curve tells of.
-COSTS = ("train_flops", "train_s", "train_cpu_s", "energy_j")
+#: The costs that are known at the points of a curve.
+CURVE_COSTS = ("train_flops", "train_s", "train_cpu_s", "energy_j")
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What it took a run to reach a target."""
+    """The costs of a run up to a target."""
 
     step: float
     train_s: float | None
@@ -28,26 +29,27 @@ class Reached:
 
 
 def to_target(row: Row, target: float) -> Reached | None:
-    """The cost at the first of two evaluations in a row that reach ``target`` (validation accuracy, 0 to 1).
+    """The cost at the first of two evaluations in a row that reach ``target``, a value of the metric on
+    validation data.
 
     Returns:
-        None for a run that never did: a miss is a miss, and no number.
+        None for a run that missed the target.
     """
-    points = row["curve"]
+    points, metric = row["curve"], metric_of(row)
     for point, following in itertools.pairwise(points):
-        if point[1] >= target and following[1] >= target:
+        if metric.reaches(point[1], target) and metric.reaches(following[1], target):
             flops, cpu = flops_until(row, point[0]), cpu_until(row, point[0])
             return Reached(point[0], seconds_at(row, point), cpu, flops, joules_at(point))
     return None
 
 
 def flops_until(row: Row, step: float) -> float | None:
-    """FLOPs of the training up to a step; None for several stages, whose steps are not alike."""
+    """FLOPs of the training up to a step; None for several stages, whose steps differ."""
     return _share(row, step, train_flops(row))
 
 
 def cpu_until(row: Row, step: float) -> float | None:
-    """CPU seconds of the training up to a step, if each took as long as another; None for several stages."""
+    """CPU seconds of the training up to a step, by the share of steps; None for several stages."""
     return _share(row, step, cpu_seconds(row))
 
 
@@ -56,31 +58,31 @@ def _share(row: Row, step: float, total: float | None) -> float | None:
 
 
 def seconds_at(row: Row, point: Sequence[float]) -> float | None:
-    """Seconds of training up to a point of a curve; None if the run was stopped and resumed."""
+    """Seconds of training up to a point of a curve; None if the run was resumed."""
     return float(point[2]) if row.get("segments", 1) == 1 else None
 
 
 def joules_at(point: Sequence[float]) -> float | None:
-    """Joules up to a point of a curve, where they were metered."""
+    """Joules up to a point of a curve; None if they were not metered."""
     return float(point[3]) if len(point) > 3 else None
 
 
 def at_target(target: float, cost: str) -> Measure:
-    """What it took to reach a target, as a measure; None for a run that never did."""
+    """A cost up to a target as a measure; None for a run that missed the target."""
 
     def read(row: Row) -> float | None:
         reached = to_target(row, target)
         return None if reached is None else getattr(reached, cost)
 
-    return replace(MEASURES[cost], id=f"{cost} to {target:g}", read=read, counted=False)
+    return replace(COSTS[cost], id=f"{cost} to {target:g}", read=read, counted=False)
 
 
 @dataclass(frozen=True)
 class TargetCost:
-    """How an arm did against a target: how many of its seeds reached it, and the medians of what it took.
+    """How many seeds of an arm reached a target, and the medians of the costs.
 
-    A seed that missed counts as infinitely dear, so a median is None where half of the seeds or
-    more missed, or where it was not measured.
+    The cost of a seed that missed the target is infinite, so a median is None if at least half of the seeds
+    missed it, or if the cost was not measured.
     """
 
     target: float
@@ -93,16 +95,16 @@ class TargetCost:
 
 
 def target_cost(arm: Arm, target: float) -> TargetCost:
-    """The cost of an arm to a target, over its seeds."""
-    found = [to_target(row, target) for row in arm.rows]
+    """The costs of an arm up to a target, over its seeds."""
+    outcomes = [to_target(row, target) for row in arm.rows]
 
     def median(name: str) -> float | None:
-        reached = [getattr(one, name) for one in found if one is not None]
-        if None in reached or not MEASURES[name].uniform(arm):
+        reached = [getattr(one, name) for one in outcomes if one is not None]
+        if None in reached or not COSTS[name].uniform(arm):
             return None
-        value = statistics.median([*reached, *[math.inf] * (len(found) - len(reached))])
+        value = statistics.median([*reached, *[math.inf] * (len(outcomes) - len(reached))])
         return value if math.isfinite(value) else None
 
-    hits = sum(one is not None for one in found)
-    medians = {name: median(name) for name in COSTS}
-    return TargetCost(target, hits, len(found), **medians)
+    hits = sum(one is not None for one in outcomes)
+    medians = {name: median(name) for name in CURVE_COSTS}
+    return TargetCost(target, hits, len(outcomes), **medians)

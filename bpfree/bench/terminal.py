@@ -1,4 +1,4 @@
-"""Output to the terminal: text is printed as it stands, whatever characters names hold and streams take."""
+"""Output to the terminal: text is printed without markup, and characters that a stream lacks are replaced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TextColumn
 
-#: What stands for a character of ours that a stream cannot encode; others are written as escapes.
+from bpfree.bench.files import Mapped
+
+#: Replacements of characters that a stream cannot encode; all others are written as escapes.
 ASCII = {"–": "-", "±": "+-", "÷": "/", "×": "x", "≠": "!=", "≈": "~", "…": "...", "─": "-", "·": "."}
 
-#: Columns of text that goes to a file or a pipe.
+#: Width of text that goes to a file or a pipe, in columns.
 WIDE = 180
 
 
@@ -23,28 +25,28 @@ def visible(text: str) -> str:
 
 
 def console(stderr: bool = False, width: int = WIDE) -> Console:
-    """A console that takes no markup from text, and never fails because of a character or a closed pipe.
+    """A console that ignores markup in text, and does not fail on a character or a closed pipe.
 
     Args:
         stderr: Print to the standard error instead of the standard output.
-        width: Columns where the output goes to no terminal.
+        width: Width in columns where the output is not a terminal.
     """
     stream: Any = sys.stderr if stderr else sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="bpfree.replace")
-    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "stderr": stderr}
-    found = _Console(**plain)
-    return found if found.is_terminal else _Console(**plain, width=width)
+    plain: Mapped = {"markup": False, "emoji": False, "highlight": False, "stderr": stderr}
+    result = _Console(**plain)
+    return result if result.is_terminal else _Console(**plain, width=width)
 
 
 def label_column() -> TextColumn:
-    """The descriptions of a progress bar, as they stand."""
+    """The column of a progress bar with the descriptions, without markup."""
     return TextColumn("{task.description}", markup=False)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """The reader went away (``| head``): print nothing more, and let the work and its exit code be."""
+        """Print nothing more after the reader has closed the pipe (``| head``); the exit code stays."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())

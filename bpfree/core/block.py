@@ -19,10 +19,10 @@ from bpfree.core.update_rules import (
     Objective,
     OnePassSolve,
     UpdateRule,
-    apply_gradients,
+    set_gradients,
 )
 from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, StatefulFeedbackLoss
-from bpfree.nn.in_place import overwriting
+from bpfree.nn.inplace import overwritable_relus
 from bpfree.nn.weights import feature_axis
 
 #: A loss with the output that it is built for, or computed of, and its feedback.
@@ -75,6 +75,11 @@ class BaseBlock(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Rows) -> Tensor:
         """The output, ``[rows, ...]``."""
+
+    def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
+        """`outputs`, and the input of the block above."""
+        outputs = self.outputs(inputs)
+        return outputs, outputs[-1]
 
     @abstractmethod
     def body_output(self, front_output: Rows) -> Tensor:
@@ -147,9 +152,13 @@ class BaseBlock(nn.Module, ABC):
         Returns:
             The losses and the output before the step, detached.
         """
-        assert self.optimizer is not None
+        optimizer = self.optimizer
+        assert optimizer is not None
         losses, output, gradients = self.rule.gradients(self, front_output, target, feedback)
-        apply_gradients(self.optimizer, gradients)
+        if gradients:
+            set_gradients(gradients)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return losses, output
 
     @abstractmethod
@@ -229,6 +238,10 @@ class Block(BaseBlock):
         output: Tensor = self.body(inputs if self.front is None else self.run_front(inputs))
         return output
 
+    def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
+        output = self(inputs)
+        return [output], output
+
     def body_output(self, front_output: Rows) -> Tensor:
         output: Tensor = self.body(front_output)
         return output
@@ -288,7 +301,7 @@ class Block(BaseBlock):
         for module in self.held:
             if not learns(module):
                 module.eval()
-        self.overwriting = overwriting(self.body) if mode else ()
+        self.overwriting = overwritable_relus(self.body) if mode else ()
         return self
 
     def hold_frozen(self) -> None:

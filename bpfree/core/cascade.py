@@ -199,9 +199,8 @@ class Cascade(nn.Module):
         """The outputs of the first ``n_blocks`` blocks (all by default), bottom first."""
         outputs: list[Tensor] = []
         for block in self.units[:n_blocks]:
-            inputs = block.concat_feedback(inputs, None)
-            outputs += block.outputs(inputs)
-            inputs = block.next_input(inputs, outputs[-1])
+            found, inputs = block.evaluate(inputs)
+            outputs += found
         return outputs
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue
 from bpfree._settings import Must
 from bpfree.encodings.base import View
 from bpfree.losses import LocalLoss, ScoringLoss
-from bpfree.nn import LengthNorm, widened
+from bpfree.nn import LengthNorm, at_least_float32
 
 
 class Readout(nn.Module, ABC):
@@ -46,7 +46,7 @@ class Readout(nn.Module, ABC):
     def collect(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
         """What it needs of one block's output ``[rows, ...]``: the scores, or None if the loss has none."""
         scores = loss.scores(output)
-        return None if scores is None else widened(scores)
+        return None if scores is None else at_least_float32(scores)
 
     def depends_on(self, first: int, stop: int) -> bool:
         """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
@@ -76,7 +76,7 @@ def class_probabilities(scores: Tensor, loss: LocalLoss) -> Tensor:
     """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; the softmax, unless the loss has its own."""
     if isinstance(loss, ScoringLoss):
         return loss.probabilities(scores)
-    return widened(scores).softmax(1)
+    return at_least_float32(scores).softmax(1)
 
 
 def _checked(collected: Tensor | None, loss: LocalLoss) -> Tensor:
@@ -199,31 +199,33 @@ class ClassifierReadout(Readout):
 
     def collect(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
         """The normalized features, ``[rows, n]``."""
-        found: Tensor = self.norm(output.flatten(1))
-        return found
+        features: Tensor = self.norm(output.flatten(1))
+        return features
 
     def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        return self.linear(self._joined([h for h in collected if h is not None]))  # type: ignore[no-any-return]
+        features = [features for features in collected if features is not None]
+        first = int(self.skip_first and len(features) > 1)
+        scores: Tensor = self.linear(torch.cat(features[first:], 1))
+        return scores
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
         return self.linear(self._features(outputs))  # type: ignore[no-any-return]
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
-        return F.cross_entropy(self.linear(self._features(outputs)), y)
+        first = int(self.skip_first and len(outputs) > 1)
+        features = torch.cat([self.collect(output) for output in outputs[first:]], 1)
+        return F.cross_entropy(self.linear(features), y)
 
     def _features(self, outputs: Sequence[Tensor]) -> Tensor:
-        return self._joined([self.collect(output) for output in outputs])
-
-    def _joined(self, features: Sequence[Tensor]) -> Tensor:
-        first = int(self.skip_first and len(features) > 1)
-        return torch.cat(list(features[first:]), 1)
+        first = int(self.skip_first and len(outputs) > 1)
+        return torch.cat([self.collect(output) for output in outputs[first:]], 1)
 
 
 class OnePassReadout(ClassifierReadout):
-    """A linear layer with softmax on all blocks' magnitudes ``|z|``, no label shown.
+    """A linear layer with softmax on the magnitudes ``|z|`` of all blocks, without a label in the input.
 
-    A variant of physical local learning of ours: it asks a device once for each sample where the goodness
-    readout asks once for each class, and it costs passes of its own in training.
+    It is not part of the paper on physical local learning. It costs one pass of a device for each sample,
+    where the goodness readout costs one for each class, and further passes in training.
     """
 
     input_kind = "magnitudes"

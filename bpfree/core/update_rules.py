@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
 from bpfree.losses import ClosedFormLoss, LocalLoss, OnePassLoss
-from bpfree.nn._closed_form import body_gradients, closed_layers
+from bpfree.nn._closed_form import BACKWARD, closed_form_layers, layer_gradients
 
 
 class Objective(NamedTuple):
@@ -165,6 +165,9 @@ class Autograd(UpdateRule[DifferentiableBlock]):
 class ClosedFormGradient(UpdateRule[SimpleBlock]):
     """The closed form of the gradients of ``[Flatten] Linear [activation]`` under a `ClosedFormLoss`."""
 
+    def __init__(self) -> None:
+        self._found: tuple[tuple[Any, ...], tuple[nn.Linear, nn.Module | None] | None] | None = None
+
     def gradients(
         self, block: SimpleBlock, front_output: Rows, target: Tensor, feedback: Tensor | None
     ) -> Gradients:
@@ -180,13 +183,61 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
                 for relu in relus:
                     relu.inplace = False
             loss, error, gradients = block.loss.closed_form(output, target, feedback)
-            gradients |= body_gradients(block.body, front_output, output, error)
+            if (layers := self._layers(block.body)) is not None:
+                gradients |= layer_gradients(*layers, front_output, output, error)
         return Gradients([loss], output, gradients)
+
+    def take_steps(
+        self,
+        block: SimpleBlock,
+        front_output: Tensor,
+        target: Tensor,
+        feedback: Tensor | None,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+    ) -> list[Tensor]:
+        """Take several steps on one input; returns the losses before the first.
+
+        The same as as many calls of `gradients`, each with a step, in fewer Python calls.
+        """
+        assert isinstance(block.loss, ClosedFormLoss)
+        body, closed_form, losses = block.body, block.loss.closed_form, list[Tensor]()
+        layers, x = self._layers(body), front_output.flatten(1)
+        for _ in range(steps):
+            with torch.no_grad():
+                output = body(front_output)
+                loss, error, gradients = closed_form(output, target, feedback)
+                if layers is not None:
+                    linear, activation = layers
+                    if activation is not None:
+                        error = BACKWARD[type(activation)](activation, error, output.flatten(1))
+                    if linear.weight.requires_grad:
+                        gradients[linear.weight] = error.T @ x
+                    if linear.bias is not None and linear.bias.requires_grad:
+                        gradients[linear.bias] = error.sum(0)
+                for parameter, gradient in gradients.items():
+                    same = gradient.stride() == parameter.stride()
+                    parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss)
+        return losses[:1]
+
+    def _layers(self, body: nn.Module) -> tuple[nn.Linear, nn.Module | None] | None:
+        """The layers of the body, found anew if a module of it has changed."""
+        modules = (body, *body._modules.values())
+        if self._found is None or self._found[0] != modules:
+            self._found = (modules, closed_form_layers(body))
+        layers = self._found[1]
+        if layers is not None and (layers[0]._forward_hooks or layers[0]._forward_pre_hooks):
+            # A hook that was added since is refused.
+            layers = closed_form_layers(body)
+        return layers
 
     def check(self, block: SimpleBlock, label: str) -> None:
         loss = block.loss
         try:
-            closed_layers(block.body)
+            closed_form_layers(block.body)
             if not isinstance(loss, ClosedFormLoss):
                 raise TypeError(f"{type(loss).__name__} has no closed-form gradient")
             loss.check_closed_form()
@@ -272,18 +323,10 @@ class Perturbation(UpdateRule[SimpleBlock]):
         return f"Perturbation(size={self.size}, directions={self.directions})"
 
 
-def apply_gradients(optimizer: torch.optim.Optimizer, gradients: Mapping[Tensor, Tensor]) -> None:
-    """Take the optimizer's step with these gradients, and free them.
-
-    Args:
-        optimizer: Of the block.
-        gradients: By parameter; empty if they are in ``.grad`` already.
-    """
+def set_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
+    """Set ``.grad`` of each parameter, in the memory layout of the parameter, which fused optimizers need."""
     for parameter, gradient in gradients.items():
-        if gradient.stride() != parameter.stride():
-            # Fused optimizers need the memory layout of the parameter, which autograd gives a gradient.
-            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-        else:
+        if gradient.stride() == parameter.stride():
             parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+        else:
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)

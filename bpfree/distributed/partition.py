@@ -13,7 +13,7 @@ from bpfree._rows import Rows
 from bpfree.core.block import BaseBlock, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.losses import StatefulFeedbackLoss
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 
 
 def block_costs(cascade: Cascade, rows: Rows, target: Tensor, message: Tensor | None) -> list[float]:
@@ -93,7 +93,7 @@ def check_pipelined(cascade: Cascade, n: int, groups: Sequence[int] | None) -> N
             "which no worker has; leave it out (for forward_forward: readout = 'goodness', classifier = "
             "false)"
         )
-    if any(counted(block) for block in units):
+    if any(counted_modules(block) for block in units):
         raise BadValue(
             f"{several}: each worker would send rows to the devices in the fronts; use 'greedy' or "
             "'simultaneous'"

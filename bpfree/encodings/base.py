@@ -1,4 +1,4 @@
-"""How a labeled sample is shown to the first block: the interface, and samples as they are."""
+"""How labeled samples become inputs of the first block: the interface, and samples as they are."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
-from bpfree.losses import accuracy
 
 View = Literal["plain", "neutral", "candidates"]
 
 
 class Encoding:
-    """Shows images as they are. The base of the other encodings.
+    """Samples as they are. The base class of the other encodings.
 
     Attributes:
-        views: How many rows a sample becomes in training.
-        redraw: Whether a sample looks different each time; if so, features of it cannot be cached, except
-            where all its `looks` can be.
+        views: Number of rows of a sample in training.
+        redraw: Whether a sample is encoded differently in each step. Its features cannot be cached then,
+            unless it is encoded as one of a few `variants`.
+        needs_scores: Whether `draw` needs the class scores of a readout that is trained.
         transductive: Whether a sample needs all others to be encoded, as the nodes of a graph do.
-        measure: What `judge` gives.
     """
 
     views: int = 1
     redraw: bool = False
+    needs_scores: bool = False
     transductive: bool = False
-    measure: str = "accuracy"
 
     def build(self, n_classes: int) -> None:
-        """Be told how many classes there are; called once."""
+        """Set the number of classes; called once."""
 
     def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
         """Adapt the first block to encoded samples; called once, before heads are built. Here: nothing.
@@ -43,20 +41,23 @@ class Encoding:
             sample_shape: Shape of a sample, without the batch.
         """
 
-    def looks(self, x: Tensor) -> Tensor:
-        """Every way in which `encode` may show the samples ``x [B, ...]``, ``[looks * B, ...]``, look by
-        look.
+    def variants(self, x: Tensor) -> Tensor:
+        """Every row that `encode` may make of the samples ``x [B, ...]``, ``[variants * B, ...]``.
 
-        For encodings that are redrawn among a few looks; what is drawn says which are shown, see `chosen`.
+        Variant by variant; for encodings that draw among a few variants, see `chosen_variants`.
         """
-        raise TypeError(f"{type(self).__name__} has too many looks to tell them apart")
+        raise TypeError(f"{type(self).__name__} has no fixed number of variants")
 
-    def chosen(self, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The looks that `encode` shows the samples ``y [B]`` in, ``[views, B]``, and the rows' targets."""
-        raise TypeError(f"{type(self).__name__} does not tell looks apart")
+    def chosen_variants(self, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The numbers of the variants that `encode` makes of samples ``y [B]``, and the rows' targets.
+
+        Returns:
+            ``[views, B]`` and ``[views * B]``.
+        """
+        raise TypeError(f"{type(self).__name__} has no fixed number of variants")
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor | None:
-        """Draw what is random in the encoding of the samples ``y [B]``: nothing here."""
+        """Draw the random part of the encoding of the samples ``y [B]``; here nothing is random."""
         return None
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Rows, Tensor]:
@@ -64,36 +65,30 @@ class Encoding:
         return x, y
 
     def answers(self, data: Any) -> Tensor:
-        """What scores are judged against: the labels ``[N]`` of the data set."""
+        """The targets of a metric: the labels ``[N]`` of the data set."""
         return data.y  # type: ignore[no-any-return]
 
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """How good scores are, higher is better: the share of rows that they classify rightly."""
-        return accuracy(scores, answers)
-
     def copies(self, view: View) -> int:
-        """How many rows of `view` stand for one sample."""
+        """Number of rows of a sample in ``view``."""
         return 1
 
     def message(self) -> Tensor | None:
-        """What comes to the top block as its message from above: nothing here."""
+        """The message for the top block, see `bpfree.losses.FeedbackLoss`; here None."""
         return None
 
     def view(self, x: Tensor, view: View) -> Rows:
-        """The rows that a readout asks for, without knowing the label.
+        """The rows that a readout needs, made without the label.
 
         Raises:
             BadValue: If this encoding has no such view.
         """
         if view != "plain":
-            raise BadValue(f"a readout asked for the {view!r} view, which needs an encoding with labels")
+            raise BadValue(f"a readout needs the {view!r} view, which only encodings with labels have")
         return x
 
 
 class Reconstruct(Encoding):
-    """Shows images as they are, and asks for them back; labels take no part."""
-
-    measure = "negative squared error"
+    """Samples as they are, which are the targets, too. Labels are not used."""
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         return x, x
@@ -101,7 +96,3 @@ class Reconstruct(Encoding):
     def answers(self, data: Any) -> Tensor:
         """The images."""
         return data.batch(torch.arange(len(data.y), device=data.y.device))[0]  # type: ignore[no-any-return]
-
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """The negative mean squared error."""
-        return -F.mse_loss(scores, answers).item()

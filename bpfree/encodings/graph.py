@@ -71,8 +71,8 @@ class GraphEncoding(Encoding):
 
     def is_of_graph(self, features: Tensor, graph: Graph) -> bool:
         """Whether the training graph has these features ``[n, F]`` and edges, in any order of the edges."""
-        own = self.features
-        same = features is own or (features.shape == own.shape and torch.equal(features, own))
+        x = self.features
+        same = features is x or (features.shape == x.shape and torch.equal(features, x))
         return same and graph.equals(self.graph)
 
     def for_graph(self, features: Tensor, graph: Graph) -> Self:
@@ -170,26 +170,8 @@ class GraphEncoding(Encoding):
 class Pairs(GraphEncoding):
     """Nodes as they are; samples are pairs of them. The metric is the area under the ROC curve."""
 
-    measure = "roc_auc"
-
     def training_query(self, x: Tensor, y: Tensor) -> tuple[NodeQuery, Tensor]:
         return NodeQuery(repeated=True), torch.cat([x, y.unsqueeze(1)], 1)
 
     def evaluation_query(self, x: Tensor) -> NodeQuery:
         return NodeQuery(pairs=x, repeated=True)
-
-    def judge(self, scores: Tensor, answers: Tensor) -> float:
-        """Area under the ROC of ``scores [B, 1]`` against ``answers [B]``.
-
-        Raises:
-            BadValue: If there is none, as all answers are alike.
-        """
-        from sklearn.metrics import roc_auc_score
-
-        if answers.min() == answers.max():
-            raise BadValue(
-                f"all {len(answers)} pairs have the label {int(answers[0])}: the area under the ROC needs "
-                "edges (1) and pairs that are none (0)"
-            )
-
-        return float(roc_auc_score(answers.cpu().numpy(), scores.squeeze(1).cpu().numpy()))

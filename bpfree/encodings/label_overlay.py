@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._rows import StructuredRows
 from bpfree.encodings.base import Encoding, View
-from bpfree.nn import LengthNorm, StraightThroughReLU, widened
+from bpfree.nn import LengthNorm, StraightThroughReLU, at_least_float32
+from bpfree.nn.layers import WIDE
 from bpfree.nn.weights import is_plain, weight_matrices
 
 #: Where a label goes: over the first C values of a sample (``force``), beside them (``beside``), or, by
@@ -81,6 +82,7 @@ class LabelOverlay(Encoding):
         overlay: Overlay = "auto",
     ) -> None:
         self.n_classes, self.scale, self.negatives, self.redraw = n_classes, scale, negatives, redraw
+        self.needs_scores = negatives == "hard"
         self.overlay, self.seen = overlay, False
         self.beside: bool | None = None if overlay == "auto" else overlay == "beside"
 
@@ -96,6 +98,7 @@ class LabelOverlay(Encoding):
 
     def prepare(self, first_block: Any, sample_shape: Sequence[int]) -> None:
         self.place(sample_shape)
+        self._check_room(torch.Size(sample_shape).numel())
         if self.beside:
             first_block.body = put_beside(first_block.body, self.n_classes)
 
@@ -116,9 +119,8 @@ class LabelOverlay(Encoding):
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Overlaid, Tensor]:
         assert drawn is not None
         codes = F.one_hot(torch.stack([y, drawn]), self.n_classes) * self.scale
-        return self._overlay(x, codes.to(x.dtype)), torch.arange(
-            1, -1, -1, device=y.device
-        ).repeat_interleave(len(y))
+        target = torch.arange(1, -1, -1, device=y.device).repeat_interleave(len(y))
+        return Overlaid(x, codes.to(x.dtype)), target
 
     def copies(self, view: View) -> int:
         return self.n_classes if view == "candidates" else 1
@@ -134,15 +136,15 @@ class LabelOverlay(Encoding):
             raise BadValue(
                 "a readout asked for images without a label, which these blocks were not trained on"
             )
-        return self._overlay(x, codes)
+        self._check_room(x[0].numel())
+        return Overlaid(x, codes)
 
-    def _overlay(self, x: Tensor, codes: Tensor) -> Overlaid:
-        if not self.beside and x[0].numel() <= self.n_classes:
+    def _check_room(self, values: int) -> None:
+        if not self.beside and values <= self.n_classes:
             raise BadValue(
-                f"{self.n_classes} label values do not fit into an input of {x[0].numel()} values; use "
+                f"{self.n_classes} label values do not fit into an input of {values} values; use "
                 "overlay = 'beside'"
             )
-        return Overlaid(x, codes)
 
 
 class OverlaidLinear(nn.Module):
@@ -250,7 +252,9 @@ class LabelledLayer(nn.Module):
     def forward(self, rows: Overlaid) -> Tensor:
         x, codes = rows.images, rows.codes * self.label.unit.to(rows.codes.dtype)
         # All codes of a call are equally long, so samples are computed once for all their labels.
-        squares = widened(x).flatten(1).square().sum(1) + widened(codes[0, 0]).square().sum()
+        wide = x if x.dtype in WIDE else at_least_float32(x)
+        code = codes[0, 0] if codes.dtype in WIDE else at_least_float32(codes[0, 0])
+        squares = wide.flatten(1).square().sum(1) + code.square().sum()
         rms = (squares / (x[0].numel() + codes.shape[-1])).sqrt().to(x.dtype) + self.eps
         out = self.layer(self.before(x / rms.view(-1, *[1] * (x.ndim - 1))))
         label = self.label(codes / rms.unsqueeze(1))

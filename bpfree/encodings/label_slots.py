@@ -45,17 +45,17 @@ class LabelSlots(Encoding, nn.Module):
     def copies(self, view: View) -> int:
         return self.n_classes if view == "candidates" else 1
 
-    def looks(self, x: Tensor) -> Tensor:
+    def variants(self, x: Tensor) -> Tensor:
         return self.view(x, "candidates")
 
-    def chosen(self, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+    def chosen_variants(self, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
         assert drawn is not None
         labels = torch.cat([y.unsqueeze(1), drawn], 1).T
         own = torch.arange(self.views, device=y.device) == 0
         return labels, own.long().repeat_interleave(len(y))
 
     def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        labels, target = self.chosen(y, drawn)
+        labels, target = self.chosen_variants(y, drawn)
         return self.labelled(x, labels), target
 
     def labelled(self, x: Tensor, labels: Tensor) -> Tensor:

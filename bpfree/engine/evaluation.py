@@ -15,7 +15,8 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.encodings.base import View
 from bpfree.engine.feed import Data
-from bpfree.nn import asking
+from bpfree.metrics import Metric
+from bpfree.nn import counting_passes
 
 #: Rows that are computed at once: samples, times the labels that each is shown under.
 BATCH = 1024
@@ -117,17 +118,18 @@ class Evaluator:
         self.cascade.train(training)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def accuracies(self, readouts: Sequence[str], n_blocks: int | None = None) -> dict[str, float]:
-        """Share of samples that each readout, and each block alone, classifies rightly."""
+    def evaluate(
+        self, metric: Metric, readouts: Sequence[str], n_blocks: int | None = None
+    ) -> dict[str, float]:
+        """The metric of each readout, and of each block alone."""
         scores = self.scores(readouts, n_blocks)
         for name, found in scores.items():
             if not found.isfinite().all():
                 raise Diverged(
                     f"the scores of {name} are not finite: nor are the samples, or the weights by now"
                 )
-        encoding = self.cascade.encoding
-        answers = encoding.answers(self.data)[: self.n_samples]
-        return {name: encoding.judge(s, answers) for name, s in scores.items()}
+        targets = self.cascade.encoding.answers(self.data)[: self.n_samples]
+        return {name: metric(s, targets) for name, s in scores.items()}
 
     # ---- one batch -------------------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ class Evaluator:
         kept, found = self._of(view), list[Tensor]()
         rows: Rows
         rows = self._shown(view, indices) if kept.rows is None else rows_at(kept.rows, indices).flatten(0, 1)
-        with asking(self.cascade, "eval"):
+        with counting_passes(self.cascade, "eval"):
             for k, block in enumerate(self.cascade.units[kept.height : n_blocks]):
                 sensed = k == 0 and kept.rows is not None and block.front is not None
                 found += [block.body_output(rows)] if sensed else block.outputs(rows)

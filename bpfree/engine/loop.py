@@ -58,6 +58,7 @@ class EpochConstants:
         message: Feedback message for the highest block of the network.
         readouts: The readouts that are trained, by name.
         losses: The losses of all blocks.
+        needs_scores: Whether the encoding draws by the class scores of a readout.
         seed_parts: Further parts of the seed of a step: a replica has other rows, so it draws other noise.
     """
 
@@ -70,6 +71,7 @@ class EpochConstants:
     readouts: dict[str, Readout]
     losses: list[LocalLoss]
     seed_parts: tuple[int, ...]
+    needs_scores: bool
 
 
 class TrainingLoop:
@@ -164,7 +166,11 @@ class TrainingLoop:
                 # Without its moments an optimizer is as good as new, and needs no memory.
                 state.optimizers[f"block{k}"].state.clear()
         epochs, best_epoch = state.position.epoch, state.position.best_epoch
-        best = {"best_epoch": best_epoch, "best": state.position.best} if best_epoch >= 0 else {}
+        best = (
+            {"best_epoch": best_epoch, "best": state.metric.signed(state.position.best)}
+            if best_epoch >= 0
+            else {}
+        )
         state.history.stages.append({"name": stage.name, "epochs": epochs, "stopped_early": stopped} | best)
 
     def _enter(self, stage: Stage) -> None:
@@ -260,6 +266,7 @@ class TrainingLoop:
             readouts=self.state.trained_readouts(stage),
             losses=self.cascade.losses,
             seed_parts=(self.workers.replica,) if self.workers.replica else (),
+            needs_scores=encoding.needs_scores,
         )
 
     def _step(self, constants: EpochConstants, indices: Tensor, finite: list[Tensor] | None) -> Tensor:
@@ -301,7 +308,8 @@ class TrainingLoop:
         x, y = self.feed.samples(indices, position.epoch, position.step)
         for name, readout in constants.readouts.items():
             outputs = self.feed.outputs(x, indices, readout.view)
-            scores = readout(outputs, constants.losses).detach()
+            if constants.needs_scores:
+                scores = readout(outputs, constants.losses).detach()
             optimizer = self.state.optimizers[f"readout.{name}"]
             losses.append(update_readout(readout, optimizer, outputs, y))
         return scores, losses
@@ -354,7 +362,8 @@ class TrainingLoop:
         if self.evaluator is not None and readouts:
             with self.hooks.window("eval"):
                 self.workers.broadcast_weights(self.cascade)
-                row["validation"] = validate(self.cascade, stage, self.evaluator)
+                row["metric"] = state.metric.name
+                row["validation"] = validate(self.cascade, stage, self.evaluator, state.metric)
                 if diagnosis := self.diagnose():
                     row["diagnosis"] = diagnosis
             self._select(stage, row["validation"][readouts[0]])
@@ -367,10 +376,11 @@ class TrainingLoop:
         # Measuring again costs passes of the devices, so every epoch with devices is saved.
         self._save_if_due(now=has_devices)
 
-    def _select(self, stage: Stage, accuracy: float) -> None:
+    def _select(self, stage: Stage, value: float) -> None:
         state, position = self.state, self.state.position
-        if accuracy > position.best + state.fit.min_delta:
-            position.best, position.best_epoch, position.stale = accuracy, position.epoch, 0
+        signed = state.metric.signed(value)
+        if signed > position.best + state.fit.min_delta:
+            position.best, position.best_epoch, position.stale = signed, position.epoch, 0
             if state.fit.restore_best:
                 state.best = {name: tensor.clone() for name, tensor in state.trained_tensors(stage)}
         else:

@@ -10,7 +10,7 @@ import torch
 from bpfree.core.cascade import Cascade
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.base_feed import BaseFeed
-from bpfree.nn import apparatus, passes
+from bpfree.nn import passes, physical_devices
 
 
 class Measurements:
@@ -29,7 +29,7 @@ class Measurements:
 
     def __init__(self, cascade: Cascade, feed: BaseFeed, path: Path | None, fingerprint: str) -> None:
         self.cascade, self.feed, self.path, self.fingerprint = cascade, feed, path, fingerprint
-        self.devices = apparatus(cascade)
+        self.devices = physical_devices(cascade)
 
     @property
     def has_devices(self) -> bool:

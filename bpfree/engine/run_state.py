@@ -22,6 +22,7 @@ from bpfree.engine.identity import Identity, fingerprint
 from bpfree.engine.measurements import Measurements
 from bpfree.engine.schedule import Stage, plan
 from bpfree.engine.settings import FitSettings, TrainerSettings
+from bpfree.metrics import Metric
 
 Window = Callable[[str], AbstractContextManager[Any]]
 
@@ -104,6 +105,7 @@ class RunState:
         identity: The settings, data and network that a checkpoint must agree on.
         workers: The workers that train the blocks.
         measurements: The devices in the fronts, and the files of their cached outputs.
+        metric: The metric of validation.
         validated: Whether there are validation data.
         history: The rows so far.
         position: Where the run is.
@@ -123,6 +125,7 @@ class RunState:
     identity: Identity
     workers: Workers
     measurements: Measurements
+    metric: Metric
     validated: bool
     history: History = field(default_factory=History)
     position: Position = field(default_factory=Position)

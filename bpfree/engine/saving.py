@@ -109,6 +109,7 @@ def resume(state: RunState, checkpoint: Checkpoint) -> None:
     replica = ckpt.under(f"replica{state.workers.replica}", tensors)
     state.best, state.sums = ckpt.under("best", tensors), replica.get("sums")
     state.position, state.history = Position(**values["position"]), History(**values["history"])
+    state.history.name_metric(state.metric)
     if not state.finished and state.one_pass(state.stages[state.position.stage], any):
         # The file does not contain the sums of a pass: the pass begins again, and computes the same.
         state.position.step, state.sums = 0, None

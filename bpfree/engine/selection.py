@@ -14,6 +14,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.schedule import Stage
 from bpfree.losses import LocalLoss
+from bpfree.metrics import Metric
 
 #: Validation samples on which single blocks are evaluated where that takes a forward pass for each class.
 BLOCK_SAMPLES = 500
@@ -32,19 +33,19 @@ def selecting_readouts(cascade: Cascade, stage: Stage) -> list[str]:
     return [name for name in names if cascade.readout(name).view == cascade.readout(names[0]).view]
 
 
-def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator) -> dict[str, float]:
-    """Accuracy by readout and of each block alone.
+def validate(cascade: Cascade, stage: Stage, evaluator: Evaluator, metric: Metric) -> dict[str, float]:
+    """The metric by readout and of each block alone.
 
     Where only a readout with another, more expensive view scores single blocks, they are evaluated on
     `BLOCK_SAMPLES` samples.
     """
     readouts = selecting_readouts(cascade, stage)
-    accuracies = evaluator.accuracies(readouts, stage.stop)
+    values = evaluator.evaluate(metric, readouts, stage.stop)
     if not any(cascade.readout(name).scores_blocks for name in readouts):
         others = [name for name in _usable(cascade, stage) if cascade.readout(name).scores_blocks]
-        on_few = evaluator.first(BLOCK_SAMPLES).accuracies(others[:1], stage.stop)
-        accuracies |= {name: value for name, value in on_few.items() if name not in others}
-    return accuracies
+        on_few = evaluator.first(BLOCK_SAMPLES).evaluate(metric, others[:1], stage.stop)
+        values |= {name: value for name, value in on_few.items() if name not in others}
+    return values
 
 
 def check_losses(stage: str, means: Sequence[float], epoch: int, lr: float) -> None:

@@ -84,8 +84,8 @@ class FitSettings:
         epochs: Passes over the training data, in each stage.
         batch_size: Samples per step; the last, shorter batch is used too, unless ``drop_last``.
         drop_last: Whether an epoch leaves out the samples of a last, shorter batch; others in each epoch.
-        patience: Evaluations without a better accuracy after which a stage stops; None: never.
-        min_delta: Gain in accuracy (a share, 0.001 is a tenth of a point) that counts as better.
+        patience: Evaluations without a better value of the metric after which a stage stops; None: never.
+        min_delta: Gain in the metric that counts as better; of an accuracy, 0.001 is a tenth of a point.
         restore_best: Whether a stage ends with the weights of its best evaluation.
         eval_every: Epochs between evaluations.
     """

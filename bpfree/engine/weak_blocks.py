@@ -5,21 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import Tensor
-
 from bpfree._drops import drops
 from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.history import History
 from bpfree.engine.run_state import RunState
 from bpfree.engine.selection import BLOCK_SAMPLES, selecting_readouts
+from bpfree.metrics import ACCURACY, largest_class
 
 #: Half the width of a 95 % interval, in standard deviations.
 Z = 1.96
-
-
-def chance(labels: Tensor) -> float:
-    """Accuracy of the best constant prediction of ``labels [N]``: the share of the largest class."""
-    return int(labels.bincount().max()) / len(labels)
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
@@ -37,18 +31,18 @@ def note_weak_blocks(state: RunState, evaluator: Evaluator | None) -> None:
     state.history.warnings = []
     row = _final_evaluation(state.history, state.fit.restore_best)
     encoding = state.cascade.encoding
-    if row is None or evaluator is None or encoding.measure not in ("accuracy", "roc_auc"):
+    if row is None or evaluator is None or not (state.metric.share and state.metric.greater_is_better):
         return
     blocks = {name: value for name, value in row["validation"].items() if name.startswith("block ")}
     state.history.warnings = drops(blocks)
-    if encoding.measure != "accuracy":
+    if state.metric.name != ACCURACY.name:
         return
     # The intervals need numbers of samples.
     labels, headline = encoding.answers(evaluator.data)[: evaluator.n_samples], state.cascade.headline
     readouts = selecting_readouts(state.cascade, state.stages[-1])
     on_all = any(state.cascade.readout(name).scores_blocks for name in readouts)
     n, hidden = len(labels) if on_all else min(BLOCK_SAMPLES, len(labels)), list[str]()
-    least = chance(labels[:n])
+    least = largest_class(labels[:n])
     prediction = wilson(row["validation"].get(headline, 0.0), len(labels))[0]
     for name, value in blocks.items():
         low, high = wilson(value, n)
@@ -59,7 +53,7 @@ def note_weak_blocks(state: RunState, evaluator: Evaluator | None) -> None:
             )
             state.history.warnings.append(text)
             hidden += [text] if prediction > max(high, least) else []
-    accuracy, largest = row["validation"].get(headline), chance(labels)
+    accuracy, largest = row["validation"].get(headline), largest_class(labels)
     if accuracy is not None and accuracy <= largest:
         text = (
             f"the prediction by {headline!r} has {100 * accuracy:.1f} % of {len(labels)} validation "

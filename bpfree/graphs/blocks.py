@@ -44,6 +44,11 @@ class GraphBlock(Block):
         output, pairs = self(inputs), inputs.query.pairs
         return [output] if pairs is None else [PairOutputs(output, pairs)]  # type: ignore[list-item]
 
+    def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
+        inputs = self.concat_feedback(inputs, None)
+        outputs = self.outputs(inputs)
+        return outputs, self.next_input(inputs, outputs[-1])
+
     def train_step(
         self,
         inputs: Rows,

@@ -211,7 +211,7 @@ def all_rows(nodes: Nodes, normalize: bool) -> Matrix:
     return every.compute("features", lambda states, _: states, normalize)
 
 
-class WholeGNN(nn.Module):
+class EndToEndGNN(nn.Module):
     """All layers of a graph network, ``Nodes -> [m, C]``, for a global backward pass.
 
     ReLU between the layers, dropout before each, none after the last. The aggregate of dense features is

@@ -1,5 +1,6 @@
 """`LocalLoss` and one file per objective."""
 
+from bpfree._renamed import module_getattr
 from bpfree.losses.base import (
     BlockLoss,
     ClosedFormLoss,
@@ -9,7 +10,6 @@ from bpfree.losses.base import (
     OnePassLoss,
     ScoringLoss,
     StatefulFeedbackLoss,
-    accuracy,
 )
 from bpfree.losses.closed_form import ClosedForm
 from bpfree.losses.counter_current import CounterCurrent, PrototypeOutput
@@ -56,7 +56,6 @@ __all__ = [
     "TopToInput",
     "TopToInputPairs",
     "TopToLoss",
-    "accuracy",
     "loss_names",
     "loss_options",
     "make_loss",
@@ -64,3 +63,5 @@ __all__ = [
     "register_loss",
     "sparsemax",
 ]
+
+__getattr__ = module_getattr(__name__, {"accuracy": "bpfree.metrics:accuracy"})

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 #: Methods of the first release, and what takes their place.
 REPLACED = {
@@ -117,7 +117,7 @@ class ScoringLoss(LocalLoss):
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; by default their softmax."""
-        return widened(scores).softmax(1)
+        return at_least_float32(scores).softmax(1)
 
 
 class FeedbackLoss(LocalLoss):
@@ -253,8 +253,3 @@ class BlockLoss(LocalLoss):
             TypeError: Always: the input is needed.
         """
         raise TypeError(f"{type(self).__name__} needs the block's input: call block_loss")
-
-
-def accuracy(scores: Tensor, y: Tensor) -> float:
-    """Share of rows whose largest score is at ``y``; ``scores [rows, C]``, ``y [rows]``."""
-    return int((scores.argmax(1) == y).sum()) / len(y)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree.losses.base import ClosedFormLoss, ClosedFormStep, FeedbackLoss
 from bpfree.losses.cross_entropy import LocalCrossEntropy
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 from bpfree.nn._closed_form import body_gradients
 
 Form = Literal["dot", "cosine", "decorrelated"]
@@ -117,8 +117,8 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
         assert feedback is not None
         a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         if self.form == "dot":
-            return self.ramp(self._scale(a) * _distance(a, b, same))  # type: ignore[no-any-return]
-        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (widened(a), widened(b)))
+            return self.ramp(self.base * self.k / a.shape[1] * _distance(a, b, same))  # type: ignore[no-any-return]
+        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-8) for x in (at_least_float32(a), at_least_float32(b)))
         loss = self.weight * _distance(a, b, same)
         if self.form == "decorrelated":
             loss = loss + self.decorrelation * sum(
@@ -133,7 +133,7 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
         assert self._message is not None
         a, b, same = output.flatten(1), *self._partners(target, feedback.flatten(1))
         difference = a @ b.T - same
-        scale = self.ramp(torch.full_like(difference[0, 0], self._scale(a)))
+        scale = self.ramp(torch.full_like(difference[0, 0], self.base * self.k / a.shape[1]))
         error = difference * (2 * scale / difference.numel())
         gradients = body_gradients(self.feedback, self._message, feedback, error.T @ a)
         return ClosedFormStep(scale * difference.square().mean(), (error @ b).view_as(output), gradients)
@@ -144,13 +144,10 @@ class CounterCurrent(FeedbackLoss, ClosedFormLoss):
             return prototypes[target], (target.unsqueeze(1) == target).to(prototypes.dtype)
         return prototypes, F.one_hot(target, self.n_classes).to(prototypes.dtype)
 
-    def _scale(self, a: Tensor) -> float:
-        return self.base * self.k / a.shape[1]
-
 
 def _distance(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
     """``mean((a b^T - same)^2)``."""
-    return (widened(a @ b.T) - same).square().mean()
+    return (at_least_float32(a @ b.T) - same).square().mean()
 
 
 class PrototypeOutput(LocalCrossEntropy, FeedbackLoss):

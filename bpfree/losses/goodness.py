@@ -11,7 +11,8 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.losses.base import LocalLoss
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
+from bpfree.nn.layers import WIDE
 
 
 @register_loss("goodness")
@@ -69,7 +70,8 @@ class Goodness(LocalLoss):
     def goodness(self, output: Tensor) -> Tensor:
         """``G [rows]`` of the block's output ``[rows, ...]``."""
         # In bfloat16 a goodness of a thousand has steps of four.
-        squares = widened(output).flatten(1).square()
+        wide = output if output.dtype in WIDE else at_least_float32(output)
+        squares = wide.flatten(1).square()
         return squares.sum(1) if self.goodness_form == "sum" else squares.mean(1)
 
     def scores(self, output: Tensor) -> Tensor:
@@ -78,7 +80,8 @@ class Goodness(LocalLoss):
         return (self.goodness(output) - self.threshold).unsqueeze(1)
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
-        logits = self.scores(output).squeeze(1)
+        assert self.threshold is not None
+        logits = self.goodness(output) - self.threshold
         if self.objective == "symmetric":
             positive, negative = logits.chunk(2)
             loss = F.softplus(-self.alpha * (positive - negative)).mean()
@@ -88,7 +91,8 @@ class Goodness(LocalLoss):
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:
-            loss = loss + self.peer_weight * self._peer(widened(output).flatten(1))
+            wide = output if output.dtype in WIDE else at_least_float32(output)
+            loss = loss + self.peer_weight * self._peer(wide.flatten(1))
         return loss
 
     def _peer(self, activity: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bpfree._errors import BadValue
 from bpfree.losses.base import LocalLoss
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 
 def class_groups(width: int, n_classes: int) -> Tensor:
@@ -64,7 +64,7 @@ class MeanGoodness(LocalLoss):
 
     def goodness(self, output: Tensor) -> Tensor:
         """``g [rows, C]`` of the block's output ``[rows, channels, ...]``."""
-        wide = widened(output).movedim(self.feature_axis, 1)
+        wide = at_least_float32(output).movedim(self.feature_axis, 1)
         with torch.autocast(output.device.type, enabled=False):
             return (wide.flatten(2).mean(2) if wide.ndim > 2 else wide) @ self.groups.to(wide.dtype)
 

@@ -14,7 +14,7 @@ from bpfree.losses.base import ClosedFormLoss, ClosedFormStep
 
 Reference = Literal["gaussian", "rademacher"]
 
-#: Keeps the norm of an output, and the gradient by it, finite at zero.
+#: Makes the gradient of an output's norm finite at zero.
 EPS = 1e-12
 
 
@@ -80,12 +80,14 @@ class PairCosine(ClosedFormLoss):
         return F.softplus(-self.theta * self._margin(self.goodness(output))).mean()
 
     def closed_form(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> ClosedFormStep:
+        assert self.negatives is not None
         z = output.flatten(1)
         norm = (z.square().sum(1, keepdim=True) + EPS).sqrt()
         direction = z.abs() / norm
         g = direction @ self.xi
         slope = z.sign() * (self.xi - g.unsqueeze(1) * direction) / norm
-        margin = self._margin(g)
+        by_view = g.view(1 + self.negatives, -1)
+        margin = by_view[:1] - by_view[1:]
         # The gradient by the margin of a pair: negative for its positive row, positive for its negative one.
         margin_grad = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
         weight = torch.cat([-margin_grad.sum(0), margin_grad.flatten()])

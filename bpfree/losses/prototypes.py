@@ -14,7 +14,7 @@ from bpfree.graphs.graph import unit_rows
 from bpfree.losses.base import ScoringLoss, StatefulFeedbackLoss
 from bpfree.losses.cross_entropy import FEATURES, Pooling, flat_features
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 Similarity = Literal["dot", "cosine"]
 
@@ -164,4 +164,4 @@ class PrototypeGoodness(ClassPrototypes):
     def scores(self, output: Tensor) -> Tensor:
         # Cosines are divided by a small number: 8 bits of them are too few.
         with torch.autocast(output.device.type, enabled=False):
-            return self.similarities(self.features(widened(output)), self.prototypes)
+            return self.similarities(self.features(at_least_float32(output)), self.prototypes)

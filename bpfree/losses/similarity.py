@@ -14,7 +14,7 @@ from bpfree._errors import BadValue
 from bpfree.losses.base import ClosedFormStep
 from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
 from bpfree.losses.registry import register_loss
-from bpfree.nn import FeaturesFirst, widened
+from bpfree.nn import FeaturesFirst, at_least_float32
 
 #: By the number of axes of an output.
 CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -40,7 +40,7 @@ def label_similarity(target: Tensor, n_classes: int) -> Tensor:
 
 def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
     """Mean over all pairs of rows of ``(S(features) - S(one-hot labels))^2``; equation 1 of the paper."""
-    wide = widened(features)
+    wide = at_least_float32(features)
     with torch.autocast(wide.device.type, enabled=False):
         difference = similarity_matrix(wide) - label_similarity(target, n_classes).to(wide.dtype)
     return difference.square().mean()
@@ -48,7 +48,7 @@ def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
 
 def spread(maps: Tensor) -> Tensor:
     """``[rows, c]``, the standard deviation of each map of ``[rows, c, ...]``; single values as they are."""
-    wide = widened(maps)
+    wide = at_least_float32(maps)
     n, axes = math.prod(wide.shape[2:]), tuple(range(2, wide.ndim))
     if n == 1:
         return wide.flatten(1)

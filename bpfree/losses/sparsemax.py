@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bpfree.losses.cross_entropy import LocalCrossEntropy
 from bpfree.losses.registry import register_loss
-from bpfree.nn import widened
+from bpfree.nn import at_least_float32
 
 
 def sparsemax(scores: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def sparsemax(scores: Tensor) -> Tensor:
 
     ``p = max(s - tau, 0)`` with the tau that makes each row sum to 1; most entries come out as exact zeros.
     """
-    scores = widened(scores)
+    scores = at_least_float32(scores)
     ordered = scores.sort(1, descending=True).values
     sums, counts = ordered.cumsum(1), torch.arange(1, scores.shape[1] + 1, device=scores.device)
     # The largest score always counts; where it is NaN nothing does, and the NaN goes on.

@@ -1,6 +1,7 @@
-"""Meters: time, memory, FLOPs, energy and carbon of any code, with no knowledge of trainers."""
+"""Meters of time, memory, FLOPs, energy and carbon for any code; they do not depend on the trainers."""
 
-from bpfree.meters.emissions import Factor, Modelled, carbon, factor, modelled
+from bpfree._renamed import module_getattr
+from bpfree.meters.emissions import Factor, ModeledEnergy, carbon, factor, modeled_energy
 from bpfree.meters.flops import Flops, count_flops, counting_flops
 from bpfree.meters.joules import EnergyMeter, Reading
 from bpfree.meters.measuring import energy, energy_per_call, meter
@@ -25,7 +26,7 @@ __all__ = [
     "EnergyMeter",
     "Factor",
     "Flops",
-    "Modelled",
+    "ModeledEnergy",
     "Reading",
     "SavedBytes",
     "Stopwatch",
@@ -39,10 +40,12 @@ __all__ = [
     "energy_per_call",
     "factor",
     "meter",
-    "modelled",
+    "modeled_energy",
     "process_peak_rss",
     "reset_device_peak",
     "saved_for_backward",
     "synchronize",
     "tensor_bytes",
 ]
+
+__getattr__ = module_getattr(__name__, {"Modelled": "ModeledEnergy", "modelled": "modeled_energy"})

@@ -1,4 +1,4 @@
-"""Carbon: kWh times a factor that says where it comes from, times the PUE, once. And CodeCarbon's model."""
+"""Carbon of measured energy, and energy modeled by CodeCarbon."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from bpfree.meters.sampling import Repeating
 
 JOULES_PER_KWH = 3.6e6
 
-#: Seconds from one sample of the utilisation to the next, and after which CodeCarbon would sample itself.
+#: Seconds between two samples of the utilization, and a period after which CodeCarbon never samples by
+#: itself.
 TICK_S = 1.0
 NEVER_S = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """Grams of CO2 equivalent that a kilowatt-hour costs in a region.
+    """Emission factor of electricity in a region.
 
     Attributes:
-        g_per_kwh: The value.
-        region: Where it holds.
-        year: Of which year it is.
-        source: Who says so.
+        g_per_kwh: Grams of CO2 equivalent per kilowatt-hour.
+        region: The region.
+        year: Year of the value.
+        source: Source of the value.
+
+    Raises:
+        BadValue: If ``g_per_kwh`` is negative or not finite.
     """
 
     __pydantic_config__ = STRICT
@@ -43,43 +47,48 @@ class Factor:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.g_per_kwh) and self.g_per_kwh >= 0):
-            raise BadValue(f"g_per_kwh = {self.g_per_kwh!r}: expected grams, finite and >= 0")
+            raise BadValue(f"g_per_kwh = {self.g_per_kwh!r}: expected a finite number of grams, at least 0")
 
 
 def factor(country: str) -> Factor:
-    """The factor of a country, by the table that CodeCarbon brings along; nothing is downloaded.
+    """Return the emission factor of a country from the table in CodeCarbon; nothing is downloaded.
 
     Args:
-        country: ISO 3166-1 alpha-3, such as ``POL``.
+        country: ISO 3166-1 alpha-3 code, such as ``"POL"``.
 
     Raises:
-        BadValue: The table has no such country. (CodeCarbon itself would take the world's mean.)
+        BadValue: If the table does not contain the country. (CodeCarbon would use the mean of the world.)
     """
     from codecarbon.input import DataSource
 
-    table: dict[str, dict[str, Any]] = DataSource().get_global_energy_mix_data()
-    if country not in table or table[country].get("carbon_intensity") is None:
-        raise BadValue(f"country = {country!r}: no factor is known; {did_you_mean(country, list(table))}")
-    found = table[country]
+    table: dict[str, dict[str, float | None]] = DataSource().get_global_energy_mix_data()
+    entry = table.get(country, {})
+    value, year = entry.get("carbon_intensity"), entry.get("year")
+    if value is None or year is None:
+        raise BadValue(
+            f"country = {country!r}: no emission factor is known; {did_you_mean(country, list(table))}"
+        )
     return Factor(
-        g_per_kwh=float(found["carbon_intensity"]),
+        g_per_kwh=float(value),
         region=country,
-        year=int(found["year"]),
+        year=int(year),
         source=f"CodeCarbon {version('codecarbon')}, global_energy_mix.json",
     )
 
 
 def carbon(joules: Mapping[str, float], factor: Factor, pue: float = 1.0) -> dict[str, Any]:
-    """Kilograms of CO2 equivalent of each figure by itself: measured and modelled are never added up.
+    """Return the kilograms of CO2 equivalent of each energy; measured and modeled energies are not added.
 
     Args:
-        joules: Energy by its scope, such as ``{"measured:nvml_counter": 3.6e6}``.
-        factor: What a kilowatt-hour costs.
-        pue: Power usage effectiveness of the data centre, at least 1. It multiplies the carbon here and
-            nothing else.
+        joules: Energy by scope, such as ``{"measured:nvml_counter": 3.6e6}``.
+        factor: Emission factor.
+        pue: Power usage effectiveness of the data center, at least 1. It multiplies the carbon only.
+
+    Returns:
+        ``kg`` by scope; ``g_per_kwh``, ``region``, ``year`` and ``source`` of the factor; ``pue``.
 
     Raises:
-        BadValue: ``pue`` is below 1, or an energy is negative or not finite.
+        BadValue: If ``pue`` is below 1, or an energy is negative or not finite.
     """
     if not (math.isfinite(pue) and pue >= 1):
         raise BadValue(
@@ -100,8 +109,14 @@ def carbon(joules: Mapping[str, float], factor: Factor, pue: float = 1.0) -> dic
     }
 
 
-class Modelled:
-    """What CodeCarbon's model says of a ``with`` block of `modelled`, by scope, once it is over."""
+class ModeledEnergy:
+    """Result of `modeled_energy`, complete after the ``with`` block.
+
+    Attributes:
+        joules: Energy by scope.
+        seconds: Duration of the block.
+        model: Version of CodeCarbon, and the hardware that it assumes.
+    """
 
     def __init__(self) -> None:
         self.joules: dict[str, float] = {}
@@ -110,50 +125,52 @@ class Modelled:
 
 
 @contextmanager
-def modelled() -> Iterator[Modelled]:
-    """Model, not measure, the energy of this machine's CPU and memory over a ``with`` block.
+def modeled_energy() -> Iterator[ModeledEnergy]:
+    """Context manager: model, without measuring, the energy of the CPU and memory of this machine.
 
-    The CPU's, ``modelled:tdp``, is its thermal design power times ``0.1 + 0.9 u**3`` for a utilisation ``u``
-    of 0 to 1: a tenth of it when idle, far less than half of it at half the load. (So CodeCarbon 3.3; the
-    version stands in `Modelled.model`.) The memory's, ``modelled:ram_dimm``, is a constant for each module,
-    guessed from its size. Both are of the whole machine; the utilisation is sampled once a second, so that
-    it says little of shorter work. CodeCarbon's settings files and environment variables are not read.
+    The scope ``modelled:tdp`` is the thermal design power of the CPU times ``0.1 + 0.9 u**3`` for a
+    utilization ``u`` of 0 to 1. (This is the model of CodeCarbon 3.3; the version is in
+    `ModeledEnergy.model`.) The scope ``modelled:ram_dimm`` is a constant power for each memory module, whose
+    number is estimated from the size of the memory. Both are of the entire machine. The utilization is
+    sampled once a second, so the result is inaccurate for shorter blocks. The configuration files and
+    environment variables of CodeCarbon are not read.
 
     Raises:
-        MeterError: CodeCarbon failed; it would only have logged that.
+        MeterError: If CodeCarbon failed, which it only logs.
     """
-    with _started():
-        pass  # it looks at the hardware, for seconds, the first time only: outside the window
-    found = Modelled()
-    with _started() as (tracker, complaints):
+    with _tracker():
+        pass  # the first tracker detects the hardware, which takes seconds and is not part of the block
+    result = ModeledEnergy()
+    with _tracker() as (tracker, problems):
         ticks = Repeating(tracker.flush, TICK_S)
         try:
-            yield found
+            yield result
         finally:
             ticks.stop()
         ticks.check()
-        # What has passed since the last tick, once: `stop` books it only if it is 50 ms or more.
+        # Count the time since the last sample: `stop` counts it only if it is at least 50 ms.
         tracker._measure_power_and_energy()
         kilograms = tracker.stop()
     data = getattr(tracker, "final_emissions_data", None)
-    if complaints or data is None or kilograms is None:
-        raise MeterError(f"CodeCarbon failed: {'; '.join(complaints) or 'it gives no figure'}")
-    found.joules = {
+    if problems or data is None or kilograms is None:
+        raise MeterError(f"CodeCarbon failed: {'; '.join(problems) or 'it returned no result'}")
+    result.joules = {
         "modelled:tdp": _joules("cpu_energy", data.cpu_energy),
         "modelled:ram_dimm": _joules("ram_energy", data.ram_energy),
     }
-    found.seconds = float(data.duration)
-    found.model = f"CodeCarbon {version('codecarbon')}: {data.cpu_model}, memory {data.ram_power:.0f} W"
+    result.seconds = float(data.duration)
+    result.model = f"CodeCarbon {version('codecarbon')}: {data.cpu_model}, memory {data.ram_power:.0f} W"
 
 
 @contextmanager
 def _without_settings() -> Iterator[None]:
-    """Keep CodeCarbon from its settings files, in the home and the working folder, and its environment
-    variables: a forced power would be taken for a model.
+    """Context manager: CodeCarbon does not read its configuration files and environment variables.
+
+    They could set a power that replaces the model.
     """
     from codecarbon import emissions_tracker
 
-    module: Any = emissions_tracker
+    module: Any = emissions_tracker  # the function that is replaced is not part of its interface
     read = module.get_hierarchical_config
     module.get_hierarchical_config = dict
     try:
@@ -164,31 +181,31 @@ def _without_settings() -> Iterator[None]:
 
 def _joules(name: str, kwh: object) -> float:
     if not (isinstance(kwh, int | float) and math.isfinite(kwh) and kwh >= 0):
-        raise MeterError(f"CodeCarbon gives {name} = {kwh!r}; expected a finite number of at least 0")
+        raise MeterError(f"CodeCarbon returned {name} = {kwh!r}; expected a finite number of at least 0")
     return kwh * JOULES_PER_KWH
 
 
 @contextmanager
-def _started() -> Iterator[tuple[Any, list[str]]]:
-    """A tracker at work, and what it complains of; the signal handlers are as they were before."""
+def _tracker() -> Iterator[tuple[Any, list[str]]]:
+    """Context manager: a running tracker and the list of its problems. Signal handlers are restored."""
     from codecarbon import OfflineEmissionsTracker
 
     logger = logging.getLogger("codecarbon")
-    complaints: list[str] = []
+    problems: list[str] = []
 
-    def note(record: logging.LogRecord) -> bool:
-        # What CodeCarbon swallows it logs as a warning, with the exception.
+    def collect(record: logging.LogRecord) -> bool:
+        # CodeCarbon logs exceptions as warnings instead of raising them.
         if record.exc_info or record.levelno >= logging.ERROR:
-            complaints.append(record.getMessage() + (f": {record.exc_info[1]}" if record.exc_info else ""))
+            problems.append(record.getMessage() + (f": {record.exc_info[1]}" if record.exc_info else ""))
         return False
 
     main = threading.current_thread() is threading.main_thread()
-    known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in known.items() if handler is not None}
-    logger.addFilter(note)
+    current = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in current.items() if handler is not None}
+    logger.addFilter(collect)
     try:
         try:
-            # Its own clock would book an interval twice where a tick falls together with the stop.
+            # Its own timer could count an interval twice if it coincides with the stop.
             with _without_settings():
                 tracker = OfflineEmissionsTracker(
                     country_iso_code="USA",
@@ -200,17 +217,17 @@ def _started() -> Iterator[tuple[Any, list[str]]]:
                     log_level="warning",
                     pue=1.0,
                 )
-            if not complaints:
+            if not problems:
                 tracker.start()
         finally:
             if main:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
-        if complaints:
-            raise MeterError(f"CodeCarbon failed: {'; '.join(complaints)}")
+        if problems:
+            raise MeterError(f"CodeCarbon failed: {'; '.join(problems)}")
         try:
-            yield tracker, complaints
+            yield tracker, problems
         finally:
             tracker.stop()
     finally:
-        logger.removeFilter(note)
+        logger.removeFilter(collect)

@@ -1,4 +1,4 @@
-"""FLOPs of a real call, by torch's counter with its gaps filled."""
+"""FLOPs of a call, by the counter of torch with additional and corrected rules."""
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -17,10 +17,11 @@ from bpfree._errors import BadValue
 _Rule = Callable[..., int]
 P = ParamSpec("P")
 
-# Operations that are no products: element-wise work (most of it torch tags as such), views and copies,
-# gathers and scatters, reductions, sorting, pooling, interpolation, random numbers, losses, normalization,
-# optimizers. Names stand here without underscores at their ends and without `_backward` and `_copy`. What is
-# neither here, nor tagged, nor has a rule is refused, so an operation that torch adds is never 0 unseen.
+# Operations that are not products and count as 0: element-wise operations (torch tags most of them), views
+# and copies, gathers and scatters, reductions, sorting, pooling, interpolation, random numbers, losses,
+# normalization, optimizers. The names have no underscores at their ends and no `_backward` and `_copy`. An
+# operation that is not listed, not tagged and has no rule is refused, so that a new operation of torch is not
+# counted as 0.
 _FREE = frozenset(
     """
     abs add add_relu addr affine_quantized alias all allclose amax amin aminmax any arange argmax argmin
@@ -75,73 +76,71 @@ _FREE_FAMILIES = tuple(
     """.split()  # noqa: SIM905
 )
 
-# Of a family, but a product.
+# Products with the prefix of such a family.
 _NOT_FREE = frozenset({"foreach_mm", "to_sparse_semi_structured"})
 
 
 class Flops:
-    """FLOPs counted so far; made by :func:`counting_flops`."""
+    """FLOPs counted so far, see `counting_flops`."""
 
     def __init__(self, total: Callable[[], int]) -> None:
         self._total = total
 
     @property
     def total(self) -> int:
-        """FLOPs since the ``with`` block began, also after its end."""
+        """FLOPs since the beginning of the ``with`` block."""
         return int(self._total())
 
 
 @contextmanager
 def counting_flops() -> Iterator[Flops]:
-    """Count the FLOPs of what runs inside the ``with`` block (a multiply-add is two).
+    """Context manager: count the FLOPs of torch operations inside (a multiply-add is two).
 
-    Counted are matrix products, convolutions, attention, and Cholesky, LU and triangular solves,
-    wherever they run: forward, backward, optimizer, under ``no_grad`` or ``inference_mode``.
-    A product with a sparse matrix counts its nonzeros, and one of complex numbers four times as many
-    FLOPs as one of real numbers (a convolution runs, and counts, as three real ones). Element-wise
-    work, reductions, gathers and scatters (bias,
-    activations, norms, the update of SGD or Adam, index-based aggregation) are not counted, nor is
-    anything computed outside torch. Operations of other packages count by the formula that
-    ``torch.utils.flop_counter.register_flop_formula`` has been given for them.
+    Matrix products, convolutions, attention, and Cholesky, LU and triangular solves are counted in the
+    forward pass, the backward pass and the optimizer, also under ``no_grad`` and ``inference_mode``. A
+    product with a sparse matrix counts its nonzeros. A complex product counts as four real products (a
+    complex convolution as three, as torch computes it). Element-wise operations, reductions, gathers and
+    scatters (bias, activations, normalization, the update of SGD or Adam, index-based aggregation) are not
+    counted, nor is work outside torch. Operations of other packages need a formula registered with
+    ``torch.utils.flop_counter.register_flop_formula``.
 
-    Sources: ``torch.utils.flop_counter.FlopCounterMode``; Golub and Van Loan, Matrix
-    Computations, 4th ed., sections 3.1, 3.2 and 4.2, for the factorizations.
+    Sources: ``torch.utils.flop_counter.FlopCounterMode``; Golub and Van Loan, Matrix Computations, 4th ed.,
+    sections 3.1, 3.2 and 4.2, for the factorizations.
 
     Raises:
-        BadValue: an operation ran that no rule covers and that is not known to be free (least squares, SVD,
-            QR, FFT, a fused recurrent layer, a quantized layer, ...), where the count would be silently too
-            low.
+        BadValue: If an operation has no rule and is not known to be free (least squares, SVD, QR, FFT, a
+            fused recurrent layer, a quantized layer, ...), so that the count would be too low.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False, custom_mapping=_rules())
-    # The counter takes composite operations apart; what it runs in the end comes to the mode around it.
+    # The counter decomposes composite operations; the outer mode receives the resulting operations.
     with _RefuseUnknown(counter.flop_registry), counter:
         yield Flops(counter.get_total_flops)
 
 
 def count_flops(fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> int:
-    """Call ``fn(*args, **kwargs)`` for real and return its FLOPs; see :func:`counting_flops`."""
+    """Call ``fn(*args, **kwargs)`` and return its FLOPs; see `counting_flops`."""
     with counting_flops() as flops:
         fn(*args, **kwargs)
     return flops.total
 
 
 class _RefuseUnknown(TorchDispatchMode):
-    """Raises where an operation runs that has no rule and is not known to be free."""
+    """Raises if an operation has no rule and is not known to be free."""
 
-    def __init__(self, rules: Container[Any]) -> None:
+    def __init__(self, rules: Container[object]) -> None:
         super().__init__()
         self._rules = rules
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         if not isinstance(func, HigherOrderOperator) and func._overloadpacket not in self._rules:
             with self:
-                found = func.decompose(*args, **kwargs or {})
-            if found is not NotImplemented:
-                return found
+                result = func.decompose(*args, **kwargs or {})
+            if result is not NotImplemented:
+                return result
             _refuse_unknown(func)
         return func(*args, **kwargs or {})
 
@@ -157,41 +156,41 @@ def _refuse_unknown(func: Any) -> None:
     )
     if not (known or func.is_view or torch.Tag.pointwise in func.tags):
         raise BadValue(
-            f"no FLOP rule for {func._schema.name.replace('::', '.')}; it would be counted as 0: give it one "
-            "with torch.utils.flop_counter.register_flop_formula"
+            f"no FLOP rule for {func._schema.name.replace('::', '.')}; it would be counted as 0: register "
+            "one with torch.utils.flop_counter.register_flop_formula"
         )
 
 
-def _rules() -> dict[Any, _Rule]:
-    """All rules by operation: torch's, and what they lack or count wrongly."""
+def _rules() -> dict[object, _Rule]:
+    """Return all rules by operation: those of torch, and `_own_rules`."""
     from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-    own = {
+    additional = {
         op: rule if hasattr(rule, "_get_raw") else shape_wrapper(rule) for op, rule in _own_rules().items()
     }
-    return {op: _raw(_complex(rule)) for op, rule in {**flop_registry, **own}.items()}
+    return {op: _raw(_complex(rule)) for op, rule in {**flop_registry, **additional}.items()}
 
 
 def _complex(rule: _Rule) -> _Rule:
-    """A product of complex numbers takes four products of real ones, as does their addition."""
+    """Multiply the count by 4 for complex numbers."""
 
-    def counted(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-        found = rule(*args, out_val=out_val, **kwargs)
+    def counted(*args: object, out_val: object = None, **kwargs: object) -> int:
+        count = rule(*args, out_val=out_val, **kwargs)
         is_complex = any(
             isinstance(x, Tensor) and x.is_complex() for x in tree_leaves((args, kwargs, out_val))
         )
-        return 4 * found if is_complex else found
+        return 4 * count if is_complex else count
 
     return counted
 
 
-def _own_rules() -> dict[Any, _Rule]:
-    """What torch's own registry lacks or counts wrongly, by operation."""
+def _own_rules() -> dict[object, _Rule]:
+    """Return rules for operations that the registry of torch does not contain or counts wrongly."""
     aten = torch.ops.aten
     addmm = _raw(lambda _c, a, b, **_: _product(a, b, b.shape[1]))
     addmv = _raw(lambda _c, a, x, **_: _product(a, x, 1))
     spmm = _raw(lambda a, b, *_, **__: _product(a, b, b.shape[1]))
-    rules: dict[Any, _Rule] = {
+    rules: dict[object, _Rule] = {
         aten.convolution_backward: _convolution_backward,
         aten.dot: lambda a, b, **_: 2 * prod(a),
         aten.mv: _raw(lambda a, x, **_: _product(a, x, 1)),
@@ -207,13 +206,13 @@ def _own_rules() -> dict[Any, _Rule]:
         aten.sspaddmm: addmm,
         aten.addmv: addmv,
         aten.addbmm: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
-        # torch's counter passes over what works in place.
+        # The counter of torch ignores in-place operations.
         aten.addmm_: addmm,
         aten.addmv_: addmv,
         aten.addbmm_: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
         aten.baddbmm_: lambda _c, a, b, **_: 2 * prod(a) * b[-1],
         aten.sparse_sampled_addmm: _raw(lambda c, a, _b, **_: 2 * _stored(c) * a.shape[1]),
-        # Distances of many rows are one product, of the rows with their squares and ones beside them.
+        # Computed as one product of the rows, extended by their squares and by ones.
         aten._euclidean_dist: lambda a, *_, out_shape, **__: 2 * prod(out_shape) * (a[-1] + 2),
         aten.conv_tbc: lambda _x, weight, *_, out_shape, **__: 2 * prod(out_shape) * weight[0] * weight[1],
         aten.affine_grid_generator: lambda *_, out_shape, **__: 2 * prod(out_shape) * (out_shape[-1] + 1),
@@ -232,15 +231,15 @@ def _own_rules() -> dict[Any, _Rule]:
 
 
 def _raw(rule: _Rule) -> _Rule:
-    """Have torch give ``rule`` the tensors, not their shapes, so that it can see nonzeros."""
-    rule._get_raw = True  # type: ignore[attr-defined]
+    """Mark ``rule`` so that torch passes tensors and not shapes, which is needed to count nonzeros."""
+    setattr(rule, "_get_raw", True)  # noqa: B010 (a function has no such attribute for a type checker)
     return rule
 
 
 def _product(a: Tensor, b: Tensor, columns: int) -> int:
-    """FLOPs of ``a @ b`` with ``a`` (n, k), ``b`` (k, columns) or (k,), either of them sparse."""
+    """Return the FLOPs of ``a @ b`` with ``a`` (n, k) and ``b`` (k, columns) or (k,), dense or sparse."""
     if a.layout != torch.strided and b.layout != torch.strided:
-        # Each entry of a meets those of the row of b that its column names.
+        # Each entry of a is multiplied by the entries in one row of b, the row of its column index.
         rows = torch.bincount(b.to_sparse_coo()._indices()[0], minlength=b.shape[0])
         return 2 * int(rows[a.to_sparse_coo()._indices()[1]].sum())
     if a.layout != torch.strided:
@@ -251,12 +250,12 @@ def _product(a: Tensor, b: Tensor, columns: int) -> int:
 
 
 def _stored(a: Tensor) -> int:
-    """Entries of a sparse matrix, in blocks or not."""
+    """Return the number of stored entries of a sparse matrix."""
     return (a._values() if a.layout == torch.sparse_coo else a.values()).numel()
 
 
 def _lu(a: list[int]) -> int:
-    """Of matrices (..., m, n): for m >= n, n^2 (m - n/3)."""
+    """Return the FLOPs of LU of matrices (..., m, n): n^2 (m - n/3) for m >= n."""
     few, many = sorted(a[-2:])
     return prod(a[:-2]) * few * few * (3 * many - few) // 3
 
@@ -268,11 +267,11 @@ def _convolution_backward(
     *rest: Any,
     out_shape: object = None,  # noqa: ARG001
 ) -> int:
-    """Each gradient costs as much as the forward; torch's rule counts grouped ones too often."""
-    transposed, wanted = rest[4], rest[7]
+    """Each gradient costs as much as the forward pass; torch's rule is wrong for grouped convolutions."""
+    transposed, output_mask = rest[4], rest[7]
     positions = prod((x if transposed else grad)[2:])
     forward = 2 * x[0] * positions * prod(weight)
-    return forward * (bool(wanted[0]) + bool(wanted[1]))
+    return forward * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
 def _solve(a: list[int], b: list[int], **_: object) -> int:

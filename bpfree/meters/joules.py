@@ -1,29 +1,30 @@
-"""Joules of named windows, gross and net of idling, each with its scope and with what speaks against it."""
+"""Energy of named windows, gross and net of idle energy, with its scope and with reasons not to trust it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter, process_time, sleep
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from bpfree._errors import MeterError, NotMeasurable
+from bpfree.meters.nvml import Facts
 from bpfree.meters.sources import LEAST_HZ
 from bpfree.meters.windows import PIECES, Totals, Windows
 
-#: Difference of counter and integral from which a reading is warned of, and tainted.
+#: Relative difference of counter and integral above which a reading has a warning, and is tainted.
 WARN, TAINT = 0.03, 0.05
 
-#: Change of the idle draw from before to after, of which a reading is warned.
+#: Relative change of the idle power from before to after, above which a reading has a warning.
 IDLE_DRIFT = 0.1
 
 
 class Source(Protocol):
-    """What an `EnergyMeter` reads: see `GPU` and `CPU`."""
+    """A source of energy readings for an `EnergyMeter`, such as `GPU` and `CPU`."""
 
     name: str
     scope: str
@@ -31,39 +32,39 @@ class Source(Protocol):
     tick_s: float
 
     def read(self) -> dict[str, float]:
-        """``joules``, and other quantities that only grow."""
+        """Return ``joules`` and other quantities that never decrease."""
 
     def close(self) -> None:
-        """Stop."""
+        """Stop reading."""
 
-    def facts(self) -> dict[str, Any]:
-        """About the device."""
+    def facts(self) -> Facts:
+        """Return facts about the device, for a row."""
 
     def taints(self) -> list[str]:
-        """What spoils every figure."""
+        """Return reasons why no reading can be trusted."""
 
     def warnings(self) -> list[str]:
-        """What a reader should know."""
+        """Return warnings."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The energy that one source gives for some windows; what was not measured is None.
+    """The energy of some windows, from one source. Values that were not measured are None.
 
     Attributes:
-        scope: What kind of figure it is, and by what.
-        window_s: Seconds of the windows together.
-        pieces: Stretches of time that they are made of.
-        ticks: Ticks of the counter in them; `tick_s` is one tick, measured.
-        repeats: How often the work was done in them; all joules are those of one time.
-        gross_j: Joules, idling included.
-        net_j: Joules less `idle_before_w`, `idle_after_w` (their mean) times the seconds.
-        integral_j: Joules by the integral of sampled power, at `samples_hz`.
-        ratio: `integral_j` over `gross_j`.
+        scope: What was measured, and how, such as ``"measured:rapl"``.
+        window_s: Total duration of the windows in seconds.
+        pieces: Number of time intervals that the windows consist of.
+        ticks: Number of updates of the counter in the windows; `tick_s` is the time between two updates.
+        repeats: Number of repetitions of the work; all joules are per repetition.
+        gross_j: Joules, including idle energy.
+        net_j: Joules without idle energy, the mean of `idle_before_w` and `idle_after_w` times the seconds.
+        integral_j: Joules from the integral of the power, sampled at `samples_hz`.
+        ratio: `integral_j` divided by `gross_j`.
         parts: Joules by domain.
-        absent: Why there is no figure.
-        tainted: Why the figure must not be used as it stands.
-        warnings: What a reader of it should know.
+        absent: Reason why there is no figure.
+        tainted: Reasons why the figure must not be used.
+        warnings: Warnings.
     """
 
     scope: str
@@ -84,22 +85,21 @@ class Reading:
     tainted: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def row(self) -> dict[str, Any]:
-        """All that is there, as JSON-able data."""
+    def row(self) -> dict[str, object]:
+        """Return all values that are not empty, as a dict of JSON values."""
         return {key: value for key, value in asdict(self).items() if value not in (None, [], {})}
 
 
 class EnergyMeter:
-    """Joules in named windows; windows of different names may be nested, as in a `Stopwatch`.
+    """Measures energy in named windows. Windows of different names may be nested, as in a `Stopwatch`.
 
     Args:
-        device: Synchronised whenever a window opens or closes.
-        sources: What to read. A source that fails is named in `failed`, and the work goes on.
-        absent: Why there are no others, or no longer, by name.
-        min_s: A shorter window gives no figure.
-        min_ticks: Nor does one of fewer ticks of the counter. A window in ``n`` pieces needs
-            ``sqrt(n)`` times as many: at each end of a piece the counter lies up to a tick behind,
-            by an amount that is independent from end to end.
+        device: Torch device, synchronized whenever a window opens or closes.
+        sources: Sources to read. A source that fails is added to `failed`, and the measured code continues.
+        absent: Reasons why other sources are not available, by name.
+        min_s: Minimum duration of a window in seconds; a shorter window has no figure.
+        min_ticks: Minimum number of updates of the counter in a window. A window of ``n`` pieces needs
+            ``sqrt(n)`` times as many, because each end of a piece has an independent error of up to one tick.
     """
 
     def __init__(
@@ -117,137 +117,132 @@ class EnergyMeter:
         self._windows = Windows(device, self._read)
 
     def __call__(self, name: str) -> AbstractContextManager[None]:
-        """Open the window ``name`` for the length of a ``with`` block."""
+        """Context manager: open the window ``name``."""
         return self._windows(name)
 
     def idle(self, when: Literal["before", "after"], seconds: float) -> None:
-        """Wait, and note what the devices draw meanwhile: the context alive, nothing queued; where nothing is
-        measured, do not wait.
-        """
+        """Wait, and measure the idle power. Returns at once if there is no source."""
         if seconds > 0 and self.sources:
             with self._windows(f"idle_{when}"):
                 sleep(seconds)
 
     def state(self) -> Totals:
-        """All windows so far, to go on from in another process."""
+        """Return the totals of all windows, for `load`."""
         return self._windows.totals()
 
     def load(self, state: Totals) -> None:
-        """Take up a :meth:`state`."""
+        """Replace the totals by those of `state`."""
         self._windows.replace(state)
 
-    def lacking_s(self, *names: str) -> float:
-        """Seconds by which the windows are too short for the slowest of the sources; 0 if they are not."""
+    def missing_s(self, *names: str) -> float:
+        """Return the seconds that the windows lack for the slowest source; 0 if they are long enough."""
         total = self._sum(names)
         return max([0.0, *(self._needed_s(s, total) - total.get("seconds", 0.0) for s in self.sources)])
 
     def joules(self, source: str, *names: str) -> float | None:
-        """The gross joules of a source so far, without any check; None if it has not been read."""
+        """Return the gross joules of a source so far, without checks; None if it has not been read."""
         return self._sum(names).get(f"{source}.joules")
 
     def reading(self, source: str, *names: str, repeats: int = 1) -> Reading:
-        """What one source says of the windows ``names`` together.
+        """Return the energy of the windows ``names`` together, from one source.
 
         Raises:
-            MeterError: The source failed on the way.
-            NotMeasurable: There never was such a source.
+            MeterError: If the source has failed.
+            NotMeasurable: If there is no such source.
         """
-        found = next((s for s in self.sources if s.name == source), None)
-        if found is None:
-            reason = self.absent.get(source, f"{source!r} is no source of this meter")
+        reader = next((s for s in self.sources if s.name == source), None)
+        if reader is None:
+            reason = self.absent.get(source, f"this meter has no source {source!r}")
             raise (MeterError if source in self.failed else NotMeasurable)(reason)
         total = self._sum(names)
         seconds = total.get("seconds", 0.0)
-        common: dict[str, Any] = {
-            "scope": found.scope,
-            "window_s": seconds,
-            "pieces": int(total.get(PIECES, 0)),
-            "ticks": seconds / found.tick_s,
-            "tick_s": found.tick_s,
-            "repeats": repeats,
-        }
-        needed = self._needed_s(found, total)
+        reading = Reading(
+            scope=reader.scope,
+            window_s=seconds,
+            pieces=int(total.get(PIECES, 0)),
+            ticks=seconds / reader.tick_s,
+            tick_s=reader.tick_s,
+            repeats=repeats,
+        )
+        needed = self._needed_s(reader, total)
         if seconds < needed:
-            window = (
-                f"{seconds:.3g} s in {common['pieces']} pieces, {common['ticks']:.0f} ticks of the counter"
+            window = f"{seconds:.3g} s in {reading.pieces} pieces, {reading.ticks:.0f} ticks of the counter"
+            return replace(
+                reading,
+                absent=f"the window is too short ({window}): expected {needed:.3g} s; repeat the work",
             )
-            return Reading(
-                **common,
-                absent=f"the window is too short ({window}): it takes {needed:.3g} s; repeat the work in it",
-            )
-        return self._reading(found, total, common)
+        return self._reading(reader, total, reading)
 
-    def _reading(self, source: Source, total: dict[str, float], common: dict[str, Any]) -> Reading:
-        own = {key.partition(".")[2]: v for key, v in total.items() if key.startswith(f"{source.name}.")}
-        if not math.isclose(own.pop("seconds"), common["window_s"], rel_tol=1e-6):
-            return Reading(**common, absent="a part of the windows was not metered: the run was interrupted")
-        gross, seconds, repeats = own.pop("joules"), common["window_s"], common["repeats"]
+    def _reading(self, source: Source, total: dict[str, float], reading: Reading) -> Reading:
+        values = {key.partition(".")[2]: v for key, v in total.items() if key.startswith(f"{source.name}.")}
+        if not math.isclose(values.pop("seconds"), reading.window_s, rel_tol=1e-6):
+            return replace(reading, absent="a part of the windows was not measured: the run was interrupted")
+        gross, seconds, repeats = values.pop("joules"), reading.window_s, reading.repeats
         if gross <= 0:
-            return Reading(**common, absent=f"the counter stood still for {seconds:.3g} s: the meter is dead")
+            return replace(reading, absent=f"the counter did not change in {seconds:.3g} s")
         tainted, warnings = source.taints(), source.warnings()
         idle = self._idle(source.name)
         net = None
         if len(idle) == 2:
             net = gross - sum(idle.values()) / 2 * seconds
             if net < 0:
-                # Left out, it would bias the mean of those that are kept.
+                # Not omitted, because that would bias the mean of the others.
                 warnings.append(
-                    "less energy than idling, so that the net is below zero: it is within the noise"
+                    "the net energy is negative: the energy is below that of idling, within the noise"
                 )
             if abs(idle["after"] - idle["before"]) > IDLE_DRIFT * idle["before"]:
-                warnings.append(f"idling went from {idle['before']:.1f} to {idle['after']:.1f} W")
-        figures: dict[str, Any] = {f"idle_{when}_w": watts for when, watts in idle.items()}
-        if "integral" in own:
-            integral, hertz = own.pop("integral"), own.pop("samples") / seconds
+                warnings.append(f"the idle power changed from {idle['before']:.1f} to {idle['after']:.1f} W")
+        reading = replace(reading, idle_before_w=idle.get("before"), idle_after_w=idle.get("after"))
+        if "integral" in values:
+            integral, hertz = values.pop("integral"), values.pop("samples") / seconds
             ratio = integral / gross
-            figures |= {"integral_j": integral / repeats, "ratio": ratio, "samples_hz": hertz}
-            said = f"sampled power gives {ratio:.3f} of the counter's joules"
+            reading = replace(reading, integral_j=integral / repeats, ratio=ratio, samples_hz=hertz)
+            text = f"sampled power gives {ratio:.3f} of the counter's joules"
             if abs(ratio - 1) > TAINT:
-                tainted.append(f"{said}; more than {TAINT:.0%} apart")
+                tainted.append(f"{text}; more than {TAINT:.0%} apart")
             elif abs(ratio - 1) > WARN:
-                warnings.append(f"{said}; more than {WARN:.0%} apart")
+                warnings.append(f"{text}; more than {WARN:.0%} apart")
             if hertz < LEAST_HZ:
-                tainted.append(f"power was sampled at {hertz:.1f} Hz; it takes {LEAST_HZ:.0f}")
-        return Reading(
-            **common,
+                tainted.append(f"power was sampled at {hertz:.1f} Hz; expected at least {LEAST_HZ:.0f} Hz")
+        return replace(
+            reading,
             gross_j=gross / repeats,
             net_j=None if net is None else net / repeats,
-            **figures,
-            parts={name: joules / repeats for name, joules in own.items()},
+            parts={name: joules / repeats for name, joules in values.items()},
             tainted=tainted,
             warnings=warnings,
         )
 
     def readings(self, *names: str, repeats: int = 1) -> dict[str, Reading]:
-        """The reading of every source that did not fail; one that fails now is named in `failed`."""
-        found = {}
+        """Return the reading of each source; sources that fail are left out and added to `failed`."""
+        readings = {}
         for source in self.sources:
             try:
-                found[source.name] = self.reading(source.name, *names, repeats=repeats)
+                readings[source.name] = self.reading(source.name, *names, repeats=repeats)
             except MeterError as error:
                 self.fail(source.name, error)
-        return found
+        return readings
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """About the devices of the sources."""
+    def facts(self) -> dict[str, Facts]:
+        """Return the facts of each source."""
         return {source.name: source.facts() for source in self.sources}
 
     def _idle(self, source: str) -> dict[str, float]:
-        """Watts, by the same counter."""
+        """Return the idle power in watts, before and after, by the same counter."""
         totals = self._windows.totals()
-        found = {when: totals.get(f"idle_{when}", {}) for when in ("before", "after")}
-        return {when: t[f"{source}.joules"] / t["seconds"] for when, t in found.items() if t.get("seconds")}
+        windows = {when: totals.get(f"idle_{when}", {}) for when in ("before", "after")}
+        return {when: t[f"{source}.joules"] / t["seconds"] for when, t in windows.items() if t.get("seconds")}
 
     def _needed_s(self, source: Source, total: Mapping[str, float]) -> float:
         return max(self.min_s, self.min_ticks * math.sqrt(total.get(PIECES, 1)) * source.tick_s)
 
     def _sum(self, names: Sequence[str]) -> dict[str, float]:
         totals = self._windows.totals()
-        found: dict[str, float] = {}
+        sums: dict[str, float] = {}
         for name in names:
             for quantity, value in totals.get(name, {}).items():
-                found[quantity] = found.get(quantity, 0.0) + value
-        return found
+                sums[quantity] = sums.get(quantity, 0.0) + value
+        return sums
 
     def _read(self) -> dict[str, float]:
         now = {"seconds": perf_counter(), "cpu_seconds": process_time()}
@@ -255,23 +250,23 @@ class EnergyMeter:
             try:
                 read = source.read() | {"seconds": now["seconds"]}
                 now |= {f"{source.name}.{key}": value for key, value in read.items()}
-            except Exception as error:  # noqa: BLE001 (whatever a meter dies of, the work that it meters goes on)
+            except Exception as error:  # noqa: BLE001 (no failure of a meter ends the measured code)
                 self.sources.remove(source)
                 source.close()
-                told = error if isinstance(error, MeterError) else None
-                self.fail(source.name, told or MeterError(f"{type(error).__name__}: {error}"))
+                meter_error = error if isinstance(error, MeterError) else None
+                self.fail(source.name, meter_error or MeterError(f"{type(error).__name__}: {error}"))
         return now
 
     def fail(self, source: str, error: MeterError) -> None:
-        """Note that a source is no good, and why."""
+        """Record that a source has failed, and why."""
         self.absent[source] = str(error)
         self.failed.add(source)
 
     def check(self) -> None:
-        """Raise if a source has failed.
+        """Raise an error if a source has failed.
 
         Raises:
-            MeterError: What it failed of.
+            MeterError: With the reasons of all failed sources.
         """
         if self.failed:
             raise MeterError("; ".join(self.absent[source] for source in sorted(self.failed)))

@@ -1,4 +1,4 @@
-"""Measure the energy of a ``with`` block, or of a call, by all that this machine has."""
+"""Measures the energy of a ``with`` block, or of a call, with all sources of this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from bpfree._errors import BadValue, MeterError, NotMeasurable
 from bpfree.meters import rapl
 from bpfree.meters.joules import EnergyMeter, Reading, Source
+from bpfree.meters.nvml import Nvml
 from bpfree.meters.sources import CPU, GPU
 
 
@@ -22,19 +23,19 @@ def meter(
     *,
     min_s: float = 10.0,
     min_ticks: float = 100.0,
-    nvml: Any = None,
+    nvml: Nvml = None,
     rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
-    """An `EnergyMeter` of all that can be measured here: the GPU that ``device`` is, and the CPU packages.
+    """Context manager: an `EnergyMeter` of the GPU ``device``, if it is one, and of the CPU packages.
 
-    Arguments are those of `energy`; a meter that is dead from the beginning is named in `EnergyMeter.failed`.
-    A device is held by one meter at a time.
+    The arguments are those of `energy`. A source that fails at the start is added to `EnergyMeter.failed`.
+    Only one meter at a time can use a source.
     """
     device = _device(device)
-    found = EnergyMeter(device, [], {}, min_s, min_ticks)
+    energy_meter = EnergyMeter(device, [], {}, min_s, min_ticks)
     makers: dict[str, Callable[[], Source]] = {"cpu": lambda: CPU(rapl_root or rapl.ROOT)}
     if device.type == "cuda":
-        # The context is alive from here on, so that it is part of the idle baseline as well.
+        # Creates the CUDA context, so that its power is part of the idle power.
         torch.cuda.synchronize(device)
         makers = {"gpu": lambda: GPU(device, nvml)} | makers
     with ExitStack() as stack:
@@ -42,15 +43,15 @@ def meter(
             try:
                 source = make()
                 stack.callback(source.close)
-                _hold(source.identity, stack)
-                found.sources.append(source)
+                _lock(source.identity, stack)
+                energy_meter.sources.append(source)
             except NotMeasurable as error:
-                found.absent[name] = str(error)
+                energy_meter.absent[name] = str(error)
             except MeterError as error:
-                found.fail(name, error)
-            except Exception as error:  # noqa: BLE001 (whatever a meter dies of, the work that it meters goes on)
-                found.absent[name] = f"the meter cannot be opened: {type(error).__name__}: {error}"
-        yield found
+                energy_meter.fail(name, error)
+            except Exception as error:  # noqa: BLE001 (no failure of a meter ends the measured code)
+                energy_meter.absent[name] = f"the meter cannot be opened: {type(error).__name__}: {error}"
+        yield energy_meter
 
 
 @contextmanager
@@ -60,38 +61,38 @@ def energy(
     idle_s: float = 30.0,
     min_s: float = 10.0,
     min_ticks: float = 100.0,
-    nvml: Any = None,
+    nvml: Nvml = None,
     rapl_root: Path | None = None,
 ) -> Iterator[EnergyMeter]:
     """Measure the energy of a ``with`` block::
 
         with bpfree.meters.energy("cuda") as e:
             work()
-        e.reading("gpu", "work").net_j  # joules; e.absent says what could not be measured, and why
+        e.reading("gpu", "work").net_j  # joules; e.absent has the reasons for what could not be measured
 
-    The block is the window ``work``; windows opened inside it (``with e("eval")``) are not counted in it.
-    What a GPU or package draws is the whole device's: of all processes. Nothing is ever added up over
-    sources.
+    The block is the window ``work``; windows opened inside it (``with e("eval")``) are not counted in it. The
+    energy is that of the entire GPU or CPU package, including other processes. Readings of different sources
+    are not added.
 
     Args:
-        device: The device that works; by default the current CUDA device, else the CPU.
-        idle_s: Seconds of idling before and after, for the net figures; 0 for none.
-        min_s: Seconds that a window must have for a figure.
-        min_ticks: Ticks of the counter that it must have.
-        nvml: Stands for the module ``pynvml``.
-        rapl_root: Folder of the power capping framework, if it is not `rapl.ROOT`.
+        device: Torch device of the work; by default the current CUDA device if there is one, else the CPU.
+        idle_s: Seconds of idling before and after the block, for the net energy; 0: no net energy.
+        min_s: Minimum duration of a window in seconds.
+        min_ticks: Minimum number of updates of the counter in a window.
+        nvml: A replacement of the module ``pynvml``.
+        rapl_root: Folder of the power capping framework; None: `rapl.ROOT`.
 
     Raises:
-        MeterError: At the end, if a meter that worked failed on the way; at the beginning, if one is dead.
-        BadValue: The device is neither a CPU nor a CUDA device of this machine.
+        MeterError: At the beginning or the end of the block, if a source has failed.
+        BadValue: If the device is neither a CPU nor a CUDA device of this machine.
     """
-    with meter(device, min_s=min_s, min_ticks=min_ticks, nvml=nvml, rapl_root=rapl_root) as found:
-        found.check()
-        found.idle("before", idle_s)
-        with found("work"):
-            yield found
-        found.idle("after", idle_s)
-    found.check()
+    with meter(device, min_s=min_s, min_ticks=min_ticks, nvml=nvml, rapl_root=rapl_root) as energy_meter:
+        energy_meter.check()
+        energy_meter.idle("before", idle_s)
+        with energy_meter("work"):
+            yield energy_meter
+        energy_meter.idle("after", idle_s)
+    energy_meter.check()
 
 
 def _device(name: torch.device | str | None) -> torch.device:
@@ -102,17 +103,17 @@ def _device(name: torch.device | str | None) -> torch.device:
     except RuntimeError:
         raise BadValue(f"device = {name!r}: unknown; for example cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
-        raise BadValue(f"device = {str(device)!r}: energy is metered of cpu and cuda devices")
+        raise BadValue(f"device = {str(device)!r}: expected a cpu or cuda device")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadValue(f"device = {str(device)!r}: this machine has no usable CUDA device")
     return device
 
 
-def _hold(identity: str, stack: ExitStack) -> None:
-    """Hold a device for this meter alone.
+def _lock(identity: str, stack: ExitStack) -> None:
+    """Lock a source for this meter.
 
     Raises:
-        NotMeasurable: Another meter holds it, or whether one does cannot be known.
+        NotMeasurable: If another meter has locked it, or the lock file cannot be used.
     """
     import tempfile
 
@@ -124,33 +125,37 @@ def _hold(identity: str, stack: ExitStack) -> None:
         stack.enter_context(FileLock(path, timeout=0, is_singleton=False))
     except Timeout:
         raise NotMeasurable(
-            f"another measured run holds the meter of {identity} ({path}); what both would read is the "
-            "energy of both: wait for it"
+            f"another run measures {identity} ({path}), and both would read the energy of both: wait until "
+            "it has ended"
         ) from None
     except OSError as error:
         raise NotMeasurable(
-            f"the lock {path} cannot be taken ({error}); set TMPDIR to a folder of yours"
+            f"the lock file {path} cannot be used ({error}); set TMPDIR to a folder that you can write to"
         ) from None
 
 
 def energy_per_call(
     work: Callable[[], object], device: torch.device | str | None = None, **options: Any
 ) -> dict[str, Reading]:
-    """The energy of one call of ``work()``, called as often as a window needs to be long enough.
+    """Return the energy of one call of ``work()``, which is repeated until the window is long enough.
 
     Args:
-        work: Called without arguments: once before the window, then again and again in it.
-        device: As for `energy`, as are the ``options``.
+        work: Function without arguments. It is called once before the window, then repeatedly.
+        device: As in `energy`.
+        options: Further arguments of `energy`.
+
+    Returns:
+        The `Reading` of each source, per call.
 
     Raises:
-        MeterError: As for `energy`.
+        MeterError: As in `energy`.
     """
     work()
     repeats = 0
-    with energy(device, **options) as found:
-        # Looking whether it is enough synchronises, so the rounds grow.
-        while repeats == 0 or found.lacking_s("work") > 0:
+    with energy(device, **options) as energy_meter:
+        # Each check synchronizes the device, so the number of calls between two checks doubles.
+        while repeats == 0 or energy_meter.missing_s("work") > 0:
             for _ in range(max(1, repeats)):
                 work()
                 repeats += 1
-    return found.readings("work", repeats=repeats)
+    return energy_meter.readings("work", repeats=repeats)

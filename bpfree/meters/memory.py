@@ -1,4 +1,4 @@
-"""Memory: bytes saved for backward, bytes of tensors, and the peaks of process and device."""
+"""Memory: bytes saved for backward, bytes of tensors, and peaks of process and device."""
 
 import sys
 from collections import deque
@@ -17,7 +17,7 @@ _METERING: ContextVar[bool] = ContextVar("bpfree_metering_saved_tensors", defaul
 
 
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
-    """The storages behind a tensor: one if it is dense, those of its parts if it is sparse."""
+    """Return the storage of a dense tensor, or the storages of the parts of a sparse tensor."""
     parts: tuple[Tensor, ...]
     if tensor.layout == torch.strided:
         parts = (tensor,)
@@ -33,46 +33,46 @@ def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all distinct storages behind ``tensors``, of any shape.
+    """Return the number of bytes in all distinct storages of ``tensors``.
 
-    Views, tied weights and a tensor named twice count once. A storage counts whole, also where
-    only a view of it is given, because that is what stays allocated.
+    Views, tied weights and repeated tensors count once. The entire storage of a view counts, because all of
+    it is allocated.
 
     Raises:
-        BadValue: a tensor has a layout other than dense or sparse.
+        BadValue: If a tensor has a layout other than dense or sparse.
     """
     sizes = {}
     held = []
     for tensor in tensors:
         for storage in _storages(tensor):
-            held.append(storage)  # a storage freed meanwhile could pass its key on to another
+            held.append(storage)  # the address of a freed storage could be reused
             sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values())
 
 
 class _Packed:
-    """What the graph holds instead of a saved tensor; it reports its storages when dropped."""
+    """Replaces a saved tensor in the graph; its storages are reported when it is deleted."""
 
     __slots__ = ("_dropped", "_keys", "tensor", "version")
 
     def __init__(self, tensor: Tensor, keys: tuple[int, ...], dropped: deque[tuple[int, ...]]) -> None:
-        # Detached, because a saved output that kept its own grad_fn would never be freed.
+        # Detached, because a saved output with its own grad_fn would form a reference cycle.
         self.tensor = tensor.detach()
         self.version = tensor._version
         self._keys = keys
         self._dropped = dropped
 
     def __del__(self) -> None:
-        # Any thread, even in the middle of another update: no lock and no sum here.
+        # May run in any thread, even during an update: it must not use the lock.
         self._dropped.append(self._keys)
 
 
 class SavedBytes:
-    """Bytes that autograd holds for backward; made by :func:`saved_for_backward`."""
+    """Bytes that autograd has saved for backward, see `saved_for_backward`."""
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        # A storage is known by its address, which only a living storage owns: the excluded
-        # ones are held here, the counted ones by the _Packed objects of the graph.
+        # A storage is identified by its address, which is unique while the storage exists: references to the
+        # excluded ones are here, those to the counted ones in the _Packed objects of the graph.
         self._held = [storage for tensor in exclude for storage in _storages(tensor)]
         self._excluded = {storage._cdata for storage in self._held}
         self._uses: dict[int, int] = {}
@@ -84,19 +84,19 @@ class SavedBytes:
 
     @property
     def live_bytes(self) -> int:
-        """Bytes held now by graphs built under the meter, also after its ``with`` block."""
+        """Bytes that are saved now in graphs built in the ``with`` block, also after its end."""
         with self._lock:
             self._release()
             return self._live
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that were held at one time."""
+        """Largest number of bytes that were saved at one time."""
         return self._peak
 
     def _pack(self, tensor: Tensor) -> _Packed:
         keys: tuple[int, ...] = ()
-        # torch saves the transpose of a linear layer's weight: a view, with the weight as its base.
+        # torch saves the transposed weight of a linear layer, which is a view of the weight.
         if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
             storages = [s for s in _storages(tensor) if s._cdata not in self._excluded]
             keys = tuple(storage._cdata for storage in storages)
@@ -107,7 +107,7 @@ class SavedBytes:
         return _Packed(tensor, keys, self._dropped)
 
     def _unpack(self, packed: _Packed) -> Tensor:
-        # torch makes this check itself only for tensors saved without hooks.
+        # torch checks this only for tensors that are saved without hooks.
         if packed.tensor._version != packed.version:
             raise BpfreeError(
                 f"a tensor of shape {tuple(packed.tensor.shape)} needed by backward was modified in place: "
@@ -135,33 +135,32 @@ class SavedBytes:
 
 @contextmanager
 def saved_for_backward(*, exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
-    """Count the bytes that autograd saves for backward inside the ``with`` block.
+    """Context manager: count the bytes that autograd saves for backward inside.
 
-    A storage counts once, whole, however many tensors and views of it are saved, from its first
-    saving until the graph drops the last of them. So the peak of a step that runs backward block
-    by block is that of its largest block, and the peak of a global backward is that of the net.
-    The figure is the same on every machine, and needs no GPU.
+    The entire storage counts, once for any number of saved tensors and views, until the graph frees the last
+    of them. The peak of a step with one backward pass per block is that of the largest block; the peak of a
+    global backward pass is that of the net. The result does not depend on the machine and needs no GPU.
 
-    ``nn.Parameter`` and views of them are left out. Whatever else is saved counts: activations,
-    the batch and the labels, the buffers of a batch norm. Give to ``exclude`` what should not.
+    Parameters and views of them are not counted. All other saved tensors are: activations, the batch and the
+    labels, the buffers of batch normalization. Use ``exclude`` for others that should not count.
 
-    Not seen, because autograd does not hold it: gradients, what a custom ``Function`` keeps as a
-    plain attribute of its context, and what runs under other saved-tensor hooks, which is the
-    recomputed segment of ``torch.utils.checkpoint`` with ``use_reentrant=False``; with
-    ``use_reentrant=True`` the recomputed segment is counted.
+    Not counted, because autograd does not save them: gradients, attributes that a custom ``Function`` sets on
+    its context, and tensors under other saved-tensor hooks, such as the recomputed segment of
+    ``torch.utils.checkpoint`` with ``use_reentrant=False``. With ``use_reentrant=True`` the recomputed
+    segment is counted.
 
     Source: ``torch.autograd.graph.saved_tensors_hooks``.
 
     Args:
-        exclude: tensors, known by their storages, that are not counted.
+        exclude: Tensors whose storages are not counted.
 
     Raises:
-        BadValue: a meter is already on (the inner one would hide its tensors from the outer),
-            or a saved tensor has a layout other than dense or sparse.
-        BpfreeError: in backward, a saved tensor was modified in place after it was saved.
+        BadValue: If it is used inside itself (the inner context would hide tensors from the outer one), or a
+            saved tensor has a layout other than dense or sparse.
+        BpfreeError: In backward, if a saved tensor was modified in place after it was saved.
     """
     if _METERING.get():
-        raise BadValue("saved_for_backward() is already on; the outer meter would miss what the inner sees")
+        raise BadValue("saved_for_backward() is already active; use only one at a time")
     meter = SavedBytes(exclude)
     token = _METERING.set(True)
     try:
@@ -172,11 +171,11 @@ def saved_for_backward(*, exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes
 
 
 class Allocated:
-    """What was allocated in the ``with`` block of :func:`allocated_on_cpu`.
+    """Result of `allocated_on_cpu`.
 
     Attributes:
-        peak_bytes: the most that was held at one time, beyond what was there when the block began;
-            known when it has ended.
+        peak_bytes: Largest number of bytes that were allocated at one time in the block, without those that
+            were allocated before. Available after the end of the block.
     """
 
     peak_bytes: int = 0
@@ -184,20 +183,19 @@ class Allocated:
 
 @contextmanager
 def allocated_on_cpu() -> Iterator[Allocated]:
-    """Measure the peak of the bytes that PyTorch's CPU allocator hands out inside the ``with`` block.
+    """Context manager: measure the peak of the bytes allocated by PyTorch's CPU allocator inside.
 
-    Everything that lives in a tensor's storage counts: activations, gradients, optimizer state made
-    inside, scratch tensors. What libraries allocate for themselves (the packing of a matrix product)
-    does not, nor do Python objects. Unlike the resident set of the process it does not depend on
-    what ran before.
+    All tensor storages count: activations, gradients, optimizer state, temporary tensors. Memory that
+    libraries allocate themselves (such as packed matrices) and Python objects do not count. Unlike the
+    resident set of the process, the result does not depend on earlier allocations.
 
     Source: the memory events of ``torch.profiler``.
     """
     from torch.profiler import ProfilerActivity, profile
 
-    found = Allocated()
+    allocated = Allocated()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        yield found
+        yield allocated
     results = profiler.profiler
     assert results is not None and results.kineto_results is not None
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
@@ -205,14 +203,14 @@ def allocated_on_cpu() -> Iterator[Allocated]:
     for event in sorted(events, key=lambda e: e.start_ns()):
         if event.device_type().name == "CPU":
             live += event.nbytes()
-            found.peak_bytes = max(found.peak_bytes, live)
+            allocated.peak_bytes = max(allocated.peak_bytes, live)
 
 
 def process_peak_rss() -> int:
-    """The largest resident set that this process has had, in bytes, to within some pages.
+    """Return the peak resident set size of this process in bytes, with an error of a few pages.
 
-    On Linux it is ``VmHWM`` of ``/proc/self/status``: the ``ru_maxrss`` of getrusage(2) survives
-    exec, so that a small child of a large process would report its parent's peak.
+    On Linux it is ``VmHWM`` of ``/proc/self/status``. ``ru_maxrss`` of getrusage(2) is not reset by exec, so
+    a child process would report the peak of its parent.
     """
     if sys.platform == "win32":
         import psutil
@@ -230,16 +228,16 @@ def process_peak_rss() -> int:
 
 
 def _has_peak(device: torch.device) -> bool:
-    # Before its first use CUDA reports zeros, which would pass for a measurement.
+    # Before CUDA is initialized, the peaks are zeros that are not measurements.
     return device.type == "cuda" and bool(torch.cuda.is_initialized())
 
 
 def device_peak(device: torch.device | str) -> dict[str, int]:
-    """Peaks of PyTorch's CUDA allocator in bytes since the last reset.
+    """Return the peaks of PyTorch's CUDA allocator in bytes since the last reset.
 
     Returns:
-        ``peak_alloc`` (held by tensors) and ``peak_reserved`` (held by the allocator); empty for
-        a device that is not CUDA, and for CUDA not yet used by this process.
+        ``peak_alloc`` (used by tensors) and ``peak_reserved`` (reserved by the allocator). Empty if the
+        device is not a CUDA device, or CUDA is not initialized in this process.
     """
     device = torch.device(device)
     if not _has_peak(device):
@@ -251,7 +249,7 @@ def device_peak(device: torch.device | str) -> dict[str, int]:
 
 
 def reset_device_peak(device: torch.device | str) -> None:
-    """Let :func:`device_peak` start anew from what is allocated now; nothing to do without CUDA."""
+    """Reset the peaks of `device_peak` to the present values; no effect without CUDA."""
     device = torch.device(device)
     if _has_peak(device):
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,16 +1,23 @@
-"""One NVIDIA GPU as NVML sees it, found by the identity that torch gives, never by an index."""
+"""Access to one NVIDIA GPU by NVML. The GPU is identified by its UUID, not by an index."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from bpfree._errors import BadValue, MeterError, NotMeasurable
 
-#: NVML gives energy in millijoules and power in milliwatts.
+#: The module ``pynvml``, or an object with its functions.
+Nvml: TypeAlias = Any
+#: Facts about a device by name.
+Facts: TypeAlias = dict[str, object]
+#: State of a GPU, see `NvmlDevice.state`.
+GPUState: TypeAlias = dict[str, Any]
+
+#: NVML returns energy in millijoules and power in milliwatts.
 MILLI = 1e-3
 
 #: Bits of ``nvmlDeviceGetCurrentClocksEventReasons`` (nvml.h, NvmlClocksEventReasons).
@@ -26,43 +33,45 @@ THROTTLE = {
     0x100: "display_clock_setting",
 }
 
-#: Those that say that the device could not run as it would have.
+#: Reasons that reduce the performance.
 SLOWED = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
-
-#: Without which nothing is measured; what else a module lacks is only not told.
+#: Required members of the module; values that need other missing members are absent.
 NEEDED = (
     "NVMLError", "nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetName",
     "nvmlDeviceGetTotalEnergyConsumption",
 )  # fmt: skip
 
-#: Errors after which the device answers nothing any more.
+#: Errors after which the GPU cannot be used.
 LOST = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
 
 
-class Device:
-    """A GPU at the boundary of NVML.
+class NvmlDevice:
+    """An NVIDIA GPU, accessed by NVML.
 
     Args:
-        device: a CUDA device of torch.
-        nvml: the module ``pynvml`` of the distribution nvidia-ml-py, or an object with its functions.
+        device: A CUDA device of torch.
+        nvml: The module ``pynvml`` of the distribution nvidia-ml-py, or an object with its functions.
 
     Raises:
-        BadValue: ``device`` is not a CUDA device.
-        NotMeasurable: NVML cannot be loaded here, or does not know the device, or it has no counter.
+        BadValue: If ``device`` is not a CUDA device.
+        NotMeasurable: If NVML cannot be loaded or does not find the device, or the device has no energy
+            counter.
 
     Source: NVML API reference, NVIDIA.
     """
 
-    def __init__(self, device: torch.device | str, nvml: Any = None) -> None:
+    def __init__(self, device: torch.device | str, nvml: Nvml = None) -> None:
         device = torch.device(device)
         if device.type != "cuda":
-            raise BadValue(f"device = {str(device)!r}: NVML meters NVIDIA GPUs; expected a cuda device")
+            raise BadValue(
+                f"device = {str(device)!r}: expected a cuda device: NVML supports NVIDIA GPUs only"
+            )
         self.nvml = _load() if nvml is None else nvml
-        if lacking := [name for name in NEEDED if not hasattr(self.nvml, name)]:
+        if missing := [name for name in NEEDED if not hasattr(self.nvml, name)]:
             where = getattr(self.nvml, "__file__", "it")
             raise NotMeasurable(
-                f"the module pynvml ({where}) has no {lacking[0]}: it is not that of nvidia-ml-py, or old; "
+                f"the module pynvml ({where}) has no {missing[0]}: it is not that of nvidia-ml-py, or old; "
                 "pip uninstall pynvml, then pip install --force-reinstall nvidia-ml-py"
             )
         self.errors = self.nvml.NVMLError
@@ -80,42 +89,43 @@ class Device:
             self.energy_j()
         except self.errors as error:
             raise NotMeasurable(
-                f"{self.name}: no counter of total energy ({error}); it takes a Volta GPU or newer, whole"
+                f"{self.name}: no counter of total energy ({error}); expected an entire GPU of the Volta "
+                "generation or newer"
             ) from None
 
     def _find(self, device: torch.device) -> tuple[str, Any]:
         properties: Any = torch.cuda.get_device_properties(device)
         uuid = str(properties.uuid).lower().removeprefix("gpu-")
-        found = self._try(lambda: self.nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        if found is None and hasattr(properties, "pci_bus_id"):
+        handle = self._try(lambda: self.nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        if handle is None and hasattr(properties, "pci_bus_id"):
             parts = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
             bus = "{:08x}:{:02x}:{:02x}.0".format(*parts)
-            found = self._try(lambda: self.nvml.nvmlDeviceGetHandleByPciBusId(bus))
-        if found is None:
+            handle = self._try(lambda: self.nvml.nvmlDeviceGetHandleByPciBusId(bus))
+        if handle is None:
             raise NotMeasurable(
-                f"{device} has the identity GPU-{uuid}, which NVML does not know: "
-                "a part of a GPU (MIG, vGPU) has no counter of its own; use a whole one"
+                f"NVML does not find {device} with the UUID GPU-{uuid}: a part of a GPU (MIG, vGPU) "
+                "has no counter; use an entire GPU"
             )
-        return f"GPU-{uuid}", found
+        return f"GPU-{uuid}", handle
 
     @property
     def name(self) -> str:
-        """The product's name."""
+        """Product name."""
         return _text(self.nvml.nvmlDeviceGetName(self.handle))
 
     def energy_j(self) -> float:
-        """Joules since the driver was loaded: the whole device, all processes (Volta and newer)."""
+        """Return the joules used by the entire GPU since the driver was loaded (Volta and newer)."""
         return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) * MILLI
 
     def power_w(self) -> float:
-        """Watts drawn by the GPU: the instantaneous field where there is one, else the usual reading."""
+        """Return the power in watts: the instantaneous field, or ``nvmlDeviceGetPowerUsage``."""
         return self._instant_w() if self.instant else float(self._usage_mw()) * MILLI
 
     @property
     def power_scope(self) -> str:
-        """What :meth:`power_w` is."""
+        """Description of the value of `power_w`."""
         if not self.has_power:
-            return "none: the device has no sensor of power"
+            return "none: the device has no power sensor"
         if self.instant:
             return "gpu, instantaneous"
         return "device, nvmlDeviceGetPowerUsage (1 s average on Ampere other than GA100, and on newer)"
@@ -130,13 +140,14 @@ class Device:
             raise self.errors(value.nvmlReturn)
         return float(value.value.uiVal) * MILLI
 
-    # ---- facts recorded beside the joules; what the driver does not tell is absent -------------------------
+    # ---- facts that are recorded with the energy; values that the driver does not provide are absent
+    # --------
 
-    def identity(self) -> dict[str, Any]:
-        """What does not change while a run lasts."""
+    def identity(self) -> Facts:
+        """Return properties that are constant during a run."""
         h, n = self.handle, self.nvml
         limit = self._try(lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))
-        found = {
+        values = {
             "uuid": self.uuid,
             "name": self.name,
             "driver": self._try(lambda: _text(n.nvmlSystemGetDriverVersion())),
@@ -144,27 +155,27 @@ class Device:
             "persistence_mode": self._try(lambda: bool(n.nvmlDeviceGetPersistenceMode(h))),
             "power_scope": self.power_scope,
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
-    def state(self) -> dict[str, Any]:
-        """What does change: temperature (Celsius), SM clock (MHz), utilisation (0 to 1), what slows it."""
+    def state(self) -> GPUState:
+        """Return temperature (Celsius), SM clock (MHz), utilization (0 to 1), throttling, other processes."""
         h, n = self.handle, self.nvml
         used = self._try(lambda: n.nvmlDeviceGetUtilizationRates(h).gpu)
         bits = self._try(lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
-        found = {
+        values = {
             "temperature": self._try(lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
             "clock_mhz": self._try(lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
-            "utilisation": None if used is None else used / 100,
+            "utilization": None if used is None else used / 100,
             "throttle": None if bits is None else [name for bit, name in THROTTLE.items() if bits & bit],
             "foreign_pids": self.foreign(),
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
     def foreign(self) -> list[int] | None:
-        """Other processes that compute on the device; None where the driver does not tell.
+        """Return the ids of other processes on the GPU; None if the driver does not provide them.
 
-        In a container NVML names processes by numbers of the host. There a single unknown process is
-        taken for this one.
+        In a container, NVML returns process ids of the host, and a single unknown process is assumed to be
+        this one.
         """
         running = self._try(lambda: self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
         if running is None:
@@ -172,43 +183,43 @@ class Device:
         pids = sorted({int(process.pid) for process in running})
         if os.getpid() in pids:
             return [pid for pid in pids if pid != os.getpid()]
-        own_under_another_number = torch.cuda.is_initialized()
-        return pids[1:] if own_under_another_number else pids
+        is_this_process = torch.cuda.is_initialized()
+        return pids[1:] if is_this_process else pids
 
     def shared(self) -> list[str]:
-        """Why the counter cannot be read as this program's own, if so."""
-        found = []
+        """Return reasons why the counter includes the energy of others: MIG or a virtual GPU."""
+        reasons = []
         mode = self._try(lambda: self.nvml.nvmlDeviceGetMigMode(self.handle))
         if mode is not None and mode[0] == getattr(self.nvml, "NVML_DEVICE_MIG_ENABLE", 1):
-            found.append("the GPU is split (MIG); its counter is that of all parts")
+            reasons.append("the GPU is split (MIG); its counter is that of all parts")
         virtual = self._try(lambda: self.nvml.nvmlDeviceGetVirtualizationMode(self.handle))
-        whole = (
+        exclusive = (
             getattr(self.nvml, "NVML_GPU_VIRTUALIZATION_MODE_NONE", 0),
             getattr(self.nvml, "NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH", 1),
         )
-        if virtual is not None and virtual not in whole:
-            found.append("the GPU is virtual (vGPU); its counter may be that of all guests")
-        return found
+        if virtual is not None and virtual not in exclusive:
+            reasons.append("the GPU is virtual (vGPU); its counter may be that of all guests")
+        return reasons
 
-    def _try(self, ask: Callable[[], Any]) -> Any:
-        """The answer, or None where this device does not support the question.
+    def _try(self, query: Callable[[], Any]) -> Any:
+        """Return the result of ``query``, or None if the device does not support it.
 
         Raises:
-            MeterError: the device is lost, or needs a reset.
+            MeterError: If the GPU is lost or needs a reset.
         """
         mismatch = [kind for kind in [getattr(self.nvml, "NVMLLibraryMismatchError", None)] if kind]
         try:
-            return ask()
+            return query()
         except (AttributeError, *mismatch):
-            return None  # the module, or the driver, is older than the question
+            return None  # the module or the driver is too old for the query
         except self.errors as error:
             lost = (getattr(self.nvml, name, None) for name in LOST)
             if error.value in lost:
-                raise MeterError(f"the GPU no longer answers: {error}") from None
+                raise MeterError(f"the GPU is lost or needs a reset: {error}") from None
             return None
 
 
-def _load() -> Any:
+def _load() -> Nvml:
     try:
         import pynvml
     except ImportError as error:
@@ -216,5 +227,5 @@ def _load() -> Any:
     return pynvml
 
 
-def _text(found: str | bytes) -> str:
-    return found.decode() if isinstance(found, bytes) else found
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

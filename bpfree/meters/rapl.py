@@ -1,4 +1,4 @@
-"""Energy of CPU packages and memory by RAPL, as Linux shows it under ``/sys/class/powercap``."""
+"""Energy of CPU packages and memory by RAPL, from ``/sys/class/powercap`` of Linux."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ ROOT = Path("/sys/class/powercap")
 #: RAPL counts microjoules.
 MICRO = 1e-6
 
-#: No package draws more; a counter that seems to was set back, and did not wrap.
+#: Upper limit of the power of a package; a larger increase means that the counter was reset.
 IMPOSSIBLE_W = 5000.0
 
 
 class Domain:
-    """One counter of microjoules, which begins anew at ``max_energy_range_uj``, where the system gives it."""
+    """A counter of microjoules, which wraps around at ``max_energy_range_uj`` (if the file exists)."""
 
     def __init__(self, folder: Path) -> None:
         kind = (folder / "name").read_text().strip()
-        # Every package calls its memory "dram"; its number stands in the folder's name, intel-rapl:N:M.
+        # The memory of every package has the name "dram"; its number is in the folder name, intel-rapl:N:M.
         self.name = kind if "-" in kind else f"{kind}-{folder.name.split(':')[1]}"
         self._file = folder / "energy_uj"
         try:
             self._range = int((folder / "max_energy_range_uj").read_text())
         except (OSError, ValueError):
-            self._range = 0  # not told: a counter that comes round is then an error, as one set back is
+            self._range = 0  # unknown: a counter that wraps around raises, as one that was reset
         self._joules, self._lock = 0.0, threading.Lock()
         self._last, self._at = self._uj(), perf_counter()
 
     def joules(self) -> float:
-        """Joules since this object was made, from any thread; ask before the counter comes round twice.
+        """Return the joules since the object was created. Thread-safe.
+
+        It must be called before the counter wraps around twice.
 
         Raises:
-            MeterError: the counter cannot be read any more, or was set back.
+            MeterError: If the counter cannot be read, or was reset.
         """
         with self._lock:
             now, at = self._uj(), perf_counter()
             grown = now - self._last
             if grown < 0:
                 grown += self._range
-            # A counter that ticks may add a whole tick, some milliseconds, from one reading to the next.
+            # Between two readings the counter may increase by one update, of some milliseconds.
             if grown < 0 or grown * MICRO > IMPOSSIBLE_W * max(at - self._at, 0.01):
                 raise MeterError(
                     f"{self._file} went from {self._last} to {now} in {at - self._at:.3f} s: "
-                    "no package draws so much, so the counter was set back"
-                    f"{'' if self._range else ', or came round at a value that the system does not tell'}; "
+                    "this is more than the power of any package, so the counter was reset"
+                    f"{'' if self._range else ', or wrapped around at an unknown value'}; "
                     "measure again"
                 )
             self._joules += grown * MICRO
@@ -63,29 +65,29 @@ class Domain:
 
 
 def domains(root: Path = ROOT) -> list[Domain]:
-    """The packages and the memory beside them, which no other domain counts.
+    """Return the domains of the packages and of the memory, which do not overlap.
 
-    Left out are what is part of a package (core, uncore), what contains it (psys), and the
-    second view of a package through memory-mapped registers (intel-rapl-mmio).
+    Not returned: parts of a package (core, uncore), a domain that contains the packages (psys), and a second
+    interface to a package (intel-rapl-mmio).
 
     Raises:
-        NotMeasurable: there is none, or it may not be read; the message says what to do.
+        NotMeasurable: If there is no domain, or it cannot be read. The message contains the fix.
 
     Source: Linux, Documentation/power/powercap/powercap.rst.
     """
     if not root.is_dir():
         raise NotMeasurable(
-            f"{root} does not exist: RAPL is not shown to virtual machines and most containers; "
-            "on a machine of your own, load the module intel_rapl_common, or mount the folder read-only"
+            f"{root} does not exist: RAPL is not available in virtual machines and most containers; "
+            "on a physical machine, load the module intel_rapl_common, or mount the folder read-only"
         )
-    found = []
+    result = []
     for folder in sorted(root.glob("intel-rapl:*")):
         kind = _name(folder).partition("-")[0]
         if kind in ("package", "dram"):
-            found.append(_readable(folder))
-    if not found:
-        raise NotMeasurable(f"{root} has no package that RAPL meters; is the module intel_rapl_msr loaded?")
-    return found
+            result.append(_readable(folder))
+    if not result:
+        raise NotMeasurable(f"{root} has no RAPL package; is the module intel_rapl_msr loaded?")
+    return result
 
 
 def _name(folder: Path) -> str:
@@ -100,8 +102,8 @@ def _readable(folder: Path) -> Domain:
         (folder / "energy_uj").read_text()
     except PermissionError:
         raise NotMeasurable(
-            f"{folder / 'energy_uj'} may be read by root alone (since CVE-2020-8694): "
-            f"sudo chmod a+r {folder.parent}/intel-rapl:*/energy_uj, which holds until the next start"
+            f"{folder / 'energy_uj'} can be read by root only (since CVE-2020-8694): "
+            f"sudo chmod a+r {folder.parent}/intel-rapl:*/energy_uj, which is valid until the next start"
         ) from None
     except OSError as error:
         raise NotMeasurable(f"{folder / 'energy_uj'} cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""Asking a device again and again: a thread that does, the integral of power, and the tick of a counter."""
+"""Periodic sampling in a thread, the integral of power, and the update interval of a counter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bpfree._errors import MeterError
 
 
 class Repeating:
-    """Calls ``ask`` every ``period_s`` seconds in a thread of its own, until it is stopped.
+    """Calls a function every ``period_s`` seconds in a separate thread, until `stop` is called.
 
     Args:
-        ask: does no tensor work; what it raises ends the thread and is raised again by :meth:`stop`.
-        period_s: from call to call; a call that is late is not made up for.
+        function: Function without tensor operations. An exception ends the thread and is raised by `check`.
+        period_s: Period in seconds; missed calls are not repeated.
     """
 
-    def __init__(self, ask: Callable[[], object], period_s: float) -> None:
-        self._ask, self._period_s = ask, period_s
+    def __init__(self, function: Callable[[], object], period_s: float) -> None:
+        self._function, self._period_s = function, period_s
         self._stopped = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="bpfree-meter", daemon=True)
@@ -29,32 +29,35 @@ class Repeating:
         due = perf_counter()
         try:
             while not self._stopped.is_set():
-                self._ask()
+                self._function()
                 due = max(due + self._period_s, perf_counter())
                 self._stopped.wait(due - perf_counter())
-        except Exception as error:  # noqa: BLE001 (it is handed to the thread that asked for the figures)
+        except Exception as error:  # noqa: BLE001 (it is raised in the thread that calls check)
             self._error = error
 
     def check(self) -> None:
-        """Raise what ended the thread.
+        """Raise an error if an exception has ended the thread.
 
         Raises:
-            MeterError: the device did not answer.
+            MeterError: From the exception.
         """
         if self._error is not None:
-            raise MeterError(f"a meter stopped answering: {self._error}") from self._error
+            raise MeterError(f"a meter failed: {self._error}") from self._error
 
     def stop(self) -> None:
-        """Stop, and wait until the last call is over."""
+        """Stop the thread, and wait until it has ended."""
         self._stopped.set()
         self._thread.join()
 
 
 class PowerIntegral:
-    """The integral of sampled power by the trapezoidal rule, with the samples kept.
+    """The integral of sampled power by the trapezoidal rule.
 
     Args:
-        watts: reads the power now.
+        watts: Function that returns the present power in watts.
+
+    Attributes:
+        times, watts: Times in seconds, and watts, of all samples.
     """
 
     def __init__(self, watts: Callable[[], float]) -> None:
@@ -64,7 +67,7 @@ class PowerIntegral:
         self.times, self.watts = array("d"), array("d")
 
     def sample(self) -> tuple[float, int]:
-        """Take a sample; returns the joules since the first one, and how many there are. Any thread."""
+        """Take a sample; return the joules since the first sample and the number of samples. Thread-safe."""
         with self._lock:
             watts, now = self._watts(), perf_counter()
             if self.times:
@@ -74,7 +77,7 @@ class PowerIntegral:
             return self._joules, len(self.times)
 
     def stuck(self, enough: int = 100) -> bool:
-        """Whether many samples are all the same, which no sensor of a working device gives."""
+        """Return whether at least ``enough`` samples are all the same, as from a broken sensor."""
         with self._lock:
             return len(self.watts) >= enough and min(self.watts) == max(self.watts)
 
@@ -82,23 +85,25 @@ class PowerIntegral:
 def measure_tick(
     read: Callable[[], float], changes: int = 12, limit_s: float = 3.0, pause_s: float = 5e-4
 ) -> float:
-    """Seconds from one change of a counter to the next, measured.
+    """Measure the tick of a counter, the time in seconds between two of its updates.
 
-    A reading is that of the last change, so an energy over a window is uncertain by a tick at each end.
+    A reading is the value of the last update, so the energy of a window has an error of up to one tick at
+    each end.
 
     Raises:
-        MeterError: the counter changed fewer than three times in ``limit_s`` seconds.
+        MeterError: If the counter changed fewer than three times in ``limit_s`` seconds.
     """
     begin = perf_counter()
-    last, seen = read(), array("d")
-    while len(seen) < changes and perf_counter() - begin < limit_s:
+    last, updates = read(), array("d")
+    while len(updates) < changes and perf_counter() - begin < limit_s:
         sleep(pause_s)
         value = read()
         if value != last:
-            seen.append(perf_counter())
+            updates.append(perf_counter())
             last = value
-    if len(seen) < 3:
+    if len(updates) < 3:
         raise MeterError(
-            f"an energy counter changed {len(seen)} times in {limit_s} s: it is dead, or far too coarse"
+            f"an energy counter changed {len(updates)} times in {limit_s} s: it does not work, or it is "
+            "too coarse"
         )
-    return (seen[-1] - seen[0]) / (len(seen) - 1)
+    return (updates[-1] - updates[0]) / (len(updates) - 1)

@@ -1,4 +1,4 @@
-"""Wall time by named windows, on a monotonic clock, with the device synchronised at both ends."""
+"""Wall time of named windows, by a monotonic clock, with the device synchronized at both ends."""
 
 from collections.abc import Mapping
 from time import perf_counter
@@ -9,7 +9,7 @@ from bpfree.meters.windows import Windows
 
 
 class Stopwatch(Windows):
-    """Seconds spent in named windows, added up over every time a name is entered::
+    """Measures the seconds spent in named windows, summed over all windows of a name::
 
         watch = Stopwatch("cuda")
         with watch("train"):
@@ -18,23 +18,23 @@ class Stopwatch(Windows):
                 evaluate()
         watch.state()  # {"train": ..., "eval": ...}
 
-    The time of an inner window is not counted in the outer one: see :class:`~bpfree.meters.Windows`.
+    The time of an inner window is not counted in the outer one, see `Windows`.
 
     Args:
-        device: synchronised whenever a window opens or closes.
+        device: Torch device, synchronized whenever a window opens or closes.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(device, lambda: {"seconds": perf_counter()})
 
     def state(self) -> dict[str, float]:
-        """Seconds by name, those of windows still open included; a name never entered is absent."""
+        """Return the seconds by name, including open windows."""
         return {name: grown["seconds"] for name, grown in self.totals().items()}
 
     def load(self, state: Mapping[str, float]) -> None:
-        """Replace all totals by those of :meth:`state`, to go on where another run stopped.
+        """Replace all totals by those of `state`, to resume a run.
 
         Raises:
-            BadValue: a window is open, or a total is negative or not finite.
+            BadValue: If a window is open, or a total is negative or not finite.
         """
         self.replace({name: {"seconds": seconds} for name, seconds in state.items()})

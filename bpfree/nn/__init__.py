@@ -1,8 +1,17 @@
-"""Bodies: networks and the small layers that they are made of."""
+"""Networks and layers."""
 
-from bpfree.graphs.layers import GNN, Aggregate, Attention, GCNPart, Hops, SAGEPart, WholeGNN, learned_part
+from bpfree._renamed import module_getattr
+from bpfree.graphs.layers import GNN, Aggregate, Attention, EndToEndGNN, GCNPart, Hops, SAGEPart, learned_part
 from bpfree.nn.autoencoder import autoencoder
-from bpfree.nn.counted import Apparatus, Counted, Purpose, apparatus, asking, counted, passes
+from bpfree.nn.device_passes import (
+    CountedModule,
+    counted_modules,
+    counting_passes,
+    inferring_shapes,
+    passes,
+    physical_devices,
+)
+from bpfree.nn.digital_model import DigitalModelFront
 from bpfree.nn.layers import (
     FeaturesFirst,
     LengthNorm,
@@ -10,10 +19,10 @@ from bpfree.nn.layers import (
     RootMeanSquarePool,
     RowNorm,
     StraightThroughReLU,
-    widened,
+    at_least_float32,
 )
 from bpfree.nn.networks import ACTIVATIONS, cafo_cnn, cnn, mlp
-from bpfree.nn.physical import Normalise, PhysicalFront, physical_net
+from bpfree.nn.physical import Normalization, PhysicalFront, physical_net
 from bpfree.nn.vision import VGG8B, VGG11B, Norm, PadShortcut, Shortcut, resnet, vgg
 
 __all__ = [
@@ -22,36 +31,51 @@ __all__ = [
     "VGG8B",
     "VGG11B",
     "Aggregate",
-    "Apparatus",
     "Attention",
-    "Counted",
+    "CountedModule",
+    "DigitalModelFront",
+    "EndToEndGNN",
     "FeaturesFirst",
     "GCNPart",
     "Hops",
     "LengthNorm",
     "MapPool",
     "Norm",
-    "Normalise",
+    "Normalization",
     "PadShortcut",
     "PhysicalFront",
-    "Purpose",
     "RootMeanSquarePool",
     "RowNorm",
     "SAGEPart",
     "Shortcut",
     "StraightThroughReLU",
-    "WholeGNN",
-    "apparatus",
-    "asking",
+    "at_least_float32",
     "autoencoder",
     "cafo_cnn",
     "cnn",
-    "counted",
+    "counted_modules",
+    "counting_passes",
+    "inferring_shapes",
     "learned_part",
     "mlp",
     "passes",
+    "physical_devices",
     "physical_net",
     "resnet",
     "vgg",
-    "widened",
 ]
+
+__getattr__ = module_getattr(
+    __name__,
+    {
+        "Apparatus": "bpfree.physics:Device",
+        "Counted": "CountedModule",
+        "Normalise": "Normalization",
+        "Purpose": "bpfree.physics:Purpose",
+        "WholeGNN": "EndToEndGNN",
+        "apparatus": "physical_devices",
+        "asking": "counting_passes",
+        "counted": "counted_modules",
+        "widened": "at_least_float32",
+    },
+)

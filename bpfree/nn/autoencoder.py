@@ -1,4 +1,4 @@
-"""A convolutional autoencoder, stage by stage."""
+"""A convolutional autoencoder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from bpfree.nn.networks import activation_layer
 def autoencoder(
     sample_shape: Sequence[int], channels: Sequence[int] = (32, 8), activation: str = "elu"
 ) -> nn.Sequential:
-    """Halves images once for each number of channels, and doubles them again; one stage for each convolution.
+    """Build a convolutional autoencoder, an `nn.Sequential` with one block for each convolution.
 
-    Encoder stages are a 3x3 convolution with stride 2 and batch normalisation. Decoder stages are a 3x3
-    convolution that gives each position four values of every channel, laid out as its four children
-    (sub-pixel convolution): with values repeated instead, the four would share most of their weights, and no
-    single layer could undo an encoder's. The activation follows all but the code and the images. The last
-    stage starts at zero, the others start orthogonal. The normalisation has no scale of its own: a stage that
-    is trained to agree with another could make it vanish.
+    Each encoder block is a 3x3 convolution with stride 2 and batch normalization. Each decoder block is a 3x3
+    convolution to four times the channels and a pixel shuffle (sub-pixel convolution), which doubles the
+    resolution. With upsampling by repeated values, the four pixels would share most of their weights, and a
+    single layer could not invert an encoder block. The activation follows every block except those that
+    compute the code and the image. The weights of the last block start at zero, the other convolutions start
+    orthogonal. The batch normalization has no affine parameters: a block that is trained to agree with
+    another one could set the scale to zero.
 
     Args:
         sample_shape: ``(C, H, W)`` of an image.
-        channels: Width after each halving; the last is the code's.
-        activation: One of `ACTIVATIONS`.
+        channels: Number of output channels of each encoder block; the last is that of the code.
+        activation: Key of `ACTIVATIONS`.
 
     Raises:
         BadValue: If the activation is unknown.
@@ -42,20 +43,20 @@ def autoencoder(
         down = nn.Conv2d(n_in, n_out, 3, stride=2, padding=1, bias=False)
         is_code, is_image = level == len(channels) - 1, level == 0
         encoder.append(
-            nn.Sequential(down, nn.BatchNorm2d(n_out, affine=False), *_after(activation, not is_code))
+            nn.Sequential(down, nn.BatchNorm2d(n_out, affine=False), *_activation(activation, not is_code))
         )
         decoder.insert(
-            0, nn.Sequential(*_subpixel(n_out, n_in, sizes[level]), *_after(activation, not is_image))
+            0, nn.Sequential(*_subpixel(n_out, n_in, sizes[level]), *_activation(activation, not is_image))
         )
     net = nn.Sequential(*encoder, *decoder)
-    start(net)
+    reset_weights(net)
     for parameter in decoder[-1].parameters():
         nn.init.zeros_(parameter)
     return net
 
 
-def start(module: nn.Module) -> None:
-    """Draw all weights anew: convolutions orthogonal, all else as PyTorch does."""
+def reset_weights(module: nn.Module) -> None:
+    """Initialize all weights: orthogonal for convolutions, PyTorch's default otherwise."""
     for part in module.modules():
         reset = getattr(part, "reset_parameters", None)
         if reset is not None:
@@ -64,19 +65,19 @@ def start(module: nn.Module) -> None:
             nn.init.orthogonal_(part.weight)
 
 
-def twin(stage: nn.Module) -> nn.Module:
-    """The same layers with weights of their own."""
-    copied = copy.deepcopy(stage)
-    start(copied)
+def copy_with_new_weights(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` with newly initialized weights."""
+    copied = copy.deepcopy(module)
+    reset_weights(copied)
     return copied
 
 
 def _subpixel(n_in: int, n_out: int, size: tuple[int, int]) -> list[nn.Module]:
-    """Layers that double maps, to ``size``: an odd one loses the last row or column."""
+    """Return layers that double the resolution, and crop the last row or column where ``size`` is odd."""
     odd = [side % 2 for side in size]
     crop = [nn.ZeroPad2d((0, -odd[1], 0, -odd[0]))] if any(odd) else []
     return [nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), *crop]
 
 
-def _after(activation: str, wanted: bool) -> list[nn.Module]:
-    return [activation_layer(activation)] if wanted else []
+def _activation(name: str, add: bool) -> list[nn.Module]:
+    return [activation_layer(name)] if add else []

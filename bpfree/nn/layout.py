@@ -1,4 +1,4 @@
-"""How the elements of a parameter lie in memory."""
+"""Memory layout of parameters and of their gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory without gaps and without overlap, in any order."""
+    """Return whether the elements fill a range of memory without gaps or overlap, in any order."""
     extent = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != extent:
@@ -17,17 +17,17 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements are the same place in memory, as in an expanded tensor."""
+    """Return whether two elements share a memory location, as in an expanded tensor."""
     if is_dense(tensor):
         return False
     extent = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)) + 1
-    places = torch.arange(extent).as_strided(tensor.shape, tensor.stride())
-    return len(places.unique()) < tensor.numel()
+    locations = torch.arange(extent).as_strided(tensor.shape, tensor.stride())
+    return len(locations.unique()) < tensor.numel()
 
 
 @torch.no_grad()
-def lay_out_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Give each ``.grad`` the memory layout of its parameter, as autograd does: fused optimizers need it."""
+def match_gradient_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give each ``.grad`` the strides of its parameter, as autograd does: fused optimizers require it."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad

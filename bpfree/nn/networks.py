@@ -1,6 +1,7 @@
-"""Ordinary networks, as flat `nn.Sequential`s that end in their output layer.
+"""Ordinary networks, as flat `nn.Sequential`s whose last layer is the output layer.
 
-They know nothing of how they are trained: `bpfree.localize` cuts them, and any other module, into blocks.
+They do not depend on the method that trains them: `bpfree.localize` cuts them, and any other module, into
+blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_layer(name: str) -> nn.Module:
-    """A new layer of `ACTIVATIONS`; BadValue if there is none of that name."""
+    """Return a new activation layer.
+
+    Raises:
+        BadValue: If ``name`` is not a key of `ACTIVATIONS`.
+    """
     if name not in ACTIVATIONS:
         raise BadValue(f"activation = {name!r}: unknown; {did_you_mean(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -37,17 +42,17 @@ def mlp(
     output_bias: bool = True,
     bias: bool = True,
 ) -> nn.Sequential:
-    """A multilayer perceptron; images are flattened.
+    """Build a multilayer perceptron; samples are flattened first.
 
     Args:
         widths: Input width, hidden widths, number of classes: ``[784, 1000, 1000, 10]``.
-        activation: One of `ACTIVATIONS`, after each hidden layer.
-        dropout: Probability of a zero after each hidden layer.
+        activation: Key of `ACTIVATIONS`; used after each hidden layer.
+        dropout: Dropout probability after each hidden layer; 0 adds no dropout layer.
         output_bias: Whether the output layer has a bias.
-        bias: Whether the hidden layers have one.
+        bias: Whether the hidden layers have a bias.
 
     Raises:
-        BadValue: If there are fewer than three widths, or one is not positive.
+        BadValue: If there are fewer than three widths, or one is below 1, or the activation is unknown.
     """
     if len(widths) < 3 or min(widths) < 1:
         raise BadValue(f"widths = {list(widths)}: expected [inputs, hidden, ..., classes], each at least 1")
@@ -75,21 +80,21 @@ def cnn(
     batch_norm: bool = False,
     bias: bool = True,
 ) -> nn.Sequential:
-    """3x3 convolutions with padding 1, an activation and 2x2 pooling after each, then one linear layer.
+    """Build a network of 3x3 convolutions, each with an activation and 2x2 pooling, and a linear layer.
 
     The defaults are Mono-Forward's convolutional network (arXiv 2501.09238).
 
     Args:
         sample_shape: ``(C, H, W)`` of an image.
         n_classes: Number of classes.
-        channels: Width of each convolution.
-        activation: One of `ACTIVATIONS`.
-        pool: ``"avg"`` or ``"max"``; ``"stride"`` moves the convolution by 2 in place of pooling.
-        batch_norm: Whether a batch normalisation follows each convolution.
+        channels: Number of output channels of each convolution.
+        activation: Key of `ACTIVATIONS`.
+        pool: ``"avg"`` or ``"max"``; ``"stride"`` uses convolutions with stride 2 in place of pooling.
+        batch_norm: Whether batch normalization follows each convolution.
         bias: Whether layers have a bias.
 
     Raises:
-        BadValue: If the images are too small for so many poolings.
+        BadValue: If the images are too small to be halved this often.
     """
     n_in, height, width = sample_shape
     strided = pool == "stride"
@@ -100,7 +105,7 @@ def cnn(
         layers.append(nn.Conv2d(n_in, n_out, 3, stride=1 + strided, padding=1, bias=bias))
         layers += [nn.BatchNorm2d(n_out)] if batch_norm else []
         layers.append(activation_layer(activation))
-        # A strided convolution rounds up, pooling down.
+        # A strided convolution rounds the size up, pooling rounds it down.
         n_in, height, width = n_out, (height + strided) // 2, (width + strided) // 2
         layers += [] if strided else [{"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool](2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in * height * width, n_classes, bias=bias))
@@ -109,18 +114,18 @@ def cnn(
 def cafo_cnn(
     sample_shape: Sequence[int], n_classes: int, channels: Sequence[int] = (32, 128, 512)
 ) -> nn.Sequential:
-    """3x3 convolution, ReLU, 2x2 max pooling and batch normalisation, in this order, then one linear layer.
+    """Build the network of Cascaded-Forward (arXiv 2303.09728).
 
-    The network of Cascaded-Forward (arXiv 2303.09728). The convolutions have no bias and are drawn by Kaiming
-    uniform; the normalisation has eps 1e-4.
+    Each block is a 3x3 convolution, ReLU, 2x2 max pooling and batch normalization, in this order; a linear
+    layer follows. The convolutions have no bias and Kaiming uniform weights; the normalization has eps 1e-4.
 
     Args:
         sample_shape: ``(C, H, W)`` of an image.
         n_classes: Number of classes.
-        channels: Width of each convolution.
+        channels: Number of output channels of each convolution.
 
     Raises:
-        BadValue: If the images are too small for so many poolings.
+        BadValue: If the images are too small to be halved this often.
     """
     n_in, height, width = sample_shape
     _check_halvings(height, width, channels)

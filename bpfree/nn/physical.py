@@ -1,49 +1,25 @@
-"""Networks with physical devices inside: opaque fronts between trainable matrices."""
+"""Networks that contain physical devices: each device is a fixed front of a trained linear layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._renamed import warn_renamed
 from bpfree._settings import did_you_mean
-from bpfree.nn.counted import Counted, Purpose
+from bpfree.nn.device_passes import CountedModule
 from bpfree.nn.drives import DRIVES, Drive, Picture
+from bpfree.physics.device import Device
 
-Normalise = Literal["none", "l2", "standardise", "calibrated"]
-
-
-class Measuring(Protocol):
-    """What a front asks of a device; `bpfree.physics.Device` is one."""
-
-    n_in: int
-    n_out: int
-    input_range: tuple[float, float]
-    passes: dict[str, int]
-    calibration: Any
-
-    def measure(self, u: Tensor) -> Tensor:
-        """Answers ``[B, n_out]`` to constant drives ``[B, n_in]``."""
-
-    def counters(self, purpose: Any) -> AbstractContextManager[None]:
-        """A window whose rows are counted under ``purpose``."""
-
-    def calibrate(self, n: int = 256, *, seed: int = 0, drives: Any = None) -> Any:
-        """Probe the device; its report stays as ``calibration``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counts, calibration, random state."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up such a state."""
+Normalization = Literal["none", "l2", "standardize", "calibrated"]
 
 
 class LeadingZeros(nn.Module):
-    """Flattens samples and puts ``n`` zeros in front: label slots that are never filled."""
+    """Flattens samples and puts ``n`` zeros in front of the values: empty label slots."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -53,134 +29,158 @@ class LeadingZeros(nn.Module):
         return nn.functional.pad(x.flatten(1), (self.n, 0))
 
 
-class PhysicalFront(Counted):
-    """A device as the fixed front of a layer: rows ``h [B, d]`` to features ``f [B, n_features]``.
+class PhysicalFront(CountedModule):
+    """A physical device as the fixed front of a layer: ``h [B, in_features]`` to ``[B, out_features]``.
 
-    ``f = [p, h]`` with a skip and ``f = p`` without, where p is the (normalised) answer to the drive that is
-    made of h. With no device at all, the ablation, ``f = h``, normalised like an answer if there is no skip.
+    With p the normalized output of the device for the drive ``drive(h)``, the features are ``[p, h]`` with a
+    skip connection and ``p`` without. Without a device (an ablation), the features are ``h`` with a skip
+    connection and the normalized ``h`` without.
 
     Args:
-        device: A `bpfree.physics.Device`, or None.
-        drive: What makes drives of rows.
-        n_rows: Width d of the rows.
-        skip: Whether the rows pass by the device as well.
-        normalise: ``none``; ``l2``, rows of the length sqrt(n_out); ``standardise``, each row to mean 0 and
-            variance 1; ``calibrated``, each output by its offset and scale, as `calibrate` found them.
+        physical_device: A `bpfree.physics.Device`, or None.
+        drive: Module that computes the drives from the inputs.
+        in_features: Size of each input.
+        skip: Whether the inputs are concatenated to the outputs of the device.
+        normalize: ``"none"``; ``"l2"``, scales each row to the length ``sqrt(n_out)``; ``"standardize"``,
+            scales each row to mean 0 and variance 1; ``"calibrated"``, subtracts the offset of each output
+            and divides by its scale, both measured by `calibrate`.
+
+    Raises:
+        BadValue: If ``normalize`` is none of these.
     """
 
     offset: Tensor
     scale: Tensor
 
     def __init__(
-        self, device: Measuring | None, drive: Drive, n_rows: int, skip: bool, normalise: Normalise = "none"
+        self,
+        physical_device: Device | None,
+        drive: Drive,
+        in_features: int,
+        skip: bool,
+        normalize: Normalization = "none",
     ) -> None:
         super().__init__()
-        # In a tuple, which nn.Module does not look into: a device is no part of the state dict.
-        self._device = (device,)
-        self.drive, self.n_rows, self.skip, self.normalise = drive, n_rows, skip, normalise
-        self.n_out = n_rows if device is None else device.n_out
-        self.n_features = n_rows if device is None else self.n_out + n_rows * skip
+        if normalize not in get_args(Normalization):
+            raise BadValue(
+                f"normalize = {normalize!r}: unknown; {did_you_mean(normalize, get_args(Normalization))}"
+            )
+        # In a tuple, so that nn.Module does not register it: a device is not part of the state dict.
+        self._physical_device = (physical_device,)
+        self.drive, self.in_features, self.skip, self.normalize = drive, in_features, skip, normalize
+        self.n_out = in_features if physical_device is None else physical_device.n_out
+        self.out_features = in_features if physical_device is None else self.n_out + in_features * skip
         self.register_buffer("offset", torch.zeros(self.n_out))
         self.register_buffer("scale", torch.ones(self.n_out))
 
     @property
-    def device(self) -> Measuring | None:
+    def physical_device(self) -> Device | None:
         """The device, or None."""
-        return self._device[0]
+        return self._physical_device[0]
 
-    @property
-    def apparatus(self) -> Any:
-        return self.device
+    def forward(self, x: Tensor) -> Tensor:
+        if self.physical_device is None:
+            return x if self.skip else self.normalized(x)
+        return self.features(self.measure(self.drive(x)), x)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        if self.device is None:
-            return rows if self.skip else self.normalised(rows)
-        return self.joined(self.measured(self.drive(rows)), rows)
-
-    def measured(self, drives: Tensor) -> Tensor:
-        """The device's answers ``[B, n_out]``, counted for the present purpose."""
-        assert self.device is not None
-        if self.purpose == "shape":
-            # Not zeros: what is counted with them, such as a ridge regression, must be solvable.
+    def measure(self, drives: Tensor) -> Tensor:
+        """Return the outputs of the device, ``[B, n_out]``, for ``drives [B, n_in]``."""
+        assert self.physical_device is not None
+        if self.infer_shapes:
+            # Not zeros: a closed-form solution that is computed from these features must exist.
             row = torch.linspace(-1, 1, self.n_out, device=drives.device, dtype=drives.dtype)
             return row.repeat(len(drives), 1)
-        with self.device.counters(self.purpose):
-            return self.device.measure(drives)
+        with self.physical_device.counters(self.purpose):
+            return self.physical_device.measure(drives)
 
-    def joined(self, answers: Tensor, rows: Tensor) -> Tensor:
-        """The features that the layer learns on, of raw answers and of the rows that were sent."""
-        answers = self.normalised(answers)
-        return torch.cat([answers, rows], 1) if self.skip else answers
+    def features(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """Return the features for the inputs ``x`` and the outputs of the device, ``[B, out_features]``."""
+        outputs = self.normalized(outputs)
+        return torch.cat([outputs, x], 1) if self.skip else outputs
 
-    def normalised(self, p: Tensor) -> Tensor:
-        """Answers, normalised."""
-        if self.normalise == "l2":
+    def normalized(self, p: Tensor) -> Tensor:
+        """Return outputs of the device, normalized."""
+        if self.normalize == "l2":
             scaled: Tensor = p * p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12)
             return scaled
-        if self.normalise == "calibrated":
+        if self.normalize == "calibrated":
             return (p - self.offset) / self.scale
-        if self.normalise == "standardise":
+        if self.normalize == "standardize":
             deviation: Tensor = p.std(1, keepdim=True, correction=0) + 1e-12
             return (p - p.mean(1, keepdim=True)) / deviation
         return p
 
     @torch.no_grad()
-    def calibrate(self, rows: Tensor) -> None:
-        """Probe the device with the drives of ``rows [n, d]``, and keep each output's offset and scale."""
-        assert self.device is not None
-        if self.purpose == "shape":
+    def calibrate(self, x: Tensor) -> None:
+        """Measure the offset and scale of each output with the drives of ``x [n, in_features]``."""
+        assert self.physical_device is not None
+        if self.infer_shapes:
             return
-        report = self.device.calibrate(drives=self.drive(rows).cpu().numpy())
+        report = self.physical_device.calibrate(drives=self.drive(x).cpu().numpy())
         scale = torch.from_numpy(report.scale).clamp_min(torch.from_numpy(report.noise))
         self.offset.copy_(torch.from_numpy(report.offset))
-        # An output that never varies says nothing, and is not blown up.
+        # The normalized value of an output that never changed is 0.
         self.scale.copy_(torch.where(scale > 0, scale, torch.inf))
 
     def extra_repr(self) -> str:
-        return f"n_rows={self.n_rows}, n_out={self.n_out}, skip={self.skip}, normalise={self.normalise!r}"
+        return (
+            f"in_features={self.in_features}, n_out={self.n_out}, skip={self.skip}, "
+            f"normalize={self.normalize!r}"
+        )
 
 
 def physical_net(
-    devices: Sequence[Measuring | None],
+    devices: Sequence[Device | None],
     sample_shape: Sequence[int],
     n_classes: int,
     hidden: Sequence[int],
     drive: str | Sequence[str] = "direct",
     skip: bool = True,
-    normalise: Normalise = "none",
+    normalize: Normalization | Literal["standardise"] = "none",
+    *,
+    normalise: Normalization | Literal["standardise"] | None = None,
 ) -> nn.Sequential:
-    """Label slots, then a device and a matrix in turn; the last matrix is the output layer.
+    """Build a network: label slots, then a device and a linear layer for each entry of ``devices``.
+
+    The last linear layer is the output layer.
 
     Args:
-        devices: One for each layer; the same one may stand there several times. None is no device.
-        sample_shape: Of a sample, without N.
-        n_classes: Number of classes C: of label slots, and of outputs.
-        hidden: Widths between the devices, one fewer than devices.
-        drive: Name of a drive in `DRIVES`, or one for each layer.
+        devices: The physical device of each layer. One device may be used several times. None: no device.
+        sample_shape: Shape of a sample, without the batch dimension.
+        n_classes: Number of classes C; the network has C label slots and C outputs.
+        hidden: Widths of the linear layers below the output layer, one fewer than ``devices``.
+        drive: Key of `bpfree.nn.drives.DRIVES`, or one key for each layer.
         skip: See `PhysicalFront`.
-        normalise: See `PhysicalFront`.
+        normalize: See `PhysicalFront`.
+        normalise: Old name of ``normalize``.
 
     Raises:
-        BadValue: If the lengths do not fit, or a drive is unknown.
+        BadValue: If the lengths do not fit, or a drive or normalization is unknown.
     """
+    if normalise is not None:
+        warn_renamed("physical_net(normalise=...)", "physical_net(normalize=...)")
+        normalize = normalise
+    if normalize == "standardise":
+        warn_renamed("normalize = 'standardise'", "normalize = 'standardize'")
+        normalize = "standardize"
     if len(devices) != len(hidden) + 1:
         raise BadValue(f"{len(devices)} devices with hidden = {list(hidden)}: expected one width fewer")
-    names = [drive] * len(devices) if isinstance(drive, str) else list(drive)
-    if len(names) != len(devices):
-        raise BadValue(f"drive = {names}: expected one name, or {len(devices)}")
-    grey = len(sample_shape) == 3 and sample_shape[0] == 1
-    image = (n_classes, sample_shape[1], sample_shape[2]) if grey else None
+    drives = [drive] * len(devices) if isinstance(drive, str) else list(drive)
+    if len(drives) != len(devices):
+        raise BadValue(f"drive = {drives}: expected one name, or {len(devices)}")
+    gray = len(sample_shape) == 3 and sample_shape[0] == 1
+    image = (n_classes, sample_shape[1], sample_shape[2]) if gray else None
     width = n_classes + torch.Size(sample_shape).numel()
     layers: list[nn.Module] = [LeadingZeros(n_classes)]
-    for k, (device, name) in enumerate(zip(devices, names, strict=True)):
-        made = _make_drive(name, device, image if k == 0 else None, width)
-        front = PhysicalFront(device, made, width, skip, normalise)
+    for k, (device, name) in enumerate(zip(devices, drives, strict=True)):
+        module = _make_drive(name, device, image if k == 0 else None, width)
+        front = PhysicalFront(device, module, width, skip, normalize)
         width = [*hidden, n_classes][k]
-        layers += [front, nn.Linear(front.n_features, width)]
+        layers += [front, nn.Linear(front.out_features, width)]
     return nn.Sequential(*layers)
 
 
-def _make_drive(name: str, device: Measuring | None, image: tuple[int, int, int] | None, width: int) -> Drive:
+def _make_drive(name: str, device: Device | None, image: tuple[int, int, int] | None, width: int) -> Drive:
     if name not in DRIVES:
         raise BadValue(f"drive = {name!r}: unknown; {did_you_mean(name, DRIVES)}")
     if device is None:
@@ -188,6 +188,3 @@ def _make_drive(name: str, device: Measuring | None, image: tuple[int, int, int]
     if name == "picture":
         return Picture(device.n_in, device.input_range, image)
     return DRIVES[name](device.n_in, device.input_range)
-
-
-__all__ = ["LeadingZeros", "Measuring", "Normalise", "PhysicalFront", "Purpose", "physical_net"]

@@ -1,13 +1,14 @@
-"""Physical systems that compute: opaque, counted, and anyone's; and simulated ones with real physics."""
+"""Physical systems that compute: the interface of a user's own system, and simulated ones."""
 
+from bpfree._renamed import module_getattr
 from bpfree.physics.acoustic import AcousticCavity
 from bpfree.physics.calibration import CalibrationReport
-from bpfree.physics.device import PURPOSES, Device
+from bpfree.physics.device import PURPOSES, Device, Purpose
 from bpfree.physics.diagnostics import nonlinearity_index, r_squared
 from bpfree.physics.membranes import AcousticMembranes
 from bpfree.physics.microwave import MicrowaveCavity
 from bpfree.physics.nonideal import NonIdeal
-from bpfree.physics.optical import MultimodeFibre
+from bpfree.physics.optical import MultimodeFiber
 from bpfree.physics.process import ProcessSystem, serve
 from bpfree.physics.recorded import Recorder, Replay
 from bpfree.physics.simulated import Simulated
@@ -24,10 +25,11 @@ __all__ = [
     "Device",
     "DeviceError",
     "MicrowaveCavity",
-    "MultimodeFibre",
+    "MultimodeFiber",
     "NonIdeal",
     "PhysicalSystem",
     "ProcessSystem",
+    "Purpose",
     "Recorder",
     "Replay",
     "Simulated",
@@ -37,3 +39,5 @@ __all__ = [
     "serve",
     "split_state",
 ]
+
+__getattr__ = module_getattr(__name__, {"MultimodeFibre": "MultimodeFiber"})

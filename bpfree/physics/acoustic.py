@@ -1,35 +1,36 @@
-"""Tones that mix coherently in a scattering cavity, heard by microphones that tell magnitudes alone."""
+"""Simulated acoustic cavity: tones mix coherently, and microphones measure magnitudes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.physics.simulated import Disorder, Simulated, complex_normal
+from bpfree.physics.simulated import Disorder, Simulated, SimulationOptions, complex_dtype, complex_normal
 
 
 class AcousticCavity(Simulated):
     """A scattering box with S loudspeakers of F tones each, and M microphones.
 
     With the amplitudes ``a [S, F]`` (drive index = F * source + tone) the spectral amplitude of tone k at
-    microphone m (answer index = F * microphone + tone) is::
+    microphone m (output index = F * microphone + tone) is::
 
         L[m, k] = sum_s H[m, s, k] a[s, k]
         y[m, k] = | L[m, k] + intermodulation * sum_ij C[m, k, i, j] L[m, i] conj(L[m, j]) |
 
-    H is the box's complex Gaussian transfer function, with a mean square of 1 / S; tones closer than
-    ``correlation`` spacings see nearly the same one, as in a box whose resonances are that wide. C stands for
-    the mixing of tones by an active membrane. The form, without C, is the one that the measured cavity of
-    Momeni et al. (Science 382, 1297, 2023) follows.
+    H is the complex Gaussian transfer function of the box, with a mean square of 1 / S. It is nearly the same
+    for tones closer than ``correlation`` spacings, as in a box whose resonances have this width. C models the
+    mixing of tones by an active membrane. Without C, the formula describes the measured cavity of Momeni et
+    al. (Science 382, 1297, 2023).
 
     Args:
         sources, tones, microphones: S, F, M.
-        intermodulation: Strength of the quadratic term; 0 leaves coherent mixing and magnitudes alone.
-        correlation: Correlation length of H along frequency, in tone spacings; 0: the tones are independent.
+        intermodulation: Strength of the quadratic term; with 0 there is only coherent mixing and the
+            magnitude.
+        correlation: Correlation length of H in frequency, in tone spacings; 0: the tones are independent.
         options: See `Simulated`.
     """
 
@@ -42,7 +43,7 @@ class AcousticCavity(Simulated):
         intermodulation: float = 0.05,
         correlation: float = 0.0,
         noise: float = 0.05,
-        **options: Any,
+        **options: Unpack[SimulationOptions],
     ) -> None:
         if min(sources, tones, microphones) < 1 or intermodulation < 0 or correlation < 0:
             raise BadValue(
@@ -64,19 +65,20 @@ class AcousticCavity(Simulated):
         if self.correlation:
             transfer = transfer @ _smoothing(self.tones, self.correlation).to(transfer.dtype)
         mixing = complex_normal(disorder["c_real"], disorder["c_imag"], 1.0)
-        complex_dtype = torch.complex64 if self.dtype == torch.float32 else torch.complex128
-        core = _Cavity(
-            transfer.to(complex_dtype), mixing.to(complex_dtype) if self.intermodulation else None,
+        dtype = complex_dtype(self.dtype)
+        cavity = _Cavity(
+            transfer.to(dtype), mixing.to(dtype) if self.intermodulation else None,
             self.intermodulation,
         )  # fmt: skip
-        return core.to(self.device)
+        return cavity.to(self.device)
 
 
 def _smoothing(n: int, length: float) -> Tensor:
-    """A symmetric root of the correlation exp(-|i - j| / length), ``[n, n]``."""
+    """Return the symmetric square root of the correlation matrix exp(-|i - j| / length), ``[n, n]``."""
     i = torch.arange(n, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(torch.exp(-(i[:, None] - i[None]).abs() / length))
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T  # type: ignore[no-any-return]
+    root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    return root
 
 
 class _Cavity(nn.Module):
@@ -90,9 +92,9 @@ class _Cavity(nn.Module):
         self.strength = strength
 
     def forward(self, u: Tensor) -> Tensor:
-        """``[B, S * F] -> [B, M * F]``"""
+        """Drives ``[B, S * F]`` to outputs ``[B, M * F]``."""
         _, sources, tones = self.transfer.shape
-        # Tone by tone, then microphone by microphone: products of matrices, which einsum does not make of it.
+        # Batched matrix products, by tone and then by microphone; einsum is slower here.
         amplitudes = u.view(-1, sources, tones).permute(2, 0, 1).to(self.transfer.dtype)
         field = torch.bmm(amplitudes, self.transfer.permute(2, 1, 0)).permute(2, 1, 0).contiguous()
         if self.mixing is not None:

@@ -1,60 +1,63 @@
-"""`Device`: the counted, retried, clipped way to a physical system; autograd cannot pass it."""
+"""`Device`: calls a physical system, counts and clips its rows, and retries failed calls."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue, DeviceError, Diverged
-from bpfree.physics.answers import checked_forward
-from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarise
+from bpfree.physics.calibration import CalibrationReport, correlation, probes, repeats, summarize
 from bpfree.physics.inspection import Inspection
+from bpfree.physics.outputs import checked_forward
+from bpfree.physics.state import Report, StateDict
 from bpfree.physics.system import Array, PhysicalSystem
 
+#: What rows are sent for.
 Purpose = Literal["train", "eval", "calibration", "other"]
 PURPOSES: tuple[Purpose, ...] = ("train", "eval", "calibration", "other")
 
 
 class Device:
-    """A `PhysicalSystem` as trainers use it.
+    """A `PhysicalSystem` as trainers use it. Autograd cannot differentiate it.
 
-    Every row answered is counted under the purpose of the surrounding `counters` window; outside any window
-    it is "other". Rows of a failed call are not answered: they stand in `retried_rows`. Drives outside the
-    input range are clipped, and the clipped values counted.
+    Each row whose output is computed is a pass. Passes are counted by purpose, see `counters`; the default
+    purpose is "other". Rows of a failed call are not passes; they are counted in `retried_rows`. Drives
+    outside the input range are clipped, and the clipped values are counted.
 
-    A call that fails is sent again, and if it keeps failing it is split in halves, down to single rows, so
-    that rows which fail now and then cost only themselves. The system gets a copy of the drives, and its
-    answer is copied.
+    A failed call is repeated. If it keeps failing, it is split in halves, down to single rows, so that only
+    the rows that fail are sent again. The system receives a copy of the drives, and its output is copied.
 
-    Warns once about each of: many clipped values; outputs that never change, stand at one end of their
-    range, reach the end of an integer's range, or vary by less than float32 resolves; answers that stay the
-    same from some row on; and, at calibration, answers that do not depend on the drive.
+    Each of the following is warned about once: many clipped values; outputs that never change, are often at
+    one end of their range, reach the end of an integer's range, or vary by less than the resolution of
+    float32; outputs that no longer change; and, at calibration, outputs that do not depend on the drive.
 
     Args:
         system: Any `PhysicalSystem`.
-        retries: How often a call, or a single row, is sent again after a retryable failure; 0: never, and
-            calls are not split.
-        pause_s: Seconds to wait before the first retry; twice as long before each further one.
-        max_rows: Most rows in one call of the system; longer batches are sent in pieces, each retried alone.
+        retries: Number of times a call, or a single row, is repeated after a retryable failure. With 0, calls
+            are neither repeated nor split.
+        pause_s: Seconds to wait before the first retry; the wait doubles before each further one.
+        max_rows: Maximum number of rows in one call of the system. Larger batches are split into several
+            calls.
 
     Attributes:
-        n_in, n_out, input_range, kind: The system's own.
-        passes: Rows answered, by purpose.
-        clipped_values, clipped_rows: Driving values that were out of range, and rows that held one.
-        retried_rows, retries_used: What failed and was sent again.
-        calls: Answered calls of the system.
-        wall_time_s: Seconds spent inside the system, failed calls included.
+        n_in, n_out, input_range, kind: Those of the system.
+        passes: Number of passes, by purpose.
+        clipped_values, clipped_rows: Number of drive values out of range, and of rows with such a value.
+        retried_rows, retries_used: Number of rows that were sent again, and of repeated calls.
+        calls: Number of successful calls of the system.
+        wall_time_s: Seconds spent in the system, including failed calls.
         calibration: The last `CalibrationReport`, or None.
 
     Raises:
-        BadValue: If the system lacks a member of the protocol, or its range is empty.
+        BadValue: If the system lacks a member of the protocol, its input range is empty, or an argument is
+            out of range.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Device:
         missing = [name for name in ("n_in", "n_out", "input_range", "forward") if not hasattr(system, name)]
         if missing:
             raise BadValue(
-                f"{type(system).__name__} is no PhysicalSystem: it has no {', '.join(missing)}; "
+                f"{type(system).__name__} is not a PhysicalSystem: it has no {', '.join(missing)}; "
                 "expected n_in, n_out, input_range and forward(u)"
             )
         low, high = _bounds(system.input_range)
@@ -88,10 +91,10 @@ class Device:
 
     @contextmanager
     def counters(self, purpose: Purpose) -> Iterator[None]:
-        """Count what passes inside under ``purpose``; the innermost window counts.
+        """Context manager: count the passes inside under ``purpose``. The innermost purpose applies.
 
         Raises:
-            BadValue: For a purpose that is none of `PURPOSES`.
+            BadValue: If ``purpose`` is not in `PURPOSES`.
         """
         if purpose not in PURPOSES:
             raise BadValue(f"counters({purpose!r}): expected one of {', '.join(PURPOSES)}")
@@ -102,54 +105,51 @@ class Device:
             self._purpose = outer
 
     def forward(self, u: Array) -> Array:
-        """Answers ``[B, n_out]`` to the drives ``u [B, n_in]``, in the floating dtype of ``u``.
+        """Compute the outputs ``[B, n_out]`` for the drives ``u [B, n_in]``, in the dtype of ``u``.
 
         Raises:
             BadValue: If ``u`` is a tensor, or has another shape or dtype.
-            Diverged: If ``u`` holds NaN or infinity.
-            DeviceError: If the system failed for good, or its answer is no array ``[B, n_out]`` of real,
-                finite numbers; or if all of the first rows had the same answer.
+            Diverged: If ``u`` contains NaN or infinity.
+            DeviceError: If the system still fails after all retries, if its output is not an array
+                ``[B, n_out]`` of real, finite numbers, or if the first rows all have the same output.
         """
-        u = self._drive(u)
-        y = self.answers(u)
-        self._inspection.see(u, y, self.max_rows or max(1, len(u)))
+        u = self._check_drive(u)
+        y = self.forward_unchecked(u)
+        self._inspection.add_outputs(u, y, self.max_rows or max(1, len(u)))
         return y.astype(u.dtype, copy=False)
 
-    def answers(self, u: Array) -> Array:
-        """`forward` for drives inside the range, in float64 unless the system answers in float32.
+    def forward_unchecked(self, u: Array) -> Array:
+        """`forward` for drives inside the range, without the checks for hardware faults.
 
-        They are not looked at for signs of a fault.
+        The outputs are in float32 if the system returns float32, else in float64.
         """
         step = self.max_rows or max(1, len(u))
-        pieces = [self._answered(u[k : k + step], k, len(u)) for k in range(0, len(u), step)]
-        return (
-            pieces[0] if len(pieces) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *pieces])
-        )
+        parts = [self._call(u[k : k + step], k, len(u)) for k in range(0, len(u), step)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *parts])
 
     def measure(self, u: Tensor) -> Tensor:
-        """`forward` for tensors: ``[B, n_in]`` to ``[B, n_out]`` on the same torch device, a constant.
+        """`forward` for tensors: ``[B, n_in]`` to ``[B, n_out]`` on the same torch device, without a graph.
 
-        Drives in half precision are sent, and answered, in float32.
+        Drives in half precision are converted to float32, and so are their outputs.
 
         Raises:
-            BadValue: If ``u`` requires grad: no gradient may enter a device.
+            BadValue: If ``u`` requires grad: a physical device has no gradient.
         """
         if u.requires_grad:
-            raise BadValue(
-                "the drive requires grad, and a physical device has no gradient; detach it at the wall"
-            )
+            raise BadValue("the drive requires grad, and a physical device has no gradient; detach the drive")
         drive = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
         return torch.from_numpy(self.forward(drive.cpu().numpy())).to(u.device)
 
-    def _drive(self, u: Any) -> Array:
+    def _check_drive(self, u: object) -> Array:
+        """Check the drives, count and clip values out of range, and return an array ``[B, n_in]``."""
         if isinstance(u, Tensor):
             raise BadValue(
-                "the drive is a tensor; a device takes numpy arrays, use Device.measure for constant tensors"
+                "the drive is a tensor; Device.forward expects a numpy array: use Device.measure for tensors"
             )
         if np.ma.is_masked(u):
-            count = int(np.ma.getmaskarray(u).sum())
-            raise BadValue(f"{count} values of the drive are masked; put numbers there, by u.filled(value)")
-        u = np.asarray(u)
+            count = int(np.ma.getmaskarray(np.ma.asarray(u)).sum())
+            raise BadValue(f"{count} values of the drive are masked; replace them with u.filled(value)")
+        u = cast(Array, np.asarray(u))
         if u.ndim != 2 or u.shape[1] != self.n_in or u.dtype not in (np.float32, np.float64):
             raise BadValue(
                 f"the drive is {u.dtype} {list(u.shape)}; expected float32 or float64 [B, {self.n_in}]"
@@ -158,45 +158,43 @@ class Device:
             raise Diverged(f"{np.sum(~np.isfinite(u))} values of the drive are NaN or infinite")
         low, high = self.input_range
         outside = (u < low) | (u > high)
-        self._inspection.driven(u, int(outside.sum()), self.input_range)
+        self._inspection.add_drives(u, int(outside.sum()), self.input_range)
         if outside.any():
             self.clipped_values += int(outside.sum())
             self.clipped_rows += int(outside.any(axis=1).sum())
             u = np.clip(u, low, high)
         return np.ascontiguousarray(u)
 
-    def _answered(self, u: Array, first: int, total: int, attempts: int | None = None) -> Array:
-        """Answers to the rows ``u`` of ``total``, beginning with row ``first``.
+    def _call(self, u: Array, first: int, total: int, attempts: int | None = None) -> Array:
+        """Return the outputs of the rows ``u``, the rows from number ``first`` of a batch of ``total``.
 
-        They are sent together, ``attempts`` times at most, and then in halves.
+        They are sent in one call, at most ``attempts`` times, and then in halves.
         """
         attempts = attempts or 1 + self.retries
         try:
-            return self._sent(u, attempts)
+            return self._call_once(u, attempts)
         except DeviceError as error:
             if not error.retryable or self.retries == 0:
                 raise
             if len(u) == 1:
-                tries = f"{attempts} attempts to send it alone"
                 raise DeviceError(
-                    f"row {first} of {total} was not answered in {tries}: {error}", retryable=False
+                    f"row {first} of {total} failed in {attempts} attempts to send it alone: {error}",
+                    retryable=False,
                 ) from error
-        self._count_resent(u)
+        self._count_retry(u)
         half = len(u) // 2
         parts = ((u[:half], first), (u[half:], first + half))
-        return np.concatenate(
-            [self._answered(part, k, total, 1 if len(part) > 1 else None) for part, k in parts]
-        )
+        return np.concatenate([self._call(part, k, total, 1 if len(part) > 1 else None) for part, k in parts])
 
-    def _sent(self, u: Array, attempts: int) -> Array:
-        """One call of the system, sent again while it fails in a way that may pass."""
+    def _call_once(self, u: Array, attempts: int) -> Array:
+        """Call the system with all rows, at most ``attempts`` times while the failure is retryable."""
         for attempt in range(attempts):
             try:
                 y = self._timed(u)
             except DeviceError as error:
                 if not error.retryable or attempt == attempts - 1:
                     raise
-                self._count_resent(u)
+                self._count_retry(u)
                 time.sleep(self.pause_s * 2**attempt)
             else:
                 self.calls += 1
@@ -204,7 +202,7 @@ class Device:
                 return y
         raise AssertionError("the last attempt returns or raises")
 
-    def _count_resent(self, u: Array) -> None:
+    def _count_retry(self, u: Array) -> None:
         self.retried_rows += len(u)
         self.retries_used += 1
 
@@ -216,41 +214,42 @@ class Device:
             self.wall_time_s += time.perf_counter() - started
 
     def calibrate(self, n: int = 256, *, seed: int = 0, drives: Array | None = None) -> CalibrationReport:
-        """Probe the device, and keep what it answers as `calibration`.
+        """Measure offset, scale, noise and nonlinearity of the outputs, and save them as `calibration`.
 
         Args:
-            n: Number of probes, uniform on the input range. Up to 32 of them are sent four times more.
-            seed: Which probes.
-            drives: Drives ``[n, n_in]`` to probe with instead, such as a sample of what training will send:
-                a device can behave otherwise where training drives it than on average over its range.
+            n: Number of probes, uniform in the input range. Up to 32 of them are sent four more times.
+            seed: Seed of the probes.
+            drives: Drives ``[n, n_in]`` to use as probes, such as a sample of the drives in training: a
+                device may respond differently there than on average over its input range.
 
         Raises:
-            BadValue: With fewer than 8 probes, or if all of them are the same.
-            DeviceError: As `forward`, and if all probes have the same answer.
+            BadValue: If there are fewer than 8 probes, or they are all the same.
+            DeviceError: As in `forward`, or if all probes have the same output.
         """
-        u = probes(n, self.n_in, self.input_range, seed) if drives is None else self._drive(drives)
+        u = probes(n, self.n_in, self.input_range, seed) if drives is None else self._check_drive(drives)
         if len(u) < 8:
             raise BadValue(f"{len(u)} probes; expected at least 8")
         if np.all(u == u[0]):
             raise BadValue(
-                f"the {len(u)} drives to calibrate with are all the same inside the range "
-                f"{self.input_range}; expected different ones"
+                f"the {len(u)} drives for calibration are all the same after clipping to {self.input_range}; "
+                "expected different ones"
             )
         count, times = repeats(len(u))
         with self.counters("calibration"):
             y = self.forward(u)
-            again = np.stack([self.forward(u[:count]) for _ in range(times)])
-        self._inspection.examine(u, y, y.dtype)
-        self.calibration = summarise(u, y, again, time.time())
-        self._inspection.undriven(y, self.calibration.noise, times * count)
+            repeated = np.stack([self.forward(u[:count]) for _ in range(times)])
+        self._inspection.check_outputs(u, y, y.dtype)
+        self.calibration = summarize(u, y, repeated, time.time())
+        self._inspection.check_noise(y, self.calibration.noise, times * count)
         return self.calibration
 
     def drift_report(self) -> dict[str, float | int | None]:
-        """Send the reference drives again, and compare with what they answered at calibration.
+        """Send the reference drives again, and compare their outputs with those at calibration.
 
         Returns:
-            ``correlation`` with the first answers (None if they do not vary), ``age_s`` of the calibration,
-            and the ``rows`` it cost. The correlation of noisy answers is below 1 without any drift.
+            ``correlation`` with the outputs at calibration (None if they do not vary), ``age_s`` of the
+            calibration in seconds, and the number of ``rows`` sent. With noise, the correlation is below 1
+            without any drift.
 
         Raises:
             BadValue: If the device was never calibrated.
@@ -261,39 +260,40 @@ class Device:
         with self.counters("calibration"):
             y = self.forward(reference)
         return {
-            "correlation": correlation(self.calibration.reference_answer, y),
-            "age_s": time.time() - self.calibration.at,
+            "correlation": correlation(self.calibration.reference_output, y),
+            "age_s": time.time() - self.calibration.time,
             "rows": len(reference),
         }
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for a simulated device.
+        """Let ``seconds`` pass in a simulated system.
 
         Raises:
-            BadValue: If the system has no clock that could be advanced.
+            BadValue: If the system has no method ``advance``.
         """
-        self._offered("advance")(seconds)
+        self._method("advance")(seconds)
 
     def frozen(self) -> AbstractContextManager[None]:
-        """A window without noise and drift.
+        """Context manager: no noise and no drift inside.
 
         Raises:
-            BadValue: If the system cannot be frozen: only simulated ones can.
+            BadValue: If the system has no method ``frozen``.
         """
-        window: AbstractContextManager[None] = self._offered("frozen")()
-        return window
+        context: AbstractContextManager[None] = self._method("frozen")()
+        return context
 
-    def _offered(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.system, name, None)
+    def _method(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self.system, name, None)
         if method is None:
             raise BadValue(
-                f"{type(self.system).__name__} has no {name}(); simulated systems have, real ones need not"
+                f"{type(self.system).__name__} has no method {name}(); simulated systems have it, and it is "
+                "optional for others"
             )
-        return method  # type: ignore[no-any-return]
+        return method
 
-    def report(self) -> dict[str, Any]:
-        """All counts, and what the system itself reports, as JSON values for tables and logs."""
-        figures: dict[str, Any] = {
+    def report(self) -> Report:
+        """Return all counts and the report of the system, as JSON values."""
+        values: Report = {
             "kind": self.kind,
             "passes": dict(self.passes),
             "calls": self.calls,
@@ -305,34 +305,36 @@ class Device:
         }
         energy = getattr(self.system, "energy_j", None)
         if energy is not None:
-            figures["energy_j"] = energy
-        own = getattr(self.system, "report", None)
-        return figures | (own() if own is not None else {})
+            values["energy_j"] = energy
+        system_report = getattr(self.system, "report", None)
+        return values | (system_report() if system_report is not None else {})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counts, calibration, and the system's own state where it offers one; arrays and JSON values."""
-        own = getattr(self.system, "state_dict", None)
+    def state_dict(self) -> StateDict:
+        """Return counts, calibration and the state of the system, as arrays and JSON values."""
+        system_state = getattr(self.system, "state_dict", None)
         return {
             "counts": {name: getattr(self, name) for name in _COUNTS} | {"passes": dict(self.passes)},
             "calibration": self.calibration.state_dict() if self.calibration else None,
-            "system": own() if own is not None else None,
+            "system": system_state() if system_state is not None else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` took.
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore a `state_dict`.
 
         Raises:
-            BadValue: If the state holds a system's state and this system takes none.
+            BadValue: If it contains the state of a system and this system has no method ``load_state_dict``.
         """
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
         self.passes = dict(state["counts"]["passes"])
-        self.calibration = CalibrationReport(**state["calibration"]) if state["calibration"] else None
+        self.calibration = (
+            CalibrationReport.from_state(state["calibration"]) if state["calibration"] else None
+        )
         if state["system"] is not None:
-            self._offered("load_state_dict")(state["system"])
+            self._method("load_state_dict")(state["system"])
 
     def close(self) -> None:
-        """Let the system go, where it has something to let go."""
+        """Close the system, if it has a method ``close``."""
         close = getattr(self.system, "close", None)
         if close is not None:
             close()
@@ -346,7 +348,7 @@ class Device:
         self.close()
 
 
-def _bounds(input_range: Any) -> tuple[float, float]:
+def _bounds(input_range: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (float(bound) for bound in input_range)
     except (TypeError, ValueError):
@@ -356,7 +358,7 @@ def _bounds(input_range: Any) -> tuple[float, float]:
     return low, high
 
 
-def _is_count(n: Any) -> bool:
+def _is_count(n: object) -> bool:
     return isinstance(n, int | float | np.number) and float(n) >= 1 and float(n).is_integer()
 
 

@@ -1,10 +1,10 @@
-"""Sound in a chaotic box with nonlinear membranes: equations of motion of its modes, stepped through time."""
+"""Simulated acoustic box with nonlinear membranes, by the equations of motion of its modes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,44 +12,45 @@ from torch.utils.checkpoint import checkpoint
 
 from bpfree._errors import BadValue, DeviceError
 from bpfree.physics.microwave import unfolded_levels
-from bpfree.physics.simulated import Disorder, Simulated
+from bpfree.physics.simulated import Disorder, Simulated, SimulationOptions, complex_dtype
 
-#: Speed of sound per kelvin at room temperature, relative: c is proportional to sqrt(T).
+#: Relative change of the speed of sound per kelvin at room temperature; it is proportional to sqrt(T).
 _PER_KELVIN = 0.0017
-#: Steps whose activations are kept at once when a gradient is wanted.
+#: Number of time steps in a segment of gradient checkpointing.
 _SEGMENT = 64
 
 
 class AcousticMembranes(Simulated):
-    """Loudspeakers drive the modes q of a box; J membranes x are moved by its pressure, and move it in turn.
+    """Loudspeakers drive the modes q of a box. Its pressure moves J membranes x, which act back on the modes.
 
-    With phi the modes' shapes at random places (random waves), and prime the derivative by time::
+    With phi the mode shapes at random positions (random waves), and prime the time derivative::
 
         q_n'' + (w_n / Q) q_n' + w_n^2 q_n = gain w_0^2 sum_s phi_n(s) v_s(t)
                                              - back_action sum_j phi_n(j) x_j''
         x_j'' + (w_j / Q_m) x_j' + w_j^2 (x_j + beta x_j^3) = coupling w_j^2 sum_n phi_n(j) q_n
         v_s = sum_k a[s, k] sin(2 pi f_k t) ;      mic_m = sum_n phi_n(m) q_n
 
-    The answer is the amplitude of every tone at every microphone (answer index = tones * microphone + tone),
-    from a Hann window over the second half of the time. beta is a cubic restoring force: with 0 the box is
-    linear up to the magnitude. w_n are unfolded eigenvalues of a Gaussian orthogonal matrix; what drifts is
-    the temperature, which scales them all. Semi-implicit Euler steps of 1 / 32000 s by default.
+    The outputs are the amplitudes of each tone at each microphone (output index = tones * microphone + tone),
+    measured with a Hann window over the second half of the time. beta is the strength of a cubic restoring
+    force; with 0 the box is linear up to the magnitude. w_n are unfolded eigenvalues of a Gaussian orthogonal
+    matrix. Only the temperature drifts; it scales all w_n. The integrator is semi-implicit Euler.
 
     Args:
-        sources, microphones, membranes, modes: Numbers of them.
-        tones_hz: Driven frequencies; whole periods of them must fit the analysis window.
+        sources, microphones, membranes, modes: Number of each.
+        tones_hz: Driven frequencies; the analyzed time must contain a whole number of periods of each.
         band_hz: Lowest and highest resonance of the box.
-        membrane_band_hz: The same for the membranes.
+        membrane_band_hz: Lowest and highest resonance of the membranes.
         q, membrane_q: Quality factors.
-        beta, coupling, gain, back_action: As above; w_0 is 2 pi 450 Hz.
-        duration_s: Simulated time; its second half is analysed.
+        beta, coupling, gain, back_action: See the equations; w_0 is 2 pi 450 Hz.
+        duration_s: Simulated time of each row; the second half is analyzed.
         step_s: Time step.
         temperature_sd_k: Standard deviation of the drifting temperature, in kelvin.
-        noise: See `Simulated`; the default is a microphone's signal-to-noise ratio of 40 dB.
-        options: See `Simulated`. At float64, 256 rows take about 3 MiB per millisecond of analysed sound.
+        noise: See `Simulated`; the default is a signal-to-noise ratio of 40 dB.
+        options: See `Simulated`. In float64, 256 rows take about 3 MiB per millisecond of analyzed sound.
 
     Raises:
-        DeviceError: In `forward`, if the membranes are driven so hard that the steps diverge.
+        BadValue: If an argument is out of range.
+        DeviceError: In `forward`, if the motion of the membranes diverges.
     """
 
     drifting = ("temperature",)
@@ -74,17 +75,19 @@ class AcousticMembranes(Simulated):
         step_s: float = 1 / 32000,
         temperature_sd_k: float = 1.0,
         noise: float = 0.01,
-        **options: Any,
+        **options: Unpack[SimulationOptions],
     ) -> None:
         if min(sources, microphones, membranes, modes, len(tones_hz)) < 1 or min(q, membrane_q, step_s) <= 0:
             raise BadValue(
-                "expected at least one source, microphone, membrane, mode and tone; q and steps > 0"
+                f"sources = {sources}, microphones = {microphones}, membranes = {membranes}, "
+                f"modes = {modes}, {len(tones_hz)} tones, q = {q}, membrane_q = {membrane_q}, "
+                f"step_s = {step_s}: expected at least 1 of each, and q and step_s above 0"
             )
         window = duration_s / 2
         for tone in tones_hz:
             if tone <= 0 or abs(tone * window - round(tone * window)) > 1e-6 or tone * window < 3:
                 raise BadValue(
-                    f"tones_hz: {tone} Hz has {tone * window} periods in the {window} s that are analysed; "
+                    f"tones_hz: {tone} Hz has {tone * window} periods in the {window} s that are analyzed; "
                     "expected a whole number of at least 3"
                 )
         self.n_in, self.n_out = sources * len(tones_hz), microphones * len(tones_hz)
@@ -108,8 +111,8 @@ class AcousticMembranes(Simulated):
     def _build(self, disorder: Disorder, *, differentiable: bool) -> nn.Module:
         low, high = self.band_hz
         level = unfolded_levels(disorder["levels"]) / self.modes
-        warmth = 1 + _PER_KELVIN * self.temperature_sd_k * disorder["temperature"]
-        modes_hz = (low + (high - low) * level) * warmth
+        factor = 1 + _PER_KELVIN * self.temperature_sd_k * disorder["temperature"]
+        modes_hz = (low + (high - low) * level) * factor
         low, high = self.membrane_band_hz
         membranes_hz = low + (high - low) * torch.special.ndtr(disorder["membranes"])
         return _Box(self, disorder, modes_hz, membranes_hz, differentiable).to(self.device, self.dtype)
@@ -151,13 +154,11 @@ class _Box(nn.Module):
         self.differentiable = differentiable
 
     def forward(self, u: Tensor) -> Tensor:
-        """``[B, S * F] -> [B, M * F]``"""
+        """Drives ``[B, S * F]`` to outputs ``[B, M * F]``."""
         amplitudes = u.view(len(u), len(self.at_sources), len(self.tones))
         zero = [u.new_zeros(len(u), n) for n in (*[len(self.w2)] * 2, *[len(self.membrane_w2)] * 2)]
         state = tuple(zero)
-        spectrum = torch.zeros(
-            (), dtype=torch.complex64 if u.dtype == torch.float32 else torch.complex128, device=u.device
-        )
+        spectrum = torch.zeros((), dtype=complex_dtype(u.dtype), device=u.device)
         for start in range(0, self.steps, _SEGMENT):
             stop = min(start + _SEGMENT, self.steps)
             segment = (amplitudes, state, start, stop)
@@ -169,7 +170,7 @@ class _Box(nn.Module):
         if not torch.isfinite(spectrum).all():
             raise DeviceError(
                 f"the membranes' motion diverged (beta = {self.beta}, drive up to {float(u.max()):.3g}); "
-                "lower beta, the drive or the time step",
+                "reduce beta, the drive or the time step",
                 retryable=False,
             )
         y: Tensor = spectrum.abs().flatten(1)
@@ -178,13 +179,13 @@ class _Box(nn.Module):
     def _segment(
         self, amplitudes: Tensor, state: tuple[Tensor, ...], start: int, stop: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Advance the state; what the steps add to the microphones' spectra at the tones, ``[B, M, F]``."""
+        """Advance the state; return it and the contribution to the microphones' spectra, ``[B, M, F]``."""
         q, q_rate, x, x_rate = state
-        # In double precision, or the phase of a late step would be rounded.
+        # In double precision, because the phase of a late step is large.
         phase = torch.arange(start, stop, dtype=torch.float64)[:, None] * self.dt * self.tones
         v = torch.einsum("bsk,tk->tbs", amplitudes, phase.sin().to(amplitudes))
         force = v @ self.at_sources
-        heard = []
+        modes = []
         for push in force:
             pressure = q @ self.at_membranes
             x_push = (
@@ -196,19 +197,18 @@ class _Box(nn.Module):
             )
             q_rate, x_rate = q_rate + self.dt * q_push, x_rate + self.dt * x_push
             q, x = q + self.dt * q_rate, x + self.dt * x_rate
-            heard.append(q)
-        sound = torch.stack(heard) @ self.at_microphones
+            modes.append(q)
+        sound = torch.stack(modes) @ self.at_microphones
         return (q, q_rate, x, x_rate), torch.einsum(
-            "tbm,tk->bmk", sound + 0j, self._analyser(start, stop, sound)
+            "tbm,tk->bmk", sound + 0j, self._analysis_window(start, stop, sound)
         )
 
-    def _analyser(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Hann window over the second half times exp(-i w t); a sine of amplitude 1 gives 1: ``[T, F]``."""
-        # A step's sound is heard at the step's end.
+    def _analysis_window(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Return a Hann window over the second half times exp(-i w t), ``[T, F]``, scaled for sines."""
+        # The state after a step belongs to the end of the step.
         step = torch.arange(start + 1, stop + 1, dtype=torch.float64)
         half = self.steps / 2
-        place = (step - half) / half
-        window = torch.where(place >= 0, torch.sin(math.pi * place).square(), 0) * (2 / half)
+        position = (step - half) / half
+        window = torch.where(position >= 0, torch.sin(math.pi * position).square(), 0) * (2 / half)
         wave = torch.exp(-1j * step[:, None] * self.dt * self.tones)
-        dtype = torch.complex64 if like.dtype == torch.float32 else torch.complex128
-        return (2 * window[:, None] * wave).to(dtype).to(like.device)
+        return (2 * window[:, None] * wave).to(complex_dtype(like.dtype)).to(like.device)

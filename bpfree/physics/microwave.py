@@ -1,51 +1,52 @@
-"""Waves in a chaotic cavity whose walls are programmed: the medium is linear, the program is not."""
+"""Simulated chaotic microwave cavity with a programmable metasurface."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.physics.quantise import check_bits, quantise
-from bpfree.physics.simulated import Disorder, Simulated, complex_dtype
+from bpfree.physics.quantize import check_bits, quantize
+from bpfree.physics.simulated import Disorder, Simulated, SimulationOptions, complex_dtype
 
 
 class MicrowaveCavity(Simulated):
-    """A transmitter, receivers and a metasurface of n atoms in a chaotic cavity; its program is the drive.
+    """A transmitter, receivers and a metasurface of n atoms in a chaotic cavity. The drive sets the atoms.
 
     With ports T, R and A = the atoms, each atom reflecting with Gamma_i = reflection * exp(i pi (1 - u_i)),
-    receiver r hears at the frequency f_k (answer index = frequencies * r + k)::
+    receiver r measures at the frequency f_k (output index = frequencies * r + k)::
 
         K(f) = sum_n w_n w_n^T / (f_n - f + i f / (2 Q)) ;      S(f) = (1 + i K)^-1 (1 - i K)
         y_rk = | S_RT + S_RA [diag(1 / Gamma) - S_AA]^-1 S_AT | (r, f_k)
 
-    f_n are unfolded eigenvalues of a Gaussian orthogonal matrix, w_n normal with variance
-    coupling * spacing / pi (random waves). Waves meet the atoms many times, so the answer is nonlinear in the
-    configuration although the medium is linear: the more so, the higher Q and the coupling. The model is
-    passive, and every S is checked for it.
+    f_n are unfolded eigenvalues of a Gaussian orthogonal matrix, w_n normal with variance coupling * spacing
+    / pi (random waves). The waves scatter at the atoms many times, so the output is nonlinear in the
+    configuration although the medium is linear; more so for a higher Q and a larger coupling. The model is
+    passive, which is checked for every S.
 
     Args:
-        atoms: n_in.
-        frequencies: How many, evenly spaced over the band. Each costs the simulator one set of equations.
-        receivers: Antennas that listen; n_out is frequencies * receivers.
-        band_hz: Lowest and highest of them.
+        atoms: Number of atoms, n_in.
+        frequencies: Number of frequencies, evenly spaced over the band. The cost is proportional to it.
+        receivers: Number of receiving antennas; n_out is frequencies * receivers.
+        band_hz: Lowest and highest frequency.
         modes: Number of resonances; they span five times the band.
         q: Quality factor.
-        atom_coupling, antenna_coupling: 0 (closed) to 1 (perfect at band centre).
-        reflection: Magnitude of an atom's reflection.
-        bits: Phase states of an atom, 2^bits; 1 is 0 or pi. None: any phase.
-        noise: See `Simulated`; the default is an analyser's noise at -60 dB.
+        atom_coupling, antenna_coupling: 0 (closed) to 1 (perfect at the center of the band).
+        reflection: Magnitude of the reflection of an atom.
+        bits: An atom has 2^bits phase states; 1 bit: 0 or pi. None: any phase.
+        noise: See `Simulated`; the default is the noise of a network analyzer at -60 dB.
         options: See `Simulated`.
 
     Raises:
-        AssertionError: If a scattering matrix had a singular value above 1.
+        BadValue: If an argument is out of range.
+        AssertionError: If a scattering matrix has a singular value above 1.
     """
 
-    # The resonances move; where the antennas and atoms sit does not.
+    # The resonances drift; the positions of the antennas and atoms do not.
     drifting = ("levels",)
 
     def __init__(
@@ -62,17 +63,17 @@ class MicrowaveCavity(Simulated):
         reflection: float = 0.95,
         bits: int | None = 1,
         noise: float = 1e-3,
-        **options: Any,
+        **options: Unpack[SimulationOptions],
     ) -> None:
         if min(atoms, frequencies, receivers, modes) < 1 or q <= 0 or not 0 < band_hz[0] < band_hz[1]:
             raise BadValue(
                 f"atoms = {atoms}, frequencies = {frequencies}, receivers = {receivers}, modes = {modes}, "
-                f"q = {q}, band_hz = {band_hz}: expected at least 1 of each, q > 0, and a rising band above 0"
+                f"q = {q}, band_hz = {band_hz}: expected at least 1 of each, q > 0, and 0 < low < high"
             )
         if not (0 < reflection <= 1 and 0 < atom_coupling <= 1 and 0 < antenna_coupling <= 1):
             raise BadValue(
                 f"reflection = {reflection}, atom_coupling = {atom_coupling}, antenna_coupling = "
-                f"{antenna_coupling}: expected all above 0, at most 1"
+                f"{antenna_coupling}: expected values above 0 and at most 1"
             )
         check_bits(bits=bits)
         self.n_in, self.n_out = atoms, frequencies * receivers
@@ -86,7 +87,7 @@ class MicrowaveCavity(Simulated):
         return {"levels": (self.modes, self.modes), "waves": (self.modes, self.antennas + self.n_in)}
 
     def scattering(self, disorder: Disorder | None = None) -> Tensor:
-        """S of all P ports (transmitter, receivers, atoms) without the atoms' load: ``[F, P, P]``."""
+        """Return S of all P ports (transmitter, receivers, atoms without load): ``[F, P, P]``."""
         disorder = disorder or self._disorder
         low, high = self.band_hz
         spacing = 5 * (high - low) / self.modes
@@ -109,9 +110,9 @@ class MicrowaveCavity(Simulated):
 
 
 def unfolded_levels(normal: Tensor) -> Tensor:
-    """Eigenvalues of a Gaussian orthogonal matrix with their mean density made 1: ``[N]`` in 0..N, rising."""
+    """Return the eigenvalues of a Gaussian orthogonal matrix, unfolded to mean density 1: ``[N]``, sorted."""
     n = len(normal)
-    # (G + G^T) / sqrt(2 n) has a semicircle of radius 2.
+    # The eigenvalue density of (G + G^T) / sqrt(2 n) is a semicircle of radius 2.
     x = torch.linalg.eigvalsh((normal + normal.T) / math.sqrt(2 * n)).clamp(-2, 2) / 2
     share: Tensor = 0.5 + (x * (1 - x.square()).sqrt() + torch.asin(x)) / math.pi
     return n * share
@@ -129,8 +130,8 @@ class _Metasurface(nn.Module):
         self.differentiable = differentiable
 
     def forward(self, u: Tensor) -> Tensor:
-        """``[B, n] -> [B, receivers * F]``"""
-        state = quantise(u, self.bits, 0.0, 1.0, straight_through=self.differentiable)
+        """Drives ``[B, n]`` to outputs ``[B, receivers * F]``."""
+        state = quantize(u, self.bits, 0.0, 1.0, straight_through=self.differentiable)
         # 1 / Gamma, for a phase of pi (1 - state)
         inverse = torch.polar(torch.full_like(state, 1 / self.reflection), math.pi * (state - 1))
         n = self.antennas

@@ -1,29 +1,31 @@
-"""What stands between a computer and physics: converters, noise, saturation, drift; around any system."""
+"""Imperfect electronics around a physical system: converters, noise, saturation and drift."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
-from bpfree.physics.answers import checked_forward
+from bpfree._renamed import warn_renamed
 from bpfree.physics.calibration import probes
 from bpfree.physics.device import Device
-from bpfree.physics.quantise import check_bits, quantise
+from bpfree.physics.outputs import checked_forward
+from bpfree.physics.quantize import check_bits, quantize
 from bpfree.physics.simulated import load_rng, random, rng_state
-from bpfree.physics.system import Array, PhysicalSystem
+from bpfree.physics.state import Report, StateDict
+from bpfree.physics.system import Array, PhysicalSystem, find_digital_model
 
 
 class NonIdeal:
-    """A system behind imperfect electronics; itself a `PhysicalSystem`.
+    """A physical system with imperfect electronics, which is a `PhysicalSystem` itself.
 
-    In this order, with N standard normal and ``scale`` the system's mean output::
+    The following is applied in this order, with N standard normal and ``scale`` the mean output of the
+    system::
 
         u <- DAC(u) + input_noise * width of the input range * N , clipped to the range
         y <- system(u)
@@ -31,21 +33,26 @@ class NonIdeal:
         y <- y (1 + multiplicative N) + additive scale N ;   y <- Poisson(photons y / scale) scale / photons
         y <- clipped to [0 or -saturation scale, saturation scale] ;   y <- ADC(y)
 
-    g and o are Ornstein-Uhlenbeck processes of every output, with the correlation time ``drift_time_s``; they
-    begin at 0 and end up standard normal. Phases cannot be reached from outside: a system has its own drift.
+    g and o are one Ornstein-Uhlenbeck process for each output, with the correlation time ``drift_time_s``.
+    They start at 0, and their stationary distribution is standard normal. Drift inside the system, such as
+    that of optical phases, is not modeled here.
 
     Args:
         system: Any system.
-        dac_bits, adc_bits: Resolution; None: no quantisation.
+        dac_bits, adc_bits: Resolution of the converters; None: no quantization.
         input_noise, multiplicative, additive: Standard deviations.
         photons: Mean number of detected quanta at the mean output; None: no shot noise.
-        saturation: In mean outputs; None: never, and then no ADC.
-        signed: Whether the detector sees negative values.
-        gain_drift, offset_drift: Standard deviations that the drifts end up with.
-        drift_time_s: Their correlation time; None: no drift.
-        seconds_per_pass: What one row adds to the drift's clock.
-        scale: The mean output; by default it is measured, once, with 256 random drives.
-        seed: Which noise and drift.
+        saturation: Largest measured value, in mean outputs; None: no saturation, which requires
+            ``adc_bits=None``.
+        signed: Whether the detector measures negative values.
+        gain_drift, offset_drift: Standard deviations of the drifts in the stationary state.
+        drift_time_s: Correlation time of the drifts in seconds; None: no drift.
+        seconds_per_pass: Simulated duration of one row in seconds.
+        scale: The mean output. By default it is measured once, with 256 random drives.
+        seed: Seed of the noise and the drifts.
+
+    Raises:
+        BadValue: If an argument is out of range, or the outputs of the system are all 0.
     """
 
     def __init__(
@@ -68,7 +75,11 @@ class NonIdeal:
         seed: int = 0,
     ) -> None:
         if min(input_noise, multiplicative, additive, gain_drift, offset_drift, seconds_per_pass) < 0:
-            raise BadValue("a noise, a drift or a duration is negative; expected at least 0")
+            raise BadValue(
+                f"input_noise = {input_noise}, multiplicative = {multiplicative}, additive = {additive}, "
+                f"gain_drift = {gain_drift}, offset_drift = {offset_drift}, seconds_per_pass = "
+                f"{seconds_per_pass}: expected values of at least 0"
+            )
         if adc_bits is not None and saturation is None:
             raise BadValue(f"adc_bits = {adc_bits} needs a saturation: its levels divide that range")
         check_bits(dac_bits=dac_bits, adc_bits=adc_bits)
@@ -97,32 +108,32 @@ class NonIdeal:
         self.scale = scale if scale is not None else self._measured_scale()
 
     def _measured_scale(self) -> float:
-        # A Device sends failed calls again.
-        y = Device(self.system).answers(probes(256, self.n_in, self.input_range, seed=0))
+        # A Device repeats failed calls.
+        y = Device(self.system).forward_unchecked(probes(256, self.n_in, self.input_range, seed=0))
         scale = float(np.abs(y).mean())
         if scale == 0:
-            raise BadValue("the system answered nothing but 0 to 256 random drives; is it switched on?")
+            raise BadValue("all outputs of the system for 256 random drives are 0; is it switched on?")
         return scale
 
     def forward(self, u: Array) -> Array:
-        """Answers ``[B, n_out]`` to ``u [B, n_in]``; see `PhysicalSystem`."""
+        """Compute the outputs ``[B, n_out]`` for drives ``u [B, n_in]``; see `PhysicalSystem`."""
         if not self._frozen:
             self._drift(self.seconds_per_pass * len(u))
         low, high = self.input_range
-        drive = quantise(torch.from_numpy(u), self.dac_bits, low, high).numpy()
+        drive = quantize(torch.from_numpy(u), self.dac_bits, low, high).numpy()
         if self.input_noise and not self._frozen:
             noise = self.input_noise * (high - low) * self._normal("input", u.shape)
             drive = np.clip(drive + noise, low, high).astype(u.dtype)
         y = checked_forward(self.system, drive)
         y = y * (1 + self.gain_drift * self._gain) + self.offset_drift * self.scale * self._offset
         if not self._frozen:
-            y = self._noisy(y)
-        return self._converted(torch.from_numpy(y)).numpy().astype(u.dtype, copy=False)
+            y = self._add_noise(y)
+        return self._convert(torch.from_numpy(y)).numpy().astype(u.dtype, copy=False)
 
     def _normal(self, stream: str, shape: tuple[int, ...]) -> Array:
         return self._rng[stream].standard_normal(shape)
 
-    def _noisy(self, y: Array) -> Array:
+    def _add_noise(self, y: Array) -> Array:
         if self.multiplicative:
             y = y * (1 + self.multiplicative * self._normal("gain", y.shape))
         if self.additive:
@@ -132,25 +143,29 @@ class NonIdeal:
             y = self._rng["shot"].poisson(np.maximum(y, 0) / unit) * unit
         return y
 
-    def _converted(self, y: Tensor) -> Tensor:
+    def _convert(self, y: Tensor) -> Tensor:
         if self.saturation is None:
             return y
         top = self.saturation * self.scale
-        return quantise(y, self.adc_bits, -top if self.signed else 0.0, top, straight_through=True)
+        return quantize(y, self.adc_bits, -top if self.signed else 0.0, top, straight_through=True)
 
     def _drift(self, seconds: float) -> None:
         self.time_s += seconds
         if self.drift_time_s is None or seconds == 0:
             return
-        keep = math.exp(-seconds / self.drift_time_s)
-        fresh = math.sqrt(1 - keep**2) * self._normal("drift", (2, self.n_out))
-        self._gain = keep * self._gain + fresh[0]
-        self._offset = keep * self._offset + fresh[1]
+        decay = math.exp(-seconds / self.drift_time_s)
+        new = math.sqrt(1 - decay**2) * self._normal("drift", (2, self.n_out))
+        self._gain = decay * self._gain + new[0]
+        self._offset = decay * self._offset + new[1]
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, for the electronics and for the system where it has a clock."""
+        """Let ``seconds`` of simulated time pass for the electronics and, if it has ``advance``, the system.
+
+        Raises:
+            BadValue: If ``seconds`` is negative.
+        """
         if seconds < 0:
-            raise BadValue(f"advance({seconds}): time does not run backwards")
+            raise BadValue(f"advance({seconds}): expected at least 0 seconds")
         if not self._frozen:
             self._drift(seconds)
         if hasattr(self.system, "advance"):
@@ -158,69 +173,80 @@ class NonIdeal:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No noise, no drift, no passing of time inside; quantisers and saturation stay.
+        """Context manager: no noise, no drift, and no simulated time passes inside.
+
+        Quantization and saturation still apply.
 
         Raises:
-            BadValue: If the system inside cannot be frozen.
+            BadValue: If the system has no method ``frozen``.
         """
         if not hasattr(self.system, "frozen"):
             raise BadValue(f"{type(self.system).__name__} has no frozen(): its noise cannot be switched off")
-        was, self._frozen = self._frozen, True
+        before, self._frozen = self._frozen, True
         try:
             with self.system.frozen():
                 yield
         finally:
-            self._frozen = was
+            self._frozen = before
 
-    def differentiable_twin(self, mismatch: float = 0.0, seed: int = 0) -> nn.Module:
-        """The system's twin between ideal quantisers and the saturation; it knows nothing of noise and drift.
+    def digital_model(self, mismatch: float = 0.0, seed: int = 0) -> nn.Module:
+        """Return the digital model of the system with quantization and saturation, without noise and drift.
 
         Raises:
-            BadValue: If the system has no twin.
+            BadValue: If the system has no digital model.
         """
-        if not hasattr(self.system, "differentiable_twin"):
-            raise BadValue(f"{type(self.system).__name__} has no differentiable twin")
-        return _Twin(self, self.system.differentiable_twin(mismatch, seed))
+        make = find_digital_model(self.system)
+        if make is None:
+            raise BadValue(f"{type(self.system).__name__} has no digital model")
+        return _DigitalModel(self, make(mismatch, seed))
 
-    def report(self) -> dict[str, Any]:
-        """What the system reports."""
-        own = getattr(self.system, "report", None)
-        return own() if own is not None else {}
+    def differentiable_twin(self, mismatch: float = 0.0, seed: int = 0) -> nn.Module:
+        """Old name of `digital_model`."""
+        warn_renamed("NonIdeal.differentiable_twin", "digital_model")
+        return self.digital_model(mismatch, seed)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Random state and drift, and the system's own state where it offers one."""
-        own = getattr(self.system, "state_dict", None)
+    def report(self) -> Report:
+        """Return the report of the system."""
+        system_report = getattr(self.system, "report", None)
+        return system_report() if system_report is not None else {}
+
+    def state_dict(self) -> StateDict:
+        """Return the states of the generators, of the drifts, and of the system, if it has ``state_dict``."""
+        system_state = getattr(self.system, "state_dict", None)
         return {
             "time_s": self.time_s,
             "scale": self.scale,
             "gain": self._gain.copy(),
             "offset": self._offset.copy(),
             "random": {name: rng_state(rng) for name, rng in self._rng.items()},
-            "system": own() if own is not None else None,
+            "system": system_state() if system_state is not None else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` took."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore a `state_dict`."""
         self.time_s, self.scale = state["time_s"], state["scale"]
         self._gain, self._offset = np.array(state["gain"]), np.array(state["offset"])
         for name, rng in self._rng.items():
             load_rng(rng, state["random"][name])
         if state["system"] is not None:
-            self.system.load_state_dict(state["system"])  # type: ignore[attr-defined]
+            load = getattr(self.system, "load_state_dict", None)
+            if load is None:
+                raise BadValue(f"{type(self.system).__name__} has a saved state but no load_state_dict()")
+            load(state["system"])
 
     def close(self) -> None:
-        """Close the system."""
+        """Close the system, if it has a method ``close``."""
         if hasattr(self.system, "close"):
             self.system.close()
 
 
-class _Twin(nn.Module):
-    def __init__(self, owner: NonIdeal, inner: nn.Module) -> None:
+class _DigitalModel(nn.Module):
+    def __init__(self, nonideal: NonIdeal, system_model: nn.Module) -> None:
         super().__init__()
-        self.inner = inner
-        self._owner = owner
+        self.system_model = system_model
+        self._nonideal = nonideal
 
     def forward(self, u: Tensor) -> Tensor:
-        owner = self._owner
-        drive = quantise(u, owner.dac_bits, *owner.input_range, straight_through=True)
-        return owner._converted(self.inner(drive))
+        nonideal = self._nonideal
+        drive = quantize(u, nonideal.dac_bits, *nonideal.input_range, straight_through=True)
+        return nonideal._convert(self.system_model(drive))

@@ -1,10 +1,10 @@
-"""Light through a multimode fibre: a picture goes in as a field, a camera sees speckle."""
+"""Simulated multimode fiber: a modulator shapes the input field, and a camera measures the speckle."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from bpfree._errors import BadValue
 from bpfree.physics.calibration import probes
-from bpfree.physics.quantise import check_bits, quantise
+from bpfree.physics.quantize import check_bits, quantize
 from bpfree.physics.simulated import (
     Disorder,
     Simulated,
+    SimulationOptions,
     complex_dtype,
     complex_normal,
     haar_unitary,
 )
 
 
-class MultimodeFibre(Simulated):
-    """A modulator of ``grid x grid`` pixels, a fibre of m guided modes, and a camera that pools its pixels.
+class MultimodeFiber(Simulated):
+    """A modulator of ``grid x grid`` pixels, a fiber with m guided modes, and a camera with pooled pixels.
 
     With x the drive in 2^drive_bits levels, F the unitary Fourier transform and M the modes inside a circle::
 
@@ -33,28 +34,32 @@ class MultimodeFibre(Simulated):
         I <- Poisson(photons I) / photons + noise N ;   I <- camera in 2^camera_bits levels up to saturation
         y = mean over pool x pool pixels of I (intensity) or of sqrt(I) (amplitude)
 
-    P is the mean power in the modes over random drives, so that sum |c|^2 and the mean of I are about 1 over
-    such drives, and ``kerr`` is about the mean Kerr phase in radians; sum |c|^2 of a brighter picture is
-    larger. T is complex Gaussian with a mean square of 1 / m (strong scattering), or unitary with a loss that
-    grows linearly over the modes up to ``loss_db`` (a fibre). U_s are unitary. What drifts are the phases phi
-    of the modes alone, as measured in fibres (arXiv 1810.06643).
+    P is the mean power in the modes over random drives. For such drives, sum |c|^2 and the mean of I are
+    about 1, and ``kerr`` is about the mean Kerr phase in radians; sum |c|^2 is larger for a brighter image. T
+    is complex Gaussian with a mean square of 1 / m (strong scattering), or unitary with a loss that increases
+    linearly over the modes up to ``loss_db`` (a fiber). U_s are unitary. Only the mode phases phi drift, as
+    measured in fibers (arXiv 1810.06643).
 
     Args:
-        grid: Pixels along one side of the modulator and of the camera; n_in is grid^2.
+        grid: Number of pixels along each side of the modulator and of the camera; n_in is grid^2.
         mask_radius: Radius of the circle of guided modes, in pixels of the Fourier plane.
         transmission: ``"gaussian"`` or ``"unitary"``.
-        loss_db: Loss of the lossiest mode, unitary only.
-        kerr, kerr_steps: Strength of the Kerr effect and number of split steps.
+        loss_db: Largest loss of a mode, for ``"unitary"``.
+        kerr, kerr_steps: Strength of the Kerr effect, and number of split steps.
         encoding: ``"amplitude"`` or ``"phase"``.
         detection: ``"amplitude"`` or ``"intensity"``.
-        drive_bits, camera_bits: None: not quantised.
-        saturation: Intensity where the camera clips, in mean intensities; None: never (then no camera_bits).
+        drive_bits, camera_bits: Resolution; None: no quantization.
+        saturation: Intensity at which the camera clips, in mean intensities; None: no clipping, which
+            requires ``camera_bits=None``.
         photons: Photoelectrons per camera pixel at I = 1; None: no shot noise.
-        pool: Side of the pooling window, stride 2; 1: no pooling.
+        pool: Side of the pooling window, an odd number; the stride is 2. 1: no pooling.
         phase_sd: Standard deviation of the drifting mode phases, in radians.
-        input_range: Range of x.
+        input_range: Range of the drives x.
         noise: Read noise per camera pixel, in mean intensities.
         options: See `Simulated`.
+
+    Raises:
+        BadValue: If an argument is out of range.
     """
 
     drifting = ("phase",)
@@ -77,7 +82,8 @@ class MultimodeFibre(Simulated):
         pool: int = 3,
         phase_sd: float = 1.0,
         input_range: tuple[float, float] = (0.0, 1.0),
-        **options: Any,
+        noise: float = 0.0,
+        **options: Unpack[SimulationOptions],
     ) -> None:
         _check_choice("transmission", transmission, ("gaussian", "unitary"))
         _check_choice("encoding", encoding, ("amplitude", "phase"))
@@ -93,7 +99,7 @@ class MultimodeFibre(Simulated):
         if min(kerr, loss_db, phase_sd) < 0 or (photons is not None and photons <= 0):
             raise BadValue(
                 f"kerr = {kerr}, loss_db = {loss_db}, phase_sd = {phase_sd}, photons = {photons}: "
-                "expected none to be negative, and photons above 0 or None"
+                "expected no negative value, and photons above 0 or None"
             )
         self.grid, self.mask = grid, _circle(grid, mask_radius)
         self.modes = len(self.mask)
@@ -104,7 +110,7 @@ class MultimodeFibre(Simulated):
         self.input_range = input_range
         side = grid if pool == 1 else (grid - 1) // 2 + 1
         self.n_in, self.n_out = grid**2, side**2
-        super().__init__(**options)
+        super().__init__(noise=noise, **options)
 
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
         square = (self.modes, self.modes)
@@ -121,20 +127,19 @@ class MultimodeFibre(Simulated):
             matrix = haar_unitary(disorder["t_real"], disorder["t_imag"]) * 10 ** (-loss / 20)
         matrix = matrix * torch.exp(1j * self.phase_sd * disorder["phase"])
         steps = haar_unitary(disorder["u_real"], disorder["u_imag"]) if self.kerr else None
-        core = _Fibre(self, matrix, steps, differentiable)
-        return core.to(self.device)
+        return _Fiber(self, matrix, steps, differentiable).to(self.device)
 
     def _detect(self, signal: Tensor, *, noisy: bool) -> Tensor:
-        """The camera: intensities ``[B, grid^2]`` to pooled pixels ``[B, n_out]``."""
+        """Apply the camera: intensities ``[B, grid^2]`` to pooled pixels ``[B, n_out]``."""
         if noisy and self.photons is not None:
             counts = self._rng["shot"].poisson(self.photons * signal.cpu().double().numpy())
             signal = torch.from_numpy(counts).to(signal) / self.photons
         if noisy:
             signal = self._with_noise(signal, 1.0)
         if self.saturation is not None:
-            signal = quantise(signal, self.camera_bits, 0.0, self.saturation, straight_through=True)
+            signal = quantize(signal, self.camera_bits, 0.0, self.saturation, straight_through=True)
         if self.detection == "amplitude":
-            # Away from 0, where the root has no slope for the twin.
+            # The derivative of the square root is infinite at 0.
             signal = signal.clamp_min(_DARK).sqrt()
         if self.pool > 1:
             image = signal.view(-1, 1, self.grid, self.grid)
@@ -151,44 +156,46 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _circle(grid: int, radius: float) -> Tensor:
-    """Indices into the flattened Fourier plane of the spatial frequencies inside a circle."""
+    """Return the indices, in the flattened Fourier plane, of the spatial frequencies inside a circle."""
     k = torch.fft.fftfreq(grid, d=1 / grid, dtype=torch.float64).round()
-    return (k[:, None] ** 2 + k[None] ** 2 <= radius**2).flatten().nonzero().squeeze(1)  # type: ignore[no-any-return]
+    indices: Tensor = (k[:, None] ** 2 + k[None] ** 2 <= radius**2).flatten().nonzero().squeeze(1)
+    return indices
 
 
-class _Fibre(nn.Module):
+class _Fiber(nn.Module):
     matrix: Tensor
     steps: Tensor | None
     mask: Tensor
 
     def __init__(
-        self, fibre: MultimodeFibre, matrix: Tensor, steps: Tensor | None, differentiable: bool
+        self, fiber: MultimodeFiber, matrix: Tensor, steps: Tensor | None, differentiable: bool
     ) -> None:
         super().__init__()
-        dtype = complex_dtype(fibre.dtype)
-        self.grid, self.modes, self.kerr = fibre.grid, fibre.modes, fibre.kerr
+        dtype = complex_dtype(fiber.dtype)
+        self.grid, self.modes, self.kerr = fiber.grid, fiber.modes, fiber.kerr
         self.encoding, self.drive_bits, self.input_range = (
-            fibre.encoding,
-            fibre.drive_bits,
-            fibre.input_range,
+            fiber.encoding,
+            fiber.drive_bits,
+            fiber.input_range,
         )
         self.differentiable = differentiable
         self.register_buffer("matrix", matrix.to(dtype))
         self.register_buffer("steps", steps.to(dtype) if steps is not None else None)
-        self.register_buffer("mask", fibre.mask)
+        self.register_buffer("mask", fiber.mask)
         self.power = 1.0
-        random_drives = torch.from_numpy(probes(64, fibre.n_in, fibre.input_range, seed=0)).to(fibre.dtype)
+        random_drives = torch.from_numpy(probes(64, fiber.n_in, fiber.input_range, seed=0)).to(fiber.dtype)
         self.power = float(self.launch(random_drives).abs().square().sum(1).mean())
 
     def launch(self, u: Tensor) -> Tensor:
-        """Mode amplitudes ``[B, m]`` of the drives ``[B, grid^2]``."""
-        x = quantise(u, self.drive_bits, *self.input_range, straight_through=self.differentiable)
+        """Drives ``[B, grid^2]`` to mode amplitudes ``[B, m]``."""
+        x = quantize(u, self.drive_bits, *self.input_range, straight_through=self.differentiable)
         field = x if self.encoding == "amplitude" else torch.polar(torch.ones_like(x), math.pi * x)
         plane = torch.fft.fft2(field.view(-1, self.grid, self.grid), norm="ortho")
-        return plane.flatten(1)[:, self.mask] / math.sqrt(self.power)  # type: ignore[no-any-return]
+        modes: Tensor = plane.flatten(1)[:, self.mask] / math.sqrt(self.power)
+        return modes
 
     def propagate(self, c: Tensor) -> Tensor:
-        """Mode amplitudes at the fibre's end, ``[B, m]``."""
+        """Mode amplitudes at the start of the fiber to those at its end, both ``[B, m]``."""
         if self.steps is not None:
             share = self.kerr * self.modes / len(self.steps)
             for step in self.steps:
@@ -197,11 +204,11 @@ class _Fibre(nn.Module):
         return c @ self.matrix.T
 
     def forward(self, u: Tensor) -> Tensor:
-        """Intensities on the camera, ``[B, grid^2]``."""
+        """Drives to intensities on the camera, both ``[B, grid^2]``."""
         c = self.propagate(self.launch(u))
         plane = torch.zeros(len(c), self.grid**2, dtype=c.dtype, device=c.device)
         plane = plane.index_copy(1, self.mask, c)
         field = torch.fft.ifft2(plane.view(-1, self.grid, self.grid), norm="ortho")
-        # Not abs().square(): the derivative of abs has a square root in it, and this has none.
+        # Not abs().square(), because the derivative of abs is undefined at 0.
         intensity: Tensor = (field.real.square() + field.imag.square()).flatten(1) * self.grid**2
         return intensity

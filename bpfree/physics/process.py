@@ -1,4 +1,4 @@
-"""A device in another process, behind a byte pipe: no tensor, no graph and no object can cross it."""
+"""A physical system in another process, connected by pipes."""
 
 from __future__ import annotations
 
@@ -9,45 +9,51 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeAlias
 
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
-from bpfree.physics.answers import checked_forward
-from bpfree.physics.state import join_state, split_state
+from bpfree._renamed import warn_renamed
+from bpfree.physics.outputs import checked_forward
+from bpfree.physics.state import State, StateDict, join_state, split_state
 from bpfree.physics.system import Array, PhysicalSystem
 
 _FLOAT64 = np.dtype("<f8")
 
 
+#: A request or a reply, without the binary values.
+Header: TypeAlias = dict[str, Any]
+
+
 class ProcessSystem:
-    """A system that is served by a command, over its standard input and output.
+    """A system that runs in another process and communicates over standard input and output.
 
-    The command first writes one line of JSON, ``{"n_in": ..., "n_out": ..., "input_range": [low, high]}`` and
-    where it likes ``"kind"``. Then it answers requests, each one line of JSON. To
-    ``{"do": "forward", "rows": B}``, followed by ``B * n_in`` little-endian float64, it writes
-    ``{"ok": true}`` and a newline, followed by ``B * n_out`` float64. A failure is a line
-    ``{"ok": false, "error": "...", "retryable": true}`` with nothing behind. Its standard error is passed
-    on. `serve` does all this for any system written in Python.
+    The process first writes one line of JSON, ``{"n_in": ..., "n_out": ..., "input_range": [low, high]}``,
+    optionally with ``"kind"``. Then it reads requests, each one line of JSON, and writes one reply to each.
+    After ``{"do": "forward", "rows": B}`` the request has ``B * n_in`` little-endian float64 values; the
+    reply is ``{"ok": true}`` and a newline, followed by ``B * n_out`` float64 values. The reply to a failed
+    request is the line ``{"ok": false, "error": "...", "retryable": true}``. The standard error of the
+    process is forwarded. `serve` implements this protocol for any system written in Python.
 
-    A process that ends, answers nonsense or does not answer in time is stopped, and the call raises a
-    retryable `DeviceError` with the end of its standard error; the next call starts a new process, which
-    knows nothing of the last one's random state.
+    If the process ends, sends an invalid reply or does not reply in time, it is stopped, and the call raises
+    a retryable `DeviceError` that contains the end of its standard error. The next call starts a new process,
+    which does not have the random state of the last one.
 
     Args:
         command: Program and arguments.
-        timeout_s: Longest wait for an answer, in seconds.
-        start_timeout_s: Longest wait for the first line, in seconds: importing a driver may take long. None:
-            ``timeout_s``, and 60 s at least.
+        timeout_s: Maximum time to wait for a reply, in seconds.
+        start_timeout_s: Maximum time to wait for the first line, in seconds, which includes imports. None:
+            ``timeout_s``, but at least 60 s.
 
     Attributes:
-        starts: How often the command was started.
+        starts: Number of times the command was started.
 
     Raises:
-        DeviceError: If the command cannot be started or does not introduce itself.
+        BadValue: If ``command`` is not a list of strings, or a timeout is not positive.
+        DeviceError: If the command cannot be started or its first line is invalid.
     """
 
     def __init__(
@@ -58,40 +64,40 @@ class ProcessSystem:
         if not command or isinstance(command, str) or timeout_s <= 0 or start_timeout_s <= 0:
             raise BadValue(
                 f"command = {command!r}, timeout_s = {timeout_s}, start_timeout_s = {start_timeout_s}: "
-                "expected a list of a program and its arguments, and above 0 s"
+                "expected a list of a program and its arguments, and timeouts above 0 s"
             )
         self.command, self.starts = list(command), 0
         self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: _StandardError | None = None
-        self._facts: dict[str, Any] = {}
+        self._description: Header = {}
         self._start()
 
     def forward(self, u: Array) -> Array:
-        """Answers ``[B, n_out]`` in float64; see `PhysicalSystem`."""
+        """Compute the outputs ``[B, n_out]`` in float64; see `PhysicalSystem`."""
         drive = np.ascontiguousarray(u, _FLOAT64)
         data = self._request({"do": "forward", "rows": len(u)}, drive.tobytes(), len(u) * self.n_out * 8)[1]
         return np.frombuffer(data, _FLOAT64).reshape(len(u), self.n_out).astype(np.float64)
 
     def advance(self, seconds: float) -> None:
-        """Pass on to the device.
+        """Let ``seconds`` of simulated time pass in the system.
 
         Raises:
-            DeviceError: Not retryable, where the device has no clock to advance.
+            DeviceError: If the system has no method ``advance`` (not retryable).
         """
         self._request({"do": "advance", "seconds": seconds})
 
-    def state_dict(self) -> dict[str, Any]:
-        """The device's own state; None inside where it offers none."""
-        return {"device": _unpacked(self._request({"do": "state"})[0]["state"])}
+    def state_dict(self) -> StateDict:
+        """Return the state of the system; its value is None if the system has no method ``state_dict``."""
+        return {"device": _decode(self._request({"do": "state"})[0]["state"])}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` took."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore a `state_dict`."""
         if state["device"] is not None:
-            self._request({"do": "load_state", "state": _packed(state["device"])})
+            self._request({"do": "load_state", "state": _encode(state["device"])})
 
     def close(self) -> None:
-        """End the process: it sees the end of its input, and is killed if it has not gone after a while."""
+        """Close the input of the process, and kill the process if it does not end within 5 s."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -100,14 +106,14 @@ class ProcessSystem:
             try:
                 pipe.close()
             except BrokenPipeError:
-                continue  # it had gone before; nothing is lost, for every request was answered or has failed
+                continue  # the process has already ended; no request is open
         try:
             process.wait(timeout=min(5.0, self.timeout_s))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         if self._stderr is not None:
-            self._stderr.join(timeout=1.0)  # a child of the process may hold it open for longer
+            self._stderr.join(timeout=1.0)  # a child of the process may keep the pipe open for longer
 
     def __enter__(self) -> Self:
         return self
@@ -128,74 +134,72 @@ class ProcessSystem:
         self._stderr = _StandardError(self._process.stderr)
         self._stderr.start()
         self.starts += 1
-        facts, _ = self._exchange(b"", 0, self.start_timeout_s)
+        description, _ = self._exchange(b"", 0, self.start_timeout_s)
         try:
-            self.n_in, self.n_out = int(facts["n_in"]), int(facts["n_out"])
-            low, high = facts["input_range"]
+            self.n_in, self.n_out = int(description["n_in"]), int(description["n_out"])
+            low, high = description["input_range"]
             self.input_range = (float(low), float(high))
-            understood = not self._facts or facts == self._facts
+            valid = not self._description or description == self._description
         except (KeyError, TypeError, ValueError):
-            understood = False
-        if not understood:
+            valid = False
+        if not valid:
             self.close()
             raise DeviceError(
-                f"{self.command[0]} introduced itself as {facts}; expected n_in, n_out and input_range"
-                + (f", as before: {self._facts}" if self._facts else ""),
+                f"the first line of {self.command[0]} is {description}; expected n_in, n_out and input_range"
+                + (f", as in the first start: {self._description}" if self._description else ""),
                 retryable=False,
             )
-        self.kind = str(facts.get("kind", "device"))
-        self._facts = facts
+        self.kind = str(description.get("kind", "device"))
+        self._description = description
 
-    def _request(
-        self, header: Mapping[str, Any], data: bytes = b"", answer_bytes: int = 0
-    ) -> tuple[dict[str, Any], bytes]:
+    def _request(self, header: Header, data: bytes = b"", reply_bytes: int = 0) -> tuple[Header, bytes]:
         if self._process is None:
             self._start()
-        return self._exchange(json.dumps(header).encode() + b"\n" + data, answer_bytes, self.timeout_s)
+        return self._exchange(json.dumps(header).encode() + b"\n" + data, reply_bytes, self.timeout_s)
 
-    def _exchange(self, message: bytes, answer_bytes: int, timeout_s: float) -> tuple[dict[str, Any], bytes]:
-        """Send, and read the line and the bytes that come back; stop the process if that goes wrong."""
+    def _exchange(self, message: bytes, reply_bytes: int, timeout_s: float) -> tuple[Header, bytes]:
+        """Send a message, and return the line and the bytes of the reply; stop the process on failure."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        late = threading.Event()
+        timed_out = threading.Event()
 
         def give_up() -> None:
-            # Killing it ends the blocking read below, on every platform.
-            late.set()
+            # Killing the process ends the blocking read below on every platform.
+            timed_out.set()
             process.kill()
 
         watchdog = threading.Timer(timeout_s, give_up)
         watchdog.start()
         line = data = b""
-        answer: Any = None
+        reply: object = None
         try:
             process.stdin.write(message)
             process.stdin.flush()
             line = process.stdout.readline()
-            answer = json.loads(line)
-            if isinstance(answer, dict) and answer.get("ok", True):
-                data = process.stdout.read(answer_bytes)
-                if len(data) == answer_bytes:
-                    return answer, data
+            reply = json.loads(line)
+            if isinstance(reply, dict) and reply.get("ok", True):
+                data = process.stdout.read(reply_bytes)
+                if len(data) == reply_bytes:
+                    return reply, data
         except (OSError, ValueError):
-            answer = None
-        except BaseException:  # interrupted half way: what is still in the pipe would answer the next request
+            reply = None
+        except BaseException:  # interrupted: the rest of this reply would be read as the next one
             self._kill(process)
             raise
         finally:
             watchdog.cancel()
-        if isinstance(answer, dict) and not answer.get("ok", True):
-            raise DeviceError(str(answer.get("error")), retryable=bool(answer.get("retryable", True)))
-        if late.is_set():
-            hint = "" if message else "; give start_timeout_s if it takes longer to start"
-            why = f"did not answer within {timeout_s} s{hint}"
-        elif line.endswith(b"\n") and not isinstance(answer, dict):
+        if isinstance(reply, dict) and not reply.get("ok", True):
+            raise DeviceError(str(reply.get("error")), retryable=bool(reply.get("retryable", True)))
+        if timed_out.is_set():
+            hint = "" if message else "; increase start_timeout_s if it takes longer to start"
+            why = f"did not reply within {timeout_s} s{hint}"
+        elif line.endswith(b"\n") and not isinstance(reply, dict):
             why = (
-                f"wrote {line[:60]!r} to its standard output, which is no answer; nothing else may be "
-                "written there: print to standard error"
+                f"wrote {line[:60]!r} to its standard output, which is not a valid reply; print to standard "
+                "error instead"
             )
         else:
-            what = f", {len(data)} bytes into an answer of {answer_bytes}" if data else ""
+            what = f", after {len(data)} bytes of a reply of {reply_bytes}" if data else ""
             why = _ended(process) + what
         self._kill(process)
         assert self._stderr is not None
@@ -207,7 +211,7 @@ class ProcessSystem:
 
 
 class _StandardError(threading.Thread):
-    """Passes a process's standard error on to ours, and remembers its end."""
+    """Forwards the standard error of a process, and stores its last 4096 bytes."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         super().__init__(daemon=True)
@@ -222,14 +226,14 @@ class _StandardError(threading.Thread):
                     os.write(2, chunk)
 
     def tail(self) -> str:
-        """The last lines, as the end of a sentence."""
+        """Return the last lines as the end of a message."""
         lines = [line.strip() for line in self._end.decode(errors="replace").splitlines() if line.strip()]
-        said = " / ".join(lines[-3:])[-400:]
-        return f"; its standard error ends with: {said}" if said else ""
+        text = " / ".join(lines[-3:])[-400:]
+        return f"; its standard error ends with: {text}" if text else ""
 
 
 def _ended(process: subprocess.Popen[bytes]) -> str:
-    """What became of a process whose output is at its end."""
+    """Return how a process ended whose standard output is closed."""
     try:
         code = process.wait(timeout=1.0)
     except subprocess.TimeoutExpired:
@@ -238,83 +242,91 @@ def _ended(process: subprocess.Popen[bytes]) -> str:
 
 
 def serve(
-    system: PhysicalSystem, requests: IO[bytes] | None = None, answers: IO[bytes] | None = None
+    system: PhysicalSystem,
+    requests: IO[bytes] | None = None,
+    replies: IO[bytes] | None = None,
+    *,
+    answers: IO[bytes] | None = None,
 ) -> None:
-    """Serve a system to a `ProcessSystem` until the input ends, then close it.
+    """Reply to the requests of a `ProcessSystem` until the input ends, then close the system.
 
-    Answers are judged as `bpfree.physics.Device` judges those of a system in its own process, and whatever
-    exception the system raises reaches the other side as a `DeviceError`. What is printed meanwhile goes to
-    standard error, for standard output is the pipe, and standard input is at its end.
+    The outputs are checked as by `bpfree.physics.Device`, and an exception of the system is raised by the
+    `ProcessSystem` as a `DeviceError`. Standard output is used for the replies, so text that the system
+    prints is redirected to standard error; standard input is empty for the system.
 
     Args:
         system: Any system.
-        requests, answers: Binary streams; standard input and output by default.
+        requests, replies: Binary streams for requests and replies; by default standard input and output.
+        answers: Old name of ``replies``.
     """
+    if answers is not None:
+        warn_renamed("serve(answers=...)", "serve(replies=...)")
+        replies = answers
     if requests is None:
         requests = os.fdopen(os.dup(0), "rb")
-        with open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
-    if answers is None:
-        answers = os.fdopen(os.dup(1), "wb")
+        with open(os.devnull, "rb") as empty:
+            os.dup2(empty.fileno(), 0)
+    if replies is None:
+        replies = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
     low, high = system.input_range
-    facts: dict[str, Any] = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
-    facts |= {"input_range": [float(low), float(high)], "kind": getattr(system, "kind", "device")}
-    _write(answers, facts)
+    description: Header = {"n_in": int(system.n_in), "n_out": int(system.n_out)}
+    description |= {"input_range": [float(low), float(high)], "kind": getattr(system, "kind", "device")}
+    _write(replies, description)
     try:
         while line := requests.readline():
             header = json.loads(line)
-            drive = requests.read(header.get("rows", 0) * facts["n_in"] * 8)
+            drive = requests.read(header.get("rows", 0) * description["n_in"] * 8)
             try:
-                answer, data = _serve_one(system, header, drive)
+                reply, data = _reply(system, header, drive)
             except DeviceError as error:
-                answer, data = {"ok": False, "error": str(error), "retryable": error.retryable}, b""
-            except Exception as error:  # noqa: BLE001  it is reported on the other side
-                said = f"{type(error).__name__}: {error}"
-                answer, data = {"ok": False, "error": said, "retryable": False}, b""
-            _write(answers, answer, data)
+                reply, data = {"ok": False, "error": str(error), "retryable": error.retryable}, b""
+            except Exception as error:  # noqa: BLE001  it is raised in the other process
+                text = f"{type(error).__name__}: {error}"
+                reply, data = {"ok": False, "error": text, "retryable": False}, b""
+            _write(replies, reply, data)
     finally:
         if hasattr(system, "close"):
             system.close()
 
 
-def _serve_one(system: Any, header: Mapping[str, Any], drive: bytes) -> tuple[dict[str, Any], bytes]:
+def _reply(system: Any, header: Header, drive: bytes) -> tuple[Header, bytes]:
     match header["do"]:
         case "forward":
             u = np.frombuffer(drive, _FLOAT64).reshape(header["rows"], int(system.n_in))
             return {"ok": True}, checked_forward(system, u).astype(_FLOAT64).tobytes()
         case "state":
-            own = system.state_dict() if hasattr(system, "state_dict") else None
-            return {"ok": True, "state": _packed(own) if own is not None else None}, b""
+            state = system.state_dict() if hasattr(system, "state_dict") else None
+            return {"ok": True, "state": _encode(state) if state is not None else None}, b""
         case "load_state" if hasattr(system, "load_state_dict"):
-            system.load_state_dict(_unpacked(header["state"]))
+            system.load_state_dict(_decode(header["state"]))
             return {"ok": True}, b""
         case "advance" if hasattr(system, "advance"):
             system.advance(header["seconds"])
             return {"ok": True}, b""
         case request:
-            raise DeviceError(f"{type(system).__name__} does not know {request!r}", retryable=False)
+            raise DeviceError(f"{type(system).__name__} does not support {request!r}", retryable=False)
 
 
-def _write(answers: IO[bytes], header: Mapping[str, Any], data: bytes = b"") -> None:
-    answers.write(json.dumps(header).encode() + b"\n" + data)
-    answers.flush()
+def _write(stream: IO[bytes], header: Header, data: bytes = b"") -> None:
+    stream.write(json.dumps(header).encode() + b"\n" + data)
+    stream.flush()
 
 
-def _packed(state: Any) -> dict[str, Any]:
-    arrays, rest = split_state(state)
-    coded = {
+def _encode(state: State) -> Header:
+    arrays, values = split_state(state)
+    encoded = {
         path: {"dtype": a.dtype.str, "shape": a.shape, "base64": base64.b64encode(a.tobytes()).decode()}
         for path, a in arrays.items()
     }
-    return {"arrays": coded, "rest": rest}
+    return {"arrays": encoded, "rest": values}
 
 
-def _unpacked(packed: dict[str, Any] | None) -> Any:
-    if packed is None:
+def _decode(encoded: Header | None) -> Any:
+    if encoded is None:
         return None
     arrays = {
         path: np.frombuffer(base64.b64decode(a["base64"]), a["dtype"]).reshape(a["shape"]).copy()
-        for path, a in packed["arrays"].items()
+        for path, a in encoded["arrays"].items()
     }
-    return join_state(arrays, packed["rest"])
+    return join_state(arrays, encoded["rest"])

@@ -1,22 +1,22 @@
-"""Record what a device answered, and replay it with no physics inside."""
+"""Record the drives and outputs of a physical system, and replay them."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from bpfree._errors import BadValue, DeviceError
-from bpfree.physics.answers import checked_forward, numbers
+from bpfree.physics.outputs import checked_forward, finite_array
+from bpfree.physics.state import StateDict
 from bpfree.physics.system import Array, PhysicalSystem
 
 
 class Recorder:
-    """Passes everything on to a system, and keeps each drive and its answer.
+    """Records the drives and outputs of all calls of a system.
 
     Args:
         system: Any system.
@@ -29,19 +29,19 @@ class Recorder:
         self._calls: list[tuple[Array, Array]] = []
 
     def forward(self, u: Array) -> Array:
-        """The system's answers; calls that raise, or whose answer is refused, are not recorded."""
+        """Compute the outputs and record the call, unless it raises or its outputs are invalid."""
         y = checked_forward(self.system, u)
         self._calls.append((u.copy(), y.copy()))
         return y
 
     def save(self, path: str | Path) -> None:
-        """Write the record as ``.npz``, at once: a reader sees the old file or the new one.
+        """Write the record as ``.npz``. The file is replaced atomically.
 
         Raises:
-            BadValue: If nothing was recorded.
+            BadValue: If no call was recorded.
         """
         if not self._calls:
-            raise BadValue(f"nothing was recorded; {path} is not written")
+            raise BadValue(f"no call was recorded, so {path} is not written; call forward first")
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         with open(partial, "wb") as file:
@@ -57,19 +57,19 @@ class Recorder:
         os.replace(partial, path)
 
     def close(self) -> None:
-        """Close the system."""
+        """Close the system, if it has a method ``close``."""
         if hasattr(self.system, "close"):
             self.system.close()
 
 
 class Replay:
-    """Answers what was recorded, in the order of the calls, and only to the drives that were recorded.
+    """Returns recorded outputs, in the order of the calls, and only for the recorded drives.
 
     Args:
         path: A file written by `Recorder.save`.
 
     Raises:
-        BadValue: If there is no such file, or it is no record.
+        BadValue: If the file does not exist or is not a record.
     """
 
     kind: ClassVar[str] = "recorded"
@@ -83,41 +83,45 @@ class Replay:
         self._next = 0
 
     def forward(self, u: Array) -> Array:
-        """The recorded answers to the next call, which may have been recorded in parts.
+        """Return the recorded outputs of the next call, or of several consecutive calls with these drives.
 
         Raises:
-            DeviceError: If the record is at its end, or its next call had other drives. Not retryable.
+            DeviceError: If the record has ended, or its next call has other drives (not retryable).
         """
         if self._next >= len(self._calls):
             raise DeviceError(f"the record ends after {len(self._calls)} calls", retryable=False)
         end, rows = self._next + 1, len(self._calls[self._next][0])
         while rows < len(u) and end < len(self._calls):
             rows, end = rows + len(self._calls[end][0]), end + 1
-        drive, answer = (np.concatenate(parts) for parts in zip(*self._calls[self._next : end], strict=True))
+        drive, output = (np.concatenate(parts) for parts in zip(*self._calls[self._next : end], strict=True))
         if not np.array_equal(u, drive):
-            what = f"{list(u.shape)}, not {list(drive.shape)}" if u.shape != drive.shape else "other values"
-            raise DeviceError(f"call {self._next} was recorded with another drive: {what}", retryable=False)
+            difference = (
+                f"{list(u.shape)}, not {list(drive.shape)}" if u.shape != drive.shape else "other values"
+            )
+            raise DeviceError(
+                f"call {self._next} was recorded with another drive: {difference}", retryable=False
+            )
         self._next = end
-        return answer
+        return output
 
-    def state_dict(self) -> dict[str, Any]:
-        """How far the record has been replayed."""
+    def state_dict(self) -> StateDict:
+        """Return the index of the next call."""
         return {"next": self._next}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` took."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore a `state_dict`."""
         self._next = state["next"]
 
 
 def _read(path: str | Path) -> tuple[Array, Array, list[int], Array]:
-    """Drives, answers, rows of each call, and the input range."""
+    """Return the drives, the outputs, the number of rows of each call, and the input range."""
     try:
         with open(path, "rb") as file, np.load(file) as record:
             u, y, rows, bounds = (record[name] for name in ("u", "y", "rows", "input_range"))
-        y = numbers(y, "y")
-        fits = u.ndim == y.ndim == 2 and len(u) == len(y) == rows.sum() and bounds.shape == (2,)
-        if not fits or rows.dtype.kind not in "iu" or rows.min() < 0:
-            raise ValueError("its arrays do not fit together")
+        y = finite_array(y, "y")
+        consistent = u.ndim == y.ndim == 2 and len(u) == len(y) == rows.sum() and bounds.shape == (2,)
+        if not consistent or rows.dtype.kind not in "iu" or rows.min() < 0:
+            raise ValueError("its arrays have inconsistent shapes")
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise BadValue(f"{path}: no record of a device ({error}); Recorder.save writes one") from None
+        raise BadValue(f"{path} is not a record of a device ({error}); Recorder.save writes one") from None
     return u, y, rows.tolist(), bounds

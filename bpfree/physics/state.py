@@ -1,28 +1,35 @@
-"""A device's state is a dict of arrays and JSON values; here it is taken apart into the two and rejoined."""
+"""Splits a nested state into its arrays and its JSON values, and joins them again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bpfree.physics.system import Array
+_ARRAY_KEY = "__array__"
 
-_MARK = "__array__"
+#: A nested dict or list of arrays and JSON values.
+State: TypeAlias = object
+#: Arrays and JSON values by name, for `state_dict`.
+StateDict: TypeAlias = dict[str, Any]
+#: JSON values by name, for `report`.
+Report: TypeAlias = dict[str, object]
 
 
-def split_state(state: Any) -> tuple[dict[str, Array], Any]:
-    """The arrays of a nested state by path, and the state as JSON can hold it, with marks in their place.
+def split_state(state: State) -> tuple[dict[str, NDArray[np.generic]], State]:
+    """Split a nested state into ``(arrays, values)``.
 
-    Numpy scalars and tuples become plain numbers and lists.
+    ``arrays`` maps the path of each array to the array. ``values`` is the state with a reference in the place
+    of each array, so that JSON can store it. Numpy scalars and tuples become numbers and lists.
     """
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
 
-    def walk(node: Any, path: str) -> Any:
+    def walk(node: State, path: str) -> State:
         if isinstance(node, np.ndarray):
             arrays[path] = node
-            return {_MARK: path}
+            return {_ARRAY_KEY: path}
         if isinstance(node, np.generic):
             return node.item()
         if isinstance(node, Mapping):
@@ -36,12 +43,12 @@ def split_state(state: Any) -> tuple[dict[str, Array], Any]:
     return arrays, walk(state, "")
 
 
-def join_state(arrays: Mapping[str, Array], rest: Any) -> Any:
-    """Undo `split_state`."""
-    if isinstance(rest, Mapping):
-        if set(rest) == {_MARK}:
-            return arrays[rest[_MARK]]
-        return {key: join_state(arrays, value) for key, value in rest.items()}
-    if isinstance(rest, list):
-        return [join_state(arrays, value) for value in rest]
-    return rest
+def join_state(arrays: Mapping[str, NDArray[np.generic]], values: State) -> Any:
+    """Join what `split_state` has split."""
+    if isinstance(values, Mapping):
+        if set(values) == {_ARRAY_KEY}:
+            return arrays[values[_ARRAY_KEY]]
+        return {key: join_state(arrays, value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [join_state(arrays, value) for value in values]
+    return values

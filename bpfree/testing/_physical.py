@@ -15,7 +15,7 @@ from bpfree._errors import BadValue, DeviceError
 from bpfree.data import TensorData, as_data
 from bpfree.nn import physical_net
 from bpfree.physics import Device, PhysicalSystem, Recorder, Replay
-from bpfree.physics.answers import checked_answer
+from bpfree.physics.outputs import checked_output
 from bpfree.physics.system import Array
 from bpfree.testing._common import assert_same_bits
 from bpfree.trainers import Physical
@@ -96,7 +96,7 @@ def _check_outputs(device: Device, middle: Array) -> None:
     drive = middle.copy()
     output = device.system.forward(drive)
     try:
-        first = checked_answer(output, len(middle), device.n_out)
+        first = checked_output(output, len(middle), device.n_out)
     except DeviceError as error:
         raise AssertionError(str(error)) from error
     if not np.array_equal(drive, middle):
@@ -168,7 +168,7 @@ class _SystemWithoutModel:
         self.n_in, self.n_out, self.input_range = system.n_in, system.n_out, system.input_range
         self.forward = system.forward
 
-    def differentiable_twin(self, *_: object, **__: object) -> NoReturn:
+    def digital_model(self, *_: object, **__: object) -> NoReturn:
         raise AssertionError("training used a model of the device")
 
 

@@ -17,7 +17,8 @@ from bpfree.core.readouts import BlockReadout
 from bpfree.encodings.base import Reconstruct
 from bpfree.engine.settings import TrainerSettings, make_optimizer
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.metrics import MSE
+from bpfree.nn.autoencoder import copy_with_new_weights
 from bpfree.trainers.base import Trainer, level_of
 
 
@@ -67,12 +68,13 @@ class Autoencoder(Trainer):
 
     With counter-current learning a second autoencoder processes the clean image in the opposite order of
     blocks, and each stage of one is trained to agree with its counterpart in the other. Labels are not used.
-    The accuracy in a history is the negative mean squared error, so that higher is better.
+    The metric is the mean squared error.
     """
 
     id = "autoencoder"
     Settings = AutoencoderSettings
     settings: AutoencoderSettings
+    metric = MSE
 
     def make_cascade(self, n_classes: int) -> Cascade:
         if self.settings.rule == "backprop":
@@ -90,7 +92,7 @@ class Autoencoder(Trainer):
                     "of as many encoder as decoder stages; use bpfree.nn.autoencoder"
                 )
             # The other network has the same stages, in the opposite order of blocks.
-            pairs = [MapPair(twin(stage), self.settings.shapes) for stage in stages[-2::-1]]
+            pairs = [MapPair(copy_with_new_weights(stage), self.settings.shapes) for stage in stages[-2::-1]]
             pairs[len(stages) // 2 - 1].decorrelation = self.settings.decorrelation
             losses = [*pairs, Reconstruction(weight=None)]
             inner = [Block(stage, loss) for stage, loss in zip(stages, losses, strict=True)]
@@ -121,4 +123,4 @@ class Autoencoder(Trainer):
 
     def evaluate(self, data: object) -> dict[str, Any]:
         """``{"mse": mean squared error of the reconstructions}``."""
-        return {"mse": -super().evaluate(data)["accuracy"]}
+        return {"mse": super().evaluate(data)["mse"]}

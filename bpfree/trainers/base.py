@@ -36,7 +36,7 @@ from bpfree.engine.optimizers import update_readout
 from bpfree.engine.run_state import Checkpoint, Hooks, RunState
 from bpfree.engine.settings import FitSettings, set_lr
 from bpfree.engine.step import step
-from bpfree.nn import apparatus
+from bpfree.nn import physical_devices
 from bpfree.trainers.building import LEVELS, Builder, bodies, keep_maps, level_of
 from bpfree.trainers.inputs import check_batch, check_data, warn_if_shifted
 from bpfree.trainers.labels import fit_labels, place_as_saved
@@ -147,7 +147,7 @@ class Trainer(Builder):
         It does not with devices: a resumed run would measure again, with other results.
         """
         greedy = self.settings.schedule == "greedy"
-        return self.settings.cache and greedy and not apparatus(self.cascade)
+        return self.settings.cache and greedy and not physical_devices(self.cascade)
 
     def diagnose(self, x: Tensor, y: Tensor) -> dict[str, object]:
         """Values about the blocks that are added to the rows of the history, by name. Here: none.
@@ -289,6 +289,7 @@ class Trainer(Builder):
             identity=run_identity,
             workers=workers,
             measurements=Measurements(self.cascade, feed, path, fingerprint(run_identity)),
+            metric=self.metric,
             validated=validation is not None,
             history=history,
         )
@@ -343,13 +344,14 @@ class Trainer(Builder):
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: object) -> dict[str, Any]:
-        """The accuracy of the prediction, of the other readouts, and of each block alone.
+        """The metric of the prediction, of the other readouts, and of each block alone.
 
         Args:
             data: As for `fit`. Samples without statistics are standardized by those of the training data.
 
         Returns:
-            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``.
+            ``{"accuracy": share, "readouts": {name: share}, "blocks": [share, ...]}``; for another ``metric``
+            than the accuracy its name takes the place of ``"accuracy"``.
 
         Raises:
             BadValue: If the data do not fit what the trainer was built for.
@@ -357,11 +359,11 @@ class Trainer(Builder):
         """
         samples = self._data(data)
         with evaluating(), self.running():
-            accuracies = self.make_evaluator(samples).accuracies(list(self.cascade.readouts))
+            values = self.make_evaluator(samples).evaluate(self.metric, list(self.cascade.readouts))
         return {
-            "accuracy": accuracies[self.cascade.headline],
-            "readouts": {name: accuracies[name] for name in self.cascade.readouts},
-            "blocks": [value for name, value in accuracies.items() if name.startswith("block ")],
+            self.metric.name: values[self.cascade.headline],
+            "readouts": {name: values[name] for name in self.cascade.readouts},
+            "blocks": [value for name, value in values.items() if name.startswith("block ")],
         }
 
     def predict(self, x: object) -> Tensor:

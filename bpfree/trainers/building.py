@@ -21,7 +21,8 @@ from bpfree.core.localize import Cut, check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
 from bpfree.engine.settings import TrainerSettings, kept_values
-from bpfree.nn import asking
+from bpfree.metrics import ACCURACY, Metric
+from bpfree.nn import inferring_shapes
 from bpfree.nn.weights import detach_computed, weight_matrices
 from bpfree.trainers.inputs import accepting, default_dtype, find_device, find_dtype, probe_samples
 from bpfree.trainers.space import STEPS, Space
@@ -42,6 +43,8 @@ class Builder(ABC):
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
     #: The search space of `python -m bpfree.tune`; a config may narrow it.
     space: ClassVar[Space] = STEPS
+    #: How predictions are scored. Where it depends on the data, `build_for` sets it.
+    metric: Metric = ACCURACY
     #: Settings of how a network is cut. They cannot be given together with a `Cascade`.
     cutting: ClassVar[tuple[str, ...]] = (
         "cut", "loss", "loss_options", "output", "head_pool", "head_features", "overlay",
@@ -157,14 +160,14 @@ class Builder(ABC):
             _seeds.fork_global(self.device),
             default_dtype(self.dtype),
             accepting(sample_shape),
-            asking(self.net, "shape"),
+            inferring_shapes(self.net),
         ):
             _seeds.seed_global(self.device, self.seed, "heads")
             if not isinstance(self.net, Cascade):
                 stages, output = self.stages(self.settings.cut)
                 check_order(self.net, nn.Sequential(*stages, output), x)
             cascade = self.make_cascade(n_classes).to(self.device)
-            check_several_classes(cascade, n_classes)
+            check_several_classes(self.metric, n_classes)
             if place_labels is not None:
                 place_labels(cascade)
             check_weights(cascade, self.net)
@@ -189,7 +192,7 @@ class Builder(ABC):
         if tuple(sample_shape) == self._shape:
             return
         training = self.cascade.training
-        with accepting(sample_shape), default_dtype(self.dtype), asking(self.cascade, "shape"):
+        with accepting(sample_shape), default_dtype(self.dtype), inferring_shapes(self.cascade):
             self.cascade.eval()(probe_samples(sample_shape, self.device, self.dtype))
         self.cascade.train(training)
 
@@ -345,13 +348,13 @@ class Builder(ABC):
         return split(self.net, cut)
 
 
-def check_several_classes(cascade: Cascade, n_classes: int) -> None:
+def check_several_classes(metric: Metric, n_classes: int) -> None:
     """Check that there are two classes, if the metric is the accuracy.
 
     Raises:
         BadValue: If there are fewer.
     """
-    if n_classes < 2 and cascade.encoding.measure == "accuracy":
+    if n_classes < 2 and metric.name == ACCURACY.name:
         raise BadValue(
             f"the data have {n_classes} class: expected at least 2; pass TensorData(x, y, n_classes=...) if "
             "other classes have no sample yet"

@@ -23,7 +23,7 @@ from bpfree.engine.history import History
 from bpfree.engine.settings import LRSchedule, OptimizerName, TrainerSettings
 from bpfree.losses import Goodness
 from bpfree.nn import LengthNorm, RowNorm
-from bpfree.nn.weights import is_fresh
+from bpfree.nn.weights import has_default_init
 from bpfree.trainers.base import Trainer, bodies, level_of
 from bpfree.trainers.run_context import RunContext
 from bpfree.trainers.space import STEPS, Range, Space
@@ -170,7 +170,7 @@ class ForwardForward(Trainer):
         initialized = [m for m in layers if _is_trainable(m.weight)]
         computed = [names[m] for m in layers if not isinstance(m.weight, nn.Parameter)]
         parts = []
-        if not all(map(is_fresh, initialized)):
+        if not all(map(has_default_init, initialized)):
             parts.append(
                 f"replaces the weights of {', '.join(names[m] for m in initialized)}, which do not have "
                 "torch's default initialization"

@@ -27,6 +27,7 @@ from bpfree.engine.settings import FitSettings, kept_values
 from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.feed import GraphFeed
 from bpfree.graphs.graph import Graph
+from bpfree.metrics import ACCURACY, ROC_AUC
 from bpfree.nn import GNN
 from bpfree.trainers.base import Trainer
 from bpfree.trainers.building import check_several_classes
@@ -114,11 +115,12 @@ class GraphTrainer(Trainer):
                 f"torch's default dtype is {torch.get_default_dtype()}: {self.id} computes in float32"
             )
         encoding, self._train_data = self.make_encoding(graph), graph
+        self.metric = ROC_AUC if ids.ndim == 2 else ACCURACY
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 _seeds.seed_global(self.device, self.seed, "heads")
                 cascade = self.make_cascade(graph.n_classes).to(self.device)
-                check_several_classes(cascade, graph.n_classes)
+                check_several_classes(self.metric, graph.n_classes)
                 few = _two_nodes(graph)
                 cascade.encoding = self.make_encoding(few)
                 cascade.eval().build(few.ids, graph.n_classes, kept_values(self.settings))
@@ -205,7 +207,7 @@ class GraphTrainer(Trainer):
     # ---- using -----------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any) -> dict[str, Any]:
-        """Accuracy as of `Trainer.evaluate`; for pairs of nodes, the area under the ROC.
+        """As `Trainer.evaluate`; of pairs of nodes the area under the ROC curve, as ``"roc_auc"``.
 
         Args:
             data: `bpfree.data.GraphData`, with the features and edges to evaluate on. Nodes of the training

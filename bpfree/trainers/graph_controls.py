@@ -20,7 +20,7 @@ from bpfree.graphs.blocks import GraphBlock
 from bpfree.graphs.sparse import SparseMatrix
 from bpfree.graphs.states import NodeStates
 from bpfree.losses import ClosedForm, LocalCrossEntropy, LocalLoss, PairScore
-from bpfree.nn import Hops, WholeGNN
+from bpfree.nn import EndToEndGNN, Hops
 from bpfree.trainers.graph import GraphTrainer
 
 #: Penalties of ridge regression on hop features, of which there are many for few labels.
@@ -75,7 +75,7 @@ class BackpropGNN(GraphTrainer):
         outputs = hidden if pairs else [*hidden[:-1], n_classes]
         self.net.make_layers([self.train_data.sample_shape[0], *hidden[:-1]], outputs)
         loss: LocalLoss = PairScore() if pairs else LocalCrossEntropy(nn.Identity())
-        block = GraphBlock(WholeGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
+        block = GraphBlock(EndToEndGNN(self.net, self.settings.normalize, self.settings.dropout), loss)
         return Cascade([block], {"last": SumReadout(probabilities=True) if pairs else BlockReadout()})
 
     @property

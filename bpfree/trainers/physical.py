@@ -17,7 +17,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.localize import Cut
 from bpfree.core.readouts import GoodnessReadout, OnePassReadout, Readout
 from bpfree.core.rule_names import make_rule
-from bpfree.core.update_rules import UpdateRule
+from bpfree.core.update_rules import ClosedFormGradient, UpdateRule
 from bpfree.data import TensorData
 from bpfree.encodings.label_slots import LabelSlots
 from bpfree.engine.history import History
@@ -84,8 +84,8 @@ class PhysicalTrainer(Trainer):
         generator = _seeds.generator(self.device, self.seed, "calibration")
         with run.hooks.window("calibrate"):
             for k, front in enumerate(self.fronts):
-                if front.device is not None and front.normalise == "calibrated":
-                    shape = (CALIBRATION_ROWS, front.n_rows)
+                if front.physical_device is not None and front.normalize == "calibrated":
+                    shape = (CALIBRATION_ROWS, front.in_features)
                     rows = torch.randn(shape, generator=generator, device=self.device)
                     front.calibrate(self.first_rows(run.train, CALIBRATION_ROWS) if k == 0 else rows)
         return History()
@@ -164,9 +164,13 @@ class RepeatedBlock(Block):
     def update(
         self, front_output: Rows, target: Tensor, feedback: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        losses, _ = super().update(front_output, target, feedback)
-        for _ in range(1, self.steps):
-            super().update(front_output, target, feedback)
+        if isinstance(self.rule, ClosedFormGradient) and isinstance(front_output, Tensor):
+            assert self.optimizer is not None
+            losses = self.rule.take_steps(self, front_output, target, feedback, self.optimizer, self.steps)
+        else:
+            losses, _ = super().update(front_output, target, feedback)
+            for _ in range(1, self.steps):
+                super().update(front_output, target, feedback)
         with torch.no_grad():
             return losses, self.body(front_output)
 
@@ -196,7 +200,7 @@ class Physical(PhysicalTrainer):
         _, layers = physical_layers(self.net)
         front = layers[-1][0]
         top = s.top_width or (layers[-2][1].out_features if len(layers) > 1 else front.drive.n_in)
-        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.n_features, top)]
+        linears = [linear for _, linear in layers[:-1]] + [nn.Linear(front.out_features, top)]
         blocks = [
             RepeatedBlock(linear, self._loss(k), front, make_rule(s.gradients), s.inner_steps)
             for k, ((front, _), linear) in enumerate(zip(layers, linears, strict=True))

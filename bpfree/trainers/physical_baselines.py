@@ -17,8 +17,9 @@ from bpfree.core.update_rules import Perturbation
 from bpfree.engine.settings import TrainerSettings
 from bpfree.losses import ClosedForm, LocalCrossEntropy
 from bpfree.losses.closed_form import LAMBDAS
+from bpfree.nn.digital_model import DigitalModelFront
 from bpfree.nn.physical import PhysicalFront
-from bpfree.nn.twins import TwinFront
+from bpfree.physics.system import find_digital_model
 from bpfree.trainers.direct_feedback import DirectFeedbackAlignment, DirectFeedbackSettings
 from bpfree.trainers.physical import PhysicalTrainer
 from bpfree.trainers.space import Space
@@ -33,7 +34,7 @@ class PhysicalBackpropSettings(TrainerSettings):
             model, which does not exist for a real device. ``aware``: physics-aware training, the same with an
             inexact digital model. ``in_silico``: the digital model replaces the device in training, and the
             trained weights are used on the device.
-        mismatch: Error of the digital model, 0 to 1, see `bpfree.physics.Simulated.differentiable_twin`.
+        mismatch: Error of the digital model, 0 to 1, see `bpfree.physics.Simulated.digital_model`.
         mismatch_seed: Seed of the error.
     """
 
@@ -66,18 +67,15 @@ class PhysicalBackprop(PhysicalTrainer):
         block = Block(nn.Sequential(*layers), LocalCrossEntropy(output))
         return Cascade([block], {"last": BlockReadout()}, source=self.net)
 
-    def _with_digital_model(self, front: PhysicalFront) -> TwinFront:
+    def _with_digital_model(self, front: PhysicalFront) -> DigitalModelFront:
         s = self.settings
         model = None
-        if front.device is not None:
-            make = getattr(getattr(front.device, "system", None), "differentiable_twin", None)
+        if front.physical_device is not None:
+            make = find_digital_model(front.physical_device.system)
             if make is None:
-                raise BadValue(
-                    f"{self.id}: the device has no digital model (differentiable_twin): use a simulated "
-                    "system"
-                )
+                raise BadValue(f"{self.id}: the device has no digital model; only simulated systems have one")
             model = make(s.mismatch, s.mismatch_seed)
-        return TwinFront(front, model, "twin" if s.model == "in_silico" else "device")
+        return DigitalModelFront(front, model, "digital_model" if s.model == "in_silico" else "device")
 
     @property
     def locality(self) -> str:

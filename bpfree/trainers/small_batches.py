@@ -17,7 +17,7 @@ from bpfree.engine.calibration import calibrate
 from bpfree.engine.evaluation import BATCH, Evaluator
 from bpfree.engine.loop import CALIBRATION_SAMPLES
 from bpfree.engine.settings import FitSettings
-from bpfree.nn import counted
+from bpfree.nn import counted_modules
 
 
 class TrialTrainer(Protocol):
@@ -67,7 +67,7 @@ def check_batches(
         raise BadValue(
             f"drop_last = True with batch_size = {size}: {n} samples make no batch; lower batch_size"
         )
-    if counted(trainer.net):
+    if counted_modules(trainer.net):
         return
     smallest = size if fit.drop_last else min(size, n % size or size)
     calibration = min(n, CALIBRATION_SAMPLES)

@@ -1,1 +1,1 @@
-"""`python -m bpfree.tune`: the settings of a method and of its controls, searched with the same budget."""
+"""`python -m bpfree.tune`: searches the settings of a method and of its controls with the same budget."""

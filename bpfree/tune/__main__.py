@@ -7,11 +7,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue, BpfreeError
 from bpfree.bench.arguments import count, seconds
-from bpfree.bench.files import override, read_yaml
+from bpfree.bench.files import Mapped, override, read_yaml
 from bpfree.bench.terminal import console
 from bpfree.tune.plan import FIRST_SEED, Plan, make_plan
 
@@ -20,17 +19,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 1 if a trial failed, or the time was up before all trials were finished; 2 for a
-        mistake of the user; 130 after Ctrl-C.
+        The exit code: 0; 1 if a trial failed, or the time limit was reached before all trials were finished;
+        2 for a mistake of the user; 130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _tune(arguments)
+        if words[:1] == ["report"]:
+            from bpfree.tune.report import main as report
+
+            return report(words[1:])
+        return _tune(_parser().parse_args(words))
     except BpfreeError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, BadValue | FileNotFoundError) else 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here if it was given --out\n")
+        sys.stderr.write("stopped; the same command continues from here if it was given --out\n")
         return 130
 
 
@@ -38,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bpfree.tune",
         description="Search the settings of a method and of its controls, with the same number of trials for "
-        "each, judged on validation data alone. The same command on the same --out joins in, or goes on.",
+        "each, on validation data alone. The same command with the same --out joins or continues it.",
+        epilog="python -m bpfree.tune report DIR draws the pictures of a search from its summary.",
     )
     parser.add_argument(
         "config", type=Path, help="an experiment, for example configs/tuning/default_digits.yaml"
@@ -51,12 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), help="default tpe")
     parser.add_argument("--pruner", choices=("median", "hyperband", "none"), help="default median")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the study, its summary and the winner go"
+        "--out", type=Path, metavar="DIR", help="folder of the study, its summary and the winner"
     )
     parser.add_argument(
         "--storage", metavar="URL", help="a database instead of a journal in DIR, for many machines"
     )
-    parser.add_argument("--timeout", type=seconds, metavar="S", help="stop after so many seconds")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="stop after S seconds")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fit.epochs=5, for example"
     )
@@ -70,9 +74,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     config = read_yaml(arguments.config)
     for assignment in arguments.set:
         override(config, assignment)
-    options: dict[str, Any] = {
-        k: getattr(arguments, k) for k in ("sampler", "pruner") if getattr(arguments, k)
-    }
+    options: Mapped = {k: getattr(arguments, k) for k in ("sampler", "pruner") if getattr(arguments, k)}
     if arguments.seeds:
         options["seeds"] = list(range(FIRST_SEED, FIRST_SEED + arguments.seeds))
     plan = make_plan(config, options, where=f"{arguments.config}: ")
@@ -94,19 +96,19 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _budget(plan: Plan, trials: int | None) -> int:
-    """How many trials each arm gets.
+    """The number of trials of each arm.
 
     Raises:
-        BadValue: If it is not given, or is not the size of every arm's grid.
+        BadValue: If it is missing, or is not the size of every arm's grid.
     """
     searched = [arm for arm in plan.arms if arm.space]
     if not searched:
         raise BadValue(
-            "tune: no arm has anything to search: the trainers' settings in this config leave nothing open"
+            "tune: no arm has a setting to search: these trainers declare none that applies to their settings"
         )
     if plan.tune.sampler != "grid":
         if trials is None:
-            raise BadValue("--trials: missing; how many trials is each arm to get?")
+            raise BadValue("--trials: missing; give the number of trials of each arm")
         return trials
     sizes = {arm.label: arm.points for arm in searched}
     if len({*sizes.values(), *([trials] if trials else [])}) > 1:

@@ -1,4 +1,4 @@
-"""Samplers and pruners, made from their names."""
+"""Samplers and pruners by name."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from bpfree import _seeds
+from bpfree.bench.files import Mapped
 from bpfree.trainers import Choice, Dimension
-from bpfree.tune.plan import Arm, Plan
+from bpfree.tune.plan import Plan, TunedArm
 
-#: Random trials before the estimator takes over, and complete ones before the median prunes.
+#: Random trials before the estimator starts, and complete ones before the median prunes.
 STARTUP_TRIALS = 5
 
 
-#: Complete trials that must have reported after as many passes before the median of them prunes.
+#: Complete trials with a report after as many epochs that the median needs to prune.
 MEDIAN_TRIALS = 4
 
-#: Set on a trial that was drawn and handed back, because others had taken all that were left.
+#: Attribute of a trial that was returned at once, because other commands had taken the last ones.
 HANDED_BACK = "handed_back"
 
 
-#: Where Optuna's callback for stale trials puts the number of the first attempt.
+#: Attribute in which Optuna's callback for stale trials stores the number of the first attempt.
 RETRIED = "failed_trial"
 
 
 class Numbered(BaseSampler):
-    """Draws for each trial from a stream of its own, which follows from how many were proposed before it.
+    """Samples each trial with a random stream of its own, seeded by the number of trials proposed before.
 
-    A sampler with one stream begins it anew in each process: a command that goes on with a study would draw
-    the numbers of its beginning again, and two commands on one study would draw the same. Trials that are
-    tried again are no new proposals: after an interruption the next ones are what they would have been.
+    A sampler with one stream restarts it in each process: a command that continues a study would sample its
+    first values again, and two commands on one study would sample the same. Repeated trials are no new
+    proposals: after an interruption the next trials are the same as without it.
 
     Args:
-        make: Gives the sampler for the trial that is proposed after so many others.
+        make: Makes the sampler from the number of trials proposed before.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
@@ -66,7 +67,7 @@ class Numbered(BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Mapped:
         return self._of(study, trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -76,7 +77,7 @@ class Numbered(BaseSampler):
 
 
 def _proposed_before(study: optuna.Study, trial: FrozenTrial) -> int:
-    """How many trials were proposed before this one, or before the first attempt at it."""
+    """The number of trials proposed before this one, or before its first attempt."""
     number = trial.system_attrs.get(RETRIED, trial.number)
     return sum(
         other.number < number and RETRIED not in other.system_attrs and HANDED_BACK not in other.user_attrs
@@ -84,14 +85,14 @@ def _proposed_before(study: optuna.Study, trial: FrozenTrial) -> int:
     )
 
 
-def make_sampler(plan: Plan, arm: Arm) -> BaseSampler:
-    """The plan's sampler for an arm's study; arms draw from different streams."""
+def make_sampler(plan: Plan, arm: TunedArm) -> BaseSampler:
+    """The plan's sampler for an arm's study; arms have different random streams."""
     tune = plan.tune
 
     def make(number: int) -> BaseSampler:
         seed = _seeds.derive(tune.seed, "tune", arm.label, number) % 2**32
         if tune.sampler == "grid":
-            # All trials share one order of the points: its seed is that of none of them.
+            # All trials share one order of the points, so its seed does not depend on the trial.
             return GridSampler(arm.grid, seed=tune.seed)
         if tune.sampler == "random":
             return RandomSampler(seed=seed)
@@ -102,18 +103,18 @@ def make_sampler(plan: Plan, arm: Arm) -> BaseSampler:
     return Numbered(make)
 
 
-def make_pruner(plan: Plan, arm: Arm) -> BasePruner:
-    """The plan's pruner; a step is a pass over the data, counted through all seeds of a trial."""
+def make_pruner(plan: Plan, arm: TunedArm) -> BasePruner:
+    """The plan's pruner; a step is an epoch, counted over all seeds of a trial."""
     if plan.tune.pruner == "median":
-        warmup = max(1, int(arm.cells[0].fit["epochs"]) // 4)
+        warmup = max(1, arm.cells[0].fit.epochs // 4)
         return MedianPruner(STARTUP_TRIALS, n_warmup_steps=warmup, n_min_trials=MEDIAN_TRIALS)
     if plan.tune.pruner == "hyperband":
-        return HyperbandPruner(min_resource=max(1, arm.passes // 9), max_resource=arm.passes)
+        return HyperbandPruner(min_resource=max(1, arm.epochs // 9), max_resource=arm.epochs)
     return NopPruner()
 
 
-def distributions(arm: Arm, grid: bool) -> dict[str, BaseDistribution]:
-    """What an arm's trials are asked for."""
+def distributions(arm: TunedArm, grid: bool) -> dict[str, BaseDistribution]:
+    """The distributions of an arm's trials."""
     return {
         name: CategoricalDistribution(arm.grid[name]) if grid else _distribution(dimension)
         for name, dimension in arm.space.items()

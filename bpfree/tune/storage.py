@@ -1,4 +1,4 @@
-"""Where studies are kept: a journal file in the folder, or any database that Optuna knows."""
+"""The storage of studies: a journal file in the folder, or a database that Optuna supports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_plus
 
 from bpfree._errors import BadValue
-from bpfree.bench.results import cut_torn_line
+from bpfree.bench.results import remove_incomplete_line
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 
-#: How often a database is tried whose tables another process is making.
+#: Attempts to open a database while another process is creating its tables.
 ATTEMPTS = 8
 
 
@@ -37,11 +37,11 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
         folder.mkdir(parents=True, exist_ok=True)
         return _journal(folder / JOURNAL) if url is None else _database(url)
     except OSError as error:
-        raise BadValue(f"{folder}: a study cannot be kept there: {error}") from None
+        raise BadValue(f"{folder}: a study cannot be stored there: {error}") from None
 
 
 class _SystemLock:
-    """A lock of the system, which falls with the process that holds it."""
+    """A lock of the system, which is released when its process ends."""
 
     def __init__(self, path: Path) -> None:
         from filelock import FileLock
@@ -63,7 +63,7 @@ def _journal(path: Path) -> BaseStorage:
     lock = _SystemLock(path)
     try:
         with lock.lock:
-            cut_torn_line(path)
+            remove_incomplete_line(path)
             for line in path.read_bytes().splitlines() if path.exists() else ():
                 json.loads(line)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-    def said(error: Exception) -> str:
+    def message(error: Exception) -> str:
         return hide_password(" ".join(str(error).split()), url)
 
     shown = hide_password(url, url)
@@ -84,36 +84,36 @@ def _database(url: str) -> BaseStorage:
             return RDBStorage(url)
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise BadValue(
-                f"--storage {shown}: not the URL of a database ({said(error)}); for example "
+                f"--storage {shown}: not the URL of a database ({message(error)}); for example "
                 "sqlite:///study.db or postgresql://user@host/name"
             ) from None
         except ImportError as error:
-            raise BadValue(f"--storage {shown}: its driver is not installed ({said(error)})") from None
+            raise BadValue(f"--storage {shown}: its driver is not installed ({message(error)})") from None
         except (SQLAlchemyError, RuntimeError) as error:
-            # Another process may be making the same tables just now; then they are there the next time.
+            # Another process may be creating the same tables; then the next attempt succeeds.
             clash = isinstance(error, DBAPIError) and re.search(
                 "exists|unique|duplicate|locked", str(error), re.I
             )
             if not clash or attempt == ATTEMPTS - 1:
-                raise BadValue(f"--storage {shown}: cannot be opened: {said(error)}") from None
+                raise BadValue(f"--storage {shown}: cannot be opened: {message(error)}") from None
             time.sleep(0.1 * (attempt + 1))
     raise AssertionError
 
 
 def hide_password(text: str, url: str | None) -> str:
-    """``text`` without the passwords in the database's ``url``, in which three stars stand for each."""
-    # What is no URL, of a user who left something out, may hold one as well.
-    found = re.search(r"://[^/?#:]*:(.+)@", url or "") or re.search(r":([^:@/]+)@", url or "")
-    secrets = [found[1]] if found else []
+    """``text`` with each password in the database's ``url`` replaced by three stars."""
+    # An incomplete URL may contain a password as well.
+    match = re.search(r"://[^/?#:]*:(.+)@", url or "") or re.search(r":([^:@/]+)@", url or "")
+    secrets = [match[1]] if match else []
     secrets += re.findall(r"[?&;][^=&;]*(?:pass|pwd|secret|token|odbc)[^=&;]*=([^&;]+)", url or "", re.I)
-    for secret in {form for own in secrets for form in (own, unquote_plus(own), unquote(own))}:
+    for secret in {form for raw in secrets for form in (raw, unquote_plus(raw), unquote(raw))}:
         text = text.replace(secret, "***")
     return text
 
 
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """Wait until no other command on this folder is taking trials."""
+    """Wait until no other command on this folder is taking trials, and lock it."""
     from filelock import FileLock
 
     with FileLock(folder / ".lock"):

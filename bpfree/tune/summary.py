@@ -1,4 +1,4 @@
-"""What a search has found: winners, edges, costs; and the config that runs the winners."""
+"""The summary of a search: winners, edges and costs; and the config with the winners' settings."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import copy
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from bpfree.bench.config import cells
 from bpfree.bench.environment import environment, git
-from bpfree.bench.files import Mapped
+from bpfree.bench.files import Mapped, Values
+from bpfree.bench.metric import describe
 from bpfree.trainers import Dimension, Range
-from bpfree.tune.plan import Arm, Plan
+from bpfree.tune.plan import Plan, TunedArm
 from bpfree.tune.study import ArmStudy
 
 SCHEMA = 1
 
-#: A winner this near to an end of its range, as a share of it, is at the edge.
+#: A winner this close to an end of its range, as a share of it, is at the edge.
 EDGE = 0.05
 
 
 def summarize(plan: Plan, studies: Sequence[ArmStudy]) -> Mapped:
-    """Everything that a search has found, as plain JSON-able data.
+    """The results of a search, as plain JSON-able data.
 
     Returns:
         ``name``, ``sampler``, ``pruner``, ``seeds``, ``env``, ``git``, and ``arms``: for each its label,
-        trainer, space, trials by outcome, ``seconds``, ``best`` (absent while no trial is complete), the
-        names of settings that lie at an ``edge``, and every trial.
+        trainer, metric, space, trials by outcome, ``seconds``, ``best`` (absent while no trial is complete),
+        the names of settings that are at an ``edge``, and every trial.
     """
     tune = plan.tune
     return {
@@ -41,7 +41,7 @@ def summarize(plan: Plan, studies: Sequence[ArmStudy]) -> Mapped:
         "sampler": {"name": tune.sampler, "seed": tune.seed},
         "pruner": tune.pruner,
         "seeds": tune.seeds,
-        "fit": {study.arm.label: study.arm.cells[0].fit for study in studies},
+        "fit": {study.arm.label: study.arm.cells[0].record()["fit"] for study in studies},
         "env": environment(torch.device(plan.arms[0].cells[0].device), plan.arms[0].cells[0].threads),
         "git": git(),
         "arms": [_arm(study) for study in studies],
@@ -54,9 +54,10 @@ def _arm(study: ArmStudy) -> Mapped:
     counted = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     diverged = [t for t in counted if "diverged" in t.user_attrs]
     complete = [t for t in counted if t.state == TrialState.COMPLETE]
-    found: Mapped = {
+    result: Mapped = {
         "label": study.arm.label,
-        "trainer": study.arm.cells[0].trainer["id"],
+        "trainer": study.arm.cells[0].trainer.id,
+        **describe(study.metric()),
         "space": {name: str(dimension) for name, dimension in study.arm.space.items()},
         "trials": len(counted),
         "complete": len(complete),
@@ -68,17 +69,22 @@ def _arm(study: ArmStudy) -> Mapped:
     }
     if complete:
         best = _best(study.arm, complete)
-        found["best"] = {**_trial(best), "cells": best.user_attrs["cells"]}
-        found["edge"] = at_edge(study.arm, best.params)
-    return found
+        result["best"] = {**_trial(best), "cells": best.user_attrs["cells"]}
+        result["edge"] = at_edge(study.arm, best.params)
+    return result
 
 
-def _best(arm: Arm, complete: Sequence[FrozenTrial]) -> FrozenTrial:
-    """The winner; of several that are as good, one inside the space rather than at its edge, then the first.
+def _best(arm: TunedArm, complete: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The winner; of equal ones, one inside the space rather than at its edge, then the first.
 
-    A small validation part knows few values, so ties are common, and the trials come in random order.
+    A small validation set has few possible values, so ties are common, and the order of trials is random.
     """
-    return max(complete, key=lambda t: (t.value, -len(at_edge(arm, t.params)), -t.number))
+
+    def rank(trial: FrozenTrial) -> tuple[float, int, int]:
+        assert trial.value is not None
+        return arm.metric.signed(trial.value), -len(at_edge(arm, trial.params)), -trial.number
+
+    return max(complete, key=rank)
 
 
 def _trial(trial: FrozenTrial) -> Mapped:
@@ -91,13 +97,14 @@ def _seconds(trial: FrozenTrial) -> float:
     return float(trial.user_attrs.get("pulse", {}).get("seconds", 0.0))
 
 
-def at_edge(arm: Arm, params: Mapping[str, Any]) -> list[str]:
-    """The settings whose value lies at an end of its dimension: beyond it there may be a better one."""
+def at_edge(arm: TunedArm, params: Values) -> list[str]:
+    """The settings whose value is at an end of its dimension: there may be a better value beyond it."""
     return [name for name, value in params.items() if _is_edge(arm.space[name], value)]
 
 
-def _is_edge(dimension: Dimension, value: Any) -> bool:
+def _is_edge(dimension: Dimension, value: object) -> bool:
     if isinstance(dimension, Range):
+        assert isinstance(value, int | float)
         return not EDGE <= dimension.fraction(value) <= 1 - EDGE
     numbers = [v for v in dimension.values if isinstance(v, int | float) and not isinstance(v, bool)]
     return len(numbers) == len(dimension.values) > 2 and value in (min(numbers), max(numbers))
@@ -107,24 +114,24 @@ def winning_config(plan: Plan, summary: Mapped) -> Mapped | None:
     """The experiment with the winners' settings and their cost; None while an arm has no complete trial."""
     config = copy.deepcopy(plan.config)
     by_label = {arm.label: arm for arm in plan.arms}
-    for found in summary["arms"]:
-        if "best" not in found:
+    for of_arm in summary["arms"]:
+        if "best" not in of_arm:
             return None
-        position = by_label[found["label"]].position
+        position = by_label[of_arm["label"]].position
         arm = config if position == 0 else config["controls"][position - 1]
-        arm["trainer"].update(found["best"]["params"])
-        arm["tuning"] = {"trials": found["trials"], "seconds": found["seconds"]}
+        arm["trainer"].update(of_arm["best"]["params"])
+        arm["tuning"] = {"trials": of_arm["trials"], "seconds": of_arm["seconds"]}
     cells(config)
     return config
 
 
 def write_json(path: Path, content: Mapped) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     _replace(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_yaml(path: Path, content: Mapped, comment: str) -> None:
-    """Write a YAML file with a comment above, whole or not at all."""
+    """Write a YAML file with a comment above, atomically."""
     from ruamel.yaml import YAML
 
     buffer = io.StringIO()

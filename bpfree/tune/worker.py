@@ -1,7 +1,8 @@
-"""Takes trials, runs each seed in a process of its own, prunes by epoch, and tells the study how it went."""
+"""Takes trials, runs each seed in a process of its own, prunes by epoch, and reports to the study."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -9,64 +10,65 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from bpfree._errors import BpfreeError
-from bpfree.bench.config import Cell
+from bpfree.bench.cells import Cell
+from bpfree.bench.files import Mapped
+from bpfree.bench.metric import metric_in
 from bpfree.bench.results import Row
 from bpfree.bench.runner import Running, close, receive, start, start_server
 from bpfree.tune import trial as trial_module
 from bpfree.tune.storage import turn
-from bpfree.tune.study import BEAT_S, ArmStudy
+from bpfree.tune.study import HEARTBEAT_S, ArmStudy
 
-#: Times that a process of one trial may be killed, or run out of memory, before the search stops.
-DEATHS = 3
+#: Times that the process of a trial may be killed, or run out of memory, before the search stops.
+MAX_CRASHES = 3
 
-#: Seconds between two looks at trials that others work on.
+#: Seconds between two checks of trials of other commands.
 POLL_S = 0.5
 
 
 class TrialFailed(BpfreeError):
-    """A trial raised an error, which no other setting would mend."""
+    """A trial raised an error that does not depend on its settings."""
 
 
 @dataclass
-class Watcher:
-    """Who is told how the trials get on."""
+class Callbacks:
+    """Functions that a worker calls when a trial makes progress and ends."""
 
-    progress: Callable[[ArmStudy, Trial, int], None] = lambda arm, trial, passes: None
+    progress: Callable[[ArmStudy, Trial, int], None] = lambda arm, trial, epochs: None
     finished: Callable[[ArmStudy, Trial, str], None] = lambda arm, trial, outcome: None
 
 
 @dataclass
-class Job:
-    """A trial at work: the seeds that are left, the first of them running."""
+class RunningTrial:
+    """A running trial: its remaining seeds, of which the first is running."""
 
     arm: ArmStudy
     trial: Trial
     cells: list[Cell]
     scores: list[float] = field(default_factory=list)
     running: Running | None = None
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
-        """How long the trial has been at work here."""
-        return time.monotonic() - self.begun
+        """Seconds since the trial was taken."""
+        return time.monotonic() - self.started
 
 
 class Worker:
-    """Works on studies until each has its trials.
+    """Runs trials until each study has its number.
 
     Args:
-        studies: The arms, which take turns so that a search that is stopped has spent the same on each.
-        folder: Where checkpoints lie; commands on the same folder take trials one after the other.
+        studies: The arms; they alternate, so that a stopped search has spent the same on each.
+        folder: Folder of checkpoints; commands on the same folder take trials one after the other.
         jobs: Trials at once.
         checkpoint_s: Seconds between checkpoints within a trial.
-        watcher: Who is told.
+        callbacks: Functions to call.
     """
 
     def __init__(
@@ -75,26 +77,26 @@ class Worker:
         folder: Path,
         jobs: int = 1,
         checkpoint_s: float = 20.0,
-        watcher: Watcher | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.studies, self.folder, self.slots = studies, folder, jobs
-        self.checkpoint_s, self.watcher = checkpoint_s, watcher or Watcher()
-        self.jobs: list[Job] = []
+        self.checkpoint_s, self.callbacks = checkpoint_s, callbacks or Callbacks()
+        self.jobs: list[RunningTrial] = []
 
     def run(self, timeout: float | None = None) -> bool:
-        """Work; returns whether all trials are finished, which they are not where the time was too short.
+        """Run trials; returns whether all are finished, which is False after a timeout.
 
-        However it ends, trials that were begun and not finished can be taken again.
+        Trials that were started and not finished can be taken again afterwards.
 
         Args:
-            timeout: Seconds after which no more is done.
+            timeout: Seconds after which to stop.
 
         Raises:
-            BadValue: If a trial cannot do what the config asks of it.
-            TrialFailed: If a trial raised an error or its processes were killed again and again.
+            BadValue: If a setting of a trial is bad.
+            TrialFailed: If a trial raised an error or its processes were killed `MAX_CRASHES` times.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        beaten = time.monotonic()
+        last_heartbeat = time.monotonic()
         start_server([study.arm.cells[0] for study in self.studies])
         try:
             while deadline is None or time.monotonic() < deadline:
@@ -102,12 +104,13 @@ class Worker:
                 if not self.jobs:
                     if all(study.finished() >= study.trials for study in self.studies):
                         return True
-                    time.sleep(POLL_S)  # the rest is in the hands of another command, which may die
+                    time.sleep(POLL_S)  # the other trials run in another command, which may be killed
                     continue
-                self._listen(BEAT_S if deadline is None else min(BEAT_S, deadline - time.monotonic()))
-                if time.monotonic() - beaten >= BEAT_S:
-                    beaten = time.monotonic()
-                    self._beat()
+                remaining = math.inf if deadline is None else deadline - time.monotonic()
+                self._receive(min(HEARTBEAT_S, remaining))
+                if time.monotonic() - last_heartbeat >= HEARTBEAT_S:
+                    last_heartbeat = time.monotonic()
+                    self._heartbeat()
         finally:
             for job in list(self.jobs):
                 self._give_back(job)
@@ -129,50 +132,50 @@ class Worker:
                 self._begin(study, trial)
 
     def _begin(self, study: ArmStudy, trial: Trial) -> None:
-        job = Job(study, trial, study.arm.at(trial.params))
+        job = RunningTrial(study, trial, study.arm.with_settings(trial.params))
         self.jobs.append(job)
-        known = study.outcomes()
-        for cell in [cell for cell in job.cells if cell.id in known]:
-            # Another attempt, or another trial with the same settings, has done it: the same bits again.
-            self._keep(job, known[cell.id])
+        outcomes = study.outcomes()
+        for cell in [cell for cell in job.cells if cell.id in outcomes]:
+            # Another attempt, or another trial with the same settings, has the same outcome.
+            self._add(job, outcomes[cell.id])
         self._next(job)
 
-    def _next(self, job: Job) -> None:
-        """Run the first of the seeds that are left, or tell the mean if there is none."""
+    def _next(self, job: RunningTrial) -> None:
+        """Run the first of the remaining seeds, or report the mean if there is none."""
         if job.cells:
             folder = self.folder / "cells" / job.cells[0].id
             job.running = start(trial_module.run, job.cells[0], folder, self.checkpoint_s)
             return
         value = sum(job.scores) / len(job.scores)
-        self._tell(job, TrialState.COMPLETE, f"{100 * value:.2f} %", value)
+        self._tell(job, TrialState.COMPLETE, job.arm.metric().text(value), value)
 
-    def _keep(self, job: Job, outcome: dict[str, Any]) -> None:
+    def _add(self, job: RunningTrial, outcome: Mapped) -> None:
         cell = next(cell for cell in job.cells if cell.seed == outcome["seed"])
         job.cells.remove(cell)
-        job.scores.append(outcome["val_accuracy"])
+        job.scores.append(outcome[f"val_{metric_in(outcome).name}"])
         job.trial.set_user_attr("cells", {**job.trial.user_attrs.get("cells", {}), cell.id: outcome})
 
-    # ---- hearing of them -------------------------------------------------------------------------------
+    # ---- messages --------------------------------------------------------------------------------------
 
-    def _listen(self, timeout: float) -> None:
-        pipes = {job.running.pipe: job for job in self.jobs if job.running is not None}
-        for pipe in wait(list(pipes), timeout=max(timeout, 0)):
-            job = pipes[pipe]  # type: ignore[index]
-            assert job.running is not None
-            row = receive(job.running, lambda cell, passes, value, job=job: self._report(job, passes, value))
+    def _receive(self, timeout: float) -> None:
+        ready = wait([job.running.pipe for job in self.jobs if job.running is not None], max(timeout, 0))
+        for job in [job for job in self.jobs if job.running is not None and job.running.pipe in ready]:
+            if job.running is None:  # it was ended meanwhile
+                continue
+            row = receive(job.running, lambda cell, epochs, value, job=job: self._report(job, epochs, value))
             try:
                 if row is not None and job in self.jobs:
                     self._result(job, row)
-            except UpdateFinishedTrialError:  # this process was taken for dead, and another has the trial now
+            except UpdateFinishedTrialError:  # another command has taken the trial over
                 self._end(job)
 
-    def _report(self, job: Job, passes: int, value: float) -> None:
-        """Note the mean over this seed's newest value and the finished seeds, and prune what is behind."""
-        step = int(job.arm.arm.cells[0].fit["epochs"]) * len(job.scores) + passes
+    def _report(self, job: RunningTrial, epochs: int, value: float) -> None:
+        """Report the mean over finished seeds and this seed's newest value; prune a trial that is behind."""
+        step = job.arm.arm.cells[0].fit.epochs * len(job.scores) + epochs
         mean = (sum(job.scores) + value) / (len(job.scores) + 1)
-        self.watcher.progress(job.arm, job.trial, step)
+        self.callbacks.progress(job.arm, job.trial, step)
         try:
-            # A trial that goes on from a checkpoint may repeat what its last attempt has reported.
+            # A trial that continues from a checkpoint may repeat reports of its last attempt.
             if step not in job.arm.study.get_trials(deepcopy=False)[job.trial.number].intermediate_values:
                 job.trial.report(mean, step)
         except UpdateFinishedTrialError:
@@ -180,57 +183,57 @@ class Worker:
             return
         if job.trial.should_prune() and job.running is not None:
             cell = job.running.cell
-            self._tell(job, TrialState.PRUNED, f"pruned after {step} passes")
+            self._tell(job, TrialState.PRUNED, f"pruned after {step} epochs")
             self._clear(cell)
 
-    def _result(self, job: Job, row: Row) -> None:
+    def _result(self, job: RunningTrial, row: Row) -> None:
         running, job.running = job.running, None
         assert running is not None
         close(running)
         if row["status"] == "ok":
             self._clear(running.cell)
-            self._keep(job, {name: row[name] for name in ("seed", "val_accuracy")})
+            self._add(job, {name: value for name, value in row.items() if name != "status"})
             self._next(job)
         elif row["status"] == "diverged":
             self._clear(running.cell)
             job.trial.set_user_attr("diverged", row["reason"])
             self._tell(job, TrialState.PRUNED, "diverged")
         else:
-            self._failed(job, row, died=row["status"] == "oom" or bool(running.process.exitcode))
+            self._failed(job, row, crashed=row["status"] == "oom" or bool(running.process.exitcode))
 
-    def _failed(self, job: Job, row: Row, died: bool) -> None:
-        deaths = job.trial.user_attrs.get("deaths", 0) + 1
-        if not died or deaths >= DEATHS:
+    def _failed(self, job: RunningTrial, row: Row, crashed: bool) -> None:
+        crashes = job.trial.user_attrs.get("deaths", 0) + 1
+        if not crashed or crashes >= MAX_CRASHES:
             where = f"{job.arm.arm.label}, trial {job.trial.number} with {job.trial.params}"
             raise TrialFailed(
                 f"{where}: {row['reason'].strip()}\n"
-                "the other trials are kept: the same command goes on when this is mended"
+                "the other trials are stored: the same command continues when this is fixed"
             )
-        job.trial.set_user_attr("deaths", deaths)
+        job.trial.set_user_attr("deaths", crashes)
         self._give_back(job)
-        self.watcher.finished(job.arm, job.trial, f"to be tried again: {row['reason']}")
+        self.callbacks.finished(job.arm, job.trial, f"will be repeated: {row['reason']}")
 
     # ---- ending them -----------------------------------------------------------------------------------
 
-    def _tell(self, job: Job, state: TrialState, outcome: str, value: float | None = None) -> None:
+    def _tell(self, job: RunningTrial, state: TrialState, outcome: str, value: float | None = None) -> None:
         self._end(job)
         try:
-            job.arm.beat(job.trial, job.seconds)
+            job.arm.heartbeat(job.trial, job.seconds)
             job.arm.study.tell(job.trial, value, state)
         except (UpdateFinishedTrialError, ValueError):
-            return  # as in _listen
-        self.watcher.finished(job.arm, job.trial, outcome)
+            return  # as in _receive
+        self.callbacks.finished(job.arm, job.trial, outcome)
 
-    def _give_back(self, job: Job) -> None:
-        """Let a trial be taken again, by this command or another; its cost so far stays on record."""
+    def _give_back(self, job: RunningTrial) -> None:
+        """Let a trial be taken again, by this command or another; its seconds so far stay in its record."""
         self._end(job)
         with suppress(UpdateFinishedTrialError):
-            job.arm.beat(job.trial, job.seconds)
-        with turn(self.folder):  # or another command would put a new trial in its place
+            job.arm.heartbeat(job.trial, job.seconds)
+        with turn(self.folder):  # else another command could add a new trial in its place
             job.arm.again(job.trial.number)
 
-    def _end(self, job: Job) -> None:
-        """Stop a trial's process, if one runs; what it left stays for the next attempt unless it is over."""
+    def _end(self, job: RunningTrial) -> None:
+        """Stop a trial's process, if one runs; its checkpoint stays for the next attempt."""
         if job in self.jobs:
             self.jobs.remove(job)
         if job.running is not None:
@@ -241,9 +244,9 @@ class Worker:
     def _clear(self, cell: Cell) -> None:
         shutil.rmtree(self.folder / "cells" / cell.id, ignore_errors=True)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         for job in list(self.jobs):
             try:
-                job.arm.beat(job.trial, job.seconds)
+                job.arm.heartbeat(job.trial, job.seconds)
             except UpdateFinishedTrialError:
                 self._end(job)

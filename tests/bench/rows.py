@@ -1,4 +1,4 @@
-"""Rows as a bench writes them, with figures of one's own."""
+"""Rows in the layout of a bench, with given values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 Row = dict[str, Any]
 
 ROW: Row = {
-    "schema": 1,
+    "schema": 2,
     "status": "ok",
     "arm": "backprop",
     "trainer": "backprop",
@@ -35,7 +35,15 @@ ROW: Row = {
         "source": "ab",
     },
     "git": {"commit": "0123456789abcdef", "dirty": False},
-    "metrics": {"test_accuracy": 0.9, "val_accuracy": 0.9, "readouts": {"last": 0.9}, "blocks": [0.9]},
+    "metrics": {
+        "metric": "accuracy",
+        "greater_is_better": True,
+        "share": True,
+        "test_accuracy": 0.9,
+        "val_accuracy": 0.9,
+        "readouts": {"last": 0.9},
+        "blocks": [0.9],
+    },
     "time": {"train_s": 2.0, "eval_s": 0.1},
     "memory": {"saved_bytes": 4096, "params": 100, "optim": 200, "rss": 10**8},
     "flops": {"train_step": 2_000_000, "train_total": 20_000_000, "batch": 64, "infer": 9},
@@ -60,6 +68,16 @@ def row(trainer: str, seed: int, arm: str | None = None, **changes: Any) -> Row:
     identity = [found["config"], seed, found.get("protocol", {}).get("id")]
     found["cell_id"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     found.setdefault("weights_sha256", f"{found['arm']} {found['cell_id']}")
+    return found
+
+
+def in_metric(rows: Sequence[Row], metric: str, better: bool, share: bool) -> list[Row]:
+    """The rows with their values under the name of another metric."""
+    found = copy.deepcopy(list(rows))
+    for one in found:
+        values = one["metrics"]
+        values |= {"metric": metric, "greater_is_better": better, "share": share}
+        values |= {f"{part}_{metric}": values.pop(f"{part}_accuracy") for part in ("test", "val")}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which rows belong together."""
+"""Grouping of rows into arms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_one_name_with_other_settings_is_another_arm() -> None:
     assert [a.name for a in groups(rows)[0].arms] == ["mono_forward", "mono_forward [trainer.lr=0.5]"]
 
 
-def test_a_stand_in_for_a_device_is_named_as_one() -> None:
+def test_surrogates_and_recordings_are_named_in_tables() -> None:
     for kind, name in (
         ("surrogate", "physical (fitted surrogate)"), ("recorded", "physical (recorded)"),
         ("simulated", "physical"), ("device", "physical"),
@@ -42,7 +42,7 @@ def test_a_stand_in_for_a_device_is_named_as_one() -> None:
         assert groups(rows)[0].arms[0].name == name
 
 
-def test_blocks_are_told_by_themselves_where_there_are_several() -> None:
+def test_single_blocks_are_shown_if_there_are_several() -> None:
     def told(*blocks: list[float | None]) -> str:
         rows = [row("forward_gnn", seed, metrics__blocks=own) for seed, own in enumerate(blocks)]
         return alone(groups(rows)[0].arms[0])
@@ -60,7 +60,7 @@ def test_of_several_baselines_the_best_by_validation_counts() -> None:
     assert baseline is not None and baseline.name == "validation wins"
 
 
-def test_matched_passes_stand_beside_the_baseline_of_own_convergence() -> None:
+def test_the_group_of_matched_passes_has_the_baseline_of_own_convergence() -> None:
     own = {"config__fit__patience": 3}
     rows = arm("backprop", [0.9], **own) + arm("mono_forward", [0.8], **own)
     rows += arm("mono_forward", [0.85], protocol={"id": "B", "matched_passes": 7.5})
@@ -80,5 +80,5 @@ def test_a_failure_counts_until_the_cell_succeeds() -> None:
 
 
 def test_a_cell_that_succeeded_twice_is_refused() -> None:
-    with pytest.raises(BadValue, match=r"here: cell .* \(seed 4\) stands there twice"):
+    with pytest.raises(BadValue, match=r"here: cell .* \(seed 4\) has two successful rows"):
         successes([row("backprop", 4), row("backprop", 4)], "here")

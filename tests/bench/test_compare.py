@@ -1,7 +1,8 @@
-"""What changed between two results, and the exit code that says so."""
+"""The comparison of two results, and its exit code."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_a_seed_that_is_gone_is_missing_with_its_reason() -> None:
     assert found.exit_code == 1
 
 
-def test_a_new_arm_is_told_and_other_settings_are_noted() -> None:
+def test_new_arms_are_listed_and_other_settings_noted() -> None:
     after = arm("mono_forward", BEFORE, config__trainer__lr=0.2) + arm("cafo", BEFORE)
     found = changes(arm("mono_forward", BEFORE), after)
     assert found.new == ["digits, mlp hidden 32-16, fixed epochs: cafo"]
@@ -112,3 +113,29 @@ def test_the_command_line_gives_the_exit_code(tmp_path: Path, capsys: pytest.Cap
     assert "-1.00" in printed and "worse: mono_forward in test accuracy" in printed
     assert main(["compare", str(tmp_path / "before"), str(tmp_path / "none")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_compressed_rows_give_the_same_comparison_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = tmp_path / "after"
+    after.mkdir()
+    lines = "".join(json.dumps(one) + "\n" for one in arm("mono_forward", shifted(-0.01)))
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "results.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in arm("mono_forward", BEFORE))
+    )
+    printed, pages = [], []
+    for name, content in (
+        ("results.jsonl", lines.encode()),
+        ("results.jsonl.gz", gzip.compress(lines.encode())),
+    ):
+        (after / name).write_bytes(content)
+        assert main(["compare", str(before), str(after)]) == 1
+        assert main(["report", str(after)]) == 0
+        printed.append(capsys.readouterr().out)
+        pages.append((after / "report.html").read_text())
+        (after / name).unlink()
+    assert printed[0] == printed[1] and "worse: mono_forward" in printed[0]
+    assert pages[0] == pages[1]

@@ -1,4 +1,4 @@
-"""Figures are compared only where they came about under the same conditions; what is left out is told."""
+"""Values are compared only under equal conditions; others are listed in notes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bpfree.bench.arms import Arm, groups
-from bpfree.bench.measures import MEASURES, against_baseline, compare, left_out, mixed, on_one_chart
+from bpfree.bench.measures import COSTS, against_baseline, compare, left_out, mixed, on_one_chart
 from bpfree.bench.report import html
 from bpfree.bench.report.tables import results
 from bpfree.bench.targets import target_cost
@@ -75,17 +75,17 @@ def test_runs_are_paired_one_by_one() -> None:
         if one["seed"] == 3:
             one["env"]["cpu"] = "Slower"  # both arms moved: still a pair
     rows[-1]["env"]["cpu"] = "Another"  # seed 4 of one arm alone
-    (found,) = compare(against_baseline(groups(rows)), [MEASURES["train_s"]])
+    (found,) = compare(against_baseline(groups(rows)), [COSTS["train_s"]])
     assert (found.effect.n, found.effect.value) == (4, pytest.approx(0.5))
     # A mean over two machines is none, and neither is a median to a target.
-    assert MEASURES["train_s"].averaged(groups(rows)[0].arms[0]) == []
+    assert COSTS["train_s"].averaged(groups(rows)[0].arms[0]) == []
     assert target_cost(groups(rows)[0].arms[0], 0.85).train_s is None
     assert any(
         "training time of mono_forward not shown as a mean, the machine" in n for n in mixed(groups(rows))
     )
 
 
-def test_a_mean_over_versions_is_called_one() -> None:
+def test_a_mean_over_versions_has_a_note() -> None:
     rows = arm("backprop", FIVE)
     assert mixed(groups(rows)) == []
     rows[0]["env"]["torch"] = "2.10"
@@ -95,7 +95,7 @@ def test_a_mean_over_versions_is_called_one() -> None:
     )
 
 
-def test_seeds_without_a_common_one_are_told() -> None:
+def test_arms_without_a_common_seed_have_a_note() -> None:
     rows = [*arm("backprop", FIVE), row("mono_forward", 7)]
     (note,) = left_out(against_baseline(groups(rows)))
     assert note.endswith("not compared, no seed in common (mono_forward has 7; backprop has 0, 1, 2, 3, 4)")
@@ -103,21 +103,21 @@ def test_seeds_without_a_common_one_are_told() -> None:
 
 def test_a_chart_shows_what_may_be_compared() -> None:
     found = groups(beside(env__cpu="Slower") + arm("cafo", FIVE))[0].arms
-    assert [a.name for a in on_one_chart(MEASURES["train_s"], found)] == ["backprop", "cafo"]
-    assert len(on_one_chart(MEASURES["train_flops"], found)) == 3
+    assert [a.name for a in on_one_chart(COSTS["train_s"], found)] == ["backprop", "cafo"]
+    assert len(on_one_chart(COSTS["train_flops"], found)) == 3
     content = html(beside(env__cpu="Slower") + arm("cafo", FIVE))
     assert "Left out, as their version or machine differs: mono_forward." in content
     assert "not compared in training time for 5 of 5 seeds, the machine differs" in content
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_a_figure_that_is_none_is_left_out(value: float | None) -> None:
+def test_a_value_that_is_no_number_is_skipped(value: float | None) -> None:
     rows = beside()
     for one in rows[:5]:
         one["metrics"]["test_accuracy"] = value
     rows[5]["time"]["train_s"] = -3.0
     assert "accuracy" not in effects(rows)
-    assert MEASURES["train_s"].by_seed(Arm("x", rows[5:])).keys() == {1, 2, 3, 4}
+    assert COSTS["train_s"].by_seed(Arm("x", rows[5:])).keys() == {1, 2, 3, 4}
     found = groups(rows)
     (first, *_) = results(found, compare(against_baseline(found))).rows
     assert first[0].text == "backprop" and "nan" not in str(first)

@@ -123,10 +123,10 @@ def test_the_good_config_is_good() -> None:
         *((arm, 3) for arm in ("mono_forward", "backprop", "ff")),
         *((arm, 4) for arm in ("ff", "backprop", "mono_forward")),
     ]
-    assert found[1].fit["epochs"] == 3
-    assert found[1].fit["batch_size"] == 64
-    assert found[2].net["hidden"] == [8]
-    assert found[0].net["hidden"] == [32, 16]
+    assert found[1].fit.epochs == 3
+    assert found[1].fit.batch_size == 64
+    assert found[2].net.record()["hidden"] == [8]
+    assert found[0].net.record()["hidden"] == [32, 16]
     assert len({cell.id for cell in found}) == 6
 
 
@@ -142,7 +142,7 @@ def test_a_mangled_config_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("key", "value"), AT_RUN_TIME, ids=lambda v: str(v)[:30])
-def test_what_only_a_cell_can_find_out_is_refused_too(
+def test_errors_that_need_the_data_are_refused_too(
     key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = mangled(key, value)
@@ -182,9 +182,9 @@ def test_set_overrides_and_is_checked(tmp_path: Path, capsys: pytest.CaptureFixt
     override(config, "controls.0.fit.epochs=7")
     override(config, "net.hidden=[5, 6]")
     found = cells(config)
-    assert found[0].trainer["lr"] == 2e-4
-    assert found[1].fit["epochs"] == 7
-    assert found[0].net["hidden"] == [5, 6]
+    assert found[0].trainer.settings.lr == 2e-4
+    assert found[1].fit.epochs == 7
+    assert found[0].net.record()["hidden"] == [5, 6]
     for bad in (
         "trainer.lr",
         "=3",

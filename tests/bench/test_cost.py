@@ -11,7 +11,7 @@ import torch
 
 import bpfree
 from bpfree.bench.cost import BatchCost, Cost, StageFlops, measure
-from bpfree.trainers import History
+from bpfree.trainers import FitSettings, History
 from tests.helpers import make_gnn, nodes
 
 WIDTHS, CLASSES, BATCH = (64, 32, 16), 10, 8
@@ -27,7 +27,7 @@ def cost_of(digits: bpfree.data.Splits, kind: type[bpfree.Trainer], **settings: 
         torch.manual_seed(0)
         return kind(bpfree.nn.mlp([*WIDTHS, CLASSES]), progress=False, **settings)
 
-    return measure(make, digits, {"batch_size": BATCH})
+    return measure(make, digits, FitSettings(batch_size=BATCH))
 
 
 def block_step(n_in: int, n_out: int) -> int:
@@ -47,7 +47,7 @@ def test_a_backpropagation_step_has_no_input_gradient_of_the_first_layer(digits:
     assert cost_of(digits, bpfree.Backprop).steps() == [2 * BATCH * (3 * forward - 64 * 32)]
 
 
-def test_a_greedy_run_answers_once_for_every_sample(digits: bpfree.data.Splits) -> None:
+def test_a_greedy_run_computes_features_once_for_every_sample(digits: bpfree.data.Splits) -> None:
     cost = cost_of(digits, bpfree.MonoForward, schedule="greedy")
     history = History(stages=[{"epochs": 3}, {"epochs": 5}])
     first, second = block_step(64, 32), block_step(32, 16)
@@ -73,7 +73,7 @@ def test_gradients_of_local_steps_are_held_one_block_at_a_time(digits: bpfree.da
     assert whole.memory["grads"] == whole.memory["params"]
 
 
-def test_greedy_saves_what_its_dearest_block_saves(digits: bpfree.data.Splits) -> None:
+def test_greedy_saves_as_much_as_its_largest_block(digits: bpfree.data.Splits) -> None:
     saved = [
         cost_of(digits, bpfree.MonoForward, schedule=s).memory["saved_bytes"]
         for s in ("simultaneous", "greedy")
@@ -81,7 +81,7 @@ def test_greedy_saves_what_its_dearest_block_saves(digits: bpfree.data.Splits) -
     assert saved[0] == saved[1] > 0
 
 
-def test_what_ends_a_pass_is_counted_once_a_pass() -> None:
+def test_the_end_of_an_epoch_is_counted_once_per_epoch() -> None:
     one = [(StageFlops(calibrate=4, cache=10, train=2 * 50), 2)]
     two = [(StageFlops(calibrate=8, cache=16, train=2 * 80), 2)]
     cost = BatchCost(batch=10, one=one, two=two, infer=1, memory={})
@@ -97,7 +97,7 @@ def test_blocks_that_are_trained_beforehand_are_counted(digits: bpfree.data.Spli
             net = bpfree.nn.cafo_cnn((1, 8, 8), CLASSES, channels=[4, 8])
             return bpfree.CascadedForward(net, progress=False, **settings)
 
-        return measure(make, digits, {"batch_size": BATCH})
+        return measure(make, digits, FitSettings(batch_size=BATCH))
 
     random, dfa = cafo(), cafo(blocks="dfa", block_epochs=2)
     assert dfa.steps()[1:] == random.steps()
@@ -105,7 +105,7 @@ def test_blocks_that_are_trained_beforehand_are_counted(digits: bpfree.data.Spli
     assert dfa.steps()[0] > sum(random.steps())
 
 
-def test_a_graphs_costs_are_those_of_whole_passes() -> None:
+def test_costs_on_a_graph_are_those_of_whole_epochs() -> None:
     data = nodes()
     rest = torch.tensor([i for i in range(60) if i not in data.ids.tolist()])[:9]
     splits: Any = bpfree.data.GraphSplits(data, replace(data, ids=rest, y=data.y[:9]), data)
@@ -113,7 +113,7 @@ def test_a_graphs_costs_are_those_of_whole_passes() -> None:
     def make() -> bpfree.Trainer:
         return bpfree.ForwardGNN(make_gnn(), progress=False)
 
-    cost = measure(make, splits, {"batch_size": 1000})
+    cost = measure(make, splits, FitSettings(batch_size=1000))
     assert cost.batch == len(data) == 40
     # Forward and weights of 40 rows and 3 virtual ones; similarities, forward and both backward.
     expected = [4 * 43 * width * 16 + 6 * 40 * 16 * 3 for width in (12, 16)]
@@ -128,7 +128,7 @@ def test_a_graphs_costs_are_those_of_whole_passes() -> None:
     assert few - sum(expected) >= 2 * edges * (12 + 16) + raised
 
 
-def test_what_a_trial_batch_shows_of_the_data_is_not_said(digits: bpfree.data.Splits) -> None:
+def test_counting_runs_give_no_warnings(digits: bpfree.data.Splits) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cost_of(digits, bpfree.Backprop, lr=1e-9)

@@ -1,4 +1,4 @@
-"""The default suite has the settings that a search with equal budgets has found, and its summary says so."""
+"""The default suite has the settings of a search with equal budgets."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ def test_learning_rates_are_the_winners_to_two_digits() -> None:
         (won,) = found["best"]["params"].items()
         assert found["best"]["value"] == max(t["value"] for t in found["history"] if t["state"] == "complete")
         assert won[0] == "lr"
-        assert arms[found["label"]].trainer["lr"] == float(f"{won[1]:.1e}")
-        assert summary["fit"][found["label"]] == arms[found["label"]].fit
+        assert arms[found["label"]].trainer.settings.lr == float(f"{won[1]:.1e}")
+        assert summary["fit"][found["label"]] == arms[found["label"]].record()["fit"]
     assert not {cell.seed for cell in cells(DIGITS)} & set(summary["seeds"])
 
 
-def test_mono_forward_and_its_twins_have_what_won_as_many_trials_for_each() -> None:
+def test_mono_forward_and_its_baselines_have_the_winners_of_equal_searches() -> None:
     summary = json.loads((ROOT / "benchmarks/results/tuning_mono_forward_mnist/summary.json").read_text())
     arms = {c.arm: c for c in cells(read_yaml(ROOT / "configs/mono_forward_mnist_protocols.yaml"), seeds=1)}
     assert arms.keys() == {found["label"] for found in summary["arms"]}
     for found in summary["arms"]:
         cell, won = arms[found["label"]], found["best"]["params"]
-        assert cell.tuning == {"trials": 12, "seconds": found["seconds"]}
-        assert {name: cell.trainer[name] for name in won} == {k: float(f"{v:.3g}") for k, v in won.items()}
+        assert cell.record()["tuning"] == {"trials": 12, "seconds": found["seconds"]}
+        assert {name: cell.trainer.record()[name] for name in won} == {
+            k: float(f"{v:.3g}") for k, v in won.items()
+        }
         assert found["best"]["value"] == max(t["value"] for t in found["history"] if t["state"] == "complete")
         assert not found["edge"]
-        assert summary["fit"][found["label"]]["batch_size"] == cell.fit["batch_size"]
-    assert len({json.dumps(cell.fit) for cell in arms.values()}) == 1  # one stop rule
+        assert summary["fit"][found["label"]]["batch_size"] == cell.fit.batch_size
+    assert len({cell.fit for cell in arms.values()}) == 1  # one stop rule
     assert not set(range(5)) & set(summary["seeds"])
 
 
@@ -61,8 +63,8 @@ def test_rates_are_the_winners_of_their_search(config: str, search: str) -> None
     for found in summary["arms"]:
         cell, values = arms[found["label"]], [t["value"] for t in found["history"]]
         assert found["best"]["value"] == max(values) and len(values) == trials
-        assert cell.trainer["lr"] == found["best"]["params"]["lr"]
-        assert cell.tuning == {"trials": trials, "seconds": round(found["seconds"], 1)}
+        assert cell.trainer.settings.lr == found["best"]["params"]["lr"]
+        assert cell.record()["tuning"] == {"trials": trials, "seconds": round(found["seconds"], 1)}
     assert arms.keys() == {*(found["label"] for found in summary["arms"]), *summary["not_searched"]}
     assert not {cell.seed for cell in runs} & set(summary["seeds"])
 
@@ -70,7 +72,7 @@ def test_rates_are_the_winners_of_their_search(config: str, search: str) -> None
 def test_every_arm_through_devices_gives_a_row(tmp_path: Path) -> None:
     for cell in cells(PHYSICAL, seeds=1):
         row = run(
-            replace(cell, fit={**cell.fit, "epochs": 1, "eval_every": 1}), tmp_path, 20.0, lambda *_: None
+            replace(cell, fit=replace(cell.fit, epochs=1, eval_every=1)), tmp_path, 20.0, lambda *_: None
         )
         assert row["status"] == "ok"
-        assert (row["physics"]["passes"].get("train", 0) > 0) == (cell.physics["system"] != "none")
+        assert (row["physics"]["passes"].get("train", 0) > 0) == (cell.physics.system != "none")

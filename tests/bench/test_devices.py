@@ -1,11 +1,10 @@
-"""Devices in a config: seeds, options, the ablation, and what a row says of them."""
+"""Devices in a config: seeds, options, the ablation, and their section of a row."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import pytest
 from bpfree import BadValue
 from bpfree.bench.arms import groups
 from bpfree.bench.cell import run
+from bpfree.bench.cells import config_of
 from bpfree.bench.config import cells
-from bpfree.bench.devices import make_devices
+from bpfree.bench.devices import make_devices, physics_config
 
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 64, "validation_size": 20},
-    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalise": "l2"},
+    "net": {"name": "physical", "hidden": [64], "drive": "picture", "skip": False, "normalize": "l2"},
     "physics": {"system": "optical", "seeds": [0, 1], "options": {"grid": 18, "mask_radius": 4.0}},
     "fit": {"epochs": 2, "batch_size": 32, "eval_every": 2},
     "trainer": {"id": "physical", "inner_steps": 2},
@@ -42,8 +42,8 @@ def test_every_model_seed_runs_on_every_device_and_an_arm_may_have_its_own() -> 
         ("physical_ridge", 0, 0), ("physical_ridge", 0, 1),
     ]  # fmt: skip
     assert len({c.id for c in found}) == len(found) == 12
-    assert [c.physics["system"] for c in found[:4:2] if c.physics] == ["optical", "none"]
-    assert all(c.physics is not None and c.physics["options"] == {} for c in found if c.arm == "no physics")
+    assert [c.physics.system for c in found[:4:2] if c.physics] == ["optical", "none"]
+    assert all(c.physics is not None and c.physics.options == {} for c in found if c.arm == "no physics")
 
 
 def test_cells_without_devices_keep_the_names_they_had() -> None:
@@ -54,7 +54,7 @@ def test_cells_without_devices_keep_the_names_they_had() -> None:
     }
     (cell,) = cells({**plain, "seeds": [0]})
     known = ("dataset", "net", "trainer", "fit", "seed", "threads", "device", "plugins")
-    parts = {key: asdict(cell)[key] for key in known}
+    parts = {key: cell.record()[key] for key in known}
     assert cell.id == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -64,7 +64,7 @@ def test_devices_differ_by_seed_and_noise_by_the_models_seed_too() -> None:
     def answers(device_seed: int, seed: int, **more: Any) -> Any:
         import numpy as np
 
-        device = make_devices({**section, **more}, 2, device_seed, seed)[0]
+        device = make_devices(physics_config({**section, **more}), 2, device_seed, seed)[0]
         return device.forward(np.full((3, 20), 0.5))
 
     assert (answers(0, 0) == answers(0, 0)).all()
@@ -72,7 +72,7 @@ def test_devices_differ_by_seed_and_noise_by_the_models_seed_too() -> None:
     quiet = {"options": {"noise": 0.0}}
     assert (answers(0, 0, **quiet) == answers(0, 1, **quiet)).all()
     assert not (answers(0, 0, **quiet) == answers(1, 0, **quiet)).any()
-    shared, own = (make_devices({**section, "shared": s}, 2, 0, 0) for s in (True, False))
+    shared, own = (make_devices(physics_config({**section, "shared": s}), 2, 0, 0) for s in (True, False))
     assert shared[0] is shared[1] and own[0] is not own[1]
 
 
@@ -94,7 +94,7 @@ def test_a_row_counts_passes_and_describes_the_device(tmp_path: Path) -> None:
     assert without["physics"]["passes"] == {} and without["physics"]["devices"] == []
 
 
-def test_a_row_says_what_the_stated_hardware_would_have_taken(tmp_path: Path) -> None:
+def test_a_row_has_the_modeled_time_of_the_stated_hardware(tmp_path: Path) -> None:
     physics = {**CONFIG["physics"], "seeds": [0], "profile": {"pass_s": 0.1, "flop_j": 1e-12}}
     cell = cells(changed(physics=physics, seeds=[0]))[0]
     row = run(cell, tmp_path, 10.0, lambda done, of: None)
@@ -114,7 +114,7 @@ def test_the_measured_cavity_is_a_surrogate(monkeypatch: pytest.MonkeyPatch) -> 
     u = np.random.default_rng(0).random((400, 20))
     monkeypatch.setattr(devices, "acoustic_cavity", lambda: (u, cavity.forward(u)))
     section = {"system": "measured_acoustic", "options": {"noise": 0.0}}
-    device = make_devices(section, 1, 0, 0)[0]
+    device = make_devices(physics_config(section), 1, 0, 0)[0]
     assert device.report()["kind"] == "surrogate"
     np.testing.assert_allclose(device.forward(u), cavity.forward(u), atol=1e-6)
 
@@ -122,10 +122,7 @@ def test_the_measured_cavity_is_a_surrogate(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rows_of_several_devices_are_one_arm() -> None:
     rows = [
         {"arm": c.arm, "status": "ok", "seed": c.seed, "device_seed": c.device_seed,
-         "trainer": c.trainer["id"],
-         "config": {"dataset": c.dataset, "net": c.net, "trainer": c.trainer, "physics": c.physics,
-          "fit": c.fit},
-         "metrics": {"test_accuracy": 0.5}}
+         "trainer": c.trainer.id, "config": config_of(c.record()), "metrics": {"test_accuracy": 0.5}}
         for c in cells(changed())
     ]  # fmt: skip
     (group,) = groups(rows)
@@ -147,7 +144,7 @@ def test_rows_of_several_devices_are_one_arm() -> None:
         ({}, "system"),
     ],
 )
-def test_mistakes_are_told(physics: dict[str, Any], name: str) -> None:
+def test_mistakes_are_refused(physics: dict[str, Any], name: str) -> None:
     with pytest.raises(BadValue, match=name):
         cells(changed(physics=physics))
 

@@ -1,4 +1,4 @@
-"""The doctor tells what a machine can measure, how well, and what to do for the rest."""
+"""The doctor reports what a machine can measure, how precisely, and how to measure the rest."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_a_gpu_is_examined(world: World, tmp_path: Path) -> None:
         assert part in text
 
 
-def test_readings_that_disagree_are_told(world: World) -> None:
+def test_readings_that_disagree_are_reported(world: World) -> None:
     world.gpu.counter_factor = 1.7
     found = doctor.examine("cuda:0", nvml=world.nvml, rapl_root=world.no_rapl)
     assert "they DISAGREE" in printed(found)
     assert "does not exist" in found["absent"]["cpu"]
 
 
-def test_a_machine_without_meters_says_what_to_do(
+def test_a_machine_without_meters_gets_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rapl, "ROOT", tmp_path / "none")
@@ -75,7 +75,7 @@ def test_a_machine_without_meters_says_what_to_do(
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cuda"])
-def test_a_device_that_is_not_there_is_a_plain_mistake(
+def test_a_missing_device_is_a_plain_error(
     device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -23,7 +23,7 @@ from bpfree.bench.config import Cell, cells
 from bpfree.bench.energy import CellEnergy, EnergyConfig, energy_config, of_all, summary
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
-from bpfree.meters import EnergyMeter, Modelled, rapl
+from bpfree.meters import EnergyMeter, ModeledEnergy, rapl
 from tests.meters.world import World
 
 CONFIG: dict[str, Any] = {
@@ -112,21 +112,21 @@ def test_training_that_is_too_short_is_repeated_and_its_own_time_is_kept(
 
 def test_the_curve_has_joules_where_one_run_is_long_enough(packages: None, tmp_path: Path) -> None:
     cell = only_cell(min_s=0.1)
-    row = row_of(replace(cell, fit={**cell.fit, "epochs": 160}), tmp_path)
+    row = row_of(replace(cell, fit=replace(cell.fit, epochs=160)), tmp_path)
     assert row["energy"]["repeats"] == 1
     joules = [point[3] for point in row["curve"]]
     assert joules == sorted(joules) and joules[0] > 0
     assert joules[-1] == pytest.approx(row["energy"]["cpu_gross_j"], rel=0.01)
 
 
-def test_training_that_stays_too_short_gives_no_figure_but_the_reason(packages: None, tmp_path: Path) -> None:
+def test_training_that_stays_too_short_gives_the_reason(packages: None, tmp_path: Path) -> None:
     row = row_of(only_cell(min_s=30.0, repeat_s=0.0), tmp_path)
     assert "too short" in row["energy"]["absent"]["cpu"]
     assert not {"scope", "cpu_gross_j"} & row["energy"].keys()
     assert "carbon" not in row
 
 
-def test_without_a_meter_the_row_says_why_and_the_model_only_on_request(
+def test_without_a_meter_the_row_has_the_reason_and_the_model_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rapl, "ROOT", tmp_path / "none")
@@ -134,7 +134,7 @@ def test_without_a_meter_the_row_says_why_and_the_model_only_on_request(
     row = row_of(only_cell(idle_s=100.0), tmp_path)  # and does not wait for nothing
     assert row["energy"].keys() == {"absent"}
     assert "does not exist" in row["energy"]["absent"]["cpu"]
-    row = row_of(only_cell(modelled=True, country="FRA"), tmp_path)
+    row = row_of(only_cell(modeled=True, country="FRA"), tmp_path)
     assert row["energy"]["modelled"]["joules"].keys() == {"modelled:tdp", "modelled:ram_dimm"}
     assert row["carbon"]["kg"].keys() == {"modelled:tdp", "modelled:ram_dimm"}
     lines = summary([row])
@@ -142,7 +142,7 @@ def test_without_a_meter_the_row_says_why_and_the_model_only_on_request(
     assert any("does not exist" in line for line in lines)
 
 
-def test_what_compiling_takes_is_warming_up_and_no_training(tmp_path: Path) -> None:
+def test_compilation_counts_as_warm_up(tmp_path: Path) -> None:
     def slow(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
         time.sleep(1.0)
         return graph.forward
@@ -150,7 +150,7 @@ def test_what_compiling_takes_is_warming_up_and_no_training(tmp_path: Path) -> N
     torch._dynamo.reset()
     torch._dynamo.register_backend(slow, name="slow")
     cell = cells({**CONFIG, "trainer": {"id": "mono_forward", "compile": "slow"}})[0]
-    row = row_of(replace(cell, fit={**cell.fit, "epochs": 1}), tmp_path)
+    row = row_of(replace(cell, fit=replace(cell.fit, epochs=1)), tmp_path)
     # Two blocks; the second shape, that of the last batch, is compiled beforehand as well.
     assert row["time"]["warmup_s"] > 2.0
     assert row["time"]["train_s"] < 1.0
@@ -167,7 +167,7 @@ def test_a_cell_without_the_section_has_no_energy_and_keeps_its_id(tmp_path: Pat
     assert summary([row]) == []
 
 
-def test_cells_at_once_would_pay_for_each_other(tmp_path: Path) -> None:
+def test_cells_at_once_cannot_be_metered(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="--jobs 1"):
         run([only_cell()], Results(tmp_path), jobs=2)
 
@@ -179,17 +179,17 @@ def test_cells_at_once_would_pay_for_each_other(tmp_path: Path) -> None:
         ({"idle_s": -1.0}, r"energy\.idle_s = -1\.0"),
         ({"pue": 0.5}, r"energy\.pue = 0\.5"),
         ({"country": "PLO"}, "did you mean 'POL'"),
-        ({"country": "POL", "factor": {}}, "two factors"),
+        ({"country": "POL", "factor": {}}, "both set the carbon factor"),
         ({"factor": {"g_per_kwh": 1.0, "region": "x", "year": 2024}}, "energy.factor.source: missing"),
         ({"factor": {"g_per_kwh": -1.0, "region": "x", "year": 2024, "source": "y"}}, "g_per_kwh"),
     ],
 )
-def test_mistakes_in_the_section_are_told(section: dict[str, Any], message: str) -> None:
+def test_mistakes_in_the_section_are_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(BadValue, match=message):
         cells({**CONFIG, "energy": section})
 
 
-def test_a_factor_of_ones_own_is_taken(packages: None, tmp_path: Path) -> None:
+def test_a_given_factor_is_used(packages: None, tmp_path: Path) -> None:
     own = {"g_per_kwh": 36.0, "region": "roof", "year": 2026, "source": "the inverter"}
     row = row_of(only_cell(factor=own), tmp_path)
     assert row["carbon"]["source"] == "the inverter"
@@ -237,7 +237,7 @@ def test_a_gpu_is_metered_by_the_schema(gpus: World) -> None:
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_tainted_figure_stands_apart_with_its_reason(gpus: World, resumed: bool) -> None:
+def test_a_tainted_reading_is_separate_and_has_a_reason(gpus: World, resumed: bool) -> None:
     if not resumed:
         gpus.gpu.pids.append(99999999)
     row = gpu_row(gpus, energy_config({"country": "POL"}), resumed)
@@ -256,11 +256,11 @@ def test_a_model_that_fails_costs_no_row(when: str, monkeypatch: pytest.MonkeyPa
     def failing() -> Iterator[Any]:
         if when == "start":
             raise MeterError("CodeCarbon failed: no sensor")
-        yield Modelled()
+        yield ModeledEnergy()
         raise MeterError("CodeCarbon failed: no sensor")
 
-    monkeypatch.setattr(energy_module, "modelled", failing)
-    energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modelled": True}), torch.device("cpu"))
+    monkeypatch.setattr(energy_module, "modeled_energy", failing)
+    energy = CellEnergy(EnergyMeter("cpu", []), energy_config({"modeled": True}), torch.device("cpu"))
     with energy.measured(lambda: None, lambda window: None):
         pass
     assert energy.row(False) == {"energy": {"absent": {"model": "CodeCarbon failed: no sensor"}}}
@@ -291,7 +291,7 @@ def test_the_line_of_a_whole_bench(packages: None, tmp_path: Path) -> None:
     assert of_all(absent, "bench") == "energy: not measured; no meter here"
 
 
-def test_the_default_suite_says_why_there_is_no_energy(
+def test_the_default_suite_has_the_reason_for_missing_energy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rapl, "ROOT", tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Matched passes: who is run again, and for how long."""
+"""Matched passes: the cells of protocol B and their epochs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bpfree import BadValue
-from bpfree.bench.config import Cell, cells
-from bpfree.bench.protocol import matched, wants_matched
+from bpfree.bench.cells import Cell, config_of
+from bpfree.bench.config import cells
+from bpfree.bench.protocol import has_matched, matched
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
 from tests.bench.rows import Row, row
@@ -36,8 +37,8 @@ def fabricated(found: list[Cell], passes: dict[str, list[int]], stages: dict[str
     counts = {arm: iter(values) for arm, values in passes.items()}
     rows = []
     for cell in sorted(found, key=lambda cell: cell.seed):
-        one = row(cell.trainer["id"], cell.seed, cell.arm)
-        one["config"] = {"dataset": cell.dataset, "net": cell.net, "trainer": cell.trainer, "fit": cell.fit}
+        one = row(cell.trainer.id, cell.seed, cell.arm)
+        one["config"] = config_of(cell.record())
         one["budget"] |= {"passes": next(counts[cell.arm]), "stages": stages[cell.arm]}
         rows.append(one | {"cell_id": cell.id})
     return rows
@@ -49,7 +50,7 @@ def test_epochs_are_the_mean_passes_of_the_baseline_over_the_stages() -> None:
     rows = fabricated(first, passes, {"mono_forward": 1, "greedy": 3, "backprop": 1})
     second = matched(first, rows)
     # The mean is 22 / 3 = 7.33: 8 epochs, or 3 in each of three stages.
-    assert {(cell.arm, cell.fit["epochs"], cell.fit["patience"], cell.matched) for cell in second} == {
+    assert {(cell.arm, cell.fit.epochs, cell.fit.patience, cell.matched) for cell in second} == {
         ("mono_forward", 8, None, 22 / 3),
         ("greedy", 3, None, 22 / 3),
     }
@@ -69,10 +70,10 @@ def test_backpropagation_through_an_exact_model_of_the_device_is_a_baseline() ->
         "seeds": [3, 4],
         "protocols": ["A", "B"],
     }
-    assert wants_matched(config, cells(config))
+    assert has_matched(config, cells(config))
     ideal["model"] = "aware"
     with pytest.raises(BadValue, match="no backprop arm"):
-        wants_matched(config, cells(config))
+        has_matched(config, cells(config))
 
 
 def test_an_arm_that_failed_in_part_is_matched_for_all_seeds_and_one_that_failed_is_left_out() -> None:
@@ -89,16 +90,16 @@ def test_what_cannot_be_matched_is_refused() -> None:
     def refusal(**changes: Any) -> str:
         config = {**copy.deepcopy(CONFIG), **changes}
         with pytest.raises(BadValue) as caught:
-            wants_matched(config, cells(config))
+            has_matched(config, cells(config))
         return str(caught.value)
 
     assert "fit.patience" in refusal(fit={"epochs": 3, "batch_size": 50})
     assert "no backprop arm" in refusal(controls=[])
     assert "expected [A]" in refusal(protocols=["B"])
-    assert not wants_matched({**CONFIG, "protocols": ["A"]}, [])
+    assert not has_matched({**CONFIG, "protocols": ["A"]}, [])
 
 
-def test_labels_of_a_cell_are_no_part_of_its_identity() -> None:
+def test_labels_of_a_cell_do_not_change_its_id() -> None:
     plain = cells({**copy.deepcopy(CONFIG), "targets": [], "protocols": ["A"]})
     assert [cell.id for cell in plain] == [cell.id for cell in cells(copy.deepcopy(CONFIG))]
 
@@ -112,7 +113,7 @@ def test_no_arm_comes_earlier_than_another_on_the_whole(n: int) -> None:
         assert sum(at[one, seed] - at[other, seed] for seed in range(n)) == 0
 
 
-def test_both_protocols_run_and_say_what_they_are(tmp_path: Path) -> None:
+def test_both_protocols_run_and_are_named_in_rows(tmp_path: Path) -> None:
     first = cells(copy.deepcopy(CONFIG), seeds=1)
     rows = run(first, Results(tmp_path))
     rows += run(matched(first, rows), Results(tmp_path))
@@ -133,7 +134,7 @@ def test_both_protocols_run_and_say_what_they_are(tmp_path: Path) -> None:
     assert len(Results(tmp_path).read()) == 5
 
 
-def test_a_rest_between_cells_is_kept_and_means_nothing_beside_others(tmp_path: Path) -> None:
+def test_cells_are_separated_by_the_cooldown_which_needs_one_job(tmp_path: Path) -> None:
     import time
 
     some = cells(
@@ -143,5 +144,5 @@ def test_a_rest_between_cells_is_kept_and_means_nothing_beside_others(tmp_path: 
     rows = run(some, Results(tmp_path), cooldown_s=1.5)
     assert time.monotonic() - start >= 2 * 1.5
     assert [one["protocol"]["cooldown_s"] for one in rows] == [1.5] * 3
-    with pytest.raises(BadValue, match=r"1\.5 s between cells means nothing"):
+    with pytest.raises(BadValue, match=r"cooldown of 1\.5 s between cells has no effect"):
         run(some, Results(tmp_path), jobs=2, cooldown_s=1.5)

@@ -1,4 +1,4 @@
-"""A bench that is killed, doubled, out of disk or out of rights loses no row, and says what is wrong."""
+"""A bench that is killed, started twice, or cannot write loses no row, and reports the reason."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 import time
 from multiprocessing import forkserver, process
 from multiprocessing.connection import arbitrary_address
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import pytest
 
 from bpfree import BadValue
 from bpfree.bench import runner
+from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells as configured
 from bpfree.bench.results import Results
 from bpfree.bench.runner import run
 from tests.bench.report.test_page import as_nobody
 from tests.bench.rows import row
+from tests.workers import start_command
 
 CONFIG: dict[str, Any] = {
     "name": "short",
@@ -35,15 +38,32 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def start(config: dict[str, Any], out: Path, most_kib: int | None = None) -> subprocess.Popen[str]:
-    """A bench of its own, that may write no file of more than so many KiB; what it says is in ``out``.log."""
+#: A plugin, which the bench and each of its cells run: they may write no file of more than so many bytes.
+LIMIT = """
+import pathlib, resource
+room = pathlib.Path(__file__).with_name("room")
+if room.exists():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room.read_text()),) * 2)
+"""
+
+
+def write(config: dict[str, Any], out: Path) -> list[str]:
+    """The arguments of a command that runs a bench in ``out``."""
     path = out.with_suffix(".json")
     path.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "bpfree.bench", "run", str(path), "--out", str(out)]
-    if most_kib is not None:
-        command = ["bash", "-c", f'ulimit -f {most_kib}; exec "$@"', "bash", *command]
+    return ["run", str(path), "--out", str(out)]
+
+
+def start(config: dict[str, Any], out: Path) -> BaseProcess:
+    """A bench of its own; what it says is in ``out``.log."""
+    return start_command(main, write(config, out), out.with_suffix(".log"))
+
+
+def start_anew(config: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
+    """The same by a new interpreter: its cells are in its session."""
+    command = [sys.executable, "-m", "bpfree.bench", *write(config, out)]
     with open(out.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for(path: Path, lines: int) -> None:
@@ -56,15 +76,16 @@ def wait_for(path: Path, lines: int) -> None:
 
 
 def test_killed_between_and_amid_cells_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
-    """The long version, twenty random moments, is `benchmarks/kill_rows.py`."""
+    """The long version, twenty random moments, is `benchmarks/robustness/kill_rows.py`."""
     out, seen = tmp_path / "out", b""
     for kill in range(3):
-        process = start(CONFIG, out)
+        # The first kill takes the cells along; the others leave them to notice that they are alone.
+        process = start_anew(CONFIG, out) if kill == 0 else start(CONFIG, out)
         wait_for(out / "results.jsonl", seen.count(b"\n") + 2 + kill)
         time.sleep(0.07 * kill)
-        # The first kill takes the cells along; the others leave them to notice that they are alone.
-        (os.killpg if kill == 0 else os.kill)(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait() if isinstance(process, subprocess.Popen) else process.join()
         content = (out / "results.jsonl").read_bytes()
         assert content.startswith(seen)
         seen = content[: content.rfind(b"\n") + 1]
@@ -78,21 +99,20 @@ def test_killed_between_and_amid_cells_no_row_is_lost_or_doubled(tmp_path: Path)
     assert len(Results(out).done()) == len(rows) >= len(config["seeds"])
 
 
-def test_a_second_bench_on_the_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_second_bench_on_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     config = {**CONFIG, "seeds": CONFIG["seeds"][:6]}
     first = start(config, out)
+    assert first.pid is not None
     wait_for(out / "results.jsonl", 1)
-    # The first must be at work for as long as the second takes to come up.
+    # The first must be at work for as long as the second takes.
     os.kill(first.pid, signal.SIGSTOP)
-    command = [sys.executable, "-m", "bpfree.bench", "run", str(out.with_suffix(".json")), "--out", str(out)]
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    code, second = main(write(config, out)), capsys.readouterr()
     os.kill(first.pid, signal.SIGCONT)
-    assert second.returncode == 2
-    assert (
-        second.stderr == f"error: {out}: another bench is writing there; wait for it or name another --out\n"
-    )
-    assert first.wait(timeout=120) == 0
+    assert code == 2
+    assert second.err == f"error: {out}: another bench is writing there; wait for it or name another --out\n"
+    first.join(timeout=120)
+    assert first.exitcode == 0
     rows = Results(out).read()
     assert sorted(one["seed"] for one in rows) == config["seeds"]
 
@@ -105,9 +125,14 @@ def test_a_full_disk_is_a_clear_error_and_earlier_rows_stay(room: str, tmp_path:
         for seed in range(20):
             results.append(row("mono_forward", seed))
     before = results.path.read_bytes()
+    plugin = tmp_path / "limit.py"
+    plugin.write_text(LIMIT)
+    (tmp_path / "room").write_text(str(1024 * (len(before) // 1024 + 1)))
     net = {"name": "mlp", "hidden": [8 if room == "for half a row" else 2000]}
-    process = start({**CONFIG, "net": net, "seeds": [0]}, out, most_kib=len(before) // 1024 + 1)
-    assert process.wait(timeout=120) == 2
+    config = {**CONFIG, "net": net, "seeds": [0], "plugins": [str(plugin)]}
+    process = start(config, out)
+    process.join(timeout=120)
+    assert process.exitcode == 2
     told = out.with_suffix(".log").read_text()
     last = told.strip().splitlines()[-1]
     assert last.startswith("error: ") and "Traceback" not in told
@@ -116,7 +141,10 @@ def test_a_full_disk_is_a_clear_error_and_earlier_rows_stay(room: str, tmp_path:
     assert results.path.read_bytes() == before
     assert not list(out.rglob("*.partial"))
     # With room again the same command goes on.
-    assert start({**CONFIG, "net": net, "seeds": [0]}, out).wait(timeout=120) == 0
+    (tmp_path / "room").unlink()
+    process = start(config, out)
+    process.join(timeout=120)
+    assert process.exitcode == 0
     assert results.path.read_bytes().startswith(before) and len(results.read()) == 21
 
 
@@ -153,7 +181,7 @@ def test_a_temporary_folder_of_a_long_name_is_not_used_for_sockets(
     assert tempfile.gettempdir() == str(long) and len(os.fsencode(address)) < 104
 
 
-def test_processes_that_cannot_be_started_are_not_the_fault_of_the_folder(
+def test_processes_that_cannot_be_started_are_not_reported_as_an_error_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:

@@ -1,8 +1,9 @@
-"""Cells run apart from each other, rows are kept, and a run that dies goes on as if it had not."""
+"""Cells run in separate processes, rows are kept, and a killed run continues as if it had not been killed."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 
 from bpfree._errors import BadValue
+from bpfree.bench import preload_graphs
 from bpfree.bench.__main__ import main
 from bpfree.bench.config import cells
 from bpfree.bench.results import Results, comparable
-from bpfree.bench.runner import Watcher, run
+from bpfree.bench.runner import Callbacks, run, start_server
 from tests.helpers import heeding_interrupts
+from tests.workers import start_command
 
 CONFIG: dict[str, Any] = {
     "name": "small",
@@ -60,12 +63,12 @@ class Dies(bpfree.LocalLoss):
 """
 
 
-def test_rows_say_what_was_measured(tmp_path: Path) -> None:
+def test_rows_have_all_measured_values(tmp_path: Path) -> None:
     finished: list[str] = []
     found = run(
         cells(CONFIG),
         Results(tmp_path),
-        watcher=Watcher(finished=lambda cell, row: finished.append(cell.arm)),
+        callbacks=Callbacks(finished=lambda cell, row: finished.append(cell.arm)),
     )
     order = ["mono_forward", "backprop", "forward_forward"]
     assert finished == order + order[::-1]
@@ -111,7 +114,9 @@ def test_the_same_cells_again_are_not_run_again(tmp_path: Path) -> None:
     first = run(some, Results(tmp_path))
     started: list[str] = []
     again = run(
-        cells(CONFIG)[:3], Results(tmp_path), watcher=Watcher(started=lambda cell: started.append(cell.arm))
+        cells(CONFIG)[:3],
+        Results(tmp_path),
+        callbacks=Callbacks(started=lambda cell: started.append(cell.arm)),
     )
     assert started == ["forward_forward"]
     assert again[:2] == first
@@ -148,7 +153,7 @@ def test_two_at_once_give_the_same_rows(tmp_path: Path) -> None:
         (2, "diverged", "became nan"),
     ],
 )
-def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, tmp_path: Path) -> None:
+def test_a_killed_cell_does_not_stop_the_others(how: int, status: str, reason: str, tmp_path: Path) -> None:
     plugin = tmp_path / "rule.py"
     plugin.write_text(PLUGIN.replace("HOW", str(how)))
     config = {**CONFIG, "plugins": [str(plugin)], "seeds": [0]}
@@ -159,7 +164,7 @@ def test_a_cell_that_dies_takes_none_along(how: int, status: str, reason: str, t
     assert "metrics" not in found[1]
 
 
-def test_a_cell_whose_time_is_up_says_so_and_holds_up_none(tmp_path: Path) -> None:
+def test_a_cell_at_its_time_limit_has_a_row_and_stops_no_other(tmp_path: Path) -> None:
     config = {**CONFIG, "fit": {"epochs": 4000, "batch_size": 8}, "controls": [], "seeds": [0, 1]}
     begun = time.monotonic()
     found = run(cells(config), Results(tmp_path), limit_s=3.0)
@@ -169,53 +174,47 @@ def test_a_cell_whose_time_is_up_says_so_and_holds_up_none(tmp_path: Path) -> No
     assert Results(tmp_path).done() == {}  # so the next command tries them again
 
 
-def test_a_cell_without_a_graph_is_spared_the_imports_of_one(tmp_path: Path) -> None:
+def test_a_cell_without_a_graph_does_not_import_graph_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preloads: list[list[str]] = []
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(type(context), "set_forkserver_preload", lambda _, names: preloads.append(names))
     plugin = tmp_path / "rule.py"
-    plugin.write_text("import sys\nassert 'torch_geometric' not in sys.modules\n")
+    in_cell = "multiprocessing.parent_process() is not None"
+    plugin.write_text(
+        f"import multiprocessing, sys\nassert not ({in_cell} and 'torch_geometric' in sys.modules)\n"
+    )
+    config = {**CONFIG, "plugins": [str(plugin)], "controls": [], "seeds": [0]}
+    (row,) = run(cells(config), Results(tmp_path / "out"))
+    assert row["status"] == "ok"
+    start_server(cells({**CONFIG, **GRAPH, "controls": []}))
+    assert ["bpfree.bench.preload_graphs" in names for names in preloads] == [False, True]
+    assert preload_graphs.torch_geometric.nn and preload_graphs.torch_geometric.datasets
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The long version, ten random moments, is `benchmarks/robustness/kill_resume.py`."""
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({**CONFIG, "plugins": [str(plugin)], "controls": [], "seeds": [0]}))
-    assert bench(config, tmp_path / "out").wait() == 0
-    config.write_text(json.dumps({**CONFIG, **GRAPH, "plugins": [str(plugin)], "controls": [], "seeds": [0]}))
-    assert bench(config, tmp_path / "out").wait() == 2
-
-
-def bench(config: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "bpfree.bench",
-        "run",
-        str(config),
-        "--out",
-        str(out),
-        "--checkpoint-every",
-        "0",
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def test_killed_at_some_moments_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
-    """The long version, ten random moments, is `benchmarks/kill_resume.py`."""
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 40, "batch_size": 32}, "seeds": [0]}))
+    config.write_text(json.dumps({**CONFIG, "fit": {"epochs": 20, "batch_size": 32}, "seeds": [0]}))
     undisturbed = run(cells(json.loads(config.read_text())), Results(tmp_path / "calm"))
     out, kills = tmp_path / "killed", 0
+    command = ["run", str(config), "--out", str(out), "--checkpoint-every", "0"]
     for _ in range(2):
-        process = bench(config, out)
+        process = start_command(main, command, tmp_path / "log")
         deadline = time.monotonic() + 60
         before = sum(path.stat().st_mtime_ns for path in out.glob("cells/*/checkpoint.safetensors"))
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             if sum(p.stat().st_mtime_ns for p in out.glob("cells/*/checkpoint.safetensors")) > before:
                 break
-            time.sleep(0.05)
-        time.sleep(0.2)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.01)
+        time.sleep(0.1)
+        if process.is_alive():
+            process.kill()
             kills += 1
-        process.wait()
+        process.join()
     assert kills == 2
-    # By the server that runs already: another start of the command line takes longer than the cells.
-    resumed = run(cells(json.loads(config.read_text())), Results(out), checkpoint_s=0)
+    resumed = run(cells(json.loads(config.read_text())), Results(out))
     assert any(row["segments"] > 1 for row in resumed)
     order = [row["cell_id"] for row in undisturbed]
     resumed.sort(key=lambda row: order.index(row["cell_id"]))
@@ -285,4 +284,4 @@ def test_ctrl_c_stops_quietly_and_the_rows_stay(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "goes on from here" in printed
+    assert "continues from here" in printed

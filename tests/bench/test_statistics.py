@@ -79,7 +79,7 @@ def test_bootstrap_of_many_pairs_is_the_normal_interval() -> None:
 
 
 @pytest.mark.parametrize("case", range(60))
-def test_p_values_say_what_the_intervals_say(case: int) -> None:
+def test_p_values_agree_with_the_intervals(case: int) -> None:
     """Different: the 95 % interval leaves out zero. Equivalent: the 90 % interval lies inside the margin."""
     draw, ratio = np.random.default_rng(case), bool(case % 2)
     n = int(draw.integers(5, 12))

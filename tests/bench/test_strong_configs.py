@@ -1,4 +1,4 @@
-"""The configurations of strong nets: every arm can be built, and its walls are where they are meant to be."""
+"""The configs of strong nets: every arm can be built, and has the declared block boundaries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 from bpfree import BadValue
 from bpfree.bench.config import Cell, cells
 from bpfree.bench.sections import net_config
-from bpfree.trainers import get_trainer
 
 FOLDER = Path(__file__).parents[2] / "configs" / "strong"
 SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -25,26 +24,25 @@ def first_seed(path: Path) -> list[Cell]:
 
 def narrow(cell: Cell) -> Any:
     """The cell's trainer with its net at a sixteenth of its width, but with a channel for each class."""
-    net = {**cell.net, "width": 0.16}
+    net = {**cell.net.record(), "width": 0.16}
     if "hidden" in net:
         net["hidden"] = 16
     torch.manual_seed(0)
-    made = net_config(net).build(SHAPES[cell.dataset["name"]], 10)
-    settings = {k: v for k, v in cell.trainer.items() if k != "id"}
-    return get_trainer(cell.trainer["id"])(made, progress=False, **settings)
+    made = net_config(net).build(SHAPES[cell.dataset.name], 10)
+    return cell.trainer.make(made, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_arm_is_built_beside_its_twins(path: Path) -> None:
+def test_every_arm_is_built_with_its_baselines(path: Path) -> None:
     found = first_seed(path)
-    trainers = {cell.trainer["id"] for cell in found}
+    trainers = {cell.trainer.id for cell in found}
     assert {"local", "backprop", "backprop_ds", "mono_forward", "random_features"} <= trainers
     assert len({str(cell.net) for cell in found}) == 1
     assert len({str(cell.fit) for cell in found}) == 1
     for cell in found:
         trainer = narrow(cell)
-        trainer.build(SHAPES[cell.dataset["name"]], 10)
-        if cell.trainer["id"] == "local":
+        trainer.build(SHAPES[cell.dataset.name], 10)
+        if cell.trainer.id == "local":
             assert trainer.locality in ("L1", "L2")
             assert len(trainer.cascade.units) > 6
 

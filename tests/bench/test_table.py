@@ -1,4 +1,4 @@
-"""The table of the terminal: nothing that decides is cut, and names are printed as they stand."""
+"""The table in the terminal: no number is cut, and names are printed without markup."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_arms_of_one_name_stay_apart() -> None:
 
 def test_no_common_seed_is_no_win() -> None:
     text = printed([*arm("backprop", GOOD), row("mono_forward", 9)])
-    assert "none of them: no seed in common" in text and "more accurate than" not in text
+    assert "any of them: no seed in common" in text and "more accurate than" not in text
     assert "no seed in common (mono_forward has 9; backprop has 0, 1, 2, 3, 4)" in text
 
 
@@ -122,7 +122,7 @@ def report(
     )  # fmt: skip
 
 
-def test_a_reader_that_goes_away_loses_no_page_and_ascii_is_enough(tmp_path: Path) -> None:
+def test_a_closed_pipe_loses_no_page_and_ascii_is_enough(tmp_path: Path) -> None:
     path = folder(tmp_path / "a [b]\nc", rows())
     done = report(path, env={"PYTHONIOENCODING": "ascii"}, pipe="| head -n 1; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -135,8 +135,8 @@ def test_a_pattern_that_names_other_files_too(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "x.json").write_text("{}")
     assert main(["report", *map(str, (tmp_path / "x.json", a, b))]) == 0
     said = capsys.readouterr().out
-    assert f"left out, as they hold no results of a bench: {tmp_path / 'x.json'}" in said
-    assert f"3 cells of {b} are in {a} as well and are taken from there" in said
+    assert f"skipped, as they have no results of a bench: {tmp_path / 'x.json'}" in said
+    assert f"3 cells of {b} are in {a} as well and are read from there" in said
     assert (a / "report.html").exists()
     assert main(["report", str(a), str(tmp_path / "none")]) == 2
     assert main(["report", str(tmp_path / "x.json")]) == 2

@@ -1,4 +1,4 @@
-"""What reports say of single blocks."""
+"""Notes on single blocks in reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def said(blocks: list[list[float | None]], chance: float | None = 0.1, **changes
     return weak_blocks(groups(rows)[0].arms[0])
 
 
-def test_a_mean_more_than_two_points_below_the_one_beneath() -> None:
+def test_a_block_more_than_two_points_below_the_lower_one() -> None:
     assert said([[0.9, 0.885], [0.92, 0.885]]) == (
         "mono_forward: block 2 has 88.5 %, 2.5 points less than block 1 below it"
     )
@@ -42,13 +42,13 @@ def test_an_interval_over_seeds_that_reaches_down_to_chance() -> None:
     assert said([[0.5, own] for own in seeds], chance=None) == ""
 
 
-def test_what_cannot_be_judged_is_left_out() -> None:
+def test_blocks_without_values_are_skipped() -> None:
     assert said([[0.9, None], [0.9, 0.5]]) == ""
     assert said([[0.9], [0.9, 0.5]]) == ""
-    assert said([[-0.1, -0.9]], metrics__measure="negative squared error") == ""
+    assert said([[0.9, 0.1]], metrics__metric="mse", metrics__share=False) == ""
 
 
-def test_the_page_and_the_terminal_say_it() -> None:
+def test_the_page_and_the_terminal_show_the_note() -> None:
     rows = arm("backprop", [0.9, 0.9]) + arm("mono_forward", [0.9, 0.9], metrics__blocks=[0.9, 0.5])
     text = "mono_forward: block 2 has 50.0 %, 40.0 points less than block 1 below it"
     assert f"Single blocks, {text}." in html(rows)

@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from bpfree import BadValue, DataNotFound, ForwardGNN
-from bpfree.data import GraphData, _graphs, fold_indices, load_graph
+from bpfree.data import GRAPH_NAMES, GraphData, _graphs, describe_graphs, fold_indices, load_graph
 from bpfree.graphs.graph import Graph
 from tests.helpers import make_gnn, nodes
 
@@ -388,3 +388,8 @@ def test_torch_geometric_data_are_converted() -> None:
             GraphData.from_pyg(changed, part)  # type: ignore[arg-type]
     with pytest.raises(BadValue, match=r"GraphData\.from_pyg"):
         ForwardGNN(make_gnn(), progress=False).fit(theirs)
+
+
+def test_every_graph_is_described_in_one_line() -> None:
+    assert [name for name, _ in describe_graphs()] == list(GRAPH_NAMES)
+    assert all(text and "\n" not in text for _, text in describe_graphs())

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -164,10 +162,3 @@ def test_as_data_names_the_invalid_sample():
         as_data(Pairs([(X[0], 0), (X[1, :, :, :4], 1)]))
     with pytest.raises(BadValue, match=r"empty"):
         as_data(Pairs([]))
-
-
-def test_import_does_not_load_optional_packages():
-    heavy = ("torchvision", "sklearn", "scipy", "PIL", "platformdirs")
-    code = f"import sys, bpfree.data; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -173,6 +174,16 @@ def test_the_table_of_formants_is_read_unchanged(tmp_path: Path) -> None:
         assert torch.equal(part.x[:, 0], 100.0 * part.y)
 
 
+def test_without_openpyxl_the_table_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PhyLL").mkdir()
+    (tmp_path / "PhyLL" / "vowel_dataset.xlsx").write_bytes(b"PK")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(BadValue, match=r"install openpyxl, as with bpfree\[vowels\]"):
+        load("vowel_formants", root=tmp_path)
+
+
 def test_an_invalid_table_raises_an_error(tmp_path: Path) -> None:
     write_table(tmp_path / "a", [["w01ae", *range(11)]])
     write_table(tmp_path / "b", [["w01zz", *range(12)]])
@@ -203,6 +214,17 @@ def test_the_placeholder_row_of_the_measured_cavity_is_skipped(tmp_path: Path) -
     np.testing.assert_array_equal(y, values[1, 1:])
     (folder / "acoustic_y.csv").write_text("<html>404</html>\n<html>404</html>\n")
     with pytest.raises(DataNotFound, match="cannot be read"):
+        acoustic_cavity(tmp_path)
+    for wrong, why in (
+        (values[1, :, :19], r"\[4, 20\] and answers \[4, 19\]"),
+        (values[1, :4], r"answers \[3, 20\]"),
+    ):
+        np.savetxt(folder / "acoustic_y.csv", wrong, delimiter=",")
+        with pytest.raises(DataNotFound, match=why):
+            acoustic_cavity(tmp_path)
+    values[1, 3, 7] = np.inf
+    np.savetxt(folder / "acoustic_y.csv", values[1], delimiter=",")
+    with pytest.raises(DataNotFound, match="NaN or infinite"):
         acoustic_cavity(tmp_path)
     with pytest.raises(DataNotFound, match=r"acoustic_x\.csv"):
         acoustic_cavity(tmp_path / "none")

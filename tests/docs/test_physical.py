@@ -1,4 +1,4 @@
-"""What docs/physical.md shows really runs, in processes of its own."""
+"""The examples of docs/physical.md run, in separate processes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_the_device_in_another_process_is_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PAGE.parents[1]))
     names = runpy.run_path("use.py")
-    figures = names["figures"]
-    # 256 probes, 32 of them four times more and once again for the drift; 100 rows of training.
-    assert figures["passes"] == {"train": 100, "eval": 0, "calibration": 256 + 5 * 32, "other": 0}
-    assert figures["retries_used"] == 1, "the third call drops a frame"
+    counts = names["counts"]
+    # 256 probes, 32 of them four more times and once more for the drift; 100 rows of training.
+    assert counts["passes"] == {"train": 100, "eval": 0, "calibration": 256 + 5 * 32, "other": 0}
+    assert counts["retries_used"] == 1, "the third call drops a frame"
     assert names["drift"]["correlation"] > 0.99
     assert 0.02 < names["report"].nonlinearity_index < 0.5
     np.testing.assert_allclose(names["report"].noise, 0.01, rtol=0.4)
-    assert names["answers"].shape == (100, 10) and abs(names["answers"].std() - 1) < 0.2
+    assert names["outputs"].shape == (100, 10) and abs(names["outputs"].std() - 1) < 0.2
 
 
 def test_the_record_is_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import bpfree.engine.evaluation as evaluation
 from bpfree import ForwardForward, MonoForward, Trainer
 from bpfree.engine.evaluation import Evaluator
 from bpfree.losses import LocalCrossEntropy
+from bpfree.metrics import ACCURACY
 from bpfree.trainers import TRAINERS
 from tests.helpers import CLASSES, make_mlp, vectors
 
@@ -145,4 +146,4 @@ def test_accuracies_are_the_share_of_right_answers() -> None:
     evaluator = Evaluator(trainer.cascade, data)
     for name, scores in evaluator.scores(["last", "sum"]).items():
         right = sum(int(row.argmax()) == int(y) for row, y in zip(scores, data.y, strict=True))
-        assert evaluator.accuracies(["last", "sum"])[name] == pytest.approx(right / 40)
+        assert evaluator.evaluate(ACCURACY, ["last", "sum"])[name] == pytest.approx(right / 40)

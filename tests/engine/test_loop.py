@@ -40,11 +40,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def script(*values: float) -> list[dict[str, torch.Tensor]]:
         weights: list[dict[str, torch.Tensor]] = []
 
-        def accuracies(self: Evaluator, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
+        def evaluate(self: Evaluator, metric: Any, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
             weights.append(snapshot(self.cascade))
             return dict.fromkeys(readouts, values[len(weights) - 1])
 
-        monkeypatch.setattr(Evaluator, "accuracies", accuracies)
+        monkeypatch.setattr(Evaluator, "evaluate", evaluate)
         return weights
 
     return script

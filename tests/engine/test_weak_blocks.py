@@ -13,8 +13,9 @@ from torch import Tensor
 from bpfree import Local, MonoForward
 from bpfree._drops import drops
 from bpfree.data import TensorData
-from bpfree.engine.weak_blocks import chance, wilson
+from bpfree.engine.weak_blocks import wilson
 from bpfree.losses import LocalCrossEntropy, register_loss
+from bpfree.metrics import largest_class
 from tests.helpers import easy, make_mlp
 
 
@@ -77,7 +78,7 @@ def test_the_interval_is_wilsons(right: int, n: int) -> None:
 
 
 def test_chance_is_the_share_of_the_largest_class() -> None:
-    assert chance(torch.tensor([0, 2, 2, 1, 2])) == 0.6
+    assert largest_class(torch.tensor([0, 2, 2, 1, 2])) == 0.6
 
 
 def test_a_drop_is_one_of_more_than_two_points() -> None:
@@ -91,5 +92,5 @@ def test_a_prediction_that_is_no_better_than_the_largest_class_is_reported() -> 
     validation = easy(seed=1)
     with pytest.warns(UserWarning, match="the prediction by 'last' has .* no better than the largest class"):
         history = trainer.fit(easy(), validation, epochs=1)
-    assert trainer.evaluate(validation)["accuracy"] <= chance(validation.y)
+    assert trainer.evaluate(validation)["accuracy"] <= largest_class(validation.y)
     assert history.warnings[-1].startswith("the prediction by 'last'")

@@ -9,6 +9,7 @@ import torch
 
 from bpfree import ForwardGNN
 from bpfree._feature_store import Store
+from bpfree.engine.settings import FitSettings
 from bpfree.graphs.feed import GraphFeed
 from bpfree.graphs.nodes import NodeQuery, Nodes
 from bpfree.graphs.sparse import SparseMatrix
@@ -21,7 +22,7 @@ def test_the_states_are_those_of_the_blocks_below(cache: bool, variant: Any) -> 
     data = nodes()
     trainer = ForwardGNN(make_gnn(hidden=(16, 8, 16)), progress=False, variant=variant)
     trainer.build_for(data)  # type: ignore[arg-type]
-    feed = GraphFeed(trainer.cascade, data, cache)
+    feed = GraphFeed(trainer.cascade, data, 5, cache)
     expected: Any = trainer.cascade.encoding.nodes(None)  # type: ignore[attr-defined]
     for height, block in enumerate([*trainer.cascade.units, None]):
         feed.freeze_below(height)
@@ -57,19 +58,23 @@ def test_full_batches_are_one_object_whose_front_output_is_computed_when_the_sta
 
     monkeypatch.setattr(SparseMatrix, "__matmul__", count)
     feed = GraphFeed(trainer.cascade, data, len(data), True, Store(), single_block)
-    assert trainer.make_feed(data, len(data), True, Store()).single_block
+    assert trainer.make_feed(data, FitSettings(batch_size=len(data)), Store()).single_block
     order = torch.randperm(len(data))
     for height, block in enumerate(trainer.cascade.units):
-        feed.climb(height)
+        feed.freeze_below(height)
         computed = len(products)
         first, target = feed.rows(order, 0, 0)
         again, again_target = feed.rows(order.flip(0), 1, 0)
         assert (first is again, target is again_target) == (True, True)
-        assert feed.sensed == single_block
-        output = block.body(first) if feed.sensed else block(first)
+        assert feed.front_output == single_block
+        output = block.body(first) if feed.front_output else block(first)
         assert len(products) == computed
         query, expected_target = feed.encoding.training_query(data.ids, data.y)
         assert torch.equal(target, expected_target)
         expected = block(feed.states().with_query(NodeQuery(query.target_nodes)))
         torch.testing.assert_close(output, expected)
-    feed.climb(len(trainer.cascade.units))
+    feed.freeze_below(len(trainer.cascade.units))
+    assert not feed.front_output
+    top, _ = feed.rows(order, 0, 0)
+    assert isinstance(top, Nodes)
+    assert top.states is feed.states().states

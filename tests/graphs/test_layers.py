@@ -14,13 +14,13 @@ from bpfree.graphs.graph import Graph, unit_rows
 from bpfree.graphs.matrices import Propagated
 from bpfree.graphs.nodes import NodeQuery, Nodes
 from bpfree.graphs.states import NodeStates
-from bpfree.nn import GNN, Hops, WholeGNN, learned_part
+from bpfree.nn import GNN, EndToEndGNN, Hops, learned_part
 from tests.helpers import nodes
 
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
 @pytest.mark.parametrize("directed", [False, True])
-def test_a_layer_is_torch_geometrics_for_all_nodes_and_for_some(kind: Any, directed: bool) -> None:
+def test_a_layer_matches_torch_geometric_for_all_and_for_some_nodes(kind: Any, directed: bool) -> None:
     torch.manual_seed(0)
     data = nodes()
     edges = data.graph.edge_index[:, ::3] if directed else data.graph.edge_index
@@ -70,13 +70,13 @@ def test_sparse_states_of_a_single_query_are_propagated_after_the_weights(kind: 
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_whole_network_is_torch_geometrics_with_its_gradients(kind: Any, sparse: bool) -> None:
+def test_a_network_and_its_gradients_match_torch_geometric(kind: Any, sparse: bool) -> None:
     torch.manual_seed(0)
     data = nodes()
     x = data.features * (torch.rand(60, 12) < 0.05) if sparse else data.features
     net = GNN(kind, [16, 8])
     net.make_layers([12, 16], [16, 8])
-    output = WholeGNN(net, normalize=False)(Nodes(NodeStates((x,), (data.graph,))))
+    output = EndToEndGNN(net, normalize=False)(Nodes(NodeStates((x,), (data.graph,))))
     expected = net(x, data.graph.edge_index)
     torch.testing.assert_close(output, expected)
     weights = list(net.parameters())
@@ -88,13 +88,13 @@ def test_a_whole_network_is_torch_geometrics_with_its_gradients(kind: Any, spars
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_dropout_acts_on_features_in_training_alone(sparse: bool) -> None:
+def test_dropout_is_active_in_training_only(sparse: bool) -> None:
     torch.manual_seed(0)
     data = nodes()
     net = GNN("gcn", [400])
     (conv,) = net.make_layers([60], [400])
     inputs = Nodes(NodeStates((torch.eye(60),), (data.graph,), sparse=sparse))
-    whole = WholeGNN(net, normalize=False, dropout=0.5)
+    whole = EndToEndGNN(net, normalize=False, dropout=0.5)
     plain = whole.eval()(inputs)
     torch.testing.assert_close(plain, conv(torch.eye(60), data.graph.edge_index))
     mean = torch.stack([whole.train()(inputs) for _ in range(300)]).mean(0)

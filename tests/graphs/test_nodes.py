@@ -101,7 +101,9 @@ def test_each_variant_goes_to_the_next_layer_or_the_first_for_all() -> None:
     assert not above.sparse
     states = replace(states, pass_first_variant=True)
     assert states.first_variant().n_variants == 1
-    above = states.next_layer(output[:60])
+    for computed in (output, output[:60]):
+        above = states.next_layer(computed)
+        assert [state[0].item() for state in above.states] == [0.0]
     assert (above.n_variants, len(above.states), above.pass_first_variant) == (2, 1, True)
 
 

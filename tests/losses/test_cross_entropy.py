@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bpfree import Block
-from bpfree.losses import LocalCrossEntropy, accuracy
+from bpfree.losses import LocalCrossEntropy
+from bpfree.metrics import accuracy
 from bpfree.nn._closed_form import body_gradients
 
 B, N, C = 7, 5, 3

@@ -1,4 +1,4 @@
-"""The allocator's peak against sums that can be done by hand."""
+"""The peak of the allocator against sums calculated by hand."""
 
 import torch
 
@@ -7,21 +7,21 @@ from bpfree.meters import allocated_on_cpu
 MIB = 2**20
 
 
-def test_the_peak_is_the_most_that_lives_at_once() -> None:
-    there = torch.ones(MIB // 4)
-    with allocated_on_cpu() as found:
+def test_peak_is_the_largest_sum_of_live_bytes() -> None:
+    before = torch.ones(MIB // 4)
+    with allocated_on_cpu() as allocated:
         one = torch.ones(MIB // 4)
-        two = one + there
+        two = one + before
         del one
         three = torch.ones(MIB // 2)
         del two, three
-        del there
+        del before
         four = torch.ones(MIB // 4)
-    assert found.peak_bytes == 3 * MIB
+    assert allocated.peak_bytes == 3 * MIB
     assert four.sum() == MIB // 4
 
 
-def test_nothing_allocated_is_nothing() -> None:
-    with allocated_on_cpu() as found:
+def test_peak_is_0_without_allocations() -> None:
+    with allocated_on_cpu() as allocated:
         pass
-    assert found.peak_bytes == 0
+    assert allocated.peak_bytes == 0

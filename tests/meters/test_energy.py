@@ -1,4 +1,4 @@
-"""Joules of a GPU against the closed form of the power that it was made to draw, and all that spoils them."""
+"""Energy of a simulated GPU against the closed form of its power, and all reasons against a reading."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bpfree.meters.sampling import PowerIntegral, measure_tick
 from bpfree.meters.sources import GPU
 from tests.meters.world import World
 
-#: What the world's GPU draws when idle, and how long a tick of its counter is.
+#: Idle power of the simulated GPU, and the time between two updates of its counter.
 IDLE, TICK = 80.0, 0.1
 
 
 def within_a_tick(value: float | None, expected: float, watts: float = 400.0) -> bool:
-    """A counter read at both ends of a window is off by at most what a tick holds."""
+    """Return whether the error is at most the energy of one tick."""
     assert value is not None, "there is no figure"
     return abs(value - expected) <= watts * TICK
 
 
-def test_joules_are_the_integral_of_the_power_over_the_window_and_no_more(world: World) -> None:
+def test_joules_are_the_integral_of_the_power_over_the_window(world: World) -> None:
     world.launch(5, 300)  # before the window
     with world.energy(idle_s=30) as e:
         world.launch(10, 300)
@@ -46,12 +46,12 @@ def test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter(wo
         world.synchronize()
         world.gpu.loads.append(
             type(world.gpu.loads[0])(world.now, 1000, 10, 10)
-        )  # hotter: 90 W when idle now
+        )  # the idle power increases to 90 W
     reading = e.reading("gpu", "work")
     assert reading.idle_before_w == pytest.approx(80, rel=0.01)
     assert reading.idle_after_w == pytest.approx(90, rel=0.01)
     assert reading.net_j == pytest.approx(reading.gross_j - 85 * 20, rel=0.01)
-    assert reading.warnings == ["idling went from 80.0 to 90.0 W"]
+    assert reading.warnings == ["the idle power changed from 80.0 to 90.0 W"]
 
 
 def test_without_idling_there_is_no_net_figure(world: World) -> None:
@@ -62,7 +62,7 @@ def test_without_idling_there_is_no_net_figure(world: World) -> None:
     assert not {"net_j", "idle_before_w", "idle_after_w"} & row.keys()
 
 
-def test_work_that_is_still_queued_is_waited_for_at_both_ends(world: World) -> None:
+def test_the_device_is_synchronized_at_both_ends(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(30, 300)  # returns at once
     assert within_a_tick(e.reading("gpu", "work").gross_j, 30 * (IDLE + 300))
@@ -77,17 +77,17 @@ def test_the_device_is_found_by_its_identity_and_not_by_its_index(world: World) 
     assert within_a_tick(e.reading("gpu", "work").gross_j, 20 * (IDLE + 300))
 
 
-def test_a_device_that_nvml_does_not_know_is_absent_with_a_reason(world: World) -> None:
+def test_a_device_unknown_to_nvml_is_absent_with_a_reason(world: World) -> None:
     world.gpu.uuid = "MIG-1"
     with world.energy(idle_s=0) as e:
         world.sleep(20)
-    assert "NVML does not know" in e.absent["gpu"]
-    with pytest.raises(NotMeasurable, match="whole"):
+    assert "NVML does not find" in e.absent["gpu"]
+    with pytest.raises(NotMeasurable, match="entire"):
         e.reading("gpu", "work")
     assert e.readings("work") == {}
 
 
-def test_windows_inside_are_not_counted_in_the_outer_one(world: World) -> None:
+def test_inner_windows_are_not_counted_in_the_outer_one(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
         with e("eval"):
@@ -100,7 +100,7 @@ def test_windows_inside_are_not_counted_in_the_outer_one(world: World) -> None:
     assert both.pieces == 3
 
 
-def test_a_window_too_short_gives_no_figure_but_the_reason(world: World) -> None:
+def test_a_short_window_has_a_reason_and_no_figure(world: World) -> None:
     with world.energy(idle_s=0) as e:
         world.launch(5, 300)
     row = e.reading("gpu", "work").row()
@@ -109,7 +109,7 @@ def test_a_window_too_short_gives_no_figure_but_the_reason(world: World) -> None
     world.gpu.tick_s = 0.5
     with world.energy(idle_s=0) as e:
         world.launch(40, 300)
-    assert "too short" in e.reading("gpu", "work").absent  # 80 ticks of the 100 that it takes
+    assert "too short" in e.reading("gpu", "work").absent  # 80 of 100 ticks
     with world.energy(idle_s=0) as e:
         world.launch(51, 300)
     assert e.reading("gpu", "work").absent is None
@@ -120,7 +120,7 @@ def test_a_window_in_pieces_needs_more_ticks(world: World) -> None:
         for _ in range(16):
             with e("train"):
                 world.launch(1, 300)
-    assert "it takes 40 s" in (e.reading("gpu", "train").absent or "")  # sqrt(16) times 100 ticks of 0.1 s
+    assert "expected 40 s" in (e.reading("gpu", "train").absent or "")  # sqrt(16) times 100 ticks of 0.1 s
 
 
 @pytest.mark.parametrize("tick", [0.01, 0.02, 0.1])
@@ -133,19 +133,19 @@ def test_the_tick_is_measured(world: World, tick: float) -> None:
     assert reading.ticks == pytest.approx(20 / tick, rel=0.03)
 
 
-def test_a_counter_that_stands_still_is_an_error(world: World) -> None:
-    world.gpu.stands_from = 0.0
-    with pytest.raises(MeterError, match="dead"), world.energy(idle_s=0):
+def test_a_counter_that_does_not_change_raises(world: World) -> None:
+    world.gpu.stops_at = 0.0
+    with pytest.raises(MeterError, match="does not work"), world.energy(idle_s=0):
         pass
 
 
 def test_a_counter_that_stops_gives_no_figure_or_a_tainted_one(world: World) -> None:
     with world.energy(idle_s=0) as e:
-        world.gpu.stands_from = world.now
+        world.gpu.stops_at = world.now
         world.launch(20, 300)
     reading = e.reading("gpu", "work")
-    assert reading.gross_j is None and "stood still" in (reading.absent or "")
-    world.gpu.stands_from = world.now + 15
+    assert reading.gross_j is None and "did not change" in (reading.absent or "")
+    world.gpu.stops_at = world.now + 15
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
     assert any("apart" in reason for reason in e.reading("gpu", "work").tainted)
@@ -166,19 +166,19 @@ def test_without_a_driver_the_figure_is_absent(world: World) -> None:
     assert "install the NVIDIA driver" in e.absent["gpu"]
 
 
-def test_a_counter_that_goes_back_is_an_error_at_the_end_and_the_work_is_done(world: World) -> None:
+def test_a_decreasing_counter_raises_after_the_block(world: World) -> None:
     done = []
-    with pytest.raises(MeterError, match="went back"), world.energy(idle_s=0) as e:
+    with pytest.raises(MeterError, match="decreased"), world.energy(idle_s=0) as e:
         world.launch(10, 300)
         world.synchronize()
-        world.gpu.counter_offset_mj = -1_000_000_000  # the driver was loaded anew
+        world.gpu.counter_offset_mj = -1_000_000_000  # the driver was reloaded
         done.append(1)
     assert done == [1]
-    with pytest.raises(MeterError, match="went back"):
+    with pytest.raises(MeterError, match="decreased"):
         e.reading("gpu", "work")
 
 
-def test_a_lost_gpu_is_an_error_and_not_a_figure(world: World) -> None:
+def test_a_lost_gpu_raises(world: World) -> None:
     with pytest.raises(MeterError, match="GPU is lost"), world.energy(idle_s=0):
         world.launch(10, 300)
         world.synchronize()
@@ -188,7 +188,7 @@ def test_a_lost_gpu_is_an_error_and_not_a_figure(world: World) -> None:
 @pytest.mark.parametrize(
     ("factor", "tainted", "warned"), [(1.02, 0, 0), (1.04, 0, 1), (1.06, 1, 0), (0.94, 1, 0)]
 )
-def test_readings_that_disagree_are_warned_of_and_tainted(
+def test_a_difference_of_counter_and_integral_warns_and_taints(
     world: World, factor: float, tainted: int, warned: int
 ) -> None:
     world.gpu.counter_factor = factor
@@ -225,11 +225,11 @@ def test_a_ramp_is_integrated_by_trapezoids() -> None:
     assert samples == 4
 
 
-def test_a_sensor_that_stands_still_taints(world: World) -> None:
-    world.gpu.held_power_mw = 380_000  # and happens to be right on average
+def test_a_sensor_that_does_not_change_taints(world: World) -> None:
+    world.gpu.held_power_mw = 380_000  # the correct average
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
-    assert any("stood at 380.0 W" in reason for reason in e.reading("gpu", "work").tainted)
+    assert any("always showed 380.0 W" in reason for reason in e.reading("gpu", "work").tainted)
 
 
 def test_too_few_samples_taint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_too_few_samples_taint(world: World, monkeypatch: pytest.MonkeyPatch) ->
     assert any("sampled at 5" in reason for reason in e.reading("gpu", "work").tainted)
 
 
-def test_without_the_instantaneous_field_the_usual_reading_is_taken_and_named(world: World) -> None:
+def test_without_the_instantaneous_field_the_average_power_is_used(world: World) -> None:
     world.gpu.instant = False
     with world.energy(idle_s=0) as e:
         world.launch(20, 300)
@@ -251,7 +251,7 @@ def test_without_the_instantaneous_field_the_usual_reading_is_taken_and_named(wo
     ("change", "reason"),
     [
         ({"pids": [os.getpid(), 99999999]}, "other processes"),
-        ({"pids": [11111111, 99999999]}, "other processes"),  # in a container: one of them is this one
+        ({"pids": [11111111, 99999999]}, "other processes"),  # in a container, one of them is this process
         ({"mig": pynvml.NVML_DEVICE_MIG_ENABLE}, "MIG"),
         ({"virtual": pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU}, "vGPU"),
     ],
@@ -260,7 +260,7 @@ def test_a_shared_device_taints(world: World, change: dict[str, object], reason:
     with world.energy(idle_s=0) as e:
         world.launch(10, 300)
         world.synchronize()
-        for name, value in change.items():  # what comes in the middle of the window counts too
+        for name, value in change.items():  # changes during the window count as well
             setattr(world.gpu, name, value)
         world.launch(10, 300)
     assert [r for r in e.reading("gpu", "work").tainted if reason in r]
@@ -283,12 +283,12 @@ def test_the_state_of_the_device_is_recorded(world: World) -> None:
     assert facts["driver"] == "999.1" and facts["power_limit_w"] == 700
     assert (facts["temp_before"], facts["util_max"], facts["clock_mean_mhz"]) == (40, 1.0, 1980)
     assert 0.4 < facts["util_mean"] < 0.8  # 30 of 50 seconds
-    assert "persistence_mode" not in facts  # the driver did not tell
+    assert "persistence_mode" not in facts  # not provided by the driver
     assert any("hw_thermal_slowdown" in w for w in e.reading("gpu", "work").warnings)
 
 
-def test_a_net_below_zero_is_kept_with_a_warning(world: World) -> None:
-    """To leave the low ones of noisy figures out would bias the mean of the others."""
+def test_a_negative_net_is_returned_with_a_warning(world: World) -> None:
+    """Omitting negative values would bias the mean of the others."""
     world.gpu.loads.append(type("", (), {"watts": lambda s, t: 0.0, "joules": lambda s, t: 0.0})())
     with world.energy(idle_s=30) as e:
         world.launch(20, -30)
@@ -296,10 +296,10 @@ def test_a_net_below_zero_is_kept_with_a_warning(world: World) -> None:
     assert reading.tainted == [] and reading.gross_j is not None and reading.net_j is not None
     assert within_a_tick(reading.gross_j, 20 * (IDLE - 30))
     assert reading.net_j == pytest.approx(-20 * 30, rel=0.02)
-    assert any("less energy than idling" in reason for reason in reading.warnings)
+    assert any("the net energy is negative" in reason for reason in reading.warnings)
 
 
-def test_a_counter_without_a_sensor_of_power_gives_its_figure(world: World) -> None:
+def test_a_counter_works_without_a_power_sensor(world: World) -> None:
     world.gpu.sensor = False
     with world.energy(idle_s=30) as e:
         world.launch(20, 300)
@@ -308,25 +308,25 @@ def test_a_counter_without_a_sensor_of_power_gives_its_figure(world: World) -> N
         6000, rel=0.01
     )
     assert reading.integral_j is reading.ratio is None and reading.tainted == []
-    assert any("no sensor of power" in reason for reason in reading.warnings)
-    assert "no sensor" in e.facts()["gpu"]["power_scope"]
+    assert any("no power sensor" in reason for reason in reading.warnings)
+    assert "no power sensor" in e.facts()["gpu"]["power_scope"]
 
 
 class Old:
-    """A module of the same name that lacks what came later."""
+    """A module of the same name without some members."""
 
     __file__ = "/somewhere/pynvml.py"
 
-    def __init__(self, nvml: object, *lacking: str) -> None:
-        self._nvml, self._lacking = nvml, lacking
+    def __init__(self, nvml: object, *missing: str) -> None:
+        self._nvml, self._missing = nvml, missing
 
     def __getattr__(self, name: str) -> object:
-        if name in self._lacking:
+        if name in self._missing:
             raise AttributeError(f"module 'pynvml' has no attribute {name!r}")
         return getattr(self._nvml, name)
 
 
-def test_an_old_module_measures_what_it_can(world: World) -> None:
+def test_an_old_pynvml_measures_what_it_can(world: World) -> None:
     later = (
         "NVMLLibraryMismatchError", "NVML_FI_DEV_POWER_INSTANT", "NVML_POWER_SCOPE_GPU",
         "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetFieldValues", "NVML_DEVICE_MIG_ENABLE",
@@ -338,16 +338,16 @@ def test_an_old_module_measures_what_it_can(world: World) -> None:
     assert e.reading("gpu", "work").tainted == []
 
 
-@pytest.mark.parametrize("lacking", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
-def test_a_module_that_cannot_measure_is_named_and_the_work_goes_on(world: World, lacking: str) -> None:
+@pytest.mark.parametrize("missing", ["nvmlDeviceGetTotalEnergyConsumption", "NVMLError", "nvmlInit"])
+def test_an_unsuitable_pynvml_is_reported_and_the_block_runs(world: World, missing: str) -> None:
     before = world.now
-    with world.energy(nvml=Old(world.nvml, lacking)) as e:
+    with world.energy(nvml=Old(world.nvml, missing)) as e:
         world.sleep(3)
-    assert e.sources == [] and world.now - before == pytest.approx(3)  # and nobody idles for nothing
-    assert f"/somewhere/pynvml.py) has no {lacking}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
+    assert e.sources == [] and world.now - before == pytest.approx(3)  # no idle periods
+    assert f"/somewhere/pynvml.py) has no {missing}" in e.absent["gpu"] and "nvidia-ml-py" in e.absent["gpu"]
 
 
-def test_what_a_meter_dies_of_does_not_end_the_work(world: World) -> None:
+def test_an_exception_in_a_meter_does_not_end_the_block(world: World) -> None:
     class Broken(Old):
         def nvmlDeviceGetTotalEnergyConsumption(self, gpu: object) -> int:
             if world.now > 1010:
@@ -370,25 +370,25 @@ def test_short_work_is_repeated_in_one_window_and_divided(world: World) -> None:
         calls.append(world.now)
         world.launch(0.25, 300)
 
-    found = energy_per_call(work, "cuda:0", idle_s=30, nvml=world.nvml, rapl_root=world.no_rapl)["gpu"]
-    assert found.window_s >= 10
-    assert len(calls) == found.repeats + 1  # one before the window
-    assert found.gross_j == pytest.approx(0.25 * 380, rel=0.01)
-    assert found.net_j == pytest.approx(0.25 * 300, rel=0.01)
-    assert found.integral_j == pytest.approx(0.25 * 380, rel=0.01)
+    reading = energy_per_call(work, "cuda:0", idle_s=30, nvml=world.nvml, rapl_root=world.no_rapl)["gpu"]
+    assert reading.window_s >= 10
+    assert len(calls) == reading.repeats + 1  # one before the window
+    assert reading.gross_j == pytest.approx(0.25 * 380, rel=0.01)
+    assert reading.net_j == pytest.approx(0.25 * 300, rel=0.01)
+    assert reading.integral_j == pytest.approx(0.25 * 380, rel=0.01)
 
 
-def test_one_meter_at_a_time_holds_a_device(world: World) -> None:
+def test_a_device_is_locked_by_one_meter_at_a_time(world: World) -> None:
     with world.energy(idle_s=0):
         with world.energy(idle_s=0) as inner:
             world.launch(20, 300)
-        assert "another measured run" in inner.absent["gpu"]
+        assert "another run measures" in inner.absent["gpu"]
     with world.energy(idle_s=0) as after:
         world.launch(20, 300)
     assert after.reading("gpu", "work").gross_j is not None
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_joules(world: World) -> None:
+def test_a_resumed_run_continues_its_joules(world: World) -> None:
     with world.meter() as first, first("train"):
         world.launch(20, 300)
     world.sleep(1000)  # the gap between the two runs
@@ -401,18 +401,18 @@ def test_a_run_that_was_stopped_goes_on_with_its_joules(world: World) -> None:
     assert (reading.window_s, reading.pieces) == (pytest.approx(30), 2)
 
 
-def test_joules_of_a_part_of_a_window_are_not_taken_for_those_of_the_whole(world: World) -> None:
-    blind = EnergyMeter("cpu", [], {})
-    with blind("train"):
+def test_partly_metered_windows_have_no_figure(world: World) -> None:
+    without_source = EnergyMeter("cpu", [], {})
+    with without_source("train"):
         world.sleep(20)
-    with world.meter() as seeing:
-        seeing.load(blind.state())
-        with seeing("train"):
+    with world.meter() as with_source:
+        with_source.load(without_source.state())
+        with with_source("train"):
             world.launch(20, 300)
-    assert "interrupted" in seeing.reading("gpu", "train").absent
+    assert "interrupted" in with_source.reading("gpu", "train").absent
 
 
-def test_the_real_thread_samples_at_ten_hertz_and_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_samples_at_least_at_ten_hertz(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     from bpfree.meters.sampling import Repeating
@@ -427,7 +427,7 @@ def test_the_real_thread_samples_at_ten_hertz_and_more(monkeypatch: pytest.Monke
     assert joules == pytest.approx(100 * (time.perf_counter() - begin), rel=0.05)
 
 
-def test_what_the_thread_dies_of_is_told() -> None:
+def test_exceptions_in_the_thread_are_raised_by_check() -> None:
     import time
 
     from bpfree.meters.sampling import Repeating
@@ -442,14 +442,14 @@ def test_what_the_thread_dies_of_is_told() -> None:
     thread.stop()
 
 
-def test_the_tick_of_a_real_clock_is_found() -> None:
+def test_the_tick_of_a_real_clock_is_measured() -> None:
     import time
 
     tick = measure_tick(lambda: float(int(time.perf_counter() / 0.02)), changes=8)
     assert tick == pytest.approx(0.02, rel=0.2)
 
 
-def test_where_nothing_can_be_measured_it_is_said(tmp_path: object) -> None:
+def test_reasons_are_given_if_nothing_can_be_measured(tmp_path: object) -> None:
     with energy("cpu", idle_s=0, rapl_root=tmp_path / "none") as e:
         torch.ones(3).sum()
     assert "does not exist" in e.absent["cpu"]

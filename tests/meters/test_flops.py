@@ -1,4 +1,4 @@
-"""FLOPs against numbers worked out by hand; a multiply-add is two."""
+"""FLOPs against numbers calculated by hand; a multiply-add is two."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -40,7 +40,7 @@ def test_linear_backward_costs_one_product_for_each_gradient() -> None:
 
 
 def test_detached_layers_cost_no_input_gradient() -> None:
-    """Two layers: a global backward makes the second layer's input gradient, local ones do not."""
+    """Two layers: only a global backward pass computes the input gradient of the second layer."""
     first, second = nn.Linear(I, O), nn.Linear(O, 7)
     x = torch.randn(B, I)
     a, b = 2 * B * I * O, 2 * B * O * 7
@@ -208,7 +208,7 @@ def test_two_sparse_matrices_count_the_products_that_are_made() -> None:
 
 
 class Net(nn.Module):
-    """Something of most of what has no FLOPs of its own, forward and backward, beside one convolution."""
+    """Most kinds of operations without FLOPs, forward and backward, and one convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ REFUSED: dict[str, Callable[[], object]] = {
 def test_heavy_work_without_a_rule_is_refused(name: str) -> None:
     with pytest.raises(BadValue, match=name):
         count_flops(REFUSED[name])
-    assert count_flops(lambda: T(3, 4) @ T(4, 5)) == 120  # the failed count left no mode on
+    assert count_flops(lambda: T(3, 4) @ T(4, 5)) == 120  # no mode is active after the failed count
 
 
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

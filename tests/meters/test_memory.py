@@ -1,11 +1,14 @@
-"""Bytes against numbers worked out by hand; float32 takes 4."""
+"""Bytes against numbers calculated by hand; float32 takes 4 bytes."""
 
 import gc
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +29,7 @@ ROWS = 16
 
 @pytest.fixture(autouse=True)
 def no_garbage_collector() -> Iterator[None]:
-    """Bytes must be released by reference counting alone, or the peaks would depend on luck."""
+    """Bytes must be released by reference counting, because garbage collection is not deterministic."""
     gc.disable()
     yield
     gc.enable()
@@ -39,7 +42,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 @pytest.mark.parametrize("widths", [(8, 5), (8, 5, 7), (3, 9, 2, 11)])
 def test_mlp_saves_its_input_and_every_activation_once(widths: tuple[int, ...]) -> None:
-    """ReLU saves its output, and the next linear layer the same storage again: once."""
+    """ReLU saves its output, and the next linear layer saves the same storage, which counts once."""
     net = mlp(*widths)
     x = torch.randn(ROWS, widths[0])
     with saved_for_backward() as saved:
@@ -70,8 +73,8 @@ def test_excluded_storage_is_not_counted() -> None:
     assert loss.requires_grad
 
 
-def test_exclusion_does_not_pass_on_to_a_storage_at_the_same_address() -> None:
-    """The excluded tensors live nowhere else: without the meter's hold their addresses are free."""
+def test_exclusion_does_not_apply_to_a_new_storage_at_the_same_address() -> None:
+    """Only the meter refers to the excluded tensors; otherwise their addresses could be reused."""
     with saved_for_backward(exclude=(torch.ones(ROWS) for _ in range(50))) as saved:
         x = torch.ones(ROWS, requires_grad=True)
         products = [x * torch.ones(ROWS) for _ in range(50)]
@@ -103,7 +106,7 @@ def test_tensor_saved_twice_by_one_operation_counts_once() -> None:
 
 
 def test_parameters_and_their_views_are_not_counted() -> None:
-    """The input gradient of a linear layer saves the weight's transpose; only x is counted."""
+    """The input gradient of a linear layer saves the transposed weight; only x is counted."""
     layer = nn.Linear(8, 5)
     x = torch.randn(ROWS, 8, requires_grad=True)
     with saved_for_backward() as saved:
@@ -136,7 +139,7 @@ def test_local_steps_hold_one_block_and_global_backward_the_net(depth: int) -> N
 
 
 def test_sequence_of_short_lived_graphs_never_adds_up() -> None:
-    """Freed addresses are given out again: each graph must count anew, and alone."""
+    """Freed addresses are reused: each graph must be counted separately."""
     with saved_for_backward() as saved:
         for size in [100, 100, 50, 100, 25]:
             w = torch.ones(size, requires_grad=True)
@@ -154,7 +157,7 @@ def test_gradients_are_those_without_the_meter() -> None:
     x, y = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0])
 
     def gradients() -> list[Tensor]:
-        # Two passes before one backward: batch norm changes its buffers in between.
+        # Two forward passes before one backward pass: batch norm changes its buffers in between.
         loss = F.cross_entropy(net(x), y) + F.cross_entropy(net(-x), y)
         return list(torch.autograd.grad(loss, list(net.parameters())))
 
@@ -185,6 +188,21 @@ def test_saved_tensor_changed_in_place_is_an_error() -> None:
             y.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse.*:UserWarning")
+def test_compressed_sparse_tensors_count_both_indices_and_values() -> None:
+    # Three values of 4 bytes, alone or in blocks of 2 x 3; indices of 8 bytes: a pointer for each row (or
+    # column) and one more, and a number for each value.
+    pointers, numbers = torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1])
+    values, blocks = torch.ones(3), torch.ones(3, 2, 3)
+    indices = 8 * 3 + 8 * 3
+    for make in (torch.sparse_csr_tensor, torch.sparse_csc_tensor):
+        assert tensor_bytes([make(pointers, numbers, values, (2, 2))]) == indices + 4 * 3
+    assert tensor_bytes([torch.sparse_bsr_tensor(pointers, numbers, blocks, (4, 6))]) == indices + 4 * 18
+    assert tensor_bytes([torch.sparse_bsc_tensor(pointers, numbers, blocks, (4, 6))]) == indices + 4 * 18
+    with pytest.raises(BadValue, match=r"torch\._mkldnn"):
+        tensor_bytes([torch.ones(2).to_mkldnn()])
+
+
 def test_sparse_tensors_count_indices_and_values() -> None:
     """Two nonzeros in COO: 2 x 2 indices of 8 bytes and 2 values of 4."""
     graph = torch.sparse_coo_tensor(
@@ -199,17 +217,17 @@ def test_sparse_tensors_count_indices_and_values() -> None:
     assert tensor_bytes([graph.coalesce()]) == 32 + 8
 
 
-def test_one_meter_inside_another_is_refused() -> None:
-    with saved_for_backward(), pytest.raises(BadValue, match="already on"), saved_for_backward():
+def test_nested_meters_are_refused() -> None:
+    with saved_for_backward(), pytest.raises(BadValue, match="already active"), saved_for_backward():
         pass
-    with saved_for_backward() as saved:  # the refusal and the end of the first left nothing behind
+    with saved_for_backward() as saved:  # no state is left of the refused and of the first context
         y = torch.ones(4, requires_grad=True).exp()
     assert saved.live_bytes == 16
     assert y.requires_grad
 
 
 def test_reentrant_checkpoint_is_counted_with_its_recomputed_segment() -> None:
-    """The limit stated in the docstring: the other kind hides the segment it recomputes."""
+    """The limit in the docstring: with use_reentrant=False the recomputed segment is not counted."""
     width, activation = 8, 4 * ROWS * 8
     blocks = [mlp(width, width, width) for _ in range(4)]
 
@@ -232,7 +250,7 @@ def test_tensor_bytes_counts_storages_once() -> None:
     assert tensor_bytes(layer.parameters()) == 4 * (8 * 5 + 5)
     assert tensor_bytes([layer.weight, layer.weight.t(), layer.weight[0]]) == 4 * 40
     assert tensor_bytes([torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.int8)]) == 27
-    assert tensor_bytes(torch.ones(4) for _ in range(10)) == 160  # each freed as the next is made
+    assert tensor_bytes(torch.ones(4) for _ in range(10)) == 160  # each is freed when the next is created
     assert tensor_bytes([]) == 0
 
 
@@ -255,16 +273,32 @@ print(process_peak_rss())
 """
 
 
-def test_peak_rss_is_the_highest_mark_of_this_process_alone() -> None:
-    """A child starts from its own size, though its parent has been larger by 256 MiB."""
+def test_peak_rss_is_that_of_this_process() -> None:
+    """A child process reports its own peak, although its parent was larger by 256 MiB."""
     mib = 2**20
     parent_block = torch.ones(256 * mib // 4)
     run = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     start, during, after = (int(line) for line in run.stdout.split())
     assert 10 * mib < start < process_peak_rss() - 128 * mib
     assert abs(during - start - 64 * mib) < mib
-    assert after > during - 4 * mib  # the kernel sums its counters only to within some pages
+    assert after > during - 4 * mib  # the counters of the kernel have an error of a few pages
     del parent_block
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_peak_rss_is_in_bytes_whatever_the_unit_of_getrusage(
+    platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))
+    assert process_peak_rss() == 5000 * unit
+
+
+def test_peak_rss_on_windows_is_the_peak_of_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    info = SimpleNamespace(peak_wset=7_000_000, rss=1)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: info))
+    assert process_peak_rss() == 7_000_000
 
 
 def test_device_peak_is_absent_without_cuda() -> None:
@@ -278,7 +312,7 @@ def test_device_peak_is_absent_before_cuda_is_used(monkeypatch: pytest.MonkeyPat
     reset_device_peak("cuda:0")
 
 
-def test_device_peak_asks_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_peak_uses_the_given_device(monkeypatch: pytest.MonkeyPatch) -> None:
     reset: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + device.index)

@@ -1,7 +1,7 @@
-"""Faults that meters of published work have had are put in, one by one: the tests of the meters must fail.
+"""Mutations of the meters, with faults that published measurements have had: the tests must fail.
 
-A mutation replaces a piece of the source of one function, which must be there exactly once, and runs tests of
-this folder on what comes out. A mutation that no test sees is a fault of the tests.
+A mutation replaces a text in the source of one function, which must occur exactly once, and runs tests of
+this folder. A mutation that no test detects is a gap in the tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from bpfree import BpfreeError
 from bpfree.meters import EnergyMeter, Windows, emissions, rapl
 from bpfree.meters import sampling as sampling_module
-from bpfree.meters.nvml import Device
+from bpfree.meters.nvml import NvmlDevice
 from bpfree.meters.sampling import PowerIntegral
 from bpfree.meters.sources import CPU, GPU
 from tests.meters import test_emissions, test_energy, test_rapl
@@ -31,7 +31,7 @@ Check = Callable[..., None]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A fault: ``old`` in ``function`` becomes ``new``; ``checks`` are the tests that must see it."""
+    """A fault: ``old`` in ``function`` becomes ``new``; ``checks`` are the tests that must fail."""
 
     name: str
     function: Any
@@ -40,27 +40,27 @@ class Mutation:
     checks: tuple[Check, ...]
 
 
-JOULES = test_energy.test_joules_are_the_integral_of_the_power_over_the_window_and_no_more
+JOULES = test_energy.test_joules_are_the_integral_of_the_power_over_the_window
 NET = test_energy.test_net_is_gross_less_the_idle_draw_before_and_after_by_the_same_counter
-QUEUED = test_energy.test_work_that_is_still_queued_is_waited_for_at_both_ends
+QUEUED = test_energy.test_the_device_is_synchronized_at_both_ends
 IDENTITY = test_energy.test_the_device_is_found_by_its_identity_and_not_by_its_index
 SAMPLED = test_energy.test_power_is_sampled_while_it_changes
 TRAPEZOIDS = test_energy.test_a_ramp_is_integrated_by_trapezoids
-STUCK = test_energy.test_a_sensor_that_stands_still_taints
-SHORT = test_energy.test_a_window_too_short_gives_no_figure_but_the_reason
+STUCK = test_energy.test_a_sensor_that_does_not_change_taints
+SHORT = test_energy.test_a_short_window_has_a_reason_and_no_figure
 PIECES = test_energy.test_a_window_in_pieces_needs_more_ticks
-WENT_BACK = test_energy.test_a_counter_that_goes_back_is_an_error_at_the_end_and_the_work_is_done
+WENT_BACK = test_energy.test_a_decreasing_counter_raises_after_the_block
 REPEATED = test_energy.test_short_work_is_repeated_in_one_window_and_divided
-NESTED = test_energy.test_windows_inside_are_not_counted_in_the_outer_one
+NESTED = test_energy.test_inner_windows_are_not_counted_in_the_outer_one
 DISAGREE = partial(
-    test_energy.test_readings_that_disagree_are_warned_of_and_tainted, factor=1.06, tainted=1, warned=0
+    test_energy.test_a_difference_of_counter_and_integral_warns_and_taints, factor=1.06, tainted=1, warned=0
 )
 TICK = partial(test_energy.test_the_tick_is_measured, tick=0.02)
-DEAD = test_energy.test_a_counter_that_stands_still_is_an_error
-PACKAGES = test_rapl.test_packages_and_memory_are_counted_and_what_overlaps_them_is_not
-WRAP = test_rapl.test_a_counter_that_comes_round_in_the_window_is_followed
-CPU_NET = test_rapl.test_net_is_less_idling
-SET_BACK = test_rapl.test_a_counter_that_was_set_back_is_an_error
+DEAD = test_energy.test_a_counter_that_does_not_change_raises
+PACKAGES = test_rapl.test_packages_and_memory_are_counted_but_not_overlapping_domains
+WRAP = test_rapl.test_a_counter_may_wrap_around_in_a_window
+CPU_NET = test_rapl.test_net_subtracts_the_idle_energy
+SET_BACK = test_rapl.test_a_counter_that_was_reset_raises
 PUE = test_emissions.test_a_kilowatt_hour_costs_its_factor_times_the_pue_once
 KWH = test_emissions.test_kilowatt_hours_become_joules
 
@@ -68,10 +68,14 @@ SUBTRACTED = " - sum(idle.values()) / 2 * seconds"
 
 MUTATIONS = [
     Mutation(
-        "the counter's millijoules taken for joules", Device.energy_j, "* MILLI", "* 1", (JOULES, REPEATED)
+        "the counter's millijoules taken for joules",
+        NvmlDevice.energy_j,
+        "* MILLI",
+        "* 1",
+        (JOULES, REPEATED),
     ),
     Mutation(
-        "the sensor's milliwatts taken for watts", Device._instant_w, "* MILLI", "* 1", (JOULES, SAMPLED)
+        "the sensor's milliwatts taken for watts", NvmlDevice._instant_w, "* MILLI", "* 1", (JOULES, SAMPLED)
     ),
     Mutation(
         "RAPL's microjoules taken for millijoules",
@@ -82,27 +86,31 @@ MUTATIONS = [
     ),
     Mutation("joules taken for watt-hours", emissions.carbon, "/ JOULES_PER_KWH", "/ 1000", (PUE,)),
     Mutation("kilowatt-hours taken for joules", emissions._joules, "* JOULES_PER_KWH", "* 1", (KWH,)),
-    Mutation("no synchronisation", Windows._settle, "synchronize(self._device)", "pass", (QUEUED, JOULES)),
+    Mutation("no synchronization", Windows._update, "synchronize(self._device)", "pass", (QUEUED, JOULES)),
     Mutation("idling not subtracted from the GPU's", EnergyMeter._reading, SUBTRACTED, "", (NET, REPEATED)),
     Mutation("idling not subtracted from the CPU's", EnergyMeter._reading, SUBTRACTED, "", (CPU_NET,)),
     Mutation(
-        "idling of one end alone", EnergyMeter._reading, "sum(idle.values()) / 2", "idle['before']", (NET,)
+        "idling of one end only", EnergyMeter._reading, "sum(idle.values()) / 2", "idle['before']", (NET,)
     ),
     Mutation(
-        "a counter that came round not followed", rapl.Domain.joules, "grown += self._range", "pass", (WRAP,)
+        "a counter that wraps around not followed",
+        rapl.Domain.joules,
+        "grown += self._range",
+        "pass",
+        (WRAP,),
     ),
     Mutation(
-        "a counter that came round passed over",
+        "a counter that wraps around ignored",
         rapl.Domain.joules,
         "grown += self._range",
         "grown = 0",
         (WRAP,),
     ),
-    Mutation("a counter set back not seen", rapl.Domain.joules, "> IMPOSSIBLE_W", "> 1e12", (SET_BACK,)),
-    Mutation("a counter that went back not seen", GPU.read, "joules < self._last", "False", (WENT_BACK,)),
+    Mutation("a reset counter not detected", rapl.Domain.joules, "> IMPOSSIBLE_W", "> 1e12", (SET_BACK,)),
+    Mutation("a decreasing counter not detected", GPU.read, "joules < self._last", "False", (WENT_BACK,)),
     Mutation(
         "an index for an identity",
-        Device._find,
+        NvmlDevice._find,
         'HandleByUUID(f"GPU-{uuid}")',
         "HandleByIndex(device.index)",
         (IDENTITY, JOULES),
@@ -115,7 +123,11 @@ MUTATIONS = [
         (SAMPLED, JOULES),
     ),
     Mutation(
-        "power held at the first sample, and no look at it", PowerIntegral.stuck, ">= enough", "< 0", (STUCK,)
+        "power held at the first sample, and no check of it",
+        PowerIntegral.stuck,
+        ">= enough",
+        "< 0",
+        (STUCK,),
     ),
     Mutation(
         "half of the samples lost",
@@ -132,26 +144,26 @@ MUTATIONS = [
         (TRAPEZOIDS,),
     ),
     Mutation(
-        "differences of one sign alone",
+        "differences of one sign only",
         EnergyMeter._reading,
         "abs(ratio - 1) > TAINT",
         "ratio - 1 > TAINT",
         (DISAGREE,),
     ),
-    Mutation("short windows let through", EnergyMeter.reading, "seconds < needed", "False", (SHORT, PIECES)),
-    Mutation("pieces not minded", EnergyMeter._needed_s, "math.sqrt(total.get(PIECES, 1))", "1", (PIECES,)),
+    Mutation("short windows accepted", EnergyMeter.reading, "seconds < needed", "False", (SHORT, PIECES)),
+    Mutation("pieces ignored", EnergyMeter._needed_s, "math.sqrt(total.get(PIECES, 1))", "1", (PIECES,)),
     Mutation(
         "the tick assumed",
         sampling_module.measure_tick,
-        "return (seen[-1] - seen[0]) / (len(seen) - 1)",
+        "return (updates[-1] - updates[0]) / (len(updates) - 1)",
         "return 0.1",
         (TICK,),
     ),
     Mutation(
-        "a dead counter let through",
+        "a constant counter accepted",
         sampling_module.measure_tick,
-        "if len(seen) < 3:",
-        "if len(seen) < 3:\n        return 0.1\n    if len(seen) < 3:",
+        "if len(updates) < 3:",
+        "if len(updates) < 3:\n        return 0.1\n    if len(updates) < 3:",
         (DEAD,),
     ),
     Mutation(
@@ -162,7 +174,7 @@ MUTATIONS = [
         (REPEATED,),
     ),
     Mutation(
-        "inner windows counted in the outer", Windows._settle, "self._open[-1]", "self._open[0]", (NESTED,)
+        "inner windows counted in the outer", Windows._update, "self._open[-1]", "self._open[0]", (NESTED,)
     ),
     Mutation("the PUE applied twice", emissions.carbon, "/ 1000 * pue", "/ 1000 * pue * pue", (PUE,)),
     Mutation(
@@ -172,18 +184,14 @@ MUTATIONS = [
         '("package", "dram", "core")',
         (PACKAGES,),
     ),
-    Mutation(
-        "the package counted alone", CPU.read, '"joules": sum(grown)', '"joules": grown[0]', (PACKAGES,)
-    ),
+    Mutation("only the package counted", CPU.read, '"joules": sum(grown)', '"joules": grown[0]', (PACKAGES,)),
 ]
 
 
 def mutate(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
-    """Put the fault in, by exchanging the function's code; ``patch`` takes it back."""
+    """Replace the code of the function; ``patch`` restores it."""
     source = textwrap.dedent(inspect.getsource(mutation.function))
-    assert source.count(mutation.old) == 1, (
-        f"{mutation.old!r} stands there {source.count(mutation.old)} times"
-    )
+    assert source.count(mutation.old) == 1, f"{mutation.old!r} occurs {source.count(mutation.old)} times"
     flags = __future__.annotations.compiler_flag
     changed: dict[str, Any] = {}
     code = compile(source.replace(mutation.old, mutation.new), "<mutation>", "exec", flags)
@@ -192,7 +200,7 @@ def mutate(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
 
 
 def run(check: Check, tmp_path: Path) -> None:
-    """Run a test on devices of its own."""
+    """Run a test with new simulated devices."""
     tmp_path.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         fixtures = {
@@ -200,12 +208,12 @@ def run(check: Check, tmp_path: Path) -> None:
             "monkeypatch": lambda: patch,
             "world": lambda: World(patch, tmp_path),
         }
-        wanted = [name for name in inspect.signature(check).parameters if name in fixtures]
-        check(**{name: fixtures[name]() for name in wanted})
+        needed = [name for name in inspect.signature(check).parameters if name in fixtures]
+        check(**{name: fixtures[name]() for name in needed})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_the_fault_is_seen(mutation: Mutation, tmp_path: Path) -> None:
+def test_the_mutation_is_detected(mutation: Mutation, tmp_path: Path) -> None:
     for number, check in enumerate(mutation.checks):
         run(check, tmp_path / f"sound {number}")
         with pytest.MonkeyPatch.context() as patch:

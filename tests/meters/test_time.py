@@ -1,4 +1,4 @@
-"""Stopwatch arithmetic on a clock that the test moves by hand."""
+"""Stopwatch arithmetic on a simulated clock."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_inner_window_is_not_counted_in_the_outer(clock: Clock) -> None:
     assert watch.state() == {"train": 3.0, "eval": 30.0, "io": 100.0}
 
 
-def test_resumed_watch_goes_on_from_the_saved_seconds(clock: Clock) -> None:
+def test_a_resumed_stopwatch_continues_from_the_saved_seconds(clock: Clock) -> None:
     first = Stopwatch()
     with first("train"):
         clock.now += 4
@@ -62,7 +62,7 @@ def test_resumed_watch_goes_on_from_the_saved_seconds(clock: Clock) -> None:
     assert saved == {"train": 4.0}  # the saved totals are a copy
 
 
-def test_load_replaces_what_was_counted(clock: Clock) -> None:
+def test_load_replaces_the_totals(clock: Clock) -> None:
     watch = Stopwatch()
     with watch("warmup"):
         clock.now += 4
@@ -118,7 +118,7 @@ def test_load_inside_a_window_is_refused() -> None:
         watch.load({})
 
 
-def test_device_is_synchronised_before_each_reading_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_synchronized_before_each_reading_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
     def tick() -> float:
@@ -143,13 +143,13 @@ def test_work_still_queued_at_the_end_is_charged_to_its_window(
 
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     watch = Stopwatch("cuda")
-    queued[0] = 5.0  # queued before the window: not its work
+    queued[0] = 5.0  # queued before the window, so not counted
     with watch("train"):
         queued[0] = 3.0
     assert watch.state() == {"train": 3.0}
 
 
-def test_synchronize_knows_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronize_refuses_unknown_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("mps"))
     synchronize("cpu")
@@ -159,7 +159,7 @@ def test_synchronize_knows_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         synchronize("meta")
 
 
-def test_real_clock_goes_forward() -> None:
+def test_the_real_clock_increases() -> None:
     watch = Stopwatch()
     with watch("train"):
         torch.ones(100, 100).mm(torch.ones(100, 100))

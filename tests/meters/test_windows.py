@@ -1,4 +1,4 @@
-"""Several quantities in one set of windows; what a stopwatch shares with them is tested in test_time.py."""
+"""Windows of several quantities; common behavior of windows and stopwatches is tested in test_time.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_quantity_is_charged_to_the_innermost_window() -> None:
     }
 
 
-def test_a_quantity_that_is_gone_keeps_what_it_had() -> None:
+def test_a_missing_quantity_keeps_its_total() -> None:
     gauges = Gauges()
     windows = Windows("cpu", gauges)
     with windows("work"):
@@ -46,7 +46,7 @@ def test_a_quantity_that_is_gone_keeps_what_it_had() -> None:
     assert windows.totals() == {"work": {"a": 2.0, "b": 10.0, "pieces": 1.0}}
 
 
-def test_totals_go_on_where_another_run_stopped() -> None:
+def test_replaced_totals_continue_to_increase() -> None:
     gauges = Gauges()
     windows = Windows("cpu", gauges)
     windows.replace({"work": {"a": 7.0, "pieces": 3.0}})

@@ -1,7 +1,7 @@
-"""A clock that a test moves by hand, and the devices that the meters ask: GPUs behind NVML, RAPL in a folder.
+"""A simulated clock, and simulated devices: GPUs with NVML, and RAPL in a folder.
 
-The power of a device follows a trace whose integral is known in closed form, so that joules are checked
-against mathematics and not against another meter.
+The integral of the power of a device is known in closed form, so that joules are not compared with another
+meter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bpfree.meters import time as time_module
 
 @dataclass
 class Load:
-    """Power above idling from ``begin`` on for ``seconds``, from ``first`` to ``last`` watts in a line."""
+    """Additional power for ``seconds`` after ``begin``, which changes linearly from ``first`` to ``last``."""
 
     begin: float
     seconds: float
@@ -40,13 +40,13 @@ class Load:
         return self.first + (self.last - self.first) * share if 0 <= share < 1 else 0.0
 
     def joules(self, t: float) -> float:
-        passed = min(max(t - self.begin, 0.0), self.seconds)
-        return self.first * passed + (self.last - self.first) * passed**2 / (2 * self.seconds)
+        elapsed = min(max(t - self.begin, 0.0), self.seconds)
+        return self.first * elapsed + (self.last - self.first) * elapsed**2 / (2 * self.seconds)
 
 
 @dataclass
 class FakeGPU:
-    """A GPU whose counter and sensor tell the truth about its loads, in ticks."""
+    """A GPU whose counter is updated in ticks, and whose counter and sensor are exact."""
 
     uuid: str
     idle_w: float = 80.0
@@ -62,7 +62,7 @@ class FakeGPU:
     virtual: int = 0
     pids: list[int] = field(default_factory=lambda: [os.getpid()])
     throttle: int = 0
-    stands_from: float = math.inf
+    stops_at: float = math.inf
     counter: bool = True
     sensor: bool = True
     lost: bool = False
@@ -74,21 +74,21 @@ class FakeGPU:
         return self.idle_w * t + sum(load.joules(t) for load in self.loads)
 
     def counter_mj(self, t: float) -> int:
-        seen = math.floor(min(t, self.stands_from) / self.tick_s + 1e-9) * self.tick_s
-        return self.counter_offset_mj + round(self.counter_factor * self.joules(seen) * 1000)
+        updated = math.floor(min(t, self.stops_at) / self.tick_s + 1e-9) * self.tick_s
+        return self.counter_offset_mj + round(self.counter_factor * self.joules(updated) * 1000)
 
 
 class FakeNVML:
-    """The functions of ``pynvml`` that the meters use; any other is not supported by these devices."""
+    """The functions of ``pynvml`` that the meters use; all others are not supported."""
 
     NVMLError = pynvml.NVMLError
 
     def __init__(self, world: World, gpus: list[FakeGPU]) -> None:
-        self.world, self.gpus, self.asked = world, gpus, 0
+        self.world, self.gpus, self.calls = world, gpus, 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("nvml"):
-            getattr(pynvml, name)  # a function that the library lacks would be a mistake of the meter's
+            getattr(pynvml, name)  # raises if the function does not exist
 
             def unsupported(*_: object) -> None:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -113,7 +113,7 @@ class FakeNVML:
         return gpu.name
 
     def nvmlDeviceGetTotalEnergyConsumption(self, gpu: FakeGPU) -> int:
-        self.asked += 1
+        self.calls += 1
         if gpu.lost:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         if not gpu.counter:
@@ -164,11 +164,11 @@ class FakeNVML:
 
 
 class World:
-    """Time stands still but for `work`, `sleep` and `synchronize`. torch's cuda:0 is NVML's *second* GPU."""
+    """The clock advances in `sleep` and `synchronize` only. torch's cuda:0 is NVML's *second* GPU."""
 
     def __init__(self, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.now = 1000.0
-        self.asking: list[Any] = []
+        self.threads: list[Any] = []
         self.rapl: list[FakeRAPL] = []
         self.other = FakeGPU("GPU-00000000-0000-0000-0000-00000000000a", idle_w=55.0)
         self.gpu = FakeGPU("GPU-00000000-0000-0000-0000-00000000000b")
@@ -178,7 +178,9 @@ class World:
             patch.setattr(module, "perf_counter", lambda: self.now)
         for module in (joules_module, sampling_module):
             patch.setattr(module, "sleep", self.sleep)
-        patch.setattr(sources_module, "Repeating", lambda ask, period_s: Asking(self, ask, period_s))
+        patch.setattr(
+            sources_module, "Repeating", lambda function, period_s: FakeRepeating(self, function, period_s)
+        )
         patch.setattr(rapl_module.Domain, "_uj", self._reading(rapl_module.Domain._uj))
         patch.setattr(torch.cuda, "synchronize", self.synchronize)
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -189,7 +191,7 @@ class World:
         patch.setattr("tempfile.tempdir", None)
 
     def _reading(self, read: Callable[[Any], int]) -> Callable[[Any], int]:
-        """Bring the folders up to date before they are read."""
+        """Update the folders before they are read."""
 
         def read_now(domain: Any) -> int:
             for tree in self.rapl:
@@ -199,58 +201,59 @@ class World:
         return read_now
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass; whoever asks again and again is served at its moments."""
+        """Advance the clock, and call the functions of `FakeRepeating` when they are due."""
         end = self.now + seconds
-        while self.asking and min(a.due for a in self.asking) <= end:
-            nearest = min(self.asking, key=lambda a: a.due)
+        while self.threads and min(a.due for a in self.threads) <= end:
+            nearest = min(self.threads, key=lambda a: a.due)
             self.now = max(self.now, nearest.due)
-            nearest.serve()
+            nearest.call()
         self.now = end
 
     def launch(self, seconds: float, first: float, last: float | None = None) -> None:
-        """Queue work on the GPU and return at once, as a kernel launch does."""
+        """Queue work on the GPU and return at once, like a kernel launch."""
         begin = max(self.now, self.gpu.busy_until)
         self.gpu.loads.append(Load(begin, seconds, first, first if last is None else last))
         self.gpu.busy_until = begin + seconds
 
     def synchronize(self, device: object = None) -> None:
-        """Wait for the queue."""
+        """Wait until the queued work has finished."""
         self.sleep(max(0.0, self.gpu.busy_until - self.now))
 
     def energy(self, **options: Any) -> Any:
-        """`bpfree.meters.energy` of cuda:0 in this world."""
+        """`bpfree.meters.energy` of the simulated cuda:0."""
         return measuring.energy("cuda:0", **{"rapl_root": self.no_rapl, "nvml": self.nvml} | options)
 
     def meter(self, **options: Any) -> Any:
-        """`bpfree.meters.meter` of cuda:0 in this world."""
+        """`bpfree.meters.meter` of the simulated cuda:0."""
         return measuring.meter("cuda:0", **{"rapl_root": self.no_rapl, "nvml": self.nvml} | options)
 
 
-class Asking:
-    """What `Repeating` is in this world."""
+class FakeRepeating:
+    """Replaces `Repeating` by calls on the simulated clock."""
 
-    def __init__(self, world: World, ask: Any, period_s: float) -> None:
-        self.world, self.ask, self.period_s = world, ask, period_s
+    def __init__(self, world: World, function: Any, period_s: float) -> None:
+        self.world, self.function, self.period_s = world, function, period_s
         self.due = world.now + period_s
         self.error: Exception | None = None
-        world.asking.append(self)
+        world.threads.append(self)
 
-    def serve(self) -> None:
+    def call(self) -> None:
         self.due += self.period_s
-        self.ask()
+        self.function()
 
     def check(self) -> None:
         pass
 
     def stop(self) -> None:
-        if self in self.world.asking:
-            self.world.asking.remove(self)
+        if self in self.world.threads:
+            self.world.threads.remove(self)
 
 
 class FakeRAPL:
-    """A tree like ``/sys/class/powercap`` in a folder, brought up to date before each reading."""
+    """A folder like ``/sys/class/powercap``, updated before each reading."""
 
-    #: Domains that must not be counted: a part of the package, what contains it, and the package again.
+    #: Domains that must not be counted: a part of the package, a domain that contains it, and a second
+    #: interface.
     OVERLAPPING: ClassVar = {
         "intel-rapl:0:0": "core",
         "intel-rapl:1": "psys",
@@ -283,7 +286,7 @@ class FakeRAPL:
         self.write()
 
     def add(self, after: float, seconds: float, watts: float) -> None:
-        """Let the package draw more for a while."""
+        """Add power to the package for some seconds."""
         self.loads.append(Load(self.begin + after, seconds, watts, watts))
 
     def write(self) -> None:

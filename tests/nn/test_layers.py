@@ -6,24 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from bpfree.nn import LengthNorm, RowNorm, StraightThroughReLU, widened
+from bpfree.nn import LengthNorm, RowNorm, StraightThroughReLU, at_least_float32
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 2, 3, 3)])
-def test_row_norm_is_the_formula_of_each_row_alone(shape: tuple[int, ...]) -> None:
+def test_row_norm_matches_its_formula_for_each_row(shape: tuple[int, ...]) -> None:
     rows = torch.rand(shape, dtype=torch.float64) * 3 - 1
-    for row, found in zip(rows, RowNorm()(rows), strict=True):
+    for row, result in zip(rows, RowNorm()(rows), strict=True):
         deviation = (row - row.mean()).square().mean().sqrt()
-        torch.testing.assert_close(found, (row - row.mean()) / (deviation.square() + 1e-5).sqrt())
+        torch.testing.assert_close(result, (row - row.mean()) / (deviation.square() + 1e-5).sqrt())
 
 
-def test_norms_compute_in_float32_what_comes_in_fewer_bits() -> None:
+def test_norms_convert_narrow_dtypes_to_float32() -> None:
     rows = torch.rand(4, 1000)
     for norm in (LengthNorm(), RowNorm()):
         low = norm(rows.bfloat16())
         assert low.dtype == torch.float32
         assert torch.equal(low, norm(rows.bfloat16().float()))
-    assert widened(rows.double()).dtype == torch.float64
+    assert at_least_float32(rows.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 2, 3, 3)])
@@ -34,7 +34,7 @@ def test_every_row_has_root_mean_square_one(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(out.flatten(1).square().mean(1), torch.ones(6))
 
 
-def test_the_length_of_a_row_does_not_pass_and_its_direction_does() -> None:
+def test_length_norm_removes_the_length_and_keeps_the_direction() -> None:
     rows = torch.rand(5, 8)
     norm = LengthNorm()
     torch.testing.assert_close(norm(rows * 37.0), norm(rows))
@@ -42,7 +42,7 @@ def test_the_length_of_a_row_does_not_pass_and_its_direction_does() -> None:
     torch.testing.assert_close(cosine, torch.ones(5))
 
 
-def test_a_row_depends_on_no_other_and_zeros_stay_zeros() -> None:
+def test_rows_are_independent_and_zeros_stay_zeros() -> None:
     rows = torch.rand(3, 8)
     rows[1] = 0
     out = LengthNorm()(rows)

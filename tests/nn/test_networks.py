@@ -1,4 +1,4 @@
-"""Networks: shapes, errors, and the parameter counts worked out by hand for the published ones."""
+"""Networks: shapes, errors, and the published numbers of parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def built(kind: type[Trainer], net: nn.Module, shape: tuple[int, ...], **setting
 
 
 def counts(trainer: Trainer) -> tuple[int, int, int]:
-    """Parameters of the bodies, of the losses and of the readouts."""
+    """Return the number of parameters of the bodies, of the losses and of the readouts."""
     units = trainer.cascade.units
     return (
         count(*(block.body for block in units)),
@@ -33,18 +33,18 @@ def counts(trainer: Trainer) -> tuple[int, int, int]:
     )
 
 
-def test_mono_forward_perceptron_has_the_published_parameters() -> None:
+def test_mono_forward_mlp_has_the_published_parameters() -> None:
     net = mlp([784, 1000, 1000, 10], output_bias=False)
     assert counts(built(bpfree.MonoForward, net, (1, 28, 28))) == (1_786_000, 20_000, 0)
 
 
-def test_backpropagation_twin_has_the_body_and_one_output_layer() -> None:
+def test_bp_baseline_has_the_body_and_one_output_layer() -> None:
     net = mlp([784, 1000, 1000, 10])
     assert counts(built(bpfree.Backprop, net, (784,))) == (1_786_000, 10_010, 0)
     assert count(net) == 1_786_000 + 10_010
 
 
-def test_perceptron_for_colour_images_has_the_published_parameters() -> None:
+def test_mlp_for_color_images_has_the_published_parameters() -> None:
     net = mlp([3072, 2000, 2000, 2000, 10], output_bias=False)
     assert counts(built(bpfree.MonoForward, net, (3, 32, 32))) == (14_150_000, 60_000, 0)
 
@@ -57,11 +57,11 @@ def test_forward_forward_has_the_published_parameters() -> None:
 def test_convolutional_net_has_the_published_parameters() -> None:
     trainer = built(bpfree.MonoForward, cnn((3, 32, 32), 10), (3, 32, 32), head_features=None)
     bodies, heads, _ = counts(trainer)
-    # The last head is the net's own output layer, which has a bias.
+    # The last head is the output layer of the net, which has a bias.
     assert (bodies, heads) == (1_550_976, 307_200 + 10)
 
 
-def test_perceptron_computes_its_layers_in_order() -> None:
+def test_mlp_computes_its_layers_in_order() -> None:
     net = mlp([4, 5, 6, 3])
     x = torch.rand(7, 2, 2)
     hidden = (x.view(7, 4) @ net[1].weight.T + net[1].bias).relu()
@@ -69,7 +69,7 @@ def test_perceptron_computes_its_layers_in_order() -> None:
     torch.testing.assert_close(net(x), hidden @ net[5].weight.T + net[5].bias)
 
 
-def test_perceptron_options() -> None:
+def test_mlp_options() -> None:
     names = [type(layer).__name__ for layer in mlp([4, 5, 3], "tanh", dropout=0.2, output_bias=False)]
     assert names == ["Flatten", "Linear", "Tanh", "Dropout", "Linear"]
     assert mlp([4, 5, 3], output_bias=False)[-1].bias is None
@@ -93,6 +93,6 @@ def test_convolutional_net_halves_its_maps() -> None:
         (lambda: cnn((1, 8, 8), 3, (4,), activation="none"), "activation"),
     ],
 )
-def test_bad_values_are_errors(make: Any, message: str) -> None:
+def test_bad_values_are_refused(make: Any, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         make()

@@ -1,4 +1,4 @@
-"""VGG8b, VGG11b and residual nets: shapes, walls, and parameters counted by hand and as published."""
+"""VGG8b, VGG11b and residual networks: shapes, block boundaries, and published numbers of parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def count(module: nn.Module) -> int:
 def vgg_parameters(
     shape: tuple[int, int, int], layers: tuple[int | str, ...], width: int, hidden: int
 ) -> int:
-    """Weights without biases, two values of normalisation for each channel, and an output layer for 10."""
+    """Weights without biases, two parameters of batch norm for each channel, and the output layer."""
     channels, side, _ = shape
     total = 0
     for layer in layers:
@@ -48,7 +48,7 @@ def test_vgg_has_the_published_parameters(
     with torch.device("meta"):
         net = vgg(shape, 10, layers, width)
     assert count(net) == vgg_parameters(shape, layers, width, 1024)
-    # The paper's table of results counts in tenths of a million.
+    # The paper rounds to 0.1 million.
     assert abs(count(net) / 1e6 - millions) < 0.06
 
 
@@ -61,14 +61,14 @@ def test_resnet_18_has_the_known_parameters_and_resnet_34_those_of_its_blocks() 
     assert count(larger) == 11_173_962 + more
 
 
-def test_a_residual_net_without_parameters_in_norms_and_shortcuts_has_convolutions_alone() -> None:
+def test_layer_norm_and_pad_shortcuts_have_no_parameters() -> None:
     net = resnet((1, 28, 28), 10, blocks=(1, 1), width=0.25, norm="layer", shortcut="pad")
     convolutions = 9 * (16 + 2 * 16 * 16 + 16 * 32 + 32 * 32)
     assert count(net) == convolutions + 32 * 10 + 10
 
 
 @pytest.mark.parametrize("shape", IMAGES)
-def test_nets_take_both_sizes_of_images_and_start_with_finite_gradients(shape: tuple[int, int, int]) -> None:
+def test_nets_accept_both_image_sizes_and_have_finite_initial_gradients(shape: tuple[int, int, int]) -> None:
     x = torch.rand(4, *shape)
     for net in (
         vgg(shape, 10, width=1 / 16, dropout=0.1),
@@ -82,7 +82,7 @@ def test_nets_take_both_sizes_of_images_and_start_with_finite_gradients(shape: t
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_vgg_halves_its_maps_where_it_is_published_to() -> None:
+def test_vgg_halves_its_maps_at_the_published_layers() -> None:
     x, sides = torch.rand(2, 1, 28, 28), []
     for module in vgg((1, 28, 28), 10, width=1 / 16):
         x = module(x)
@@ -91,7 +91,7 @@ def test_vgg_halves_its_maps_where_it_is_published_to() -> None:
     assert sides == [(8, 28), (16, 28), (16, 14), (32, 14), (32, 7), (32, 3)]
 
 
-def test_a_cut_behind_activations_leaves_pooling_dropout_and_norms_to_the_next_block() -> None:
+def test_a_cut_after_activations_puts_pooling_dropout_and_norms_into_the_next_block() -> None:
     net = vgg((1, 28, 28), 10, width=1 / 16, dropout=0.1)
     cascade = bpfree.localize(net, cut="activation", output="apart")
     assert len(cascade.units) == 8
@@ -102,7 +102,7 @@ def test_a_cut_behind_activations_leaves_pooling_dropout_and_norms_to_the_next_b
     assert all(isinstance(block.body[0], RowNorm) for block in by_layer.units[1:])
 
 
-def test_walls_stand_between_residual_blocks() -> None:
+def test_block_boundaries_are_between_residual_blocks() -> None:
     net = resnet((1, 28, 28), 10, width=1 / 16, norm="layer", shortcut="pad", dropout=0.1)
     cascade = bpfree.localize(net, cut="activation", output="none")
     kinds = [[type(m).__name__ for m in block.body] for block in cascade.units]
@@ -112,12 +112,12 @@ def test_walls_stand_between_residual_blocks() -> None:
 
 def test_the_padded_shortcut_keeps_every_second_pixel_and_adds_empty_channels() -> None:
     x = torch.rand(2, 3, 5, 4)
-    found = PadShortcut(5, 2)(x)
-    assert found.shape == (2, 5, 3, 2)
-    assert torch.equal(found[:, :3], x[:, :, ::2, ::2])
-    assert found[:, 3:].abs().max() == 0
+    result = PadShortcut(5, 2)(x)
+    assert result.shape == (2, 5, 3, 2)
+    assert torch.equal(result[:, :3], x[:, :, ::2, ::2])
+    assert result[:, 3:].abs().max() == 0
 
 
-def test_images_too_small_for_the_poolings_are_refused() -> None:
+def test_images_that_are_too_small_to_be_halved_are_refused() -> None:
     with pytest.raises(BadValue, match="images of 8x8 cannot be halved 4 times"):
         vgg((1, 8, 8), 3)

@@ -1,4 +1,4 @@
-"""What counts as a weight matrix, and where a layer's features are."""
+"""Weight matrices of modules, and the axis of their features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from bpfree import BadValue
-from bpfree.nn.weights import feature_axis, is_fresh, is_plain, weight_matrices
+from bpfree.nn.weights import feature_axis, has_default_init, is_plain, weight_matrices
 
 
 class Gain(nn.Module):
@@ -23,7 +23,7 @@ class Gain(nn.Module):
 
 
 class Project(nn.Module):
-    """A linear map that is no `nn.Linear`."""
+    """A linear map that is not an `nn.Linear`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Project(nn.Module):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
-def test_matrices_and_kernels_count_and_what_only_scales_does_not(module: nn.Module, count: int) -> None:
+def test_matrices_and_kernels_count_but_scales_and_shifts_do_not(module: nn.Module, count: int) -> None:
     assert len(list(weight_matrices(module))) == count
 
 
@@ -78,21 +78,21 @@ def test_layers_that_do_more_than_a_product_are_not_plain() -> None:
     assert is_plain(computed, computed=True)
 
 
-def test_weights_as_torch_draws_them_are_told_from_others() -> None:
+def test_default_initialization_is_recognized() -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         layers = (nn.Linear(3, 2), nn.Linear(64, 32), nn.Conv2d(16, 32, 3), nn.ConvTranspose2d(32, 16, 3))
-        assert all(is_fresh(layer) for layer in layers)
+        assert all(has_default_init(layer) for layer in layers)
         for layer in layers[1:]:
-            moved = torch.optim.Adam(layer.parameters(), 1e-3)
+            optimizer = torch.optim.Adam(layer.parameters(), 1e-3)
             for p in layer.parameters():
                 p.grad = torch.randn_like(p)
-            moved.step()
-            assert not is_fresh(layer)
+            optimizer.step()
+            assert not has_default_init(layer)
     decayed = nn.Linear(64, 32)
     with torch.no_grad():
         decayed.weight.mul_(0.8)
-    assert not is_fresh(decayed)
+    assert not has_default_init(decayed)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_weights_as_torch_draws_them_are_told_from_others() -> None:
         (nn.ReLU(), (2, 5, 6), 1),
     ],
 )
-def test_features_are_on_the_axis_as_long_as_the_last_layer_is_wide(
+def test_feature_axis_has_the_size_of_the_last_layer(
     module: nn.Module, shape: tuple[int, ...], axis: int
 ) -> None:
     assert feature_axis(module, torch.zeros(shape)) == axis

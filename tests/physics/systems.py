@@ -1,4 +1,4 @@
-"""Devices that tests share."""
+"""Systems that several tests use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bpfree.physics import AcousticCavity, AcousticMembranes, MicrowaveCavity, MultimodeFibre, Simulated
+from bpfree.physics import AcousticCavity, AcousticMembranes, MicrowaveCavity, MultimodeFiber, Simulated
 from bpfree.physics.calibration import probes
 from bpfree.physics.system import Array
 
 
-def small_fibre(**options: Any) -> MultimodeFibre:
-    return MultimodeFibre(**{"grid": 8, "mask_radius": 3.0, **options})
+def small_fiber(**options: Any) -> MultimodeFiber:
+    return MultimodeFiber(**{"grid": 8, "mask_radius": 3.0, **options})
 
 
 def small_microwave(**options: Any) -> MicrowaveCavity:
@@ -26,15 +26,15 @@ def small_membranes(**options: Any) -> AcousticMembranes:
     return AcousticMembranes(**{**settings, "duration_s": 0.024, "step_s": 1 / 16000, **options})
 
 
-#: Every simulated kind, small; each takes the options of `Simulated`.
+#: A small system of every simulated kind; each accepts the options of `Simulated`.
 SIMULATED: dict[str, Callable[..., Simulated]] = {
     "acoustic": AcousticCavity,
     "membranes": small_membranes,
-    "fibre": small_fibre,
-    "fibre with Kerr": lambda **options: small_fibre(kerr=0.5, kerr_steps=2, **options),
-    "unitary fibre": lambda **options: small_fibre(transmission="unitary", **options),
+    "fiber": small_fiber,
+    "fiber with Kerr": lambda **options: small_fiber(kerr=0.5, kerr_steps=2, **options),
+    "unitary fiber": lambda **options: small_fiber(transmission="unitary", **options),
     "microwave": small_microwave,
-    "analogue microwave": lambda **options: small_microwave(bits=None, **options),
+    "analog microwave": lambda **options: small_microwave(bits=None, **options),
 }
 
 
@@ -44,7 +44,7 @@ def drives(system: Any, n: int = 16, seed: int = 7) -> Array:
 
 
 class Doubler:
-    """The dozen lines that a lab writes: y = (2 u, -u)."""
+    """A minimal system: y = (2 u, -u)."""
 
     n_in, n_out, input_range = 3, 6, (-1.0, 1.0)
 
@@ -67,7 +67,7 @@ def _raising(error: Exception) -> Callable[[Array], Array]:
     return fault
 
 
-#: What makes an answer that is none of the right one ``[B, 6]``.
+#: Functions that convert the correct output ``[B, 6]`` to an invalid one.
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "complex": lambda y: y + 0j,
     "complex64": lambda y: (y + 1j).astype(np.complex64),

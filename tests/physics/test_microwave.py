@@ -1,4 +1,4 @@
-"""The programmable cavity: passive, resonant, and nonlinear in its program."""
+"""The microwave cavity: passive, resonant, and nonlinear in the configuration."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def test_the_cavity_is_passive(q: float, coupling: float) -> None:
     cavity = small_microwave(q=q, atom_coupling=coupling, noise=0.0)
     values = torch.linalg.svdvals(cavity.scattering())
     assert float(values.max()) <= 1 + 1e-12
-    assert float(values.min()) < 1, "it has losses"
+    assert float(values.min()) < 1, "the cavity has losses"
     assert cavity.forward(drives(cavity, 200)).max() <= 1
 
 
 def test_a_cavity_that_amplifies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other sign of the loss makes gain; the check sees it."""
+    """A loss with the opposite sign is a gain."""
     cavity = small_microwave()
     cavity.q = -cavity.q
     with pytest.raises(AssertionError, match="passive"):
         cavity.scattering()
 
 
-def test_waves_go_both_ways_alike() -> None:
+def test_scattering_matrix_is_symmetric() -> None:
     s = small_microwave().scattering()
     torch.testing.assert_close(s, s.mT)
 
 
 def test_one_resonance_is_the_textbook_lorentzian() -> None:
-    """One mode, two ports, no atoms in play: S21 = -2 i w1 w2 / (f0 - f + i (f / 2Q + w1^2 + w2^2))."""
+    """One mode, two ports, no effect of atoms: S21 = -2 i w1 w2 / (f0 - f + i (f / 2Q + w1^2 + w2^2))."""
     cavity = small_microwave(modes=1, atoms=1, noise=0.0)
     w = (cavity._disorder["waves"][0] * math.sqrt(5e8 / math.pi)).numpy()
     w = w * np.sqrt([0.9, 0.9, cavity.atom_coupling])
@@ -52,12 +52,12 @@ def test_one_resonance_is_the_textbook_lorentzian() -> None:
     np.testing.assert_allclose(cavity.scattering()[:, 1, 0].numpy(), expected, rtol=1e-10)
 
 
-def test_the_answer_is_the_loaded_scattering_matrix() -> None:
-    """Against another formula: terminate the atoms' ports one after the other."""
+def test_output_matches_sequentially_terminated_ports() -> None:
+    """Against another formula: the ports of the atoms are terminated one by one."""
     cavity = small_microwave(atoms=3, receivers=2, bits=None, noise=0.0)
     u = drives(cavity, 3)
     s = cavity.scattering().numpy()
-    for row, answer in zip(u, cavity.forward(u), strict=True):
+    for row, output in zip(u, cavity.forward(u), strict=True):
         loaded = s
         for value in row[::-1]:
             gamma = 0.95 * np.exp(1j * np.pi * (1 - value))
@@ -65,7 +65,7 @@ def test_the_answer_is_the_loaded_scattering_matrix() -> None:
             loaded = (
                 loaded[:, :-1, :-1] + loaded[:, :-1, -1:] * gamma / (1 - gamma * last) @ loaded[:, -1:, :-1]
             )
-        np.testing.assert_allclose(answer, np.abs(loaded[:, 1:, 0]).T.ravel(), rtol=1e-10)
+        np.testing.assert_allclose(output, np.abs(loaded[:, 1:, 0]).T.ravel(), rtol=1e-10)
 
 
 def test_levels_are_unfolded_and_repel() -> None:
@@ -93,20 +93,20 @@ def test_one_bit_has_two_states() -> None:
     cavity = small_microwave(noise=0.0)
     u = drives(cavity, 50)
     np.testing.assert_array_equal(cavity.forward(u), cavity.forward((u > 0.5).astype(float)))
-    analogue = small_microwave(noise=0.0, bits=None)
+    analog = small_microwave(noise=0.0, bits=None)
     corners = (u > 0.5).astype(float)
-    np.testing.assert_allclose(analogue.forward(corners), cavity.forward(corners), rtol=1e-10)
+    np.testing.assert_allclose(analog.forward(corners), cavity.forward(corners), rtol=1e-10)
 
 
-def test_the_twin_of_a_one_bit_surface_passes_the_gradient_straight_through() -> None:
+def test_digital_model_of_a_one_bit_surface_has_a_straight_through_gradient() -> None:
     cavity = small_microwave(noise=0.0)
-    one_bit = cavity.differentiable_twin()
-    analogue = small_microwave(noise=0.0, bits=None).differentiable_twin()
+    one_bit = cavity.digital_model()
+    analog = small_microwave(noise=0.0, bits=None).digital_model()
     corners = torch.from_numpy((drives(cavity, 3) > 0.5).astype(float))
     gradients = []
-    for twin in (one_bit, analogue):
+    for model in (one_bit, analog):
         u = corners.clone().requires_grad_()
-        twin(u).sum().backward()
+        model(u).sum().backward()
         gradients.append(u.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert float(gradients[0].abs().max()) > 0

@@ -1,4 +1,4 @@
-"""The proofs that learning with a device needs no model of it, on a learner written out by hand.
+"""Learning with a device needs no model of it: tests with a learner that uses no trainer of bpfree.
 
 The learner is a layer of physical local learning after Momeni et al. (Science 382, 1297, 2023): a matrix
 behind the device, trained in closed form on pairs of a true and a false label, two layers, no skip.
@@ -33,7 +33,7 @@ class Learner:
         self.xi = [x / np.linalg.norm(x) for x in rng.standard_normal((2, WIDTH))]
         self.history: list[Array] = []
 
-    def ask(self, layer: int, h: Array) -> Array:
+    def device_outputs(self, layer: int, h: Array) -> Array:
         low, high = self.device.input_range
         u = 0.5 + 0.3 * (h / np.linalg.norm(h, axis=1, keepdims=True)) @ self.into[layer].T
         return self.device.forward(low + (high - low) * np.clip(u, 0, 1))
@@ -50,15 +50,15 @@ class Learner:
         pair = [np.concatenate([2.0 * np.eye(CLASSES)[label], x], axis=1) for label in (y, wrong)]
         for layer in range(2):
             with self.device.counters("train"):
-                answers = [self.ask(layer, h) for h in pair]
+                outputs = [self.device_outputs(layer, h) for h in pair]
             for _ in range(self.inner_steps):
                 (g_pos, d_pos), (g_neg, d_neg) = (
-                    self.goodness(layer, f @ self.weights[layer].T) for f in answers
+                    self.goodness(layer, f @ self.weights[layer].T) for f in outputs
                 )
                 c = THETA / (1 + np.exp(THETA * (g_pos - g_neg)))
-                gradient = (c[:, None] * d_pos).T @ answers[0] - (c[:, None] * d_neg).T @ answers[1]
+                gradient = (c[:, None] * d_pos).T @ outputs[0] - (c[:, None] * d_neg).T @ outputs[1]
                 self.weights[layer] = self.weights[layer] + lr * gradient / len(y)
-            pair = [f @ self.weights[layer].T for f in answers]
+            pair = [f @ self.weights[layer].T for f in outputs]
         self.history += [w.copy() for w in self.weights]
 
     def predict(self, x: Array) -> Array:
@@ -68,14 +68,14 @@ class Learner:
                 h = np.concatenate([2.0 * np.tile(np.eye(CLASSES)[label], (len(x), 1)), x], axis=1)
                 total = np.zeros(len(x))
                 for layer in range(2):
-                    h = self.ask(layer, h) @ self.weights[layer].T
+                    h = self.device_outputs(layer, h) @ self.weights[layer].T
                     total += self.goodness(layer, h)[0]
                 totals.append(total)
         return np.argmax(totals, axis=0)
 
 
 def samples(n: int = 60) -> tuple[Array, Array]:
-    """Three classes, told apart by which of the four values is large."""
+    """Three classes; one of the first three values is large."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, n)
     return 0.3 * rng.random((n, 4)) + np.eye(CLASSES, 4)[y], y
@@ -98,23 +98,23 @@ def assert_same_weights(a: Sequence[Array], b: Sequence[Array]) -> None:
 
 
 class Signs(AcousticCavity):
-    """Tells only whether an amplitude is above that of a middling drive; a slope of 0 nearly everywhere."""
+    """Returns whether an amplitude is above that of a medium drive; the derivative is 0 almost everywhere."""
 
     def forward(self, u: Array) -> Array:
         return np.sign(super().forward(u) - super().forward(np.full((1, self.n_in), 0.5)))
 
 
-def test_t3_a_device_without_derivative_is_learned_with() -> None:
+def test_t3_learning_works_with_a_non_differentiable_device() -> None:
     learner = train(Signs(noise=0.0), epochs=20)
     x, y = samples()
     assert np.mean(learner.predict(x) == y) > 0.95
     u = learner.device.system.forward(np.full((1, 20), 0.3))
-    nudged = learner.device.system.forward(np.full((1, 20), 0.3 + 1e-9))
-    np.testing.assert_array_equal(u, nudged)
+    shifted = learner.device.system.forward(np.full((1, 20), 0.3 + 1e-9))
+    np.testing.assert_array_equal(u, shifted)
 
 
 @pytest.mark.parametrize("make", SIMULATED.values(), ids=SIMULATED.keys())
-def test_t4_training_from_a_record_gives_the_same_weights(make: Any, tmp_path: Path) -> None:
+def test_t4_training_on_a_record_gives_the_same_weights(make: Any, tmp_path: Path) -> None:
     recorder = Recorder(make(noise=0.1))
     first = train(recorder, epochs=2)
     recorder.save(tmp_path / "run.npz")
@@ -126,14 +126,14 @@ def test_t4_training_from_a_record_gives_the_same_weights(make: Any, tmp_path: P
 
 def test_t7_training_through_a_pipe_gives_the_same_weights() -> None:
     code = "from bpfree.physics import AcousticCavity, serve; serve(AcousticCavity(noise=0.1))"
-    with ProcessSystem([sys.executable, "-c", code]) as there:
-        piped = train(there)
+    with ProcessSystem([sys.executable, "-c", code]) as system:
+        piped = train(system)
     assert_same_weights(train(AcousticCavity(noise=0.1)).history, piped.history)
 
 
 @pytest.mark.parametrize("inner_steps", [1, 7])
 @pytest.mark.parametrize("max_rows", [None, 9])
-def test_t8_passes_are_the_formula_whatever_the_inner_steps_and_batches(
+def test_t8_passes_match_the_formula_for_any_inner_steps_and_batches(
     inner_steps: int, max_rows: int | None
 ) -> None:
     learner = Learner(Device(AcousticCavity(), max_rows=max_rows), inner_steps)
@@ -148,7 +148,7 @@ def test_t8_passes_are_the_formula_whatever_the_inner_steps_and_batches(
     assert learner.device.passes == {**expected, "calibration": 0, "other": 0}
 
 
-def test_a_device_that_fails_one_call_in_a_hundred_changes_nothing() -> None:
+def test_retried_failures_do_not_change_the_weights() -> None:
     class Unreliable(AcousticCavity):
         rng = np.random.default_rng(0)
         failures = 0
@@ -166,15 +166,15 @@ def test_a_device_that_fails_one_call_in_a_hundred_changes_nothing() -> None:
     assert unreliable.device.passes == reliable.device.passes
 
 
-def test_a_twin_that_raises_has_no_say() -> None:
-    class NoTwin(AcousticCavity):
-        def differentiable_twin(self, mismatch: float = 0.0, seed: int = 0) -> Any:
-            raise AssertionError("nobody may ask for the twin")
+def test_learning_does_not_use_the_digital_model() -> None:
+    class NoModel(AcousticCavity):
+        def digital_model(self, mismatch: float = 0.0, seed: int = 0) -> Any:
+            raise AssertionError("the digital model was requested")
 
-    assert_same_weights(train(NoTwin()).history, train(AcousticCavity()).history)
+    assert_same_weights(train(NoModel()).history, train(AcousticCavity()).history)
 
 
-def test_the_learner_does_learn() -> None:
+def test_the_learner_reaches_high_accuracy() -> None:
     x, y = samples()
     learner = train(AcousticCavity(), epochs=20)
     assert np.mean(learner.predict(x) == y) > 0.95

@@ -1,4 +1,4 @@
-"""A record answers as the device did, in its order, and nothing else."""
+"""A record returns the outputs of the device, in the same order, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_a_noisy_device_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     recorder = Recorder(AcousticCavity(noise=0.1))
     u = drives(recorder, 6)
     sent = [u, u, u[:1], u[2:5].astype(np.float32)]
-    answers = [recorder.forward(drive) for drive in sent]
-    assert not np.array_equal(answers[0], answers[1]), "one drive, two noisy answers"
+    outputs = [recorder.forward(drive) for drive in sent]
+    assert not np.array_equal(outputs[0], outputs[1]), "two noisy outputs for one drive"
     recorder.save(tmp_path / "cavity.npz")
     replay = Replay(tmp_path / "cavity.npz")
     assert (replay.n_in, replay.n_out, replay.input_range, replay.kind) == (20, 20, (0.0, 1.0), "recorded")
-    for drive, answer in zip(sent, answers, strict=True):
-        np.testing.assert_array_equal(replay.forward(drive), answer)
+    for drive, output in zip(sent, outputs, strict=True):
+        np.testing.assert_array_equal(replay.forward(drive), output)
     with pytest.raises(DeviceError, match="ends after 4"):
         replay.forward(u)
 
@@ -40,10 +40,10 @@ def test_another_drive_is_refused_and_not_retried(tmp_path: Path) -> None:
     replay = Replay(tmp_path / "r.npz")
     with pytest.raises(DeviceError):
         replay.forward(u + 1)
-    np.testing.assert_array_equal(replay.forward(u), Doubler().forward(u))  # the refused call took nothing
+    np.testing.assert_array_equal(replay.forward(u), Doubler().forward(u))  # the refused call is not skipped
 
 
-def test_a_resumed_replay_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_replay_continues_at_the_same_call(tmp_path: Path) -> None:
     recorder = Recorder(Doubler())
     parts = np.split(drives(recorder, 6), 3)
     for part in parts:
@@ -72,8 +72,8 @@ def test_failed_calls_are_not_recorded(tmp_path: Path) -> None:
     Replay(tmp_path / "r.npz").forward(u)
 
 
-def test_what_is_no_record_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadValue, match="nothing was recorded"):
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="no call was recorded"):
         Recorder(Doubler()).save(tmp_path / "r.npz")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "text.npz").write_text("no record")
@@ -99,10 +99,10 @@ def test_what_is_no_record_is_said(tmp_path: Path) -> None:
         {"input_range": np.array(1.0)},
     ],
 )
-def test_a_record_whose_arrays_do_not_fit_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_records_with_inconsistent_arrays_are_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     whole = {"u": np.zeros((4, 3)), "y": np.zeros((4, 6)), "rows": [4], "input_range": [-1.0, 1.0]}
     np.savez(tmp_path / "r.npz", **whole)  # type: ignore[arg-type]
     Replay(tmp_path / "r.npz").forward(np.zeros((4, 3)))
     np.savez(tmp_path / "r.npz", **(whole | changed))
-    with pytest.raises(BadValue, match="no record of a device"):
+    with pytest.raises(BadValue, match="not a record of a device"):
         Replay(tmp_path / "r.npz")

@@ -1,4 +1,4 @@
-"""What holds for every simulated system: seeds, chunks, drift, twins, frozen windows."""
+"""Every simulated system: seeds, chunks, drift, digital models, frozen state."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ def test_shapes_dtypes_and_kind(make: Any) -> None:
 
 
 @every
-def test_disorder_and_noise_have_seeds_of_their_own(make: Any) -> None:
+def test_disorder_and_noise_have_separate_seeds(make: Any) -> None:
     u = drives(make())
 
-    def answer(**seeds: int) -> Any:
+    def output(**seeds: int) -> Any:
         return make(noise=0.1, **seeds).forward(u)
 
-    np.testing.assert_array_equal(answer(), answer())
-    assert not np.allclose(answer(), answer(seed_noise=1))
+    np.testing.assert_array_equal(output(), output())
+    assert not np.allclose(output(), output(seed_noise=1))
     with_noise = [make(noise=0.1, seed_noise=s) for s in (0, 1)]
-    answers = []
+    outputs = []
     for system in with_noise:
         with system.frozen():
-            answers.append(system.forward(u))
-    np.testing.assert_array_equal(answers[0], answers[1])
+            outputs.append(system.forward(u))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.allclose(make(noise=0).forward(u), make(noise=0, seed_device=1).forward(u))
 
 
 @every
-def test_answers_do_not_depend_on_chunks(make: Any) -> None:
+def test_outputs_do_not_depend_on_chunks(make: Any) -> None:
     u = drives(make(), 7)
     whole = make(noise=0.0).forward(u)
     np.testing.assert_allclose(make(noise=0.0, chunk=3).forward(u), whole, rtol=1e-10, atol=1e-12)
     rows = Device(make(noise=0.0), max_rows=1).forward(u)
     np.testing.assert_allclose(rows, whole, rtol=1e-10, atol=1e-12)
-    # Neither does the noise: it is drawn row after row.
+    # The noise does not either: it is sampled row by row.
     noisy = make(noise=0.1).forward(u)
     np.testing.assert_allclose(make(noise=0.1, chunk=3).forward(u), noisy, rtol=1e-10, atol=1e-12)
 
 
-def test_noise_in_single_precision_is_drawn_row_after_row_and_goes_on_after_a_stop() -> None:
+def test_noise_in_single_precision_is_sampled_by_row_and_resumes() -> None:
     def make(chunk: int = 256) -> Any:
-        # 3 outputs: an odd number of draws leaves half a word in the generator.
+        # 3 outputs: an odd number of samples leaves half a word in the generator.
         return AcousticCavity(2, 3, 1, noise=0.1, dtype=torch.float32, chunk=chunk)
 
     u = drives(make(), 7).astype(np.float32)
@@ -73,7 +73,7 @@ def test_noise_in_single_precision_is_drawn_row_after_row_and_goes_on_after_a_st
 
 
 @every
-def test_noise_has_the_given_size_and_frozen_ends_it(make: Any) -> None:
+def test_noise_has_the_given_size_and_is_off_while_frozen(make: Any) -> None:
     system = make(noise=0.1)
     if hasattr(system, "saturation"):
         pytest.skip("noise comes before the camera's saturation and pooling; see test_optical")
@@ -87,31 +87,31 @@ def test_noise_has_the_given_size_and_frozen_ends_it(make: Any) -> None:
 
 
 @every
-def test_the_exact_twin_is_the_device_and_others_come_apart(make: Any) -> None:
+def test_digital_model_is_exact_without_mismatch_and_its_error_grows(make: Any) -> None:
     system = make(noise=0.1)
     u = drives(system)
     with system.frozen():
         clean = system.forward(u)
 
-    def twin(eps: float) -> Any:
-        return system.differentiable_twin(eps)(torch.from_numpy(u)).detach().numpy()
+    def model(eps: float) -> Any:
+        return system.digital_model(eps)(torch.from_numpy(u)).detach().numpy()
 
-    np.testing.assert_allclose(twin(0.0), clean, rtol=1e-9, atol=1e-9)
-    errors = [np.abs(twin(eps) - clean).mean() for eps in (0.0, 0.05, 0.3, 1.0)]
+    np.testing.assert_allclose(model(0.0), clean, rtol=1e-9, atol=1e-9)
+    errors = [np.abs(model(eps) - clean).mean() for eps in (0.0, 0.05, 0.3, 1.0)]
     assert errors == sorted(errors) and errors[1] > 1e-6
     with pytest.raises(BadValue, match="eps"):
-        system.differentiable_twin(1.5)
+        system.digital_model(1.5)
 
 
 @every
-def test_the_twin_has_the_gradient_of_finite_differences(make: Any) -> None:
-    options = {"drive_bits": None, "camera_bits": None} if "fibre" in _name(make) else {}
+def test_digital_model_has_the_gradient_of_finite_differences(make: Any) -> None:
+    options = {"drive_bits": None, "camera_bits": None} if "fiber" in _name(make) else {}
     system = make(noise=0.0, **options)
     if getattr(system, "bits", None) is not None:
         pytest.skip("a 1-bit surface has a straight-through gradient only; see test_microwave")
-    twin = system.differentiable_twin()
+    model = system.digital_model()
     u = torch.from_numpy(drives(system, 1) * 0.8 + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: twin(v)[:, :2], (u,), eps=1e-6, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda v: model(v)[:, :2], (u,), eps=1e-6, atol=1e-4)
 
 
 def _name(make: Any) -> str:
@@ -119,17 +119,17 @@ def _name(make: Any) -> str:
 
 
 @every
-def test_the_twin_holds_no_parameters_and_the_device_ignores_it(make: Any) -> None:
+def test_digital_model_has_no_parameters_and_does_not_change_the_device(make: Any) -> None:
     system = make()
-    twin = system.differentiable_twin()
-    assert list(twin.parameters()) == []
+    model = system.digital_model()
+    assert list(model.parameters()) == []
     before = make().forward(drives(system))
-    twin(torch.from_numpy(drives(system)))
+    model(torch.from_numpy(drives(system)))
     np.testing.assert_array_equal(system.forward(drives(system)), before)
 
 
 @every
-def test_drift_forgets_with_its_correlation_time(make: Any) -> None:
+def test_drift_has_the_given_correlation_time(make: Any) -> None:
     system = make(noise=0.0, drift_time_s=10.0)
     before = {name: part.clone() for name, part in system._disorder.items()}
     system.advance(5.0)
@@ -159,12 +159,12 @@ def test_time_passes_with_the_rows_and_not_while_frozen(make: Any) -> None:
     assert system.time_s == 2.0
     with system.frozen():
         assert not np.allclose(system.forward(u), first)
-    with pytest.raises(BadValue, match="backwards"):
+    with pytest.raises(BadValue, match="at least 0 seconds"):
         system.advance(-1)
 
 
 @every
-def test_a_disturbed_device_is_its_twin_of_that_mismatch(make: Any) -> None:
+def test_disturb_changes_a_device_by_the_given_amount(make: Any) -> None:
     system = make(noise=0.0)
     u = drives(system)
     clean = system.forward(u)
@@ -176,7 +176,7 @@ def test_a_disturbed_device_is_its_twin_of_that_mismatch(make: Any) -> None:
 
 
 @every
-def test_state_resumes_with_the_same_bits(make: Any) -> None:
+def test_state_resumes_bit_for_bit(make: Any) -> None:
     def run(system: Simulated) -> Any:
         system.advance(1.0)
         return system.forward(u)
@@ -191,7 +191,7 @@ def test_state_resumes_with_the_same_bits(make: Any) -> None:
     first.disturb(0.3)
     second.load_state_dict(first.state_dict())
     np.testing.assert_array_equal(run(first), run(second))
-    # A device that stood still has nothing to say of its disorder; one that is put back has its first one.
+    # The state of a device without drift has no disorder; loading it restores the initial disorder.
     second.load_state_dict(make(noise=0.1).state_dict())
     with second.frozen():
         np.testing.assert_array_equal(second.forward(u), make(noise=0.0).forward(u))
@@ -210,6 +210,6 @@ def test_haar_unitary_is_unitary_and_has_no_preferred_phase() -> None:
     normal = torch.from_numpy(random(0, "test").standard_normal((2, 400, 3, 3)))
     u = haar_unitary(*normal)
     torch.testing.assert_close(u @ u.mH, torch.eye(3, dtype=u.dtype).expand(400, 3, 3))
-    # Without the correction of phases the QR decomposition's eigenvalues are not uniform on the circle.
+    # Without a correction of phases, the eigenvalues of a QR decomposition are not uniform on the circle.
     assert float(torch.linalg.det(u).mean().abs()) < 0.1
     assert float(u.mean(0).abs().max()) < 0.1

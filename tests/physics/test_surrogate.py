@@ -1,4 +1,4 @@
-"""A fitted cavity: it finds the cavity that made the measurements, and says that it is none."""
+"""The fitted cavity recovers the cavity of the measurements, and reports that it is a surrogate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES, TONES = 3, 2
 
 
 def measured(noise: float = 0.02, n: int = 1500) -> tuple[Array, Array, Array]:
-    """Drives, answers, and the true complex weights of the first three outputs.
+    """Return drives, outputs, and the true complex weights of the first three outputs.
 
     Outputs 0 and 1 follow tones 0 and 1, output 2 tone 1 with an offset, output 3 is linear, output 4 noise.
     """
@@ -39,30 +39,30 @@ def surrogate() -> CavitySurrogate:
     return CavitySurrogate(u, y, sources=SOURCES)
 
 
-def test_it_finds_the_weights_up_to_their_common_phase() -> None:
+def test_fit_recovers_the_weights_up_to_a_common_phase() -> None:
     u, y, weights = measured(noise=0.0)
     a = np.concatenate([u.reshape(-1, SOURCES, TONES)[:, :, 0], np.ones((len(u), 1))], axis=1)
-    found = fit_magnitudes(a[:, None], y[:, :1])[0]
-    phase = weights[0, 0] / found[0]
+    result = fit_magnitudes(a[:, None], y[:, :1])[0]
+    phase = weights[0, 0] / result[0]
     # A mirrored set of weights (complex conjugates) has the same magnitudes.
-    mirrored = weights[0, 0] / found[0].conj()
+    mirrored = weights[0, 0] / result[0].conj()
     error = min(
-        np.abs(found * phase / abs(phase) - weights[0]).max(),
-        np.abs(found.conj() * mirrored / abs(mirrored) - weights[0]).max(),
+        np.abs(result * phase / abs(phase) - weights[0]).max(),
+        np.abs(result.conj() * mirrored / abs(mirrored) - weights[0]).max(),
     )
     assert error < 1e-6
 
 
-def test_it_tells_magnitudes_from_straight_lines_and_knows_what_it_does_not() -> None:
+def test_fit_selects_magnitude_or_linear_outputs_and_estimates_the_noise() -> None:
     model = surrogate()
     assert model.magnitudes[:3].all() and model.tone[:4].tolist() == [0, 1, 1, 0]
     assert (model.r_squared[:3] > 0.97).all() and abs(model.r_squared[4]) < 0.1
-    # What is left is the noise that was put in.
+    # The residual is the noise of the measurements.
     np.testing.assert_allclose(model._residual[:3], 0.02, rtol=0.25)
     assert 0.98 < model.total_r_squared < 1
 
 
-def test_it_answers_as_the_cavity_does() -> None:
+def test_outputs_match_the_cavity() -> None:
     u, _, _ = measured()
     clean = measured(noise=0.0)[1]
     model = surrogate()
@@ -73,7 +73,7 @@ def test_it_answers_as_the_cavity_does() -> None:
     np.testing.assert_allclose(noise.std(axis=0), model._residual, rtol=0.3)
 
 
-def test_every_report_says_that_it_is_a_surrogate_and_how_often_it_guesses() -> None:
+def test_reports_contain_the_kind_and_the_rows_out_of_range() -> None:
     u, y, _ = measured()
     device = Device(CavitySurrogate(u, y, sources=SOURCES))
     device.forward(u[:30])
@@ -89,22 +89,22 @@ def test_every_report_says_that_it_is_a_surrogate_and_how_often_it_guesses() -> 
     np.testing.assert_array_equal(resumed.forward(u[:3]), device.forward(u[:3]))
 
 
-def test_its_twin_is_exact_without_mismatch() -> None:
+def test_digital_model_is_exact_without_mismatch() -> None:
     model = surrogate()
     u = measured()[0][:20]
     with model.frozen():
         clean = model.forward(u)
-    np.testing.assert_allclose(model.differentiable_twin()(torch.from_numpy(u)).numpy(), clean)
-    assert np.abs(model.differentiable_twin(0.3)(torch.from_numpy(u)).numpy() - clean).mean() > 0.05
+    np.testing.assert_allclose(model.digital_model()(torch.from_numpy(u)).numpy(), clean)
+    assert np.abs(model.digital_model(0.3)(torch.from_numpy(u)).numpy() - clean).mean() > 0.05
 
 
-def test_measurements_that_do_not_fit_are_refused() -> None:
+def test_invalid_measurements_are_refused() -> None:
     u, y, _ = measured()
     for bad in ((u[:50], y[:50]), (u, y[:-1]), (u[:, :-1], y)):
         with pytest.raises(BadValue, match="expected"):
             CavitySurrogate(*bad, sources=SOURCES)
-    dead, unread = y.copy(), y.copy()
-    dead[:, 1], unread[7, 1] = 0.5, 9.91e37
-    for broken, why in ((y + 0j, "real channels"), (dead, r"outputs \(1\)"), (unread, "no reading")):
+    constant, unread = y.copy(), y.copy()
+    constant[:, 1], unread[7, 1] = 0.5, 9.91e37
+    for broken, why in ((y + 0j, "real channels"), (constant, r"outputs \(1\)"), (unread, "missing reading")):
         with pytest.raises(BadValue, match=why):
             CavitySurrogate(u, broken, sources=SOURCES)

@@ -77,14 +77,14 @@ def test_another_input_of_a_block_raises_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_wrong_cached_features_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = Feed._keep
+    keep = Feed._cache_next
 
     def stale(self: Feed) -> None:
         keep(self)
         if self.features is not None:
             self.features = self.features * (1 + 1e-6)
 
-    monkeypatch.setattr(Feed, "_keep", stale)
+    monkeypatch.setattr(Feed, "_cache_next", stale)
     with pytest.raises(AssertionError, match="the greedy schedule with and without cached features"):
         assert_schedules_agree(make_trainer, vectors())
 

@@ -13,7 +13,7 @@ from bpfree import Autoencoder, BadValue, testing
 from bpfree.core.joint import JointBlock
 from bpfree.data import TensorData
 from bpfree.losses import MapPair, Reconstruction
-from bpfree.nn.autoencoder import twin
+from bpfree.nn.autoencoder import copy_with_new_weights
 
 G = torch.Generator().manual_seed(0)
 DATA = TensorData(torch.rand(40, 1, 9, 7, generator=G), torch.zeros(40, dtype=torch.long), 1)
@@ -53,7 +53,7 @@ def test_a_decoder_stage_has_four_outputs_for_each_position() -> None:
 
 def test_the_second_stage_has_its_own_weights() -> None:
     stage = bpfree.nn.autoencoder((1, 9, 7), (4, 6))[1]
-    other = twin(stage)
+    other = copy_with_new_weights(stage)
     weight = other[0].weight.flatten(1)
     assert str(other) == str(stage)
     assert not torch.isclose(weight, stage[0].weight.flatten(1)).any()
@@ -100,7 +100,9 @@ def test_the_reported_error_is_that_of_the_reconstructions() -> None:
         with torch.no_grad():
             expected = F.mse_loss(trainer.model(DATA.x), DATA.x).item()
         assert trainer.evaluate(DATA) == {"mse": pytest.approx(expected)}
-        errors = [-row["validation"]["last"] for row in history.rows]
+        errors = [row["validation"]["last"] for row in history.rows]
+        assert {row["metric"] for row in history.rows} == {"mse"}
+        assert history.stages[0]["best"] == min(errors)
         assert expected == pytest.approx(min(errors))
         assert errors[-1] < DATA.x.square().mean()
 

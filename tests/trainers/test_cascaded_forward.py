@@ -96,7 +96,7 @@ def test_the_prediction_is_the_sum_of_probabilities() -> None:
 def test_the_closed_form_needs_one_pass_and_caches_no_features(
     schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Feed, "_keep", lambda self: pytest.fail("features were cached"))
+    monkeypatch.setattr(Feed, "_cache_next", lambda self: pytest.fail("features were cached"))
     trainer = make(predictor="closed_form", schedule=schedule, lam=[0.01])
     history = trainer.fit(TRAIN, TEST, epochs=7, batch_size=16)
     assert [stage["epochs"] for stage in history.stages] == [1] * (1 if schedule == "simultaneous" else 2)

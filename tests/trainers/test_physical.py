@@ -39,10 +39,10 @@ def cavity(noise: float = 0.05, **options: Any) -> AcousticCavity:
 
 
 def trainer_on(
-    device: Any, *, layers: int = 2, skip: bool = True, normalise: Any = "none", **settings: Any
+    device: Any, *, layers: int = 2, skip: bool = True, normalize: Any = "none", **settings: Any
 ) -> Physical:
     torch.manual_seed(0)
-    net = physical_net([device] * layers, (WIDTH,), CLASSES, [15] * (layers - 1), "l2", skip, normalise)
+    net = physical_net([device] * layers, (WIDTH,), CLASSES, [15] * (layers - 1), "l2", skip, normalize)
     return Physical(net, progress=False, **settings)
 
 
@@ -96,14 +96,14 @@ def test_faults_of_a_system_are_detected() -> None:
             assert_model_free(system, vectors(24))
 
 
-@pytest.mark.parametrize("normalise", ["none", "calibrated"])
-def test_a_device_with_constant_outputs_ends_the_run(normalise: str) -> None:
+@pytest.mark.parametrize("normalize", ["none", "calibrated"])
+def test_a_device_with_constant_outputs_ends_the_run(normalize: str) -> None:
     class Off(Quantized):
         def forward(self, u: Any) -> Any:
             return np.zeros((len(u), self.n_out))
 
-    with pytest.raises(DeviceError, match=r"one answer to \d+ rows \(all 0\)"):
-        trainer_on(Device(Off()), normalise=normalise).fit(easy(160), epochs=1, batch_size=32)
+    with pytest.raises(DeviceError, match=r"same output for \d+ rows \(all 0\)"):
+        trainer_on(Device(Off()), normalize=normalize).fit(easy(160), epochs=1, batch_size=32)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -123,7 +123,7 @@ def test_the_number_of_passes_agrees_with_the_formulas() -> None:
 
 def test_layers_behind_a_device_without_a_derivative_are_trained() -> None:
     data = easy(160)
-    trainer = trainer_on(Device(Quantized()), skip=False, normalise="l2", lr=1e-2)
+    trainer = trainer_on(Device(Quantized()), skip=False, normalize="l2", lr=1e-2)
     trainer.fit(data, epochs=15, batch_size=32)
     assert trainer.evaluate(data)["accuracy"] > 0.9
     # With autograd through the same device all gradients are 0.
@@ -254,7 +254,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_including_passes(
         return cavity(drift_time_s=500.0, seconds_per_pass=0.1)
 
     assert_resumes(
-        make(drifting, inner_steps=2, normalise="calibrated", **settings), vectors(), tmp_path, vectors(20)
+        make(drifting, inner_steps=2, normalize="calibrated", **settings), vectors(), tmp_path, vectors(20)
     )
 
 

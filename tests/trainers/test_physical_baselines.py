@@ -70,7 +70,7 @@ def test_backpropagation_with_an_exact_digital_model_agrees_with_autograd_throug
     trainer.build(data.sample_shape, CLASSES)
     _, _, first, _, output = trainer.net.children()
     weights = [p.detach().clone().requires_grad_() for m in (first, output) for p in m.parameters()]
-    core = system.differentiable_twin(0.0)
+    core = system.digital_model(0.0)
 
     def layer(rows: torch.Tensor) -> torch.Tensor:
         drive = F.pad(rows.abs() / (rows.norm(dim=1, keepdim=True) + 1e-6), (0, 20 - rows.shape[1]))

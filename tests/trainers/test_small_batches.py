@@ -130,7 +130,7 @@ def test_the_default_of_drop_last_does_not_change_the_id_of_a_cell() -> None:
     default, same, other = (
         cells({**config, "fit": fit})[0] for fit in ({}, {"drop_last": False}, {"drop_last": True})
     )
-    assert "drop_last" not in default.fit and default.id == same.id != other.id
+    assert "drop_last" not in default.record()["fit"] and default.id == same.id != other.id
 
 
 def test_the_trial_step_repeats_no_warning() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
-from bpfree.tune.plan import Plan, make_plan
+from bpfree.tune.plan import Plan, TunedArm, make_plan
 from bpfree.tune.storage import open_storage
 from bpfree.tune.study import ArmStudy
 
@@ -44,3 +45,12 @@ def arm_study(made: Plan, storage: BaseStorage, trials: int, arm: int = 0) -> Ar
 def open_at(kind: str, folder: Path) -> BaseStorage:
     """A journal or an SQLite file in ``folder``."""
     return open_storage(folder, None if kind == "journal" else f"sqlite:///{folder}/study.db")
+
+
+def with_epochs(made: Plan, epochs: int) -> Plan:
+    """The same plan with other epochs in every arm."""
+
+    def changed(arm: TunedArm) -> TunedArm:
+        return replace(arm, cells=tuple(replace(c, fit=replace(c.fit, epochs=epochs)) for c in arm.cells))
+
+    return replace(made, arms=tuple(map(changed, made.arms)))

@@ -1,4 +1,4 @@
-"""A config narrows what trainers declare, never widens it, and a mistake in it is told by name."""
+"""A config narrows the declared space, never widens it, and a mistake in it is reported by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bpfree.tune.plan import make_plan
 from tests.tune.common import config, plan
 
 
-def test_without_a_word_all_that_is_declared_is_searched() -> None:
+def test_by_default_all_declared_settings_are_searched() -> None:
     bare = config()
     del bare["tune"]
     made = make_plan(bare)
@@ -47,12 +47,12 @@ def test_a_grid_has_equal_steps_on_the_scale_and_both_ends() -> None:
 
 def test_a_point_fills_the_cells_and_leaves_the_rest() -> None:
     arm = plan(seeds=[100, 101]).arms[1]
-    found = arm.at({"lr": 0.02})
-    assert [(cell.trainer["lr"], cell.seed, cell.arm) for cell in found] == [
+    found = arm.with_settings({"lr": 0.02})
+    assert [(cell.trainer.settings.lr, cell.seed, cell.arm) for cell in found] == [
         (0.02, 100, "backprop"),
         (0.02, 101, "backprop"),
     ]
-    assert {**found[0].trainer, "lr": 0} == {**arm.cells[0].trainer, "lr": 0}
+    assert {**found[0].trainer.record(), "lr": 0} == {**arm.cells[0].trainer.record(), "lr": 0}
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [
@@ -125,7 +125,7 @@ def test_two_arms_of_one_name_are_refused() -> None:
     ],
     ids=str,
 )
-def test_the_command_line_says_what_is_wrong(
+def test_the_command_line_reports_mistakes(
     tune: dict[str, Any],
     arguments: list[str],
     words: list[str],

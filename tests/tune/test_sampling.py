@@ -1,4 +1,4 @@
-"""What a trial draws follows from its number, so neither a second process nor a later one draws it again."""
+"""The sample of a trial depends on its number, so no other process samples it again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bpfree.tune.sampling import make_pruner
-from tests.tune.common import arm_study, open_at, plan
+from tests.tune.common import arm_study, open_at, plan, with_epochs
 
 
 def draws(kind: str, folder: Path, trials: int, restart_every: int, sampler: str = "random") -> list[float]:
@@ -26,9 +26,7 @@ def draws(kind: str, folder: Path, trials: int, restart_every: int, sampler: str
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_study_that_is_taken_up_draws_what_one_that_never_stopped_does(
-    sampler: str, tmp_path: Path
-) -> None:
+def test_a_continued_study_samples_as_an_uninterrupted_one(sampler: str, tmp_path: Path) -> None:
     calm = draws("journal", tmp_path / "a", 9, 9, sampler)
     stopped = draws("journal", tmp_path / "b", 9, 2, sampler)
     assert stopped == calm
@@ -61,18 +59,18 @@ def test_trials_that_are_interrupted_change_none_of_the_others(sampler: str, tmp
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_trial_whose_worker_died_while_drawing_is_drawn_again(sampler: str, tmp_path: Path) -> None:
+def test_a_trial_whose_worker_ended_while_sampling_is_sampled_again(sampler: str, tmp_path: Path) -> None:
     made = plan(sampler=sampler, only=["lr", "weight_decay"])
     calm = arm_study(made, open_at("journal", tmp_path / "calm"), 2)
     expected = [calm.take(), calm.take()]
     study = arm_study(made, open_at("journal", tmp_path / "stopped"), 2)
-    half = study.study.ask({"lr": study.wanted["lr"]})
+    half = study.study.ask({"lr": study.distributions["lr"]})
     study.again(half.number)
     found = [study.take(), study.take()]
     assert [t.params for t in found if t] == [t.params for t in expected if t]
 
 
-def test_a_trial_that_was_handed_back_leaves_its_draw_to_the_next(tmp_path: Path) -> None:
+def test_a_returned_trial_leaves_its_sample_to_the_next(tmp_path: Path) -> None:
     made = plan(sampler="random")
     calm = arm_study(made, open_at("journal", tmp_path / "calm"), 2)
     expected = [calm.take(), calm.take()]
@@ -119,9 +117,8 @@ def test_a_grid_is_visited_point_by_point_and_once(kind: str, tmp_path: Path) ->
 
 
 def test_the_median_prunes_after_its_warm_up_what_is_behind() -> None:
-    made = plan()
+    made = with_epochs(plan(), 12)  # a quarter of which is spared
     arm = made.arms[0]
-    arm.cells[0].fit["epochs"] = 12  # a quarter of which is spared
     study = optuna.create_study(direction="maximize", pruner=make_pruner(made, arm))
     for k in range(5):
         trial = study.ask()
@@ -137,9 +134,8 @@ def test_the_median_prunes_after_its_warm_up_what_is_behind() -> None:
 
 
 def test_a_median_of_fewer_than_four_prunes_nothing() -> None:
-    made = plan()
+    made = with_epochs(plan(), 12)
     arm = made.arms[0]
-    arm.cells[0].fit["epochs"] = 12
     for long in (3, 4):
         study = optuna.create_study(direction="maximize", pruner=make_pruner(made, arm))
         for k in range(6):
@@ -155,8 +151,7 @@ def test_a_median_of_fewer_than_four_prunes_nothing() -> None:
 
 
 def test_hyperband_prunes_the_worst(tmp_path: Path) -> None:
-    made = plan(pruner="hyperband")
-    made.arms[0].cells[0].fit["epochs"] = 27
+    made = with_epochs(plan(pruner="hyperband"), 27)
     study = arm_study(made, open_at("journal", tmp_path), 100)
     states = []
     for k in range(30):

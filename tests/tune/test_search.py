@@ -1,4 +1,4 @@
-"""Whole searches: what is counted, killed, pruned, reproduced, and never looked at."""
+"""Whole searches: counting, killing, pruning, reproducing, and unused test data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,20 @@ from bpfree.tune.worker import TrialFailed, Worker
 from tests.helpers import heeding_interrupts
 from tests.tune.common import arm_study, config, open_at, plan
 from tests.tune.test_study import dead_process
+from tests.workers import start_command
 
 #: In a cell's process, whatever is asked of the test data ends it.
 POISON = """
 import multiprocessing
-import bpfree.bench.cell as cell
+import bpfree.bench.sections as sections
 
 class Poison:
     def __getattribute__(self, name):
         raise RuntimeError("the test data were touched")
 
 if multiprocessing.parent_process() is not None:
-    honest = cell.load
-    cell.load = lambda *a, **k: honest(*a, **k)._replace(test=Poison())
+    honest = sections.load
+    sections.load = lambda *a, **k: honest(*a, **k)._replace(test=Poison())
 """
 
 #: A rule that ends its process once, or raises, or never converges.
@@ -91,9 +93,7 @@ def work(content: dict[str, Any], folder: Path, trials: int, arm: int = 0) -> tu
     return study, Worker([study], folder).run()
 
 
-def test_the_winner_is_what_the_bench_runs_and_gets_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_bench_reproduces_the_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poison, out = tmp_path / "poison.py", tmp_path / "out"
     poison.write_text(POISON)
     searched = {"only": ["lr", "weight_decay"], "seeds": [100, 101], "pruner": "none"}
@@ -181,12 +181,12 @@ def test_a_setting_that_diverges_counts_and_never_wins(tmp_path: Path) -> None:
     assert all("became nan" in t.user_attrs["diverged"] for t in study.all())
 
 
-def test_seeds_that_are_through_are_not_run_again(tmp_path: Path) -> None:
+def test_finished_seeds_are_not_run_again(tmp_path: Path) -> None:
     made = plan(seeds=[100, 101])
     dead = arm_study(made, open_at("journal", tmp_path), 1)
     trial = dead.take()
     assert trial is not None
-    first = made.arms[0].at(trial.params)[0]
+    first = made.arms[0].with_settings(trial.params)[0]
     trial.set_user_attr("cells", {first.id: {"seed": 100, "val_accuracy": 0.125}})
     trial.set_user_attr("pulse", {**dead_process(), "at": 0.0, "seconds": 0.0})
     study, done = work(config(seeds=[100, 101]), tmp_path, 1)
@@ -199,14 +199,14 @@ def test_seeds_that_are_through_are_not_run_again(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: Path) -> None:
     content = config()
-    content["fit"] = {"epochs": 400, "batch_size": 64}
+    content["fit"] = {"epochs": 100, "batch_size": 64}
     study = arm_study(make_plan(content), open_at("journal", tmp_path), 6)
     for _ in range(5):  # nothing can be better than these
-        perfect = dict.fromkeys(range(1, 401), 1.0)
+        perfect = dict.fromkeys(range(1, 101), 1.0)
         study.study.add_trial(
             create_trial(
                 params={"lr": 0.01},
-                distributions=study.wanted,
+                distributions=study.distributions,
                 value=1.0,
                 intermediate_values=perfect,
                 user_attrs={"cells": {}},
@@ -215,10 +215,12 @@ def test_a_trial_that_is_behind_is_stopped_at_the_epoch_that_shows_it(tmp_path: 
     assert Worker([study], tmp_path).run()
     last = study.all()[-1]
     assert last.state == TrialState.PRUNED
-    assert last.last_step == 100  # the first pass after the warm-up of a quarter
+    assert last.last_step == 25  # the first pass after the warm-up of a quarter
 
 
-def test_no_time_is_said_so_and_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_is_reported_and_the_search_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = write(config(), tmp_path), tmp_path / "out"
     command = [str(path), "--trials", "1", "--out", str(out)]
     assert main([*command, "--timeout", "0"]) == 1
@@ -230,16 +232,12 @@ def test_no_time_is_said_so_and_gone_on_from(tmp_path: Path, capsys: pytest.Capt
 
 def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path) -> None:
     content = config(pruner="none")
-    content["fit"] = {"epochs": 40, "batch_size": 8}
+    content["fit"] = {"epochs": 20, "batch_size": 8}
     path, out, trials = write(content, tmp_path), tmp_path / "out", 6
-    command = [sys.executable, "-m", "bpfree.tune", str(path), "--out", str(out)]
-    command += ["--trials", str(trials), "--workers", "2"]
-    first, second = (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    )
+    command = [str(path), "--out", str(out), "--trials", str(trials), "--workers", "2"]
+    first, second = (start_command(main, command, tmp_path / f"log{number}") for number in range(2))
 
-    def begun_by(process: subprocess.Popen[str], state: TrialState) -> list[FrozenTrial]:
+    def begun_by(process: BaseProcess, state: TrialState) -> list[FrozenTrial]:
         trials = [trial for study in studies for trial in study.all()]
         return [
             t for t in trials if t.user_attrs.get("pulse", {}).get("pid") == process.pid and t.state == state
@@ -250,10 +248,10 @@ def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path
     deadline = time.monotonic() + 120
     while not all(begun_by(p, TrialState.RUNNING) for p in (first, second)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(second.pid, signal.SIGKILL)
-    _, printed = first.communicate(timeout=300)
-    second.communicate()
-    assert first.returncode == 0, printed
+    second.kill()
+    first.join(timeout=300)
+    second.join()
+    assert first.exitcode == 0, (tmp_path / "log0").read_text()
     lost = begun_by(second, TrialState.FAIL)
     assert lost
     assert not begun_by(first, TrialState.FAIL)
@@ -265,7 +263,7 @@ def test_four_workers_on_one_study_and_one_of_two_commands_killed(tmp_path: Path
             assert sum(t.params == attempt.params for t in counted) == 1
 
 
-def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
+def test_ctrl_c_stops_quietly_and_returns_the_trials(tmp_path: Path) -> None:
     content = config()
     content["fit"] = {"epochs": 5000, "batch_size": 16}
     path, out = write(content, tmp_path), tmp_path / "out"
@@ -280,7 +278,7 @@ def test_ctrl_c_stops_quietly_and_gives_the_trials_back(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "goes on from here" in printed
+    assert "continues from here" in printed
     study = arm_study(make_plan(content), open_at("journal", out), 2)
     assert [t.state for t in study.all()] == [TrialState.FAIL, TrialState.WAITING]
     assert study.all()[0].params == study.all()[1].params

@@ -1,4 +1,4 @@
-"""Databases that are made by several at once, and their passwords."""
+"""Databases that several commands create at once, and their passwords."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_searches_that_begin_at_once_share_the_study(kind: str, tmp_path: Path) 
         (OperationalError, "no such server", 1),
     ],
 )
-def test_what_another_is_making_is_tried_again_and_nothing_else(
+def test_a_database_that_is_being_created_is_tried_again(
     kind: Any, text: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -104,9 +104,7 @@ def test_no_message_has_a_password(url: str, tmp_path: Path) -> None:
     assert refused.value.__suppress_context__
 
 
-def test_a_drivers_message_with_a_password_is_not_passed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_in_a_drivers_message_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(url: str) -> Any:
         raise OperationalError("SELECT", {}, Exception("cannot log in with hunter 2"))
 

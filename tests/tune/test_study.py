@@ -1,4 +1,4 @@
-"""However many take trials at once, and whichever of them die: N trials in all, none lost, none twice."""
+"""Several workers, some of which are killed: N trials in total, none lost, none twice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_many_at_once_take_n_in_all(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dead_workers_trial_is_tried_again_with_what_it_had(
+def test_the_trial_of_an_ended_worker_is_repeated_with_its_outcomes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan()
@@ -96,7 +96,7 @@ def test_a_living_workers_trial_is_left_alone(
     assert other.open() == 1
 
 
-def test_a_silent_worker_elsewhere_is_gone_after_the_grace(
+def test_a_worker_without_heartbeats_counts_as_ended_after_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan()
@@ -123,7 +123,7 @@ def test_a_silent_worker_elsewhere_is_gone_after_the_grace(
     assert other.open() == 1
 
 
-def test_a_study_that_was_begun_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
     storage = open_at("journal", tmp_path)
     arm_study(plan(), storage, 2)
     arm_study(plan(), storage, 5)
@@ -133,7 +133,7 @@ def test_a_study_that_was_begun_otherwise_is_refused(tmp_path: Path) -> None:
         arm_study(plan(space={"lr": {"low": 1e-3}}), storage, 2)
 
 
-def test_a_line_that_a_killed_process_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     made = plan()
     first = arm_study(made, open_at("journal", tmp_path), 2).take()
     assert first is not None

@@ -1,4 +1,4 @@
-"""Who wins a search."""
+"""The winner of a search."""
 
 from __future__ import annotations
 

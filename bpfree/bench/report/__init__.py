@@ -1,4 +1,4 @@
-"""`report DIR`: one HTML file that holds all of a result, and asks nothing of anyone."""
+"""`report DIR`: a self-contained HTML file with all results, which loads nothing."""
 
 from bpfree.bench.report.page import html, write
 from bpfree.bench.report.searches import read_search

@@ -1,6 +1,6 @@
-"""The pictures of a report: matplotlib draws them, the page colours them.
+"""The charts of a report, as inline SVG of matplotlib.
 
-Each is inline SVG whose colours are the page's CSS variables, so that light and dark need one picture only.
+Their colors are CSS variables of the page, so that one SVG serves the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bpfree.bench.arms import Arm, Group
-from bpfree.bench.measures import MEASURES, Measure, on_one_chart
+from bpfree.bench.files import Values
+from bpfree.bench.measures import Measure, on_one_chart, on_test
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 from bpfree.bench.statistics import estimate
 from bpfree.bench.targets import cpu_until, flops_until, joules_at, seconds_at
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
-#: Stand-ins that matplotlib can draw with, and what the page puts in their place.
+#: Placeholder colors for matplotlib, and the CSS variables that replace them.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0203{i:02d}" for i in range(9))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
@@ -57,14 +59,14 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm looks, wherever it is drawn."""
+    """Color and marker of an arm in all charts."""
 
     color: str
     marker: str
 
     @property
     def css(self) -> str:
-        """The page's variable of the colour."""
+        """The CSS variable of the color."""
         return VARIABLES[self.color]
 
     @property
@@ -75,7 +77,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with what it says in words."""
+    """An SVG with its title and caption."""
 
     title: str
     svg: str
@@ -83,38 +85,43 @@ class Chart:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """A style for each name of an arm: the first is backpropagation's, and no two of 72 are the same."""
-    found: dict[str, Style] = {}
+    """A style for each name of an arm: the first is for backpropagation, and 72 are distinct."""
+    result: dict[str, Style] = {}
     others = zip(itertools.cycle(SERIES[1:]), itertools.cycle(MARKERS), strict=False)
     for arm in (arm for group in groups for arm in group.arms):
-        if arm.name not in found:
-            plain = arm.is_baseline and not any(style.color == SERIES[0] for style in found.values())
-            found[arm.name] = Style(SERIES[0], "s") if plain else Style(*next(others))
-    return found
+        if arm.name not in result:
+            plain = arm.is_baseline and not any(style.color == SERIES[0] for style in result.values())
+            result[arm.name] = Style(SERIES[0], "s") if plain else Style(*next(others))
+    return result
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of the points (cost, accuracy) that no other one beats in both, from cheap to dear."""
-    found: list[str] = []
-    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if not found or accuracy > points[found[-1]][1]:
-            found.append(name)
-    return found
+    """The names of the points (cost, value) that no other one beats in both, by rising cost. The larger
+    value is the better one.
+    """
+    names: list[str] = []
+    for name, (_, value) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not names or value > points[names[-1]][1]:
+            names.append(name)
+    return names
 
 
 def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int) -> Chart | None:
-    """Accuracy against a cost: means over seeds with 95 % intervals, and the front that none is beyond."""
-    accuracy, points = MEASURES["accuracy"], {}
+    """The metric against a cost: means over seeds with 95 % intervals, and the Pareto front."""
+    metric, points = group.metric, {}
     arms = on_one_chart(cost, [arm for arm in group.arms if cost.by_seed(arm)])
     for arm in arms:
-        xs, ys = list(cost.by_seed(arm).values()), list(accuracy.by_seed(arm).values())
+        xs, ys = list(cost.by_seed(arm).values()), list(on_test(metric).by_seed(arm).values())
         if xs and ys:
-            points[arm.name] = estimate([x * cost.scale for x in xs]), estimate([100 * y for y in ys])
+            points[arm.name] = (
+                estimate([x * cost.scale for x in xs]),
+                estimate([metric.scale * y for y in ys]),
+            )
     if len(points) < 2:
         return None
     means = {name: (x.mean, y.mean) for name, (x, y) in points.items()}
-    best = front(means)
-    with drawing(f"{cost.label}, {cost.unit}", "test accuracy, %") as (axes, done):
+    best = front({name: (x, metric.signed(y)) for name, (x, y) in means.items()})
+    with drawing(f"{cost.label}, {cost.unit}", metric.head(f"test {metric.label}")) as (axes, done):
         spread = [mean for mean, _ in means.values()]
         axes.set_xscale("log" if max(spread) > 4 * min(spread) > 0 else "linear")
         stairs = [means[name] for name in best]
@@ -126,14 +133,14 @@ def pareto(group: Group, cost: Measure, looks: Mapping[str, Style], number: int)
                 x.mean, y.mean, xerr=x.half, yerr=y.half, color=looks[name].color, marker=looks[name].marker,
                 markersize=8 if name in best else 6, capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3,
             )  # fmt: skip
-    title = f"Accuracy against {cost.label}"
+    title = f"{metric.title} against {cost.label}"
     caption = f"Not beaten in both (Pareto front, dashed): {', '.join(best)}.{_elsewhere(cost, group, arms)}"
     return Chart(title, done(number, title), caption)
 
 
-def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
-    """Names the arms that have this cost, but under conditions that forbid to draw them beside the others."""
-    names = [arm.name for arm in group.arms if cost.by_seed(arm) and not any(arm is one for one in drawn)]
+def _elsewhere(cost: Measure, group: Group, shown: Sequence[Arm]) -> str:
+    """A sentence on arms that have this cost under other conditions, and so are not in the chart."""
+    names = [arm.name for arm in group.arms if cost.by_seed(arm) and not any(arm is one for one in shown)]
     what = " or ".join(cost.alike)
     return f" Left out, as their {what} differs: {', '.join(names)}." if names else ""
 
@@ -141,12 +148,13 @@ def _elsewhere(cost: Measure, group: Group, drawn: Sequence[Arm]) -> str:
 def curves(
     group: Group, cost: Measure, targets: Sequence[float], looks: Mapping[str, Style], number: int
 ) -> Chart | None:
-    """Validation accuracy against what was spent until then: thin, each seed; thick, their mean."""
+    """The metric on validation data against the cost up to then: thin, each seed; thick, their mean."""
+    metric = group.metric
     arms = on_one_chart(cost, [arm for arm in group.arms if any(_line(row, cost) for row in arm.rows)])
     lines = {arm.name: [line for row in arm.rows if (line := _line(row, cost))] for arm in arms}
     if not any(lines.values()):
         return None
-    with drawing(f"{cost.label}, {cost.unit}", "validation accuracy, %") as (axes, done):
+    with drawing(f"{cost.label}, {cost.unit}", metric.head(f"validation {metric.label}")) as (axes, done):
         for name, seeds in lines.items():
             color = looks[name].color
             for line in seeds:
@@ -160,19 +168,24 @@ def curves(
                     *zip(*mean, strict=True), color=color, linewidth=1.8, marker=looks[name].marker,
                     markevery=max(1, len(mean) // 6), markersize=5,
                 )  # fmt: skip
-        reached = sorted(y for seeds in lines.values() for line in seeds for _, y in line)
-        top, low = reached[-1], reached[len(reached) // 8]
-        axes.set_ylim(low - 0.15 * (top - low), top + 0.1 * (top - low) + 1e-3)
+        reached = sorted(metric.signed(y) for seeds in lines.values() for line in seeds for _, y in line)
+        best, poor = reached[-1], reached[len(reached) // 8]
+        ends = poor - 0.15 * (best - poor), best + 0.1 * (best - poor) + 1e-3
+        axes.set_ylim(*sorted(metric.signed(end) for end in ends))
         for target in targets:
-            axes.axhline(100 * target, color=INK, linestyle=":", linewidth=1)
-    title = f"Way to the target, {cost.label}"
-    dotted = f" Dotted: {', '.join(f'{100 * t:g} %' for t in targets)}." if targets else ""
-    caption = f"Thin: each seed; thick: their mean, as far as all of them went. The start is cut off.{dotted}"
+            axes.axhline(metric.scale * target, color=INK, linestyle=":", linewidth=1)
+    title = f"Curve to the target, {cost.label}"
+    dotted = (
+        f" Dotted: {', '.join(metric.head(f'{metric.scale * t:g}', ' ') for t in targets)}."
+        if targets
+        else ""
+    )
+    caption = f"Thin: each seed; thick: their mean, while all seeds trained. The start is cut off.{dotted}"
     caption += _elsewhere(cost, group, arms)
     return Chart(title, done(number, title), caption)
 
 
-#: What a run had spent when it stood at a point of its curve.
+#: The cost of a run up to a point of its curve.
 SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
     "train_flops": lambda row, point: flops_until(row, point[0]),
     "train_s": seconds_at,
@@ -182,14 +195,15 @@ SPENT: dict[str, Callable[[Row, Sequence[float]], float | None]] = {
 
 
 def _line(row: Row, cost: Measure) -> list[tuple[float, float]]:
-    found = [(SPENT[cost.id](row, point), 100 * point[1]) for point in row["curve"]]
-    return [(x * cost.scale, y) for x, y in found if x is not None]
+    scale = metric_of(row).scale
+    points = [(SPENT[cost.id](row, point), scale * point[1]) for point in row["curve"]]
+    return [(x * cost.scale, y) for x, y in points if x is not None]
 
 
 def memory(
     groups: Sequence[Group], measure: Measure, looks: Mapping[str, Style], number: int
 ) -> Chart | None:
-    """Bytes against the number of layers with weights, for arms that were run on nets of several depths."""
+    """Bytes against the number of layers with weights, for arms with nets of several depths."""
     lines: dict[str, dict[int, list[float]]] = {}
     for arm in (arm for group in groups for arm in group.arms):
         for row in arm.rows:
@@ -214,15 +228,15 @@ def memory(
 
 
 def depth(row: Row) -> int | None:
-    """Layers with weights of a net that is described by its widths; None for another."""
-    net: Mapping[str, Any] = row["config"]["net"]
+    """Layers with weights of a net whose config has a list of widths; None for other nets."""
+    net: Values = row["config"]["net"]
     widths = net.get("hidden") or net.get("channels")
     return len(widths) + 1 if isinstance(widths, list) else None
 
 
 @contextmanager
 def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
-    """Axes to draw on, and what turns them into SVG afterwards."""
+    """Axes, and a function that returns their SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -244,7 +258,7 @@ def drawing(x: str, y: str) -> Iterator[tuple[Axes, Callable[[int, str], str]]]:
 
 
 def inline(svg: str, prefix: str, label: str) -> str:
-    """A picture as an element of a page: its own ids, the page's colours and font, a name to read out."""
+    """The SVG as an element of the page: with unique ids, the page's colors and font, and a label."""
     root = ElementTree.fromstring(svg.encode())
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")

@@ -1,28 +1,28 @@
-"""Tables of what was drawn and asked: energy and carbon by scope, and the devices of physical networks."""
+"""Tables of energy and carbon by scope, and of the devices of physical networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpfree.bench.arms import PROTOCOLS, Arm, Group, figure
+from bpfree.bench.arms import PROTOCOLS, Arm, Group
 from bpfree.bench.conditions import machine
 from bpfree.bench.report.figures import NOTHING, Figure, Table, mean
-from bpfree.bench.results import Row
+from bpfree.bench.results import Row, figure
 
 #: When idling was measured: around the training.
 EDGES = ("before", "after")
 
 
-def energies(found: Sequence[Group]) -> Table:
-    """Each scope of each machine by itself: what was measured and what was modelled are never added up."""
+def energies(groups: Sequence[Group]) -> Table:
+    """Energy by scope and machine: measured and modeled values are never added."""
     heads = [
         "arm", "setting", "scope", "machine", "gross, J", "net of idling, J", "idling, W",
         "integral ÷ counter", "carbon, g", "grid",
     ]  # fmt: skip
     table = Table("energies", "Energy and carbon of the training: means over seeds, a line per scope", heads)
     table.filters = [1, 2]
-    for g, group in enumerate(found):
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
             machines: dict[tuple[str, str], list[Row]] = {}
             for row in arm.rows:
@@ -34,10 +34,10 @@ def energies(found: Sequence[Group]) -> Table:
                 table.rows.append([
                     Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
                     Figure(scope, "" if measured else "not measured"),
-                    Figure(where if len({found for _, found in machines}) > 1 else ""),
+                    Figure(where if len({name for _, name in machines}) > 1 else ""),
                     mean([joules_by_scope(row).get(scope) for row in rows]),
                     _net(mean([_either(row, "net_j") for row in measured])),
-                    mean([figure(row, "energy", f"idle_{at}_w") for row in measured for at in EDGES]),
+                    mean([figure(row, "energy", f"idle_{when}_w") for row in measured for when in EDGES]),
                     mean([figure(row, "energy", "ratio") for row in measured]),
                     mean([_grams(row, scope) for row in rows]),
                     _grid(arm),
@@ -45,10 +45,10 @@ def energies(found: Sequence[Group]) -> Table:
     return table.without_empty()
 
 
-def _net(found: Figure) -> Figure:
-    """A net energy below zero is noise, and said to be."""
-    below = isinstance(found.order, float) and found.order < 0
-    return replace(found, note="below idling: within the noise") if below else found
+def _net(energy: Figure) -> Figure:
+    """A net energy with a note where it is below zero, which is noise."""
+    below = isinstance(energy.order, float) and energy.order < 0
+    return replace(energy, note="below idling: within the noise") if below else energy
 
 
 def _grams(row: Row, scope: str) -> float | None:
@@ -62,7 +62,7 @@ def _either(row: Row, what: str) -> float | None:
 
 
 def joules_by_scope(row: Row) -> dict[str, float]:
-    """Joules by scope: the measured ones of the device that trained, then the modelled ones."""
+    """Joules by scope: those measured on the device that trained, then the modeled ones."""
     energy = row.get("energy", {})
     gross = _either(row, "gross_j")
     modelled: dict[str, float] = energy.get("modelled", {}).get("joules", {})
@@ -77,32 +77,32 @@ def _grid(arm: Arm) -> Figure:
     return Figure(named, f"{carbon['source']}; PUE {carbon['pue']:g}")
 
 
-#: Rows that devices were sent, by purpose, and how a report calls them.
-PURPOSES = {"train": "training", "eval": "evaluation", "calibration": "calibration"}
+#: Counters of rows sent to devices, and their names in a report.
+ROW_COUNTERS = {"train": "training", "eval": "evaluation", "calibration": "calibration"}
 
 
-def devices(found: Sequence[Group]) -> Table:
-    """What the devices inside physical networks are, were asked, and would have taken."""
+def devices(groups: Sequence[Group]) -> Table:
+    """The kinds of the devices in physical networks, the rows sent to them, and modeled time and energy."""
     heads = [
         "arm", "setting", "device", "nonlinearity index",
-        *(f"rows, {name}" for name in PURPOSES.values()),
-        "calls sent again", "rows out of range", "hardware time, s, modelled", "energy, J, modelled",
+        *(f"rows, {name}" for name in ROW_COUNTERS.values()),
+        "calls sent again", "rows out of range", "hardware time, s, modeled", "energy, J, modeled",
     ]  # fmt: skip
     caption = (
-        "Physical devices: means over seeds; modelled figures follow from a stated profile of the hardware"
+        "Physical devices: means over seeds; modeled values follow from a stated profile of the hardware"
     )
     table = Table("devices", caption, heads, filters=[1])
-    for g, group in enumerate(found):
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
             if not any(row.get("physics", {}).get("devices") for row in arm.rows):
                 continue
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
                 Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
-                Figure(", ".join(dict.fromkeys(d["kind"] for row in arm.rows for d in _own(row)))),
+                Figure(", ".join(dict.fromkeys(d["kind"] for row in arm.rows for d in _devices(row)))),
                 mean([figure(row, "physics", "nonlinearity_index") for row in arm.rows]),
-                *(mean([figure(row, "physics", "passes", name) for row in arm.rows]) for name in PURPOSES),
-                mean([float(sum(d["retries_used"] for d in _own(row))) for row in arm.rows]),
+                *(mean([figure(row, "physics", "passes", k) for row in arm.rows]) for k in ROW_COUNTERS),
+                mean([float(sum(d["retries_used"] for d in _devices(row))) for row in arm.rows]),
                 mean([_out_of_range(row) for row in arm.rows]),
                 mean([figure(row, "physics", "modelled", "time_s") for row in arm.rows]),
                 mean([figure(row, "physics", "modelled", "energy_j") for row in arm.rows]),
@@ -110,11 +110,11 @@ def devices(found: Sequence[Group]) -> Table:
     return table.without_empty()
 
 
-def _own(row: Row) -> list[Row]:
+def _devices(row: Row) -> list[Row]:
     devices: list[Row] = row["physics"]["devices"]
     return devices
 
 
 def _out_of_range(row: Row) -> float:
-    """Rows that were clipped into the device's range, or that a surrogate had never seen the like of."""
-    return float(sum(d["clipped_rows"] + d.get("out_of_range_rows", 0) for d in _own(row)))
+    """Rows that were clipped to the device's range, or are outside of the data of a surrogate."""
+    return float(sum(d["clipped_rows"] + d.get("out_of_range_rows", 0) for d in _devices(row)))

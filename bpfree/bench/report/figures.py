@@ -1,19 +1,19 @@
-"""What the tables of a report are made of: figures, and how they are written."""
+"""Tables of a report and their cells."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpfree.bench.arms import Arm
 from bpfree.bench.measures import Comparison, Measure, readable, short
-from bpfree.bench.statistics import Estimate, estimate
+from bpfree.bench.numbers import number, plus_minus
+from bpfree.bench.statistics import estimate
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A cell of a table: its text, a second line, what it is sorted by, and a class."""
+    """A cell of a table: its text, a second line, its sort key, and a CSS class."""
 
     text: str
     note: str = ""
@@ -26,12 +26,12 @@ class Table:
     """A table that can be sorted and filtered.
 
     Attributes:
-        id: Its name in the page.
-        caption: What it shows.
-        heads: Names of the columns; the first names the row.
-        rows: Each a figure per column.
-        anchors: Where the name of a row leads to, by row.
-        filters: Columns with a choice of what to show.
+        id: Its id in the page.
+        caption: Its caption.
+        heads: Names of the columns; the first column names the row.
+        rows: A figure per column for each row.
+        anchors: Link targets of the names of the rows.
+        filters: Columns with a menu for filtering.
     """
 
     id: str
@@ -42,67 +42,48 @@ class Table:
     filters: list[int] = field(default_factory=list)
 
     def without_empty(self) -> Table:
-        """The same without the columns in which nothing stands."""
-        kept = [i for i in range(len(self.heads)) if any(row[i].text not in ("", "–") for row in self.rows)]
-        rows = [[row[i] for i in kept] for row in self.rows]
-        filters = [
-            kept.index(i) for i in self.filters if i in kept and len({row[i].text for row in self.rows}) > 1
-        ]
-        return Table(self.id, self.caption, [self.heads[i] for i in kept], rows, self.anchors, filters)
+        """The same without empty columns."""
+        texts = [[row[i].text for row in self.rows] for i in range(len(self.heads))]
+        columns = [i for i, column in enumerate(texts) if any(text not in ("", "–") for text in column)]
+        rows = [[row[i] for i in columns] for row in self.rows]
+        filters = [columns.index(i) for i in self.filters if i in columns and len(set(texts[i])) > 1]
+        return Table(self.id, self.caption, [self.heads[i] for i in columns], rows, self.anchors, filters)
 
 
 NOTHING = Figure("–")
 
 
-def number(value: float) -> str:
-    """Three figures or more, without an exponent where that can be read."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:#.3g}".rstrip(".")
-
-
-def percent(found: Estimate) -> str:
-    """An accuracy in percent with the half width of its interval."""
-    return f"{found.mean:.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
-
-
-def plus_minus(mean: float, half: float | None) -> str:
-    """A mean with as many digits as its interval gives sense to: two of the half width."""
-    if half is None or half <= 1e-9 * abs(mean):
-        return number(mean)
-    digits = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
-
-
 def of_measure(measure: Measure, arm: Arm, comparison: Comparison | None) -> Figure:
-    """A cost of an arm, over its seeds, and below it the ratio to the baseline's."""
+    """A cost of an arm, as a mean over seeds, with its ratio to the baseline's."""
     measure = readable(measure, [arm])
     values = [value * measure.scale for value in measure.averaged(arm)]
     if not values:
         return NOTHING if comparison is None else Figure("–", short(comparison), None, kind(comparison))
-    found = estimate(values)
-    text = in_unit(plus_minus(found.mean, found.half), measure)
+    over_seeds = estimate(values)
+    text = in_unit(plus_minus(over_seeds.mean, over_seeds.half), measure)
     note = "" if comparison is None else short(comparison)
-    return Figure(text, note, found.mean / measure.scale, "" if comparison is None else kind(comparison))
+    return Figure(text, note, over_seeds.mean / measure.scale, "" if comparison is None else kind(comparison))
 
 
 def head(measure: Measure) -> str:
-    """The name of a column: with the unit, if that is the same for all."""
-    return measure.label if len(measure.units) > 1 else f"{measure.label}, {measure.unit}"
+    """The heading of a column, with the unit if it is the same in all rows."""
+    return measure.label if len(measure.units) > 1 or not measure.unit else f"{measure.label}, {measure.unit}"
 
 
 def in_unit(text: str, measure: Measure) -> str:
-    """A figure with its unit, if that is not the same for the whole column."""
+    """A number, with its unit if that differs between rows."""
     return f"{text} {measure.unit}" if len(measure.units) > 1 else text
 
 
 def kind(comparison: Comparison) -> str:
-    """The class of a figure that is decided."""
+    """The CSS class of a comparison with a verdict."""
     return "better" if comparison.wins else "worse" if comparison.loses else ""
 
 
 def mean(values: Sequence[float | None]) -> Figure:
-    """The mean of what is there."""
-    there = [value for value in values if value is not None]
-    if not there:
+    """The mean of the values that are not None."""
+    known = [value for value in values if value is not None]
+    if not known:
         return NOTHING
-    value = sum(there) / len(there)
+    value = sum(known) / len(known)
     return Figure(f"{value:g}" if value == int(value) and value < 1000 else number(value), order=value)

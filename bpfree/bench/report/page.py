@@ -1,16 +1,16 @@
-"""What stands on a report's page, and the page itself."""
+"""The page of a report."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
 from bpfree.bench.arms import Group, failures, groups, last_line
 from bpfree.bench.measures import (
-    MEASURES,
+    COSTS,
     Comparison,
     against_baseline,
     compare,
@@ -19,6 +19,7 @@ from bpfree.bench.measures import (
     readable,
     short,
 )
+from bpfree.bench.metric import common
 from bpfree.bench.report import charts, drawn, tables
 from bpfree.bench.report.drawn import joules_by_scope
 from bpfree.bench.report.provenance import provenance
@@ -31,7 +32,7 @@ from bpfree.bench.statistics import (
     RESAMPLES,
     Verdict,
 )
-from bpfree.bench.targets import COSTS
+from bpfree.bench.targets import CURVE_COSTS
 from bpfree.bench.terminal import visible
 from bpfree.bench.weak_blocks import weak_blocks
 
@@ -45,7 +46,7 @@ def write(
     sources: Sequence[str] = (),
     searches: Sequence[Search] = (),
 ) -> None:
-    """Write the page of these rows to ``path``, whole or not at all.
+    """Write the page of these rows to ``path`` atomically.
 
     Raises:
         BadValue: If no row succeeded, or the file cannot be written.
@@ -69,22 +70,22 @@ def html(
 
     Args:
         rows: The rows of one or more results.
-        targets: Validation accuracies, 0 to 1, chosen now; without any, those that the rows name.
-        sources: The files of the rows, as they are to be named.
-        searches: What gave the arms their settings.
+        targets: Values of the metric on validation data, chosen now; by default those of the rows.
+        sources: Names of the folders of the rows.
+        searches: The searches that gave the arms their settings.
 
     Raises:
         BadValue: If no row succeeded.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    found = groups(rows)
-    if not found:
-        raise BadValue("no row of this result succeeded: there is nothing to report")
+    grouped = groups(rows)
+    if not grouped:
+        raise BadValue("no row of this result succeeded: nothing can be reported")
     named = sorted({t for row in rows for t in row.get("protocol", {}).get("targets", [])})
     goals = sorted(targets) or named
-    comparisons = compare(against_baseline(found))
-    looks, numbers = charts.styles(found), itertools.count()
+    comparisons = compare(against_baseline(grouped))
+    looks, numbers = charts.styles(grouped), itertools.count()
     env = Environment(
         loader=PackageLoader("bpfree.bench.report", "."),
         autoescape=True,
@@ -93,28 +94,29 @@ def html(
         lstrip_blocks=True,
     )
     return env.get_template("page.html.jinja").render(
-        title=", ".join(dict.fromkeys(group.setting.partition(",")[0].partition(" ")[0] for group in found)),
-        facts=_facts(rows, found, sources),
-        notes=_notes(rows, found),
+        title=", ".join(dict.fromkeys(re.split("[ ,]", group.setting)[0] for group in grouped)),
+        facts=_facts(rows, grouped, sources),
+        notes=_notes(rows, grouped),
         wins=_wins(comparisons, "loses"),
         gains=_wins(comparisons, "wins"),
         compared=bool(comparisons),
-        results=tables.results(found, comparisons),
-        settings=[_Setting(group, goals, looks, numbers) for group in found],
-        memory=_memory(found, looks, numbers),
-        targets=tables.targets(found, goals),
+        results=tables.results(grouped, comparisons),
+        settings=[_Setting(group, goals, looks, numbers) for group in grouped],
+        memory=_memory(grouped, looks, numbers),
+        targets=tables.targets(grouped, goals),
         post_hoc=bool(targets),
-        energies=drawn.energies(found),
-        budgets=tables.budgets(found),
-        devices=drawn.devices(found),
+        energies=drawn.energies(grouped),
+        budgets=tables.budgets(grouped),
+        devices=drawn.devices(grouped),
         searched=searched(searches),
-        pictures_of_searches=[(search.name, search.pictures) for search in searches if search.pictures],
+        plots_of_searches=[(search.name, search.plots) for search in searches if search.plots],
         comparisons=tables.comparisons(comparisons),
-        provenance=provenance(found),
+        provenance=provenance(grouped),
         failures=[
             (visible(str(row.get("arm"))), row["seed"], row["status"], last_line(row))
             for row in failures(rows)
         ],
+        metric=metric.title if (metric := common(group.metric for group in grouped)) else "Metric",
         looks=looks,
         short=short,
         rules={
@@ -127,47 +129,43 @@ def html(
 
 
 class _Setting:
-    """The pictures of a group."""
+    """The charts of a group."""
 
     def __init__(self, group: Group, goals: Sequence[float], looks: Looks, numbers: Iterator[int]) -> None:
         self.title, self.names = group.title, [arm.name for arm in group.arms]
-        drawn = [
-            charts.pareto(group, readable(MEASURES[cost], group.arms), looks, next(numbers)) for cost in COSTS
-        ]
-        self.pareto = [chart for chart in drawn if chart is not None]
-        ways = [
-            charts.curves(group, readable(MEASURES[cost], group.arms), goals, looks, next(numbers))
-            for cost in COSTS
-        ]
-        self.curves = [chart for chart in ways if chart is not None]
+        costs = [readable(COSTS[cost], group.arms) for cost in CURVE_COSTS]
+        fronts = [charts.pareto(group, cost, looks, next(numbers)) for cost in costs]
+        self.pareto = [chart for chart in fronts if chart is not None]
+        curves = [charts.curves(group, cost, goals, looks, next(numbers)) for cost in costs]
+        self.curves = [chart for chart in curves if chart is not None]
 
 
-def _memory(found: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> list[charts.Chart]:
+def _memory(grouped: Sequence[Group], looks: Looks, numbers: Iterator[int]) -> list[charts.Chart]:
     by_data: dict[tuple[str, str], list[Group]] = {}
-    for group in found:
+    for group in grouped:
         by_data.setdefault((group.setting.partition(",")[0], group.protocol), []).append(group)
-    drawn = [
+    drawn_charts = [
         charts.memory(
-            several, readable(MEASURES[measure], [a for g in several for a in g.arms]), looks, next(numbers)
+            several, readable(COSTS[measure], [a for g in several for a in g.arms]), looks, next(numbers)
         )
         for several in by_data.values()
         for measure in ("saved_bytes", "peak_alloc")
     ]
-    return [chart for chart in drawn if chart is not None]
+    return [chart for chart in drawn_charts if chart is not None]
 
 
-def _distinct(values: Iterator[Any]) -> list[str]:
+def _distinct(values: Iterator[object]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value))
 
 
-def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) -> list[tuple[str, str]]:
+def _facts(rows: Sequence[Row], grouped: Sequence[Group], sources: Sequence[str]) -> list[tuple[str, str]]:
     good = [row for row in rows if row["status"] == "ok"]
     seeds = sorted({row["seed"] for row in good})
     env = [row["env"] for row in good]
     return [
         ("rows", f"{len(good)}" + (f" of {len(rows)}" if len(good) < len(rows) else "")),
-        ("settings", str(len(found))),
-        ("arms", str(len({arm.name for group in found for arm in group.arms}))),
+        ("settings", str(len(grouped))),
+        ("arms", str(len({arm.name for group in grouped for arm in group.arms}))),
         ("seeds", ", ".join(map(str, seeds))),
         ("machine", "; ".join(_distinct(e.get("gpu_name") or e.get("cpu") for e in env))),
         ("versions", "; ".join(_distinct(f"torch {e.get('torch')}, Python {e.get('python')}" for e in env))),
@@ -179,24 +177,24 @@ def _facts(rows: Sequence[Row], found: Sequence[Group], sources: Sequence[str]) 
     ]
 
 
-def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
-    """What a reader must know before believing a figure."""
+def _notes(rows: Sequence[Row], grouped: Sequence[Group]) -> list[str]:
+    """Notes on the limits of the results."""
     good = [row for row in rows if row["status"] == "ok"]
-    few = _distinct(
-        f"{arm.name} ({len(arm.rows)})" for g in found for arm in g.arms if len(arm.rows) < MIN_SEEDS
+    few_seeds = _distinct(
+        f"{arm.name} ({len(arm.rows)})" for g in grouped for arm in g.arms if len(arm.rows) < MIN_SEEDS
     )
     shared = sum(row.get("protocol", {}).get("jobs", 1) > 1 for row in good)
     resumed = sum(row.get("segments", 1) > 1 for row in good)
     dirty = sum(bool(row.get("git", {}).get("dirty")) for row in good)
-    alone = [group.title for group in found if group.baseline is None]
-    twins = _same_weights(good)
-    weak = [text for g in found for arm in g.arms if (text := weak_blocks(arm))]
+    alone = [group.title for group in grouped if group.baseline is None]
+    duplicates = _same_weights(good)
+    weak = [text for g in grouped for arm in g.arms if (text := weak_blocks(arm))]
     notes = [
-        *left_out(against_baseline(found)),
-        *mixed(found),
-        *_other_fits(found),
+        *left_out(against_baseline(grouped)),
+        *mixed(grouped),
+        *_other_fits(grouped),
         _scopes(good),
-        f"Fewer than {MIN_SEEDS} seeds, so that no verdict is given: {', '.join(few)}." if few else "",
+        f"Fewer than {MIN_SEEDS} seeds, so no verdict is given: {', '.join(few_seeds)}." if few_seeds else "",
         *_energy_notes(good),
         f"{shared} rows come from cells that shared the machine with others: their times are rough."
         if shared
@@ -204,8 +202,8 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
         f"{resumed} rows were stopped and resumed: their times and energies are left out." if resumed else "",
         f"{dirty} rows come from a source tree with changes that were not committed." if dirty else "",
         f"Without backpropagation beside them: {'; '.join(alone)}." if alone else "",
-        f"Different seeds ended with the same weights, so they are not replicates: {'; '.join(twins)}."
-        if twins
+        f"Different seeds ended with the same weights, so they are not replicates: {'; '.join(duplicates)}."
+        if duplicates
         else "",
         *(f"Single blocks, {text}." for text in dict.fromkeys(weak)),
     ]
@@ -213,29 +211,29 @@ def _notes(rows: Sequence[Row], found: Sequence[Group]) -> list[str]:
 
 
 def _scopes(rows: Sequence[Row]) -> str:
-    """Which energies are shown."""
+    """A note on the scopes of the energies."""
     scopes = _distinct(scope for row in rows for scope in joules_by_scope(row))
     if not scopes:
         return "No energy was metered, so no energy is shown."
     measured = any(not scope.startswith("modelled") for scope in scopes)
-    return f"Energy: {', '.join(scopes)}." + ("" if measured else " It is modelled, none of it was measured.")
+    return f"Energy: {', '.join(scopes)}." + ("" if measured else " It is modeled, not measured.")
 
 
-def _other_fits(found: Sequence[Group]) -> Iterator[str]:
-    """Which arms were trained in other batches, or for other numbers of epochs, than backpropagation."""
-    for title, arm, other in against_baseline(found):
+def _other_fits(grouped: Sequence[Group]) -> Iterator[str]:
+    """Notes on arms whose batch size or number of epochs differs from backpropagation's."""
+    for title, arm, other in against_baseline(grouped):
         ours, theirs = (one.rows[0]["config"]["fit"] for one in (arm, other))
-        own = [
+        differences = [
             f"{key} {ours.get(key)} against {theirs.get(key)}"
             for key in ("epochs", "batch_size")
             if ours.get(key) != theirs.get(key)
         ]
-        if own:
-            yield f"{title}: {arm.name} was fitted with {', '.join(own)} of {other.name}."
+        if differences:
+            yield f"{title}: {arm.name} was fitted with {', '.join(differences)} of {other.name}."
 
 
 def _energy_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Why energies that were asked for are not there."""
+    """Notes on energies that could not be measured."""
     reasons: dict[str, int] = {}
     for row in rows:
         energy = row.get("energy", {})
@@ -261,16 +259,15 @@ def _same_weights(rows: Sequence[Row]) -> list[str]:
 def _wins(
     comparisons: Sequence[Comparison], which: str
 ) -> list[tuple[str, list[Comparison], list[Comparison]]]:
-    """By measure: what is decided, and where the one is ahead and the data do not decide."""
-    found = []
-    for measure in MEASURES.values():
-        mine = [c for c in comparisons if c.measure.id == measure.id]
-        decided = [c for c in mine if getattr(c, which)]
+    """By measure: the decided comparisons, and those in which one arm is ahead without a verdict."""
+    result = []
+    for measure in {c.measure.id: c.measure for c in comparisons}.values():
+        of_measure = [c for c in comparisons if c.measure.id == measure.id]
+        decided = [c for c in of_measure if getattr(c, which)]
         undecided = [
             c
-            for c in mine
+            for c in of_measure
             if c.effect.verdict is Verdict.INCONCLUSIVE and measure.better(c.effect) == (which == "wins")
         ]
-        if mine:
-            found.append((measure.label, decided, undecided))
-    return found
+        result.append((measure.label, decided, undecided))
+    return result

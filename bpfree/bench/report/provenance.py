@@ -1,16 +1,17 @@
-"""Where each figure of a report comes from."""
+"""The rows behind each value of a report, with their versions and machines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from bpfree.bench.arms import Group, figure
+from bpfree.bench.arms import Group
+from bpfree.bench.files import Mapped
+from bpfree.bench.metric import metric_of
 from bpfree.bench.results import Row
 
 
-def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """For each arm: anchor, name, setting, and where each of its rows comes from."""
+def provenance(groups: Sequence[Group]) -> list[tuple[str, str, str, list[Mapped]]]:
+    """For each arm: anchor, name, setting, and the origin of each of its rows."""
     return [
         (
             f"rows-{g}-{a}",
@@ -18,18 +19,19 @@ def provenance(found: Sequence[Group]) -> list[tuple[str, str, str, list[dict[st
             group.title,
             [_origin(row) for row in sorted(arm.rows, key=lambda r: int(r["seed"]))],
         )
-        for g, group in enumerate(found)
+        for g, group in enumerate(groups)
         for a, arm in enumerate(group.arms)
     ]
 
 
-def _origin(row: Row) -> dict[str, Any]:
+def _origin(row: Row) -> Mapped:
     env, git = row["env"], row.get("git", {})
-    accuracy = figure(row, "metrics", "test_accuracy")
+    metric = metric_of(row)
+    value = metric.test(row)
     return {
         "seed": row["seed"],
         "row": row["cell_id"],
-        "accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f}",
+        metric.label: "–" if value is None else metric.written(metric.scale * value),
         "commit": git.get("commit", "–")[:10] + (" + changes" if git.get("dirty") else ""),
         "source": env.get("source", "–"),
         "machine": ", ".join(

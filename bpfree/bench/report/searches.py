@@ -1,4 +1,4 @@
-"""What the searches found that gave the arms their settings: winners, costs and pictures of `bpfree.tune`."""
+"""Winners, costs and plots of the searches of `bpfree.tune` that gave the arms their settings."""
 
 from __future__ import annotations
 
@@ -7,48 +7,50 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
-from bpfree.bench.report.figures import Figure, Table, number
+from bpfree.bench.files import Mapped
+from bpfree.bench.metric import RowMetric, common, metric_in
+from bpfree.bench.numbers import number
+from bpfree.bench.report.figures import NOTHING, Figure, Table
 
-#: The schema of summaries that is understood here.
+#: The schema of summaries that can be read.
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Search:
-    """A finished or unfinished search, as its folder tells.
+    """A finished or unfinished search, read from its folder.
 
     Attributes:
-        name: Of the experiment.
-        arms: The summaries of what was searched, by arm.
-        pictures: Title and SVG, as a data address, of each picture.
+        name: Name of the experiment.
+        arms: The summary of each arm.
+        plots: Title and SVG, as a data URL, of each plot.
     """
 
     name: str
-    arms: list[dict[str, Any]]
-    pictures: list[tuple[str, str]]
+    arms: list[Mapped]
+    plots: list[tuple[str, str]]
 
 
 def read_search(folder: Path) -> Search:
-    """What `python -m bpfree.tune --out` left in ``folder``.
+    """Read the search in ``folder``, the ``--out`` of `python -m bpfree.tune`.
 
     Raises:
-        BadValue: If there is no summary of a search there, or none that can be read.
+        BadValue: If there is no summary of a search, or it cannot be read.
     """
     path = folder / "summary.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        drawn = sorted((folder / "plots").glob("*.svg"))
-        pictures = [(svg.stem.replace("_", " "), _address(svg.read_bytes())) for svg in drawn]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        files = sorted((folder / "plots").glob("*.svg"))
+        plots = [(svg.stem.replace("_", " "), _address(svg.read_bytes())) for svg in files]
     except (OSError, ValueError) as error:
         raise BadValue(
-            f"{folder}: not the folder of a search ({error}); name what was given to bpfree.tune as --out"
+            f"{folder}: not the folder of a search ({error}); expected the --out of bpfree.tune"
         ) from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
         raise BadValue(f"{path}: not the summary of a search, or of another version of bpfree.tune")
-    return Search(found["name"], found["arms"], pictures)
+    return Search(summary["name"], summary["arms"], plots)
 
 
 def _address(svg: bytes) -> str:
@@ -56,9 +58,11 @@ def _address(svg: bytes) -> str:
 
 
 def searched(searches: Sequence[Search]) -> Table:
-    """Winners and costs."""
-    heads = ["arm", "search", "trials", "pruned", "diverged", "seconds", "validation accuracy, %", "settings"]
-    table = Table("searches", "The settings that won, and what finding them has cost", heads, filters=[1])
+    """The table of winners and costs."""
+    metric = common(metric_in(arm) for search in searches for arm in search.arms)
+    validation = "validation metric" if metric is None else metric.head(f"validation {metric.label}")
+    heads = ["arm", "search", "trials", "pruned", "diverged", "seconds", validation, "settings"]
+    table = Table("searches", "The settings that won, and the cost of the search", heads, filters=[1])
     for search in searches:
         for arm in search.arms:
             best = arm.get("best")
@@ -69,11 +73,16 @@ def searched(searches: Sequence[Search]) -> Table:
                 Figure(search.name),
                 *(Figure(str(arm[key]), order=arm[key]) for key in ("trials", "pruned", "diverged")),
                 Figure(number(arm["seconds"]), order=arm["seconds"]),
-                Figure(f"{100 * best['value']:.2f}", order=best["value"]) if best else Figure("–"),
+                _best(metric_in(arm), best, named=metric is None) if best else NOTHING,
                 Figure(_settings(best["params"]), edge) if best else Figure("–"),
             ])  # fmt: skip
     return table
 
 
-def _settings(values: dict[str, Any]) -> str:
+def _best(metric: RowMetric, best: Mapped, named: bool) -> Figure:
+    note = metric.head(metric.label) if named else ""
+    return Figure(metric.written(metric.scale * best["value"]), note, best["value"])
+
+
+def _settings(values: Mapped) -> str:
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())

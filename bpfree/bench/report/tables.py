@@ -5,8 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from bpfree.bench.arms import PROTOCOLS, Arm, Group, alone, figure
-from bpfree.bench.measures import MEASURES, Comparison, Measure, against_baseline, compare, readable, short
+from bpfree.bench.arms import PROTOCOLS, Arm, Group, alone
+from bpfree.bench.measures import (
+    COSTS,
+    Comparison,
+    Measure,
+    against_baseline,
+    compare,
+    on_test,
+    readable,
+    short,
+)
+from bpfree.bench.metric import RowMetric, common
+from bpfree.bench.numbers import number
 from bpfree.bench.report.figures import (
     NOTHING,
     Figure,
@@ -15,33 +26,33 @@ from bpfree.bench.report.figures import (
     in_unit,
     kind,
     mean,
-    number,
     of_measure,
-    percent,
 )
+from bpfree.bench.results import figure
 from bpfree.bench.statistics import estimate
-from bpfree.bench.targets import COSTS, TargetCost, at_target, target_cost
+from bpfree.bench.targets import CURVE_COSTS, TargetCost, at_target, target_cost
 
 #: The costs of the main table.
 COLUMNS = ("train_s", "train_cpu_s", "energy_j", "train_flops", "peak_alloc", "saved_bytes")
 
 
-def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
+def results(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     effects = {(c.group, c.arm, c.measure.id): c for c in comparisons}
+    metric = common(group.metric for group in groups)
     heads = [
-        "arm", "setting", "level", "seeds", "test accuracy, %", "against backprop, points", "blocks alone, %",
+        "arm", "setting", "level", "seeds",
+        "test metric" if metric is None else metric.head(f"test {metric.label}"),
+        "against backprop, points" if metric is None or metric.share else "against backprop",
+        "blocks alone" if metric is None else metric.head("blocks alone"),
     ]  # fmt: skip
-    heads += [head(MEASURES[name]) for name in COLUMNS]
+    heads += [head(COSTS[name]) for name in COLUMNS]
     caption = "Means over seeds with 95 % intervals; below each cost its ratio to backpropagation's"
     table = Table("results", caption, heads, filters=[1, 2])
-    for g, group in enumerate(found):
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
-            accuracies = [100 * v for v in MEASURES["accuracy"].by_seed(arm).values()]
-            accuracy = estimate(accuracies) if accuracies else None
-            against = effects.get((group.title, arm.name, "accuracy"))
+            against = effects.get((group.title, arm.name, arm.metric.name))
             costs = [
-                of_measure(MEASURES[name], arm, effects.get((group.title, arm.name, name)))
-                for name in COLUMNS
+                of_measure(COSTS[name], arm, effects.get((group.title, arm.name, name))) for name in COLUMNS
             ]
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
@@ -49,7 +60,7 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
                 Figure(group.setting, PROTOCOLS[group.protocol]),
                 Figure(str(arm.rows[0]["locality"])),
                 Figure(str(len(arm.rows)), order=len(arm.rows)),
-                NOTHING if accuracy is None else Figure(percent(accuracy), order=accuracy.mean),
+                _of_metric(arm, _named(arm, metric)),
                 NOTHING if against is None else _against(against),
                 Figure(alone(arm) or "–"),
                 *costs,
@@ -57,35 +68,51 @@ def results(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Table:
     return table.without_empty()
 
 
+def _named(arm: Arm, metric: RowMetric | None) -> str:
+    """The metric of an arm, where the heading does not name it."""
+    return "" if metric else arm.metric.head(arm.metric.label)
+
+
+def _of_metric(arm: Arm, note: str) -> Figure:
+    """The metric of an arm on test data."""
+    values = [arm.metric.scale * v for v in on_test(arm.metric).by_seed(arm).values()]
+    if not values:
+        return NOTHING
+    over_seeds = estimate(values)
+    return Figure(arm.metric.spread(over_seeds), note, order=over_seeds.mean)
+
+
 def _against(comparison: Comparison) -> Figure:
-    return Figure(short(comparison), comparison.says, comparison.effect.value, kind(comparison))
+    return Figure(short(comparison), comparison.text, comparison.effect.value, kind(comparison))
 
 
-def targets(found: Sequence[Group], goals: Sequence[float]) -> Table:
+def targets(groups: Sequence[Group], goals: Sequence[float]) -> Table:
+    metric = common(group.metric for group in groups)
     heads = [
         "arm",
         "setting",
-        "target, %",
+        "target" if metric is None else metric.head("target"),
         "seeds that reached it",
-        *(head(MEASURES[name]) for name in COSTS),
+        *(head(COSTS[name]) for name in CURVE_COSTS),
     ]
+    of_what = metric.label if metric else "metrics"
     caption = (
-        "Median over seeds of the cost to a target of validation accuracy; below it, where no seed missed, "
+        f"Median over seeds of the cost to a target of validation {of_what}; below it, where no seed missed, "
         "the ratio to backpropagation's, paired by seed, with its 95 % interval"
     )
     table = Table("targets", caption, heads, filters=[1, 2])
-    measures = [at_target(goal, name) for goal in goals for name in COSTS]
-    effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(found), measures)}
-    for g, group in enumerate(found):
+    measures = [at_target(goal, name) for goal in goals for name in CURVE_COSTS]
+    effects = {(c.group, c.arm, c.measure.id): c for c in compare(against_baseline(groups), measures)}
+    for g, group in enumerate(groups):
         for (a, arm), goal in itertools.product(enumerate(group.arms), goals):
             cost = target_cost(arm, goal)
-            against = {m: effects.get((group.title, arm.name, f"{m} to {goal:g}")) for m in COSTS}
+            against = {m: effects.get((group.title, arm.name, f"{m} to {goal:g}")) for m in CURVE_COSTS}
             table.anchors.append(f"rows-{g}-{a}")
             table.rows.append([
                 Figure(arm.name), Figure(group.setting, PROTOCOLS[group.protocol]),
-                Figure(f"{100 * goal:g}", order=goal),
+                Figure(f"{arm.metric.scale * goal:g}", _named(arm, metric), goal),
                 Figure(f"{cost.hits} of {cost.n}", order=cost.hits / cost.n),
-                *(_median(cost, MEASURES[name], arm, against[name]) for name in COSTS),
+                *(_median(cost, COSTS[name], arm, against[name]) for name in CURVE_COSTS),
             ])  # fmt: skip
     return table.without_empty()
 
@@ -95,7 +122,7 @@ def _median(cost: TargetCost, measure: Measure, arm: Arm, comparison: Comparison
     if value is not None:
         scale = readable(measure, [arm])
         text = in_unit(number(value * scale.scale), scale)
-        # Seeds that missed would be left out of the pairs, and so out of what they cost.
+        # Pairs exclude seeds that missed the target, so their ratio would ignore them.
         if comparison is None or comparison.effect.n < cost.n:
             return Figure(text, order=value)
         return Figure(text, short(comparison), value, kind(comparison))
@@ -103,13 +130,13 @@ def _median(cost: TargetCost, measure: Measure, arm: Arm, comparison: Comparison
     return Figure("missed", order=float("inf")) if missed else NOTHING
 
 
-def budgets(found: Sequence[Group]) -> Table:
+def budgets(groups: Sequence[Group]) -> Table:
     heads = [
         "arm", "setting", "protocol", "passes over the data", "updates per weight",
-        head(MEASURES["train_flops"]), "stages", "stages at the cap", "tuning trials", "tuning, s",
+        head(COSTS["train_flops"]), "stages", "stages at the cap", "tuning trials", "tuning, s",
     ]  # fmt: skip
-    table = Table("budgets", "What each arm was given: means over seeds", heads, filters=[1, 2])
-    for g, group in enumerate(found):
+    table = Table("budgets", "The budget of each arm: means over seeds", heads, filters=[1, 2])
+    for g, group in enumerate(groups):
         for a, arm in enumerate(group.arms):
             table.anchors.append(f"rows-{g}-{a}")
             matched = group.protocol == "B" and not arm.is_baseline
@@ -118,7 +145,7 @@ def budgets(found: Sequence[Group]) -> Table:
                 Figure(PROTOCOLS[group.protocol], _matched_to(arm) if matched else ""),
                 mean([figure(row, "budget", "passes") for row in arm.rows]),
                 mean([figure(row, "budget", "updates_per_weight") for row in arm.rows]),
-                of_measure(MEASURES["train_flops"], arm, None),
+                of_measure(COSTS["train_flops"], arm, None),
                 mean([figure(row, "budget", "stages") for row in arm.rows]),
                 mean([figure(row, "budget", "capped_stages") for row in arm.rows]),
                 mean([figure(row, "tuning", "trials") for row in arm.rows]),

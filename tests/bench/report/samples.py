@@ -1,4 +1,4 @@
-"""A result that has something of everything."""
+"""A result with all kinds of rows."""
 
 from __future__ import annotations
 

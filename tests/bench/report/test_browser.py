@@ -1,6 +1,7 @@
 """The page in a real browser: it sorts, filters, stays silent, and asks for nothing but itself.
 
-Needs Chromium and its driver (`apt-get install chromium chromium-driver`), and is skipped without them.
+Needs Chromium with its driver (`apt-get install chromium chromium-driver`) and selenium
+(`uv run --group browser pytest`), and is skipped without them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its driver on this machine"),
     # What a browser and its driver leave open is not ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -138,7 +140,7 @@ def test_text_and_choice_filter_together(page: Any) -> None:
     assert settings == {option.text} and len(column(page, "comparisons", 0)) > 0
 
 
-def test_a_name_leads_to_its_rows(page: Any) -> None:
+def test_a_name_links_to_its_rows(page: Any) -> None:
     link = page.find_element("css selector", "#results tbody a")
     press(page, link)
     opened = page.find_elements("css selector", "details[open]")
@@ -179,7 +181,7 @@ def test_text_can_be_read_in_light_and_dark(page: Any, scheme: str) -> None:
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_nothing_is_said_in_the_console_and_nothing_is_asked_for(browser: Any, address: str) -> None:
+def test_the_console_is_empty_and_nothing_is_requested(browser: Any, address: str) -> None:
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get("about:blank")
@@ -192,7 +194,7 @@ def test_nothing_is_said_in_the_console_and_nothing_is_asked_for(browser: Any, a
     assert {url for url in asked if not url.startswith(("data:", "about:"))} == {address}
 
 
-def test_a_page_that_asks_is_caught(browser: Any, tmp_path: Path) -> None:
+def test_a_page_with_a_request_is_caught(browser: Any, tmp_path: Path) -> None:
     """The test above would see a request: here is a page that makes one."""
     path = tmp_path / "loud.html"
     path.write_text('<img src="picture.png"><script>console.error("x")</script>')

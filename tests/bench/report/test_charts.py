@@ -1,4 +1,4 @@
-"""What the pictures show."""
+"""The charts of a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bpfree.bench.arms import groups
-from bpfree.bench.measures import MEASURES
+from bpfree.bench.measures import COSTS
 from bpfree.bench.report.charts import SERIES, depth, front, memory, pareto, styles
 from tests.bench.report.samples import sample
 from tests.bench.rows import arm, row
@@ -35,12 +35,12 @@ def test_arms_look_different_and_backpropagation_always_the_same() -> None:
     assert (found["backprop"].color, found["backprop"].symbol) == (SERIES[0], "■")
 
 
-def test_pictures_are_coloured_by_the_page_and_named() -> None:
+def test_charts_have_the_colors_of_the_page_and_a_label() -> None:
     found = groups(sample())
     looks = styles(found)
     charts = [
-        pareto(found[0], MEASURES["train_s"], looks, 7),
-        memory(found[2:], MEASURES["saved_bytes"], looks, 8),
+        pareto(found[0], COSTS["train_s"], looks, 7),
+        memory(found[2:], COSTS["saved_bytes"], looks, 8),
     ]
     for number, chart in zip((7, 8), charts, strict=True):
         assert chart is not None
@@ -53,8 +53,8 @@ def test_pictures_are_coloured_by_the_page_and_named() -> None:
 
 def test_one_arm_is_no_comparison() -> None:
     group = groups(arm("backprop", [0.9, 0.8]))[0]
-    assert pareto(group, MEASURES["train_s"], styles([group]), 0) is None
-    assert memory([group], MEASURES["saved_bytes"], styles([group]), 0) is None
+    assert pareto(group, COSTS["train_s"], styles([group]), 0) is None
+    assert memory([group], COSTS["saved_bytes"], styles([group]), 0) is None
 
 
 def test_depth_counts_layers_with_weights() -> None:

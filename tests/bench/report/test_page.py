@@ -1,4 +1,4 @@
-"""The page says what the rows say, and asks nothing of anyone."""
+"""The page shows the values of the rows, and loads nothing."""
 
 from __future__ import annotations
 
@@ -57,8 +57,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page() -> Page:
-    return Page(html(sample()))
+def content() -> str:
+    """The page of the sample: half a second of drawing."""
+    return html(sample())
+
+
+@pytest.fixture(scope="module")
+def page(content: str) -> Page:
+    return Page(content)
 
 
 def column(page: Page, table: str, head: str) -> dict[tuple[str, str], str]:
@@ -70,22 +76,19 @@ def column(page: Page, table: str, head: str) -> dict[tuple[str, str], str]:
     }
 
 
-def test_nothing_is_loaded_from_anywhere() -> None:
-    content = html(sample())
-    page = Page(content)
+def test_nothing_is_loaded_from_anywhere(content: str, page: Page) -> None:
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert not {"img", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not re.search(r"https?://|@import|url\((?!#)", content)
     assert "default-src 'none'" in content
 
 
-def test_names_are_text() -> None:
-    content = html(sample())
+def test_names_are_text(content: str) -> None:
     assert "<script>alert" not in content
     assert "&lt;script&gt;alert" in content
 
 
-def test_ids_are_unique_and_every_link_leads_somewhere(page: Page) -> None:
+def test_ids_are_unique_and_every_link_has_a_target(page: Page) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -105,13 +108,13 @@ def test_the_table_holds_means_intervals_and_verdicts(page: Page) -> None:
     assert all("energy" not in head for head in page.tables["results"][0])
 
 
-def test_energy_is_shown_only_where_it_was_metered() -> None:
-    assert "No energy was metered" in html(sample())
-    heads = Page(html(sample())).tables["results"][0]
+def test_energy_is_shown_only_where_it_was_metered(content: str, page: Page) -> None:
+    assert "No energy was metered" in content
+    heads = page.tables["results"][0]
     assert not any("peak" in head for head in heads)
 
 
-def test_measured_and_modelled_energy_stand_apart() -> None:
+def test_measured_and_modeled_energy_are_separate() -> None:
     energy = {
         "scope": "measured:nvml_counter", "gpu_gross_j": 500.0, "gpu_net_j": 200.0, "idle_before_w": 60.0,
         "idle_after_w": 62.0, "ratio": 1.01, "modelled": {"joules": {"modelled:tdp": 90.0}},
@@ -137,14 +140,14 @@ def test_measured_and_modelled_energy_stand_apart() -> None:
     )
     assert column(Page(content), "targets", "training energy, J")["backprop", "fixed epochs"] == "250"
     assert "No energy for 4 of 4 rows by the cpu: somebody else." in content
-    assert "Accuracy against training energy" in content and "Way to the target, training energy" in content
+    assert "Accuracy against training energy" in content and "Curve to the target, training energy" in content
 
 
-def test_modelled_energy_alone_is_called_so_and_a_net_below_zero_is_shown() -> None:
+def test_modeled_energy_alone_is_named_and_a_net_below_zero_is_shown() -> None:
     model = {"modelled": {"joules": {"modelled:tdp": 90.0}}}
     content = html(arm("backprop", [0.9, 0.91], energy=model))
     assert "No energy was metered" not in content
-    assert "Energy: modelled:tdp. It is modelled, none of it was measured." in content
+    assert "Energy: modelled:tdp. It is modeled, not measured." in content
     assert "of the whole training as it was run" in content and "Of the training alone" not in content
     measured = {"scope": "measured:rapl", "cpu_gross_j": 50.0, "cpu_net_j": -2.0}
     rows = arm("backprop", [0.9, 0.91], energy=measured)
@@ -191,11 +194,11 @@ def test_devices_are_described(page: Page) -> None:
         "arm": "●physical (fitted surrogate)", "setting": "digits, mlp hidden 32-16 | fixed epochs",
         "device": "surrogate", "nonlinearity index": "0.125", "rows, training": "2,400",
         "rows, evaluation": "300", "rows, calibration": "64", "calls sent again": "6",
-        "rows out of range": "24", "hardware time, s, modelled": "862",
+        "rows out of range": "24", "hardware time, s, modeled": "862",
     }  # fmt: skip
 
 
-def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
+def test_searches_are_shown_with_their_plots(tmp_path: Path) -> None:
     content = html(sample(), searches=[read_search(search(tmp_path / "study"))])
     heads, won, lost = Page(content).tables["searches"]
     found = dict(zip(heads, won, strict=True))
@@ -208,6 +211,23 @@ def test_searches_are_told_with_their_pictures(tmp_path: Path) -> None:
     assert "search-section" not in html(sample())
 
 
+def test_a_search_without_pictures_names_the_command_that_draws_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, folder = Results(tmp_path / "rows"), search(tmp_path / "study")
+    with results.writing():
+        for one in sample():
+            results.append(one)
+    command = ["report", str(results.folder), "--study", str(folder)]
+    assert main(command) == 0
+    assert "no pictures" not in capsys.readouterr().out
+    (folder / "plots" / "mono_forward_history.svg").unlink()
+    assert main(command) == 0
+    assert f"note: {folder} has no pictures of its search: python -m bpfree.tune report {folder} draws" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}'])
 def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
@@ -216,8 +236,7 @@ def test_a_folder_that_is_no_search_is_refused(content: str | None, tmp_path: Pa
         read_search(tmp_path)
 
 
-def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
-    content = html(sample())
+def test_every_row_is_in_the_provenance_and_every_failure_in_the_notes(content: str) -> None:
     for one in sample():
         if one["status"] == "ok":
             assert one["cell_id"] in content
@@ -226,8 +245,7 @@ def test_every_row_stands_in_the_provenance_and_every_failure_is_told() -> None:
     assert "5 rows come from cells that shared the machine" in content
 
 
-def test_where_backpropagation_wins() -> None:
-    content = html(sample())
+def test_where_backpropagation_wins(content: str) -> None:
     wins = content[content.index("Where backpropagation wins</h2>") : content.index("Where it loses")]
     accuracy = wins[: wins.index("training time")]
     assert "<b>mono_forward</b> -5.00" in accuracy
@@ -235,31 +253,31 @@ def test_where_backpropagation_wins() -> None:
     assert "matched passes" not in accuracy
 
 
-def test_seeds_that_ended_with_the_same_weights_are_no_replicates() -> None:
+def test_seeds_that_ended_with_the_same_weights_are_no_replicates(content: str) -> None:
     rows = arm("mono_forward", [0.9, 0.9, 0.8], weights_sha256="same")
     assert "ended with the same weights" in html(rows)
     assert "mono_forward, seeds 0, 1, 2" in html(rows)
-    assert "ended with the same weights" not in html(sample())
+    assert "ended with the same weights" not in content
 
 
-def test_targets_chosen_afterwards_are_called_so() -> None:
+def test_targets_chosen_afterwards_are_marked(content: str) -> None:
     assert "chosen after the runs" in html(sample(), [0.9])
-    assert "chosen after the runs" not in html(sample())
+    assert "chosen after the runs" not in content
 
 
-def test_the_same_rows_give_the_same_page() -> None:
-    assert html(sample()) == html(sample())
+def test_the_same_rows_give_the_same_page(content: str) -> None:
+    assert html(sample()) == content
 
 
-def test_memory_against_depth_needs_several_depths() -> None:
-    assert "Memory against depth: saved for backward" in html(sample())
+def test_memory_against_depth_needs_several_depths(content: str) -> None:
+    assert "Memory against depth: saved for backward" in content
     assert "No arm was run on nets of several depths" in html(arm("backprop", [0.9]))
 
 
 def test_a_result_without_success_or_baseline() -> None:
     with pytest.raises(BadValue, match="no row of this result succeeded"):
         html([row("backprop", 0, status="error", reason="x")])
-    assert "so nothing can be said" in html(arm("mono_forward", [0.9, 0.8]))
+    assert "so there is no comparison" in html(arm("mono_forward", [0.9, 0.8]))
 
 
 @contextmanager
@@ -304,4 +322,4 @@ def test_the_command_line_writes_the_page_of_several_folders(
     assert main(["report", folders[0]]) == 0
     assert (tmp_path / "a" / "report.html").exists()
     assert main(["report", folders[0], folders[0]]) == 2
-    assert "stands there twice" in capsys.readouterr().err
+    assert "has two successful rows" in capsys.readouterr().err

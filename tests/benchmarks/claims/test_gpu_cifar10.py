@@ -49,7 +49,7 @@ def test_joules_are_told_where_they_were_metered() -> None:
     cost = TargetCost(
         target=0.9, hits=3, n=3, train_s=61.2, train_cpu_s=None, train_flops=None, energy_j=12_340.0
     )
-    assert claim.told("predsim", cost) == "predsim to 90%: 61.2 s, 12.3 kJ"
+    assert claim.describe_cost("predsim", cost) == "predsim to 90%: 61.2 s, 12.3 kJ"
 
 
 def test_the_experiment_is_the_recipe_and_its_twin_with_a_meter() -> None:

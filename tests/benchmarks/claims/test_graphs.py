@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import graph_scale
 from benchmarks.claims import graphs
+from benchmarks.profiles import graph_scale
 
 
 def test_the_claim_is_measured_with_its_control() -> None:
@@ -35,6 +35,6 @@ def test_epochs_are_timed_at_least_as_long_as_what_is_done_once(
         return None, once + epochs * epoch
 
     monkeypatch.setattr(graph_scale, "run", run)
-    seconds = graph_scale.reckoned("plain", None, 1, 4)  # type: ignore[arg-type]
+    seconds = graph_scale.extrapolated("plain", None, 1, 4)  # type: ignore[arg-type]
     assert seconds == pytest.approx(once + 100 * epoch)
     assert found == asked

@@ -7,8 +7,8 @@ from benchmarks.claims import larger_than_memory as claim
 
 def test_on_disk_it_trains_where_memory_does_not_allow_it(tmp_path: Path) -> None:
     # What the interpreter and the libraries take of the limit differs from machine to machine.
-    base = claim.child(64, 256, 64, None, None)["data_bytes"] // claim.MIB
-    found = claim.measure(base + 96, times=160 / (base + 96), batch=2048, folder=str(tmp_path))
+    base = claim.child(64, 128, 64, None, None)["data_bytes"] // claim.MIB
+    found = claim.measure(base + 64, times=104 / (base + 64), width=128, folder=str(tmp_path))
     memory, disk, refused = found["runs"].values()
     assert memory["weights"] == disk["weights"] and len(disk["weights"]) == 6
     assert disk["data_bytes"] <= found["limit_bytes"]

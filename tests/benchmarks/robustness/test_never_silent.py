@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.robustness import _case, never_silent
-from benchmarks.robustness._judge import judge
+from benchmarks.robustness._verdict import run_case
 from bpfree.trainers import TRAINERS
 
 CASES = never_silent.all_cases()
@@ -38,7 +38,7 @@ SOME = [
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_case_comes_to_what_it_declares(name: str) -> None:
-    found = judge(next(case for case in CASES if case.name == name))
+    found = run_case(next(case for case in CASES if case.name == name))
     assert found.passed, never_silent.told(found)
 
 
