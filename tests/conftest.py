@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""Fixtures and hooks for all tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# torch is imported late: the process that hands out the tests does without, and the workers wait for it.
+# torch is imported late: the controller of pytest-xdist does not need it, and the workers wait for it.
 if TYPE_CHECKING:
     from tests.meters.world import World
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny nets are quicker on one thread, and the tests leave the machine to others."""
+    """Run torch on one thread, which is faster for small networks."""
     import torch
 
     before = torch.get_num_threads()
@@ -26,8 +26,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Thousands of checkpoints are written here, and none has to outlive a power cut."""
+def _no_fsync() -> Iterator[None]:
+    """Do not wait for the disk when a checkpoint is written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
@@ -44,13 +44,13 @@ def _server(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """A clock that is moved by hand, and the devices that energy meters ask."""
+    """A clock that the test sets, and the devices that energy meters read."""
     from tests.meters.world import World
 
     return World(monkeypatch, tmp_path)
 
 
-#: Files with tests that take seconds each. They come first, so that no worker is left with one at the end.
+#: Files with tests that take seconds each. They come first, so that no worker runs one alone at the end.
 LONG = (
     "test_search.py",
     "test_runner.py",
@@ -65,5 +65,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """A name without an address, so that parallel workers agree on which tests there are."""
+    """A name without a memory address, so that all workers collect the same tests."""
     return type(val).__name__ if " at 0x" in repr(val) else None

@@ -1,4 +1,4 @@
-"""Small data and nets that tests share."""
+"""Small data sets and networks for tests."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from bpfree.trainers.physical import PhysicalTrainer
 
 CLASSES = 3
 
-#: The trainers of ordinary networks on samples which stand alone: the others' samples are nodes of a graph,
-#: or their networks have devices inside.
+#: The trainers of ordinary networks on independent samples: not those on graphs, or with devices.
 PLAIN_TRAINERS = {
     name: kind for name, kind in TRAINERS.items() if not issubclass(kind, GraphTrainer | PhysicalTrainer)
 }
 
 
 def vectors(n: int = 40, width: int = 12, seed: int = 0) -> TensorData:
-    """Random vectors in [0, 1]; n = 40 ends in a shorter batch where batches have 16."""
+    """Random vectors in [0, 1]. With batches of 16, the last batch of n = 40 is shorter."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, width, generator=generator)
     return TensorData(x, torch.randint(CLASSES, (n,), generator=generator), CLASSES)
 
 
 def images(n: int = 40, size: int = 8, channels: int = 1, seed: int = 0) -> TensorData:
-    """Random grey images in [0, 1]."""
+    """Random images in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, channels, size, size, generator=generator)
     return TensorData(x, torch.randint(CLASSES, (n,), generator=generator), CLASSES)
 
 
 def easy(n: int = 120, width: int = 12, seed: int = 0) -> TensorData:
-    """Vectors that are easy to tell apart: each class has a third of the inputs switched on."""
+    """Vectors that are easy to classify: for each class, another third of the inputs is large."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(CLASSES, (n,), generator=generator)
     third = torch.arange(width) // (width // CLASSES)
@@ -50,19 +49,19 @@ def easy(n: int = 120, width: int = 12, seed: int = 0) -> TensorData:
 
 
 def make_mlp(*hidden: int, width: int = 12, seed: int = 0, **options: Any) -> nn.Sequential:
-    """A perceptron with the same weights each time."""
+    """An MLP, with the same weights in each call."""
     torch.manual_seed(seed)
     return bpfree.nn.mlp([width, *(hidden or (16, 16)), CLASSES], **options)
 
 
 def make_cnn(seed: int = 0, **options: Any) -> nn.Sequential:
-    """A convolutional net for `images` with the same weights each time."""
+    """A convolutional network for `images`, with the same weights in each call."""
     torch.manual_seed(seed)
     return bpfree.nn.cnn((1, 8, 8), CLASSES, channels=(4, 6), **options)
 
 
 def nodes(n: int = 60, width: int = 12, known: int = 40, seed: int = 0) -> GraphData:
-    """A random graph, of whose nodes some are labelled; the labels have to do with the features."""
+    """A random graph. Some of its nodes have labels, which depend on the features."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, width, generator=generator)
     edges = torch.randint(n, (2, 3 * n), generator=generator)
@@ -73,7 +72,7 @@ def nodes(n: int = 60, width: int = 12, known: int = 40, seed: int = 0) -> Graph
 
 
 def pairs(seed: int = 0) -> GraphData:
-    """Edges of such a graph, and as many pairs of nodes drawn at random."""
+    """Edges of the graph of `nodes`, and as many random pairs of nodes."""
     data = nodes(seed=seed)
     edges = data.graph.edge_index.T[:20]
     others = torch.randint(60, (20, 2), generator=torch.Generator().manual_seed(seed))
@@ -82,18 +81,18 @@ def pairs(seed: int = 0) -> GraphData:
 
 
 def make_gnn(kind: GraphKind = "gcn", hidden: tuple[int, ...] = (16, 16)) -> bpfree.nn.GNN:
-    """The shape of a graph network."""
+    """A graph network."""
     return bpfree.nn.GNN(kind, hidden)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the state."""
+    """A copy of the state dict."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 @contextmanager
 def heeding_interrupts() -> Iterator[None]:
-    """Ctrl-C ends processes started inside, even if a shell runs the tests in the background, ignoring it."""
+    """A context in which Ctrl-C ends started processes, even if the shell runs tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-#: What groups, cells and command lines import: some seconds, once instead of in every process.
+#: Modules that the server imports once, instead of every process, which takes some seconds.
 PRELOAD = [
     "torch.distributed",
     "bpfree.bench.__main__",
@@ -32,9 +32,9 @@ PRELOAD = [
 
 
 def start_server() -> None:
-    """Start the server, if there is none yet; the cells of a bench are forked from the same one.
+    """Start the server, if there is none. The cells of a benchmark are forked from the same server.
 
-    Ctrl-C is ignored meanwhile, as in `bpfree.bench.runner.start_server`.
+    Ctrl-C is ignored while it starts, as in `bpfree.bench.runner.start_server`.
     """
     CONTEXT.set_forkserver_preload(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,9 +45,9 @@ def start_server() -> None:
 
 
 def start_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], log: Path) -> BaseProcess:
-    """A command line in a process and session of its own, which has nothing to import.
+    """Run a command line in its own process and session, without further imports.
 
-    Its cells are forked from the server of this process. What it prints is in ``log``.
+    Its cells are forked from the server of this process. Its output is written to ``log``.
     """
     process = CONTEXT.Process(target=_command, args=(main, arguments, str(log)))
     start_server()
@@ -61,13 +61,13 @@ def _command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], log
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    # The server that this process was forked from is the one that it starts processes by.
+    # The process uses the server that it was forked from.
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     sys.exit(main(arguments))
 
 
 def _run(
-    function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str | int, answers: Any
+    function: Callable[..., Any], args: Sequence[Any], rank: int, n: int, store: str | int, queue: Any
 ) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,44 +77,44 @@ def _run(
             # As with torchrun: a process group is created where it is needed.
             variables = {"RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
             os.environ.update({name: str(value) for name, value in variables.items()})
-            answers.put((rank, _packed(function(*args)), None))
+            queue.put((rank, _packed(function(*args)), None))
             assert not dist.is_initialized()
         else:
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
-            answers.put((rank, _packed(function(*args)), None))
+            queue.put((rank, _packed(function(*args)), None))
             dist.destroy_process_group()
     except BaseException as error:  # noqa: BLE001 - the test reports every error
-        answers.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-        answers.close()
-        answers.join_thread()
+        queue.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+        queue.close()
+        queue.join_thread()
         os._exit(1)
 
 
 def _packed(value: Any) -> bytes:
-    """As bytes: tensors would be sent as handles to the memory of a process that is about to end."""
+    """The value as bytes. Tensors would be sent as handles to the memory of a process that ends."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
 def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 class Group:
     """``n`` processes that call ``function(*args)``, each with its rank in the process group.
 
-    Without a folder for the group's store there is no process group, but the variables that torchrun sets.
+    Without a folder for the group's store, the variables that torchrun sets are set, and there is no group.
     """
 
     def __init__(self, folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -> None:
-        self.answers = CONTEXT.Queue()
+        self.queue = CONTEXT.Queue()
         store = _free_port() if folder is None else str(folder / f"store{time.monotonic_ns()}")
         self.processes: list[BaseProcess] = [
-            CONTEXT.Process(target=_run, args=(function, args, k, n, store, self.answers), daemon=True)
+            CONTEXT.Process(target=_run, args=(function, args, k, n, store, self.queue), daemon=True)
             for k in range(n)
         ]
         start_server()
@@ -127,12 +127,12 @@ class Group:
         assert pid is not None
         os.kill(pid, number)
 
-    def results(self, answering: Sequence[int] | None = None) -> tuple[dict[int, Any], dict[int, str]]:
-        """What they returned, and what they raised, by rank; all have ended then."""
+    def results(self, ranks: Sequence[int] | None = None) -> tuple[dict[int, Any], dict[int, str]]:
+        """Wait for the processes to end; returns their results, and their errors, by rank."""
         returned: dict[int, Any] = {}
         raised: dict[int, str] = {}
-        for _ in range(len(self.processes) if answering is None else len(answering)):
-            rank, value, error = self.answers.get(timeout=180)
+        for _ in range(len(self.processes) if ranks is None else len(ranks)):
+            rank, value, error = self.queue.get(timeout=180)
             if error is None:
                 returned[rank] = torch.load(io.BytesIO(value), weights_only=False)
             else:
@@ -144,7 +144,7 @@ class Group:
 
 
 def run(folder: Path | None, n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What ``n`` processes return, by rank.
+    """The results of ``n`` processes, by rank.
 
     Raises:
         AssertionError: If one of them raised.

@@ -176,7 +176,7 @@ class ForwardForward(Trainer):
                 "torch's default initialization"
             )
         if computed:
-            parts.append(f"does not initialize {', '.join(computed)}, whose weights are computed")
+            parts.append(f"leaves {', '.join(computed)} unchanged, since their weights are computed")
         self._init_warning = " and ".join(parts)
 
     def _warn_about_init(self, stacklevel: int) -> None:

@@ -176,7 +176,7 @@ def test_a_worker_that_neither_responds_nor_closes_the_connection_counts_as_lost
     group = begun(Group(tmp_path, 2, impatient, path, 2.0), path)
     group.kill(rank, signal.SIGSTOP)
     since = time.monotonic()
-    rank_of_answer, _, error = group.answers.get(timeout=180)
+    rank_of_answer, _, error = group.queue.get(timeout=180)
     # It has waited for the timeout, and then saved its state.
     assert time.monotonic() - since > 1.5
     assert rank_of_answer == other

@@ -13,9 +13,11 @@ import bpfree
 from bpfree import (
     Backprop,
     BadValue,
+    Checkpoint,
     DeepSupervision,
     Diverged,
     ForwardForward,
+    History,
     Hooks,
     Local,
     MFJoint,
@@ -25,6 +27,7 @@ from bpfree import (
     _seeds,
     localize,
 )
+from bpfree.trainers.run_context import RunContext
 from tests.helpers import CLASSES, PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, snapshot, vectors
 
 every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
@@ -223,6 +226,45 @@ def test_a_single_step_is_the_first_step_of_a_fit(kind: type[Trainer]) -> None:
     other.build((12,), CLASSES)
     other.step(*data.batch(order))
     assert unchanged(other.cascade, snapshot(one.cascade))
+
+
+# ---- hooks of subclasses ----------------------------------------------------------------------------------
+
+
+def test_prepare_is_called_once_with_the_data_and_options_of_the_run(tmp_path: Path) -> None:
+    runs: list[RunContext] = []
+
+    class Prepared(MonoForward):
+        def prepare(self, run: RunContext) -> History:
+            runs.append(run)
+            return History([{"stage": "before", "step": 3}])
+
+    trainer, train, validation = Prepared(make_mlp(), progress=False), vectors(), vectors(seed=1)
+    history = trainer.fit(train, validation, epochs=1, batch_size=8, checkpoint=tmp_path / "run")
+    assert [row["step"] for row in history.rows] == [3, 3 + 5]
+    (run,) = runs
+    assert torch.equal(run.train.x, train.x)
+    assert run.validation is not None
+    assert torch.equal(run.validation.x, validation.x)
+    assert (run.fit.epochs, run.fit.batch_size) == (1, 8)
+    assert run.checkpoint == Checkpoint(tmp_path / "run")
+    # A run that continues from its checkpoint is not prepared again.
+    assert (
+        Prepared(make_mlp(), progress=False)
+        .fit(train, validation, epochs=1, batch_size=8, checkpoint=tmp_path / "run")
+        .resumed
+    )
+    assert len(runs) == 1
+
+
+def test_prepare_with_the_arguments_of_the_first_release_is_refused() -> None:
+    with pytest.raises(
+        BadValue, match=r"Old\.prepare.*called with one argument now; define prepare\(self, run\)"
+    ):
+
+        class Old(MonoForward):
+            def prepare(self, train: Any, validation: Any, fit: Any, checkpoint: Any, hooks: Any) -> History:
+                return History()
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_the_first_values_are_those_of_the_flattened_sample() -> None:
         (("crop",), 5, 1.0, False),
     ],
 )
-def test_augmentation_can_shift_pixels_to_the_border(
+def test_augmentation_can_move_pixels_to_the_border(
     augment: Any, row: int, fill: float, varies: bool
 ) -> None:
     x = torch.full((6, 1, 8, 8), fill)

@@ -1,4 +1,4 @@
-"""What physical local learning is compared with: gradients, guesses, passes."""
+"""The baselines of physical local learning: passes, gradients and estimates of gradients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def made(
         (PhysicalRidge, {}, N),
     ],
 )
-def test_rows_are_those_of_the_formulas(kind: Any, settings: dict[str, Any], expected: int) -> None:
+def test_the_number_of_passes_is_that_of_the_formulas(
+    kind: Any, settings: dict[str, Any], expected: int
+) -> None:
     trainer = made(kind, **settings)
     trainer.fit(vectors(N), epochs=EPOCHS, batch_size=16)
     assert trainer.passes == {"train": expected, "eval": 0, "calibration": 0, "other": 0}
@@ -62,7 +64,7 @@ def test_they_learn(kind: Any) -> None:
     assert trainer.evaluate(data)["accuracy"] > 0.95
 
 
-def test_backpropagation_with_an_exact_twin_takes_the_step_of_backpropagation_through_the_physics() -> None:
+def test_backpropagation_with_an_exact_digital_model_agrees_with_autograd_through_the_system() -> None:
     data, system = vectors(16), AcousticCavity(noise=0.0)
     trainer = made(PhysicalBackprop, system=system, optimizer="sgd", lr=0.1, momentum=0.0)
     trainer.build(data.sample_shape, CLASSES)
@@ -79,12 +81,12 @@ def test_backpropagation_with_an_exact_twin_takes_the_step_of_backpropagation_th
     loss = F.cross_entropy(F.linear(layer(hidden), weights[2], weights[3]), data.y)
     gradients = torch.autograd.grad(loss, weights)
     trainer.step(data.x, data.y)
-    found = [p for m in (first, output) for p in m.parameters()]
-    for ours, weight, gradient in zip(found, weights, gradients, strict=True):
-        torch.testing.assert_close(ours, weight - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+    trained = [p for m in (first, output) for p in m.parameters()]
+    for p, weight, gradient in zip(trained, weights, gradients, strict=True):
+        torch.testing.assert_close(p, weight - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_ridge_is_ridge_regression_on_the_answers() -> None:
+def test_ridge_is_ridge_regression_on_outputs_of_the_device() -> None:
     data = vectors(N)
     trainer = made(PhysicalRidge, lam=[1e-3])
     trainer.fit(data, epochs=1, batch_size=16)
@@ -96,21 +98,21 @@ def test_ridge_is_ridge_regression_on_the_answers() -> None:
     torch.testing.assert_close(linear.bias, bias.float(), rtol=1e-3, atol=1e-5)
 
 
-def test_guessed_gradients_are_right_on_average() -> None:
+def test_estimated_gradients_agree_on_average_with_the_true_ones() -> None:
     data = vectors(32)
     kinds: Any = {PhysicalSPSA: {"directions": 4000, "perturbation": 1e-3}, PhysicalBackprop: {}}
-    moves = []
+    updates = []
     for kind, settings in kinds.items():
         trainer = made(kind, optimizer="sgd", lr=1.0, momentum=0.0, **settings)
         trainer.build(data.sample_shape, CLASSES)
         output = list(trainer.net.children())[-1]
         before = output.bias.detach().clone()
         trainer.step(data.x, data.y)
-        moves.append(output.bias.detach() - before)
-    assert F.cosine_similarity(moves[0], moves[1], dim=0) > 0.95
+        updates.append(output.bias.detach() - before)
+    assert F.cosine_similarity(updates[0], updates[1], dim=0) > 0.95
 
 
-def test_levels() -> None:
+def test_declared_levels_of_locality() -> None:
     data = vectors(16)
     for kind, level in ((PhysicalBackprop, "L0"), (PhysicalDirectFeedback, "L1"), (PhysicalRidge, "L3")):
         trainer = made(kind)
@@ -125,27 +127,34 @@ def test_the_same_seed_gives_the_same_run(kind: Any) -> None:
     assert_same_seed_same_run(lambda **settings: made(kind, noise=0.05, **settings), vectors(), vectors())
 
 
-class NoTwin:
+class WithoutModel:
     n_in, n_out, input_range = 20, 20, (0.0, 1.0)
 
     def forward(self, u: Any) -> Any:
         return u * u
 
 
-def test_a_device_that_has_no_twin_cannot_be_backpropagated_through() -> None:
-    with pytest.raises(BadValue, match="digital model"):
-        made(PhysicalBackprop, system=NoTwin()).build((12,), CLASSES)
+def test_backpropagation_through_a_device_without_a_digital_model_is_refused() -> None:
+    with pytest.raises(BadValue, match="no digital model"):
+        made(PhysicalBackprop, system=WithoutModel()).build((12,), CLASSES)
     with pytest.raises(BadValue, match="mismatch"):
         made(PhysicalBackprop, mismatch=0.5).build((12,), CLASSES)
 
 
-def test_a_device_that_fails_in_the_middle_of_a_guess_leaves_the_weights_as_they_were() -> None:
+def test_the_old_name_of_the_setting_mismatch_seed_is_accepted() -> None:
+    with pytest.warns(FutureWarning, match=r"twin_seed is now physical_backprop\.mismatch_seed"):
+        trainer = made(PhysicalBackprop, model="aware", twin_seed=3)
+    assert isinstance(trainer, PhysicalBackprop)
+    assert trainer.settings.mismatch_seed == 3
+
+
+def test_weights_are_restored_if_a_device_fails_during_an_estimate() -> None:
     class Failing(AcousticCavity):
-        left = 5
+        calls = 5
 
         def forward(self, u: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
+            self.calls -= 1
+            if self.calls < 0:
                 raise DeviceError("switched off", retryable=False)
             return super().forward(u)
 
