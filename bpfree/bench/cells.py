@@ -75,8 +75,15 @@ class TrainerConfig:
         return trainer_config({"id": self.id, **asdict(self.settings), **changes}, where)
 
     def record(self) -> Mapped:
-        """The id and the settings as plain data."""
-        return {"id": self.id, **asdict(self.settings)}
+        """The id and the settings as plain data, under the names that rows and cell ids have."""
+        old_names = _old_names(type(self.settings))
+        return {"id": self.id} | {old_names.get(k, k): value for k, value in asdict(self.settings).items()}
+
+
+def _old_names(settings: type[TrainerSettings]) -> dict[str, str]:
+    """Names of settings that rows and cell ids keep, by the names of today."""
+    renamed: Mapping[str, str] = getattr(settings, "renamed", {})
+    return {new: old for old, new in renamed.items()}
 
 
 def trainer_config(values: Values, where: str) -> TrainerConfig:
@@ -150,11 +157,12 @@ class Cell:
             load_plugin(plugin)
         energy, physics, tuning = record["energy"], record["physics"], record["tuning"]
         net_names = NETS[record["net"]["name"]].old_names
+        trainer_names = _old_names(get_trainer(record["trainer"]["id"]).Settings)
         return Cell(**{
             **record,
             "dataset": dataset_config(record["dataset"]),
             "net": net_config(_with_names_of_today(record["net"], net_names)),
-            "trainer": trainer_config(record["trainer"], "trainer"),
+            "trainer": trainer_config(_with_names_of_today(record["trainer"], trainer_names), "trainer"),
             "fit": validate(FitSettings, record["fit"], "fit"),
             "energy": None if energy is None else energy_config(_with_names_of_today(energy, OLD_NAMES)),
             "physics": physics and physics_config({**physics, "seeds": [record["device_seed"]]}),
