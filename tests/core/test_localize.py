@@ -474,7 +474,7 @@ def test_poolings_of_every_dimension_end_blocks(
 
 def test_lazy_layers_are_refused() -> None:
     net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, CLASSES))
-    with pytest.raises(BadValue, match="a lazy layer whose size is not known yet"):
+    with pytest.raises(BadValue, match="a lazy layer with uninitialized parameters"):
         MonoForward(net, progress=False).fit(vectors(), epochs=1)
 
 
@@ -492,6 +492,6 @@ def test_lazy_layers_are_refused() -> None:
 def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(
     kind: type[Trainer], settings: Any
 ) -> None:
-    with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*cut already.*bpfree.localize"):
+    with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*is a Cascade.*bpfree.localize"):
         kind(localize(make_cnn()), progress=False, **settings)
     kind(localize(make_cnn()), progress=False, readout="sum").build((1, 8, 8), CLASSES)

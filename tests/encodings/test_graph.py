@@ -120,11 +120,9 @@ def test_linked_labels_are_edges_and_candidates_link_the_unlabeled_nodes_alone_t
         }
 
 
-def test_the_metric_of_pairs_is_the_area_under_the_roc() -> None:
+def test_pairs_are_the_query_of_evaluation_and_their_ends_the_targets_of_training() -> None:
     data = pairs()
     encoding = Pairs(data.features, data.graph, data.ids, data.y, 2)
-    scores = torch.tensor([[0.1], [0.4], [0.35], [0.8]])
-    assert encoding.judge(scores, torch.tensor([0, 0, 1, 1])) == 0.75
     inputs, target = encoding.encode(data.ids[:4], data.y[:4], None)
     assert inputs.query.target_nodes is None
     assert encoding.evaluation_query(data.ids).pairs is data.ids
