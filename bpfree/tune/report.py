@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -96,7 +96,9 @@ def study_of(arm: Mapped, grid: bool) -> optuna.Study:
         for name, text in arm["space"].items()
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = "maximize" if metric_in(arm).greater_is_better else "minimize"
+    direction: Literal["maximize", "minimize"] = (
+        "maximize" if metric_in(arm).greater_is_better else "minimize"
+    )
     study = optuna.create_study(direction=direction)
     for number in range(max(trials, default=-1) + 1):
         study.add_trial(_trial(trials.get(number, {}), distributions))
