@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER")
-    folders = parser.parse_args(argv).folders or sorted(f for f in RESULTS.iterdir() if Results(f).exists())
+    folders = parser.parse_args(argv).folders or sorted(f for f in RESULTS.glob("*") if Results(f).exists())
     try:
         for folder in folders:
             results = Results(folder)

@@ -11,7 +11,8 @@ from benchmarks._record import RESULTS
 from bpfree.bench.results import Results, read_all
 from tests.bench.rows import arm
 
-FOLDERS = sorted(folder for folder in RESULTS.iterdir() if Results(folder).exists())
+# A source distribution has no results.
+FOLDERS = sorted(folder for folder in RESULTS.glob("*") if Results(folder).exists())
 
 
 def written(folder: Path) -> Results:

@@ -123,6 +123,8 @@ def test_a_folder_without_a_complete_summary_is_refused(content: str | None, tmp
 def test_a_published_search_is_drawn_whole(tmp_path: Path) -> None:
     results = Path(__file__).parents[2] / "benchmarks" / "results"
     folder = results / "tuning_mono_forward_mnist"
+    if not folder.is_dir():
+        pytest.skip("a source distribution has no results")
     named = [
         name for arm in json.loads((folder / "summary.json").read_text())["arms"] for name in arm["plots"]
     ]
