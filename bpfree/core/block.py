@@ -252,12 +252,24 @@ class Block(BaseBlock):
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
         output = self.body(front_output)
         if self._reads_input:
-            assert isinstance(self.loss, BlockLoss)
-            assert isinstance(front_output, Tensor)
-            loss = self.loss.block_loss(self.body, front_output, output, target, feedback)
+            loss = self._block_loss(front_output, output, target, feedback)
         else:
             loss = self.loss(output, target, feedback)
         return Objective([loss], loss, output)
+
+    def loss_value(self, inputs: Rows, output: Tensor, target: Tensor, feedback: Tensor | None) -> Tensor:
+        """The loss, given the block's input and its output."""
+        if self._reads_input:
+            return self._block_loss(self.run_front(inputs), output, target, feedback)
+        value: Tensor = self.loss(output, target, feedback)
+        return value
+
+    def _block_loss(
+        self, front_output: Rows, output: Tensor, target: Tensor, feedback: Tensor | None
+    ) -> Tensor:
+        assert isinstance(self.loss, BlockLoss)
+        assert isinstance(front_output, Tensor)
+        return self.loss.block_loss(self.body, front_output, output, target, feedback)
 
     def train_step(
         self,

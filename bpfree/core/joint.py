@@ -57,11 +57,17 @@ class JointBlock(BaseBlock):
         return self.outputs(front_output)[-1]
 
     def outputs(self, inputs: Rows) -> list[Tensor]:
+        return self._inputs_and_outputs(inputs)[1]
+
+    def _inputs_and_outputs(self, inputs: Rows) -> tuple[list[Rows], list[Tensor]]:
+        """The input of each inner block, and its output."""
+        all_inputs: list[Rows] = []
         outputs: list[Tensor] = []
         for block in self.blocks:
+            all_inputs.append(inputs)
             outputs.append(block(inputs))
             inputs = outputs[-1].detach() if self.detach else outputs[-1]
-        return outputs
+        return all_inputs, outputs
 
     def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
         return list(
@@ -77,9 +83,13 @@ class JointBlock(BaseBlock):
         return send_feedback(self.parts)[0]
 
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
-        outputs = self.outputs(front_output)
-        inputs = self.loss_inputs(outputs, target, feedback)
-        losses = [loss(output, target, own) for loss, output, own in inputs]
+        inputs, outputs = self._inputs_and_outputs(front_output)
+        losses = [
+            part.loss_value(part_inputs, output, target, own)
+            for part, part_inputs, (_, output, own) in zip(
+                self.parts, inputs, self.loss_inputs(outputs, target, feedback), strict=True
+            )
+        ]
         total = torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
         return Objective(losses, total, outputs[-1])
 
