@@ -24,6 +24,7 @@ from bpfree.trainers.physical_baselines import (
     PhysicalSPSA,
 )
 from bpfree.trainers.registry import TRAINERS, get_trainer, register_trainer
+from bpfree.trainers.run_context import RunContext
 from bpfree.trainers.space import Choice, Dimension, Range, Space, active_dimensions
 
 __getattr__ = module_getattr(__name__, {"meant": "active_dimensions"})
@@ -83,6 +84,7 @@ __all__ = [
     "PhysicalSPSA",
     "RandomFeatures",
     "Range",
+    "RunContext",
     "Space",
     "Trainer",
     "TrainerSettings",

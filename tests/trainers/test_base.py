@@ -27,7 +27,7 @@ from bpfree import (
     _seeds,
     localize,
 )
-from bpfree.trainers.run_context import RunContext
+from bpfree.trainers import RunContext
 from tests.helpers import CLASSES, PLAIN_TRAINERS, easy, images, make_cnn, make_mlp, snapshot, vectors
 
 every = pytest.mark.parametrize("kind", PLAIN_TRAINERS.values(), ids=PLAIN_TRAINERS.keys())
