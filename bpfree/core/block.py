@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._renamed import warn_renamed
 from bpfree._rows import Rows
+from bpfree._types import JsonObject
 from bpfree.core.frozen import frozen_modules, learns
 from bpfree.core.update_rules import (
+    AnyRule,
     Autograd,
     ClosedFormGradient,
     Objective,
     OnePassSolve,
-    UpdateRule,
     set_gradients,
 )
 from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, StatefulFeedbackLoss
@@ -42,7 +42,7 @@ class BaseBlock(nn.Module, ABC):
         overwriting: ReLUs that may overwrite their input. Set in training mode.
     """
 
-    rule: UpdateRule[Any]
+    rule: AnyRule
     loss: LocalLoss
     detach: bool = False
     optimizer: torch.optim.Optimizer | None = None
@@ -192,7 +192,7 @@ class BaseBlock(nn.Module, ABC):
         # An attribute of the instance is found before the method, and costs no call where there is none.
         self.__dict__["objective"] = torch.compile(self.objective, backend=backend)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         """All but the compiled function, which is bound to this block's weights and cannot be pickled."""
         return {key: value for key, value in self.__dict__.items() if key != "objective"}
 
@@ -216,7 +216,7 @@ class Block(BaseBlock):
         body: nn.Module,
         loss: LocalLoss,
         front: nn.Module | None = None,
-        rule: UpdateRule[Any] | None = None,
+        rule: AnyRule | None = None,
         gradients: str | None = None,
     ) -> None:
         super().__init__()
@@ -327,11 +327,11 @@ class Block(BaseBlock):
         self.held = [m for part in parts if part is not None for m in frozen_modules(part)]
 
 
-def _rule_of(gradients: str, loss: LocalLoss) -> UpdateRule[Any]:
+def _rule_of(gradients: str, loss: LocalLoss) -> AnyRule:
     """The rule that the first release called ``gradients``."""
     if gradients not in ("autograd", "analytic"):
         raise BadValue(f"gradients = {gradients!r}: expected 'autograd' or 'analytic'")
-    rule: UpdateRule[Any] = Autograd() if gradients == "autograd" else ClosedFormGradient()
+    rule: AnyRule = Autograd() if gradients == "autograd" else ClosedFormGradient()
     rule = OnePassSolve() if isinstance(loss, OnePassLoss) else rule
     warn_renamed(f"Block(gradients={gradients!r})", f"Block(rule=bpfree.{rule})", stacklevel=4)
     return rule

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bpfree._rows import Rows
 from bpfree.core.block import BaseBlock, Block, LossInput, send_feedback
-from bpfree.core.update_rules import Autograd, Objective, UpdateRule
+from bpfree.core.update_rules import AnyRule, Autograd, Objective
 from bpfree.losses import LocalLoss
 
 
@@ -34,7 +34,7 @@ class JointBlock(BaseBlock):
         blocks: Sequence[Block],
         weights: Sequence[float],
         detach: bool = False,
-        rule: UpdateRule[Any] | None = None,
+        rule: AnyRule | None = None,
     ) -> None:
         super().__init__()
         self.front = None

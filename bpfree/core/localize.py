@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.modules import pooling
 
 from bpfree._errors import BadValue
 from bpfree._settings import did_you_mean
+from bpfree._types import JsonMapping
 from bpfree.core.block import Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import make_readouts
@@ -149,7 +150,7 @@ def localize(
     loss: str | MakeLoss = "mono_forward",
     cut: Cut = "weight",
     readout: str = "last",
-    options: Mapping[str, Any] | None = None,
+    options: JsonMapping | None = None,
     output: Output = "joined",
     overlay: Overlay = "auto",
 ) -> Cascade:

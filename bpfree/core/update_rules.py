@@ -130,6 +130,10 @@ class UpdateRule(ABC, Generic[BlockT_contra]):
         return f"{type(self).__name__}()"
 
 
+#: A rule for any block.
+AnyRule = UpdateRule[Any]
+
+
 class Autograd(UpdateRule[DifferentiableBlock]):
     """A backward pass inside the block."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree._rows import Rows
+from bpfree._types import JsonObject
 from bpfree.core.block import send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.distributed.links import NewestReceiver, Receiver, Sender, call_peer
@@ -219,7 +220,7 @@ class PipelinedWorkers(Workers):
             if owner != self.rank:
                 _copy_bytes(tensors, flat)
 
-    def report_age(self) -> dict[str, Any]:
+    def report_age(self) -> JsonObject:
         ages = [age for age in self.all_gather(self.neighbors.age) if age.steps]
         self.neighbors.age = Age()
         if not ages:

@@ -15,7 +15,7 @@ from bpfree._errors import BadValue, WorkerLost
 from bpfree._rows import Rows, take_samples
 from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
-from bpfree.core.update_rules import Autograd, DifferentiableBlock, Gradients, Objective, UpdateRule
+from bpfree.core.update_rules import AnyRule, Autograd, DifferentiableBlock, Gradients, Objective
 from bpfree.distributed.workers import P, RowsFunction, StepFunction
 
 #: Normalizations whose statistics, and so whose gradients, depend on all rows of a batch.
@@ -82,7 +82,7 @@ class Replicas:
         self.group, self.number, self.n = group, number, n
         #: This replica's share of the samples of the last batch.
         self.weight = 1.0
-        self._wrapped: list[tuple[BaseBlock, UpdateRule[Any]]] = []
+        self._wrapped: list[tuple[BaseBlock, AnyRule]] = []
 
     def batch_part(self, rows: Rows, target: Tensor, views: int) -> tuple[Rows, Tensor]:
         """This replica's part of a batch: adjacent samples, in parts as equal as possible, larger ones first.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from bpfree._rows import Rows
 from bpfree._settings import STRICT
+from bpfree._types import JsonObject
 from bpfree.core.cascade import Cascade
 from bpfree.distributed.neighbors import Neighbors
 
@@ -160,7 +161,7 @@ class Workers:
     def broadcast_weights(self, cascade: Cascade) -> None:
         """Copy the state of every block from its worker to all others; call it between two epochs."""
 
-    def report_age(self) -> dict[str, Any]:
+    def report_age(self) -> JsonObject:
         """Entries of the history's row about the age of feedback messages since the last report."""
         return {}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 from bpfree._feature_store import Store
+from bpfree._types import JsonObject
 from bpfree.encodings.base import Encoding, View
 from bpfree.graphs.cache import NodeCache
 from bpfree.graphs.graph import Graph, VersionCheck, mostly_zero
@@ -61,12 +62,12 @@ class GraphEncoding(Encoding):
         self.virtual = features
         self._set_graph(self.features, self.graph, self.ids, self.y)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         """All but what is found by the addresses of tensors, which differ in a copy."""
         left_out = ("_caches", "_training_nodes")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         self.__dict__.update(state, _caches=WeakValueDictionary(), _training_nodes=None)
 
     def is_of_graph(self, features: Tensor, graph: Graph) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonMapping, JsonObject
 
 Tensors = dict[str, Tensor]
 
@@ -20,7 +21,7 @@ Tensors = dict[str, Tensor]
 PAIRS = "complex_as_pairs"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], state: JsonMapping) -> None:
     """Write both to ``path`` atomically: a reader finds the old file or the new one, never a part.
 
     Raises:
@@ -45,7 +46,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
         raise BadValue(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+def check_tensors(path: Path, tensors: JsonMapping) -> None:
     """Check that the format supports ``tensors``.
 
     Raises:
@@ -60,7 +61,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
             )
 
 
-def _plain(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
+def _plain(path: Path, tensors: JsonMapping) -> tuple[Tensors, list[str]]:
     """Dense tensors with memory of their own, and the names of those that are pairs for complex numbers."""
     check_tensors(path, tensors)
     plain: Tensors = {}
@@ -109,7 +110,7 @@ def check_path(path: Path) -> None:
         raise BadValue(f"{path}: {path.parent} cannot be created: {error.strerror or error}") from None
 
 
-def read(path: Path, device: torch.device) -> tuple[Tensors, dict[str, Any]]:
+def read(path: Path, device: torch.device) -> tuple[Tensors, JsonObject]:
     """The tensors and values that `write` wrote.
 
     Raises:

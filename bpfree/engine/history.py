@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from bpfree._types import JsonObject
 from bpfree.metrics import Metric
 
 
@@ -28,8 +28,8 @@ class History:
         replayed: Number of batches that a worker sent again to the worker above it after a restart.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[JsonObject] = field(default_factory=list)
+    stages: list[JsonObject] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     resumed: int = 0
     replayed: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bpfree._types import JsonMapping
 from bpfree.core.cascade import Cascade
 from bpfree.engine.optimizers import hyperparameters
 from bpfree.engine.settings import FitSettings, TrainerSettings
@@ -67,12 +68,12 @@ def identity(
     return plain
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
+def fingerprint(identity: JsonMapping) -> str:
     """The digest of an identity."""
     return _digest(identity)
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
+def differences(theirs: JsonMapping, ours: JsonMapping) -> dict[str, str]:
     """A sentence for each value that differs between two identities, by name."""
     names = [name for name in (*ours, *(theirs.keys() - ours)) if theirs.get(name) != ours.get(name)]
     return {

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from bpfree import _seeds
 from bpfree._errors import WorkerLost
 from bpfree._rows import Rows
+from bpfree._types import JsonObject
 from bpfree.core.block import BaseBlock
 from bpfree.core.readouts import Readout
 from bpfree.engine import saving
@@ -93,7 +93,7 @@ class TrainingLoop:
         evaluator: Evaluator | None,
         checkpoint: Checkpoint | None,
         hooks: Hooks,
-        diagnose: Callable[[], dict[str, Any]],
+        diagnose: Callable[[], JsonObject],
     ) -> None:
         self.state, self.feed, self.evaluator = state, feed, evaluator
         self.checkpoint, self.hooks, self.diagnose = checkpoint, hooks, diagnose
@@ -349,7 +349,7 @@ class TrainingLoop:
     def _close_epoch(self, stage: Stage, lr: float, means: list[float]) -> None:
         """Evaluate, add the history's row, and save."""
         state, position, fit = self.state, self.state.position, self.state.fit
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "stage": stage.name,
             "epoch": position.epoch,
             "step": position.total_steps,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonObject
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.engine.settings import TrainerSettings, make_optimizer
@@ -28,7 +28,7 @@ def update_readout(
     return loss.detach()
 
 
-def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[JsonObject]:
     """Learning rate and all else that each group of parameters is updated with."""
     return [
         {key: value for key, value in group.items() if key not in ("params", "initial_lr")}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bpfree._types import JsonObject
 from bpfree.core.cascade import Cascade
 from bpfree.core.readouts import Readout
 from bpfree.distributed.workers import Workers
@@ -30,10 +31,10 @@ Window = Callable[[str], AbstractContextManager[Any]]
 class Carried(Protocol):
     """An object whose state is saved in the checkpoints of a run, such as a stopwatch."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """The state, as JSON can represent it."""
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: JsonObject) -> None:
         """Load the result of `state`."""
 
 
@@ -64,7 +65,7 @@ class Hooks:
     """
 
     window: Window = lambda name: nullcontext()
-    progress: Callable[[int, int, dict[str, Any]], None] = lambda done, of, row: None
+    progress: Callable[[int, int, JsonObject], None] = lambda done, of, row: None
 
 
 @dataclass

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonMapping, JsonObject
 from bpfree.distributed.workers import Workers
 from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.history import History
@@ -66,7 +65,7 @@ def save(state: RunState, checkpoint: Checkpoint) -> None:
         tensors |= ckpt.prefixed(f"optimizer.{name}", ckpt.optimizer_tensors(optimizer))
     for number, replica in enumerate(replicas):
         tensors |= ckpt.prefixed(f"replica{number}", replica)
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "fingerprint": state.fingerprint,
         "identity": state.identity,
         "position": _as_json(state.position),
@@ -82,7 +81,7 @@ def save(state: RunState, checkpoint: Checkpoint) -> None:
     ckpt.write(checkpoint.path if finished else worker_path(checkpoint.path, workers), tensors, values)
 
 
-def _as_json(position: Position) -> dict[str, Any]:
+def _as_json(position: Position) -> JsonObject:
     return {name: value for name, value in asdict(position).items() if value != -math.inf}
 
 
@@ -127,7 +126,7 @@ def resume(state: RunState, checkpoint: Checkpoint) -> None:
         state.workers.load_link_state(values["groups"], replica)
 
 
-def _check_identity(state: RunState, values: Mapping[str, Any], path: Path, finished: bool) -> bool:
+def _check_identity(state: RunState, values: JsonMapping, path: Path, finished: bool) -> bool:
     """Whether the run continues with another number of epochs than it began with.
 
     Raises:
@@ -147,7 +146,7 @@ def _check_identity(state: RunState, values: Mapping[str, Any], path: Path, fini
     return True
 
 
-def _fixed_epochs(state: RunState, values: Mapping[str, Any], finished: bool) -> str:
+def _fixed_epochs(state: RunState, values: JsonMapping, finished: bool) -> str:
     """Why a run cannot continue with another number of epochs as if it had begun with it; "" if it can."""
     before = values["identity"]["fit.epochs"]
     if state.settings.lr_schedule != "constant":
@@ -193,7 +192,7 @@ def agree(state: RunState, resumed: bool) -> list[int]:
     return [index for _, index, *_ in all_states]
 
 
-def _catch_up(state: RunState, position: Mapping[str, Any], history: dict[str, Any]) -> None:
+def _catch_up(state: RunState, position: JsonMapping, history: JsonObject) -> None:
     """Take over position and history of the worker that is the farthest."""
     state.history = History(**history)
     mine, ahead = state.position, Position(**position)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from bpfree._settings import STRICT
+from bpfree._types import JsonObject
 from bpfree.engine.schedule import Schedule
 from bpfree.nn.layout import is_dense
 
@@ -124,7 +125,7 @@ def make_optimizer(
     lr = settings.lr if lr is None else lr
     decay = settings.weight_decay if decay is None else decay
     # A block may have nothing for an optimizer to move: torch takes an empty group, not an empty list.
-    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    groups: list[JsonObject] = [{"params": list(parameters)}]
     groups += [{"params": list(own), "lr": rate} for own, rate in apart]
     fused = all(_can_be_fused(p) for group in groups for p in group["params"])
     if settings.optimizer == "sgd":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from bpfree._drops import drops
+from bpfree._types import JsonObject
 from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.history import History
 from bpfree.engine.run_state import RunState
@@ -72,7 +72,7 @@ def _warn(state: RunState, text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _final_evaluation(history: History, restored_best: bool) -> dict[str, Any] | None:
+def _final_evaluation(history: History, restored_best: bool) -> JsonObject | None:
     """The row with the evaluation of the weights that the run ended with."""
     evaluated = [row for row in history.rows if "validation" in row]
     if not evaluated or not history.stages:

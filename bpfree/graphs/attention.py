@@ -12,8 +12,11 @@ from bpfree.graphs.edges import Edges
 from bpfree.graphs.matrices import Matrix, linear
 from bpfree.graphs.sparse import multiply
 
+#: A convolution of torch-geometric, which has no types.
+Conv = Any
 
-def attend(conv: Any, x: Matrix, edges: Edges) -> Tensor:
+
+def attend(conv: Conv, x: Matrix, edges: Edges) -> Tensor:
     """The output of a `GATConv` for the given edges alone, ``[r, H]`` (Velickovic et al., arXiv 1710.10903).
 
     Each of the K heads has copies of all nodes, and no edge joins copies of different heads. The two energies

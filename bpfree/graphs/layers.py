@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._feature_store import Store
 from bpfree._renamed import warn_renamed
-from bpfree.graphs.attention import attend
+from bpfree.graphs.attention import Conv, attend
 from bpfree.graphs.graph import Graph
 from bpfree.graphs.matrices import Matrix, Propagated, linear
 from bpfree.graphs.nodes import NodeQuery, Nodes
@@ -51,17 +51,17 @@ class GNN(nn.Module):
         self.kind, self.hidden, self.heads = kind, list(hidden), heads
         self.convs = nn.ModuleList()
 
-    def make_layers(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Any]:
+    def make_layers(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Conv]:
         """Create new layers with these widths of input and output; returns torch-geometric's modules."""
         self.convs = nn.ModuleList(self._layer(a, b) for a, b in zip(inputs, outputs, strict=True))
         return list(self.convs)
 
-    def grow(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Any]:
+    def grow(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Conv]:
         """The old name of `make_layers`."""
         warn_renamed("GNN.grow", "GNN.make_layers")
         return self.make_layers(inputs, outputs)
 
-    def _layer(self, width_in: int, width_out: int) -> Any:
+    def _layer(self, width_in: int, width_out: int) -> Conv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit's deprecation, at torch-geometric's import
             from torch_geometric.nn import GATConv, GCNConv, SAGEConv
@@ -158,7 +158,7 @@ def propagate(operator: SparseMatrix, h: Tensor, store: Store) -> Tensor:
 class GCNPart(nn.Module):
     """The learned part of a `GCNConv`: ``[rows, d] -> [rows, H]``, with ReLU."""
 
-    def __init__(self, conv: Any) -> None:
+    def __init__(self, conv: Conv) -> None:
         super().__init__()
         self.lin, self.bias = conv.lin, conv.bias
 
@@ -171,7 +171,7 @@ class GCNPart(nn.Module):
 class SAGEPart(nn.Module):
     """The learned part of a `SAGEConv`: ``[rows, 2 d] -> [rows, H]``, with ReLU."""
 
-    def __init__(self, conv: Any) -> None:
+    def __init__(self, conv: Conv) -> None:
         super().__init__()
         self.lin_l, self.lin_r = conv.lin_l, conv.lin_r
 
@@ -179,7 +179,7 @@ class SAGEPart(nn.Module):
         return affine(self, rows).relu_()
 
 
-def affine(layer: Any, rows: Matrix) -> Tensor:
+def affine(layer: Conv, rows: Matrix) -> Tensor:
     """The output ``[rows, H]`` of a GCN or SAGE layer's weights for the output of `Aggregate`."""
     sage = hasattr(layer, "lin_l")
     weights = (layer.lin_l.weight, layer.lin_r.weight) if sage else (layer.lin.weight,)
@@ -198,7 +198,7 @@ class Attention(nn.Module):
         normalize: Whether rows are divided by their length first.
     """
 
-    def __init__(self, conv: Any, normalize: bool = True) -> None:
+    def __init__(self, conv: Conv, normalize: bool = True) -> None:
         super().__init__()
         self.conv, self.normalize = conv, normalize
 
@@ -254,7 +254,7 @@ class EndToEndGNN(nn.Module):
             return x
         return dropout(x, rate) if isinstance(x, Tensor) else x.with_values(dropout(x.value, rate))
 
-    def _layer(self, conv: Any, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
+    def _layer(self, conv: Conv, x: Tensor | SparseMatrix, nodes: Nodes) -> Tensor:
         # The graph's operators are cached; torch-geometric would compute them at every step.
         if self.net.kind == "gcn":
             result: Tensor = nodes.operator("gcn") @ (x @ conv.lin.weight.T) + conv.bias
@@ -281,7 +281,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return x * (torch.rand_like(x) >= rate).to(x.dtype).div_(1 - rate)
 
 
-def learned_part(net: GNN, conv: Any, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:
+def learned_part(net: GNN, conv: Conv, normalize: bool = True) -> tuple[nn.Module | None, nn.Module]:
     """The front and the body of one layer of ``net``, which share the layer's parameters."""
     if net.kind == "gcn":
         return Aggregate("gcn", normalize), GCNPart(conv)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue, DeviceError
+from bpfree._types import JsonObject
 from bpfree.data import TensorData, as_data
 from bpfree.nn import physical_net
 from bpfree.physics import Device, PhysicalSystem, Recorder, Replay
@@ -30,7 +31,7 @@ def physical_trainer(
     *,
     layers: int = 2,
     seed: int = 0,
-    net: dict[str, Any] | None = None,
+    net: JsonObject | None = None,
     **settings: Any,
 ) -> Physical:
     """Create a trainer of physical local learning with one device for all layers.
@@ -202,7 +203,7 @@ def assert_pass_counts(
     """
     samples = as_data(data)
     n, c = len(samples), samples.n_classes
-    cases: list[tuple[str, dict[str, Any], int]] = [
+    cases: list[tuple[str, JsonObject, int]] = [
         ("simultaneous", {}, 2 * layers * n * epochs),
         ("simultaneous, one inner step", {"inner_steps": 1}, 2 * layers * n * epochs),
         ("simultaneous, all negatives", {"negatives": "all"}, c * layers * n * epochs),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bpfree._types import JsonObject
 from bpfree.testing._common import MakeTrainer, assert_same_bits, assert_same_history, seeded_globally
 from bpfree.trainers import Checkpoint, History, Hooks, Trainer
 
@@ -119,7 +120,7 @@ def assert_resumes(
 
 
 def _run(
-    trainer: Trainer, data: object, validation: object, path: Path, stop: int | None, fit: dict[str, Any]
+    trainer: Trainer, data: object, validation: object, path: Path, stop: int | None, fit: JsonObject
 ) -> tuple[History | None, int]:
     """Run until write number ``stop``.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonObject
 from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
 from bpfree.core.joint import JointBlock
@@ -121,6 +122,6 @@ class Autoencoder(Trainer):
         """
         raise BadValue(f"{self.id}: it predicts no classes; call trainer.model(inputs) for reconstructions")
 
-    def evaluate(self, data: object) -> dict[str, Any]:
+    def evaluate(self, data: object) -> JsonObject:
         """``{"mse": mean squared error of the reconstructions}``."""
         return {"mse": super().evaluate(data)["mse"]}

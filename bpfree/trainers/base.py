@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from bpfree._errors import BadValue
 from bpfree._feature_store import Store
 from bpfree._renamed import warn_renamed
 from bpfree._settings import validate
+from bpfree._types import JsonObject
 from bpfree.core.cascade import Cascade
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
@@ -343,7 +344,7 @@ class Trainer(Builder):
 
     # ---- using -----------------------------------------------------------------------------------------
 
-    def evaluate(self, data: object) -> dict[str, Any]:
+    def evaluate(self, data: object) -> JsonObject:
         """The metric of the prediction, of the other readouts, and of each block alone.
 
         Args:

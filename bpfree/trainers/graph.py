@@ -15,6 +15,7 @@ from bpfree import _seeds
 from bpfree._errors import BadValue
 from bpfree._feature_store import Store
 from bpfree._renamed import warn_renamed
+from bpfree._types import JsonObject
 from bpfree.data import GraphData, TensorData
 from bpfree.data._convert import as_tensor, is_array
 from bpfree.encodings.graph import GraphEncoding
@@ -206,7 +207,7 @@ class GraphTrainer(Trainer):
 
     # ---- using -----------------------------------------------------------------------------------------
 
-    def evaluate(self, data: Any) -> dict[str, Any]:
+    def evaluate(self, data: Any) -> JsonObject:
         """As `Trainer.evaluate`; of pairs of nodes the area under the ROC curve, as ``"roc_auc"``.
 
         Args:
@@ -264,7 +265,7 @@ class GraphTrainer(Trainer):
     def _check_kind_of_data(self, data: Any) -> None:
         self._graph_data(data)
 
-    def _saved_state(self) -> dict[str, Any]:
+    def _saved_state(self) -> JsonObject:
         """The state of `Trainer`, with a digest of the training graph where predictions depend on it."""
         state, encoding = super()._saved_state(), self._encoding
         if encoding.uses_labels:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 from torch import nn
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonObject
 from bpfree.core.block import BaseBlock, Block
 from bpfree.core.cascade import Cascade
 from bpfree.core.localize import Output, localize
@@ -42,7 +43,7 @@ class LocalSettings(TrainerSettings):
     """
 
     loss: str = "mono_forward"
-    loss_options: dict[str, Any] = field(default_factory=dict)
+    loss_options: JsonObject = field(default_factory=dict)
     output: Output = "joined"
     readout: ReadoutName = "last"
     overlay: Overlay = "auto"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-Show = Callable[[int, int, dict[str, Any]], None]
+from bpfree._types import JsonObject
+
+Show = Callable[[int, int, JsonObject], None]
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def progress_bar(title: str, enabled: bool, about: str = "") -> Iterator[Show]:
             bar.console.print(about, markup=False, highlight=False, soft_wrap=True)
         task = bar.add_task(title, total=None, note="")
 
-        def show(done: int, total: int, row: dict[str, Any]) -> None:
+        def show(done: int, total: int, row: JsonObject) -> None:
             note = f"loss {sum(row['loss']):.4f}"
             for name, value in list(row.get("validation", {}).items())[:1]:
                 note += f"  validation {100 * value:.2f} % ({name})"

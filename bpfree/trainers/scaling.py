@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpfree._errors import BadValue
+from bpfree._types import JsonMapping
 from bpfree.data import TensorData
 
 #: Images with larger values are assumed to be in 0..255, and not in 0..1 with noise.
@@ -48,7 +47,7 @@ class Scaling:
         return {"uint8": self.uint8, "unit": self.unit, "mean": self.mean, "std": self.std}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Scaling:
+    def from_state(cls, state: JsonMapping) -> Scaling:
         """The scaling with this result of `state`."""
         mean, std = (None if state[key] is None else tuple(state[key]) for key in ("mean", "std"))
         return cls(state["uint8"], state["unit"], mean, std)
