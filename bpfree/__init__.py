@@ -58,7 +58,7 @@ from bpfree.trainers import (
 
 accept_old_modules()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Autoencoder",

@@ -77,7 +77,8 @@ class Feed(BaseFeed):
         self._targets: Tensor | None = None
         self._drawn_once: Tensor | None = None
         self._outputs: dict[View, list[Tensor]] = {}
-        self._batch: tuple[Tensor, Tensor, Tensor] | None = None
+        #: The samples of the last step that `samples` returned, with its indices, epoch and number.
+        self._batch: tuple[Tensor, int, int, Tensor, Tensor] | None = None
         if not encoding.redraw:
             self._drawn_once = encoding.draw(data.y, _seeds.generator(self.device, seed, "negatives"))
 
@@ -123,7 +124,7 @@ class Feed(BaseFeed):
         x, y = self.data.batch(indices, generator)
         if not self._as_is:
             # `rows` of the same step uses them again; an encoding copies them, so a body cannot change them.
-            self._batch = (indices, x, y)
+            self._batch = (indices, epoch, step, x, y)
         return x, y
 
     def rows(
@@ -172,8 +173,8 @@ class Feed(BaseFeed):
         self, indices: Tensor, epoch: int = 0, step: int = 0, scores: Tensor | None = None
     ) -> tuple[Rows, Tensor]:
         batch, self._batch = self._batch, None
-        if batch is not None and batch[0] is indices:
-            _, x, y = batch
+        if batch is not None and batch[0] is indices and batch[1:3] == (epoch, step):
+            x, y = batch[3:]
         elif self._augmented:
             x, y = self.samples(indices, epoch, step)
         else:

@@ -261,7 +261,7 @@ class TrainingLoop:
             first=first,
             rows=self.workers.split_rows(self.feed.rows, encoding.views),
             front_output=self.feed.front_output and first == stage.first,
-            step=partial(linked_step, self.workers.neighbors) if self.workers.size > 1 else step,
+            step=partial(linked_step, self.workers.neighbors) if self.workers.several else step,
             message=encoding.message(),
             readouts=self.state.trained_readouts(stage),
             losses=self.cascade.losses,

@@ -180,7 +180,7 @@ def test_without_openpyxl_the_table_names_what_to_install(
     (tmp_path / "PhyLL").mkdir()
     (tmp_path / "PhyLL" / "vowel_dataset.xlsx").write_bytes(b"PK")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(BadValue, match=r"install openpyxl, as with bpfree\[vowels\]"):
+    with pytest.raises(BadValue, match=r"needs openpyxl: pip install 'bpfree\[vowels\]'"):
         load("vowel_formants", root=tmp_path)
 
 
@@ -216,8 +216,8 @@ def test_the_placeholder_row_of_the_measured_cavity_is_skipped(tmp_path: Path) -
     with pytest.raises(DataNotFound, match="cannot be read"):
         acoustic_cavity(tmp_path)
     for wrong, why in (
-        (values[1, :, :19], r"\[4, 20\] and answers \[4, 19\]"),
-        (values[1, :4], r"answers \[3, 20\]"),
+        (values[1, :, :19], r"\[4, 20\] and the outputs \[4, 19\]"),
+        (values[1, :4], r"outputs \[3, 20\]"),
     ):
         np.savetxt(folder / "acoustic_y.csv", wrong, delimiter=",")
         with pytest.raises(DataNotFound, match=why):

@@ -466,7 +466,7 @@ def test_a_run_uses_the_feed_and_the_evaluator_of_the_trainer() -> None:
             return super().rows(indices, *args)
 
     class ConstantEvaluator(Evaluator):
-        def accuracies(self, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
+        def evaluate(self, metric: Any, readouts: Any, n_blocks: Any = None) -> dict[str, float]:
             return dict.fromkeys(readouts, 0.25)
 
     class Own(MonoForward):

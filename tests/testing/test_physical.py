@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpfree._errors import DeviceError
 from bpfree.physics import AcousticCavity, Device
-from bpfree.testing import assert_model_free, assert_passes, assert_replays
+from bpfree.testing import assert_model_free, assert_pass_counts, assert_replays
 from bpfree.trainers.physical import PhysicalTrainer
 from tests.helpers import vectors
 
@@ -32,19 +32,19 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_device_that_takes_tensors_with_a_gradient_is_seen(measure: Any) -> None:
     measure(lambda device, u, original: original(device, u.detach()))
-    with pytest.raises(AssertionError, match="took a tensor that requires a gradient"):
+    with pytest.raises(AssertionError, match="accepted a tensor that requires a gradient"):
         assert_model_free(cavity, vectors(12), epochs=1)
 
 
 def test_a_trainer_that_uses_a_model_of_the_device_is_seen(measure: Any) -> None:
-    def modelled(device: Device, u: Tensor, original: Any) -> Tensor:
-        if hasattr(device.system, "differentiable_twin"):
-            device.system.differentiable_twin()
+    def modeled(device: Device, u: Tensor, original: Any) -> Tensor:
+        if hasattr(device.system, "digital_model"):
+            device.system.digital_model()
         answer: Tensor = original(device, u)
         return answer
 
-    measure(modelled)
-    with pytest.raises(AssertionError, match="a model of the device was asked for"):
+    measure(modeled)
+    with pytest.raises(AssertionError, match="training used a model of the device"):
         assert_model_free(cavity, vectors(12), epochs=1)
 
 
@@ -56,7 +56,7 @@ def test_rows_that_are_sent_and_not_counted_are_seen(measure: Any) -> None:
 
     measure(twice)
     with pytest.raises(AssertionError, match=r"the system received \d+ rows, .* were counted"):
-        assert_passes(cavity, vectors(12), epochs=1, batch_size=8)
+        assert_pass_counts(cavity, vectors(12), epochs=1, batch_size=8)
 
 
 def test_rows_beyond_the_formula_are_seen_in_training_and_in_prediction(
@@ -67,8 +67,8 @@ def test_rows_beyond_the_formula_are_seen_in_training_and_in_prediction(
         patch.setattr(
             PhysicalTrainer, "evaluate", lambda self, data: (evaluate(self, data), evaluate(self, data))
         )
-        with pytest.raises(AssertionError, match=r"joint, prediction: .* the formula says"):
-            assert_passes(cavity, vectors(12), epochs=1, batch_size=8)
+        with pytest.raises(AssertionError, match=r"simultaneous, prediction: .* rows were counted; expected"):
+            assert_pass_counts(cavity, vectors(12), epochs=1, batch_size=8)
 
     def counted_twice(device: Device, u: Tensor, original: Any) -> Tensor:
         original(device, u)
@@ -76,21 +76,21 @@ def test_rows_beyond_the_formula_are_seen_in_training_and_in_prediction(
         return answer
 
     measure(counted_twice)
-    with pytest.raises(AssertionError, match=r"joint: .* the formula says"):
-        assert_passes(cavity, vectors(12), epochs=1, batch_size=8)
+    with pytest.raises(AssertionError, match=r"simultaneous: .* rows were counted; expected"):
+        assert_pass_counts(cavity, vectors(12), epochs=1, batch_size=8)
 
 
 def test_prediction_that_sends_rows_uncounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = PhysicalTrainer.evaluate
 
     def hidden(self: PhysicalTrainer, data: Any) -> Any:
-        for device in {front.device for front in self.net.modules() if getattr(front, "device", None)}:
+        for device in {front.physical_device for front in self.net.modules() if getattr(front, "physical_device", None)}:
             device.system.forward(torch.zeros(1, device.n_in).numpy())
         return evaluate(self, data)
 
     monkeypatch.setattr(PhysicalTrainer, "evaluate", hidden)
-    with pytest.raises(AssertionError, match=r"joint: prediction sent \d+ rows, not \d+"):
-        assert_passes(cavity, vectors(12), epochs=1, batch_size=8)
+    with pytest.raises(AssertionError, match=r"simultaneous: prediction sent \d+ rows; expected \d+"):
+        assert_pass_counts(cavity, vectors(12), epochs=1, batch_size=8)
 
 
 def test_a_run_that_uses_more_than_the_answers_is_not_replayed(measure: Any) -> None:
