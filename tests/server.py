@@ -11,7 +11,7 @@ _recvfds = reduction.recvfds
 
 
 def recvfds(*args: Any) -> Any:
-    """Of a client that is killed while it connects: an error that the server ignores, not one that ends it."""
+    """For a client that is killed while it connects: raises an error that the server ignores."""
     try:
         return _recvfds(*args)
     except EOFError:
