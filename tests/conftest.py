@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +35,10 @@ def _no_fsync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _server(request: pytest.FixtureRequest) -> None:
-    """One server of processes for all tests of a worker, with the imports of all of them."""
-    if hasattr(request.config, "workerinput"):
-        from tests.workers import start_server
-
-        start_server()
+def _server() -> None:
+    """One server of processes for all tests of a worker, where any of them starts processes."""
+    if "tests.workers" in sys.modules:
+        sys.modules["tests.workers"].start_server()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ PRELOAD = [
     "bpfree.bench.preload",
     "tests.helpers",
     "tests.workers",
+    "tests.server",
 ]
 
 
@@ -71,7 +72,6 @@ def _run(
 ) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.fsync = lambda _: None  # type: ignore[assignment]
     try:
         if isinstance(store, int):
             # As with torchrun: a process group is created where it is needed.
