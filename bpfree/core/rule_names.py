@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from bpfree.core.update_rules import Autograd, ClosedFormGradient, UpdateRule
+from bpfree.core.update_rules import AnyRule, Autograd, ClosedFormGradient
 
 #: Values of the setting ``gradients``.
 RuleName = Literal["autograd", "analytic"]
 
 
-def make_rule(gradients: RuleName) -> UpdateRule[Any]:
-    """A new rule: `Autograd`, or `ClosedFormGradient` for ``"analytic"``."""
+def make_rule(gradients: RuleName) -> AnyRule:
+    """Return a new rule: `Autograd`, or `ClosedFormGradient` for ``"analytic"``."""
     return Autograd() if gradients == "autograd" else ClosedFormGradient()

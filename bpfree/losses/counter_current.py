@@ -196,8 +196,8 @@ class PrototypeOutput(LocalCrossEntropy, FeedbackLoss):
 def _shape_error(above: nn.Module, shape: torch.Size, expected: str) -> str:
     return (
         f"counter-current learning: the output of a block has the shape {list(shape)} per sample, but "
-        f"{above} expects {expected}: no feedback layer can be made; use only pooling, flattening, normalization, "
-        "activations and dropout between layers"
+        f"{above} expects {expected}: no feedback layer can be made; use only pooling, flattening, "
+        "normalization, activations and dropout between layers"
     )
 
 

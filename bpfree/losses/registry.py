@@ -53,7 +53,7 @@ def make_loss(name: str, options: Mapping[str, object] | None = None) -> LocalLo
     kind = _LOSSES[name]
     if not options:
         return kind()
-    checked = validate(_options(kind), options, f"loss_options of {name!r}")
+    checked: object = validate(_options(kind), options, f"loss_options of {name!r}")
     return kind(**{option: getattr(checked, option) for option in options})
 
 

@@ -138,8 +138,8 @@ def test_feedback_passes_a_flattening() -> None:
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        ((nn.Flatten(), nn.BatchNorm1d(96)), "CounterCurrent cannot be computed for a block that gives"),
-        ((nn.Flatten(), nn.ReLU()), "CounterCurrent cannot be computed for a block that gives"),
+        ((nn.Flatten(), nn.BatchNorm1d(96)), "CounterCurrent cannot be computed for a block whose"),
+        ((nn.Flatten(), nn.ReLU()), "CounterCurrent cannot be computed for a block whose"),
     ],
 )
 def test_layers_without_feedback_layers_are_refused_before_training(before: Any, message: str) -> None:
@@ -165,5 +165,7 @@ class MapsOnly(LocalLoss):
 
 def test_a_loss_that_fails_for_an_output_is_refused_before_training() -> None:
     cascade = localize(net("[B, C]")[0], loss=MapsOnly)
-    with pytest.raises(BadValue, match=r"MapsOnly cannot be computed for a block that gives \[6\] a sample"):
+    with pytest.raises(
+        BadValue, match=r"MapsOnly cannot be computed for a block whose output has the shape \[6\] per"
+    ):
         Local(cascade, progress=False).build((12,), CLASSES)

@@ -316,11 +316,11 @@ class Returning(LocalCrossEntropy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda loss: loss.expand(4), r"Returning.forward returned \[4\]: expected a scalar tensor"),
+        (lambda loss: loss.expand(4), r"Returning.forward returned shape \[4\]: expected a scalar tensor"),
         (lambda loss: loss.item(), "Returning.forward returned float: expected a scalar tensor"),
         (
             lambda loss: loss.detach(),
-            "Returning.forward has no gradient: compute it from `output` without detach",
+            "Returning.forward returned a value without a gradient: compute it from `output` without detach",
         ),
     ],
 )
