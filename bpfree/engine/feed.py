@@ -169,6 +169,7 @@ class Feed(BaseFeed):
             _, x, y = batch
         elif self._augmented:
             x, y = self.samples(indices, epoch, step)
+            self._batch = None
         else:
             x, y = self.data.batch(indices)
         if self._as_is:

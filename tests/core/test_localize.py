@@ -492,6 +492,8 @@ def test_lazy_layers_are_refused() -> None:
 def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(
     kind: type[Trainer], settings: Any
 ) -> None:
-    with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*cut already.*bpfree.localize"):
+    with pytest.raises(
+        BadValue, match=f"{next(iter(settings))} = .*has its blocks and losses already.*bpfree.localize"
+    ):
         kind(localize(make_cnn()), progress=False, **settings)
     kind(localize(make_cnn()), progress=False, readout="sum").build((1, 8, 8), CLASSES)

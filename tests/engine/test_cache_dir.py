@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: P
     trainer = TRAINERS["blocks"]()
     with pytest.raises(BadValue, match=r"cache_dir = .*file.*: no file can be written there"):
         trainer.fit(vectors(), cache_dir=tmp_path / "file" / "folder")
-    with pytest.raises(BadValue, match="has not seen"):
+    with pytest.raises(BadValue, match="has not been built"):
         _ = trainer.cascade
 
 
