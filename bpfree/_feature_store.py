@@ -1,4 +1,4 @@
-"""Where features that are kept lie while a run lasts: in memory, or in files that are mapped into it."""
+"""Memory for cached features: tensors in memory, or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -15,57 +15,56 @@ from torch import Tensor
 
 from bpfree._errors import BadValue
 
-#: Rows of nodes that are made at once.
+#: Rows of nodes that are computed at once.
 ROWS = 16_384
 
 
 class Store:
-    """Makes the tensors that features are kept in.
+    """Allocates the tensors of cached features.
 
     Args:
-        folder: Where their files lie; None: they are in memory, on the device that computed them. A file has
-            no name from its beginning, so that nothing is left of it once the process lets go of the tensor,
-            however the process ends. What is mapped is no part of the memory that the process allocates.
+        folder: Folder of memory-mapped files; None: the tensors are in memory, on the device that computed
+            the features. The files have no name, so the system deletes them when the tensor is deleted or
+            the process ends. Mapped files do not count as memory that the process allocates.
 
     Raises:
-        BadValue: If no file can be made in the folder.
+        BadValue: If no file can be created in the folder.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
-            self._mapped(1)
+            self._map_file(1)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A tensor of this shape, with the type of ``like``, to be written into.
+        """Return an uninitialized tensor of this shape with the dtype of ``like``.
 
         Raises:
-            BadValue: If the folder has no room for it.
+            BadValue: If the disk is full.
         """
         size = math.prod(shape) * like.element_size()
         if self.folder is None or size == 0:
             return like.new_empty(shape)
-        return torch.frombuffer(self._mapped(size), dtype=like.dtype).view(shape)
+        return torch.frombuffer(self._map_file(size), dtype=like.dtype).view(shape)
 
     def filled(self, n: int, make: Callable[[slice], Tensor]) -> Tensor:
-        """``n`` rows in every view, ``[views, n, ...]``, made some at a time, so that what making them needs
-        is never there for all.
+        """Return a tensor ``[views, n, ...]`` whose rows are computed in parts, to limit temporary memory.
 
         Args:
-            n: How many rows there are.
-            make: Makes some of them, ``[views, rows, ...]``.
+            n: Number of rows.
+            make: Computes the rows of a slice, ``[views, rows, ...]``.
 
         Raises:
-            BadValue: If the folder has no room for them.
+            BadValue: If the disk is full.
         """
         if self.folder is None and n <= ROWS:
             return make(slice(0, n))
-        kept = Growing(self, n)
+        buffer = RowBuffer(self, n)
         for start in range(0, n, ROWS):
-            kept.add(make(slice(start, min(start + ROWS, n))))
-        return kept.whole
+            buffer.append(make(slice(start, min(start + ROWS, n))))
+        return buffer.tensor
 
-    def _mapped(self, size: int) -> mmap.mmap:
+    def _map_file(self, size: int) -> mmap.mmap:
         assert self.folder is not None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,56 +72,65 @@ class Store:
                 _reserve(file.fileno(), size)
                 return mmap.mmap(file.fileno(), size)
         except OSError as error:
-            needed = f" for {size / 2**20:.1f} MiB of features" if size > 1 else ""
+            purpose = f" for {size / 2**20:.1f} MiB of features" if size > 1 else ""
             raise BadValue(
-                f"cache_dir = {str(self.folder)!r}: no file can be written there{needed} "
-                f"({error.strerror or error}): name a folder on a disk with room, or leave cache_dir out"
+                f"cache_dir = {str(self.folder)!r}: no file can be written there{purpose} "
+                f"({error.strerror or error}); use a folder on a disk with free space, or omit cache_dir"
             ) from None
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a new file its length and its room on the disk: a page without room ends the process later."""
+    """Set the size of a new file and allocate its disk space.
+
+    Without allocated space, a write to the mapped memory would end the process.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return
     block = bytes(min(size, 2**20))
     for start in range(0, size, len(block)):
-        part = block[: size - start]
-        if os.write(file, part) < len(part):
+        zeros = block[: size - start]
+        if os.write(file, zeros) < len(zeros):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class Growing:
-    """What is kept of all samples, written in place part by part: joining them would hold all of them twice.
+class RowBuffer:
+    """A tensor for all samples that is written part by part, without a copy of the whole.
 
     Args:
-        store: Where it lies.
-        n_samples: How many samples there are.
+        store: Allocates the tensor.
+        n_samples: Number of samples N.
     """
 
     def __init__(self, store: Store, n_samples: int) -> None:
-        self.store, self.n_samples, self._done = store, n_samples, 0
+        self.store, self.n_samples, self._written = store, n_samples, 0
         self._tensor: Tensor | None = None
 
-    def add(self, part: Tensor) -> None:
-        """The next samples' part, ``[views, B, ...]``."""
+    def append(self, part: Tensor) -> None:
+        """Write the rows of the next samples, ``[views, B, ...]``."""
         if self._tensor is None:
             self._tensor = self.store.empty((len(part), self.n_samples, *part.shape[2:]), part)
-        self._tensor[:, self._done : self._done + part.shape[1]] = part
-        self._done += part.shape[1]
+        self._tensor[:, self._written : self._written + part.shape[1]] = part
+        self._written += part.shape[1]
 
     @property
-    def whole(self) -> Tensor:
-        """All parts, ``[views, N, ...]``."""
-        assert self._tensor is not None and self._done == self.n_samples
+    def tensor(self) -> Tensor:
+        """The rows of all samples, ``[views, N, ...]``. All samples must have been written."""
+        assert self._tensor is not None and self._written == self.n_samples
         return self._tensor
 
 
-def rows_at(kept: Tensor, indices: Tensor, views: Tensor | None = None) -> Tensor:
-    """The samples ``indices [B]`` of what is kept, on their device: ``[views, B, ...]``.
+def select_samples(stored: Tensor, indices: Tensor, views: Tensor | None = None) -> Tensor:
+    """Return the rows of some samples, on the device of ``indices``.
 
-    With ``views [V, B]`` given, of each sample those views, ``[V, B, ...]``.
+    Args:
+        stored: Rows of all samples, ``[views, N, ...]``.
+        indices: The samples, ``[B]``.
+        views: For each sample, the indices of the views to return, ``[V, B]``; by default all.
+
+    Returns:
+        ``[views, B, ...]``, or ``[V, B, ...]`` if ``views`` is given.
     """
-    at = indices.to(kept.device)
-    found = kept[:, at] if views is None else kept[views.to(kept.device), at]
-    return found.to(indices.device)
+    samples = indices.to(stored.device)
+    rows = stored[:, samples] if views is None else stored[views.to(stored.device), samples]
+    return rows.to(indices.device)

@@ -41,6 +41,20 @@ def module_getattr(module: str, table: Mapping[str, str]) -> Callable[[str], Any
     return get
 
 
+def refuse_old_members(cls: type, table: Mapping[str, str]) -> None:
+    """Refuse a class that overrides a member of 0.1, which nothing calls any more.
+
+    Args:
+        cls: The class, as ``__init_subclass__`` gets it.
+        table: What takes the place of each old member.
+
+    Raises:
+        BadValue: naming the member and its replacement.
+    """
+    for name in table.keys() & cls.__dict__.keys():
+        raise BadValue(f"{cls.__name__}.{name} has no effect any more: use {table[name]}")
+
+
 def with_new_keys(values: Mapping[str, Any], table: Mapping[str, str], where: str = "") -> dict[str, Any]:
     """``values`` with the old keys of ``table`` replaced by the new ones, in the same order.
 

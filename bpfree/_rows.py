@@ -1,4 +1,4 @@
-"""The input of a block: a tensor of rows, or an object that stands for rows and is not multiplied out."""
+"""The input of a block: a tensor of rows, or an object that represents rows in a compact form."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class StructuredRows:
-    """Rows that are not one tensor: images under several label codes, or the nodes of a graph."""
+    """Rows that are not one tensor: images with several label codes each, or the nodes of a graph."""
 
     def samples(self, views: int, start: int, stop: int) -> StructuredRows:
-        """The rows of the samples ``start`` to ``stop - 1``, in each of ``views`` views.
+        """Return the rows of the samples ``start`` to ``stop - 1``, in all ``views`` views.
 
         Raises:
-            TypeError: If single samples cannot be taken out.
+            TypeError: If the rows of single samples cannot be selected.
         """
-        raise TypeError(f"{type(self).__name__} has no samples that can be taken out")
+        raise TypeError(f"{type(self).__name__}: the rows of single samples cannot be selected")
 
 
-#: What a block takes as its input, ``[rows, ...]``.
+#: The input of a block, ``[rows, ...]``.
 Rows = Tensor | StructuredRows
 
 
@@ -28,13 +28,13 @@ def take_samples(rows: Tensor, views: int, start: int, stop: int) -> Tensor: ...
 @overload
 def take_samples(rows: Rows, views: int, start: int, stop: int) -> Rows: ...
 def take_samples(rows: Rows, views: int, start: int, stop: int) -> Rows:
-    """The rows of the samples ``start`` to ``stop - 1``.
+    """Return the rows of the samples ``start`` to ``stop - 1``.
 
     Args:
         rows: ``[views * B, ...]``, view by view.
-        views: How many rows each sample has.
-        start: The first sample.
-        stop: One past the last.
+        views: Number of rows per sample.
+        start: Index of the first sample.
+        stop: Index after the last sample.
     """
     if not isinstance(rows, Tensor):
         return rows.samples(views, start, stop)

@@ -7,6 +7,8 @@ import pytest
 
 import bpfree
 from bpfree._renamed import OLD_MODULES, module_getattr, with_new_keys
+from bpfree.core.readouts import Readout
+from bpfree.encodings import Encoding
 from tests.helpers import make_mlp
 
 
@@ -72,3 +74,15 @@ def test_a_trainer_with_a_hook_of_the_old_name_is_used_with_a_warning() -> None:
     assert Old(make_mlp(), progress=False).front_trainer() is inner
     with pytest.warns(FutureWarning, match=r"Trainer\.tutor is now Trainer\.front_trainer"):
         assert inner.tutor() is None
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "new"),
+    [
+        (Encoding, "looks", "variants"), (Encoding, "judge", "metric of the trainer"),
+        (Readout, "hear", "collect"), (Readout, "judge", "predict"), (Readout, "ear", "input_kind"),
+    ],
+)  # fmt: skip
+def test_members_of_the_first_release_are_refused(base: type, name: str, new: str) -> None:
+    with pytest.raises(bpfree.BadValue, match=rf"Old\.{name} has no effect any more: use .*{new}"):
+        type("Old", (base,), {name: None})

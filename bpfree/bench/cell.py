@@ -164,7 +164,7 @@ def _measured(
     checkpoint.path.unlink(missing_ok=True)
     metered = energy.row(history.resumed > 0)
     flops, metric = cost.flops(history, len(data.train)), trainer.metric
-    targets = trainer.cascade.encoding.answers(data.test)
+    targets = trainer.cascade.encoding.metric_targets(data.test)
     chance = None if metric.chance is None else metric.chance(targets)
     return {
         **heading(cell.record()),

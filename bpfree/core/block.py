@@ -1,4 +1,4 @@
-"""`Block`: a body, the local loss that trains it, and the rule that makes its gradients."""
+"""`Block`: a body, its local loss, and the rule that computes its gradients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from bpfree._errors import BadValue
 from bpfree._renamed import warn_renamed
 from bpfree._rows import Rows
-from bpfree._types import JsonObject
-from bpfree.core.frozen import frozen_modules, learns
+from bpfree.core.frozen import frozen_modules, is_trainable
 from bpfree.core.update_rules import (
     AnyRule,
     Autograd,
@@ -25,21 +24,21 @@ from bpfree.losses import BlockLoss, FeedbackLoss, LocalLoss, OnePassLoss, State
 from bpfree.nn.inplace import overwritable_relus
 from bpfree.nn.weights import feature_axis
 
-#: A loss with the output that it is built for, or computed of, and its feedback.
+#: A loss, the output that it is computed from, and its feedback.
 LossInput = tuple[LocalLoss, Tensor, Tensor | None]
 
 
 class BaseBlock(nn.Module, ABC):
-    """What the engine needs of a block, whether it holds one body or several.
+    """The interface of a block with one body or several.
 
     Attributes:
-        rule: How its gradients are made.
-        optimizer: Set by the trainer.
-        front: A fixed module in front of the body. No gradient enters it, no optimizer updates it, and its
-            output can be cached. None for most blocks.
-        loss: The loss of the highest part. It receives feedback from the block above and sends it down.
-        detach: Whether no gradient passes between the parts.
-        overwriting: ReLUs that may overwrite their input. Set in training mode.
+        rule: The rule that computes the gradients.
+        optimizer: The optimizer of the block, set by the trainer.
+        front: A fixed module before the body, or None. It has no gradient, no optimizer updates it, and its
+            output can be cached.
+        loss: The loss of the highest part. It receives the feedback from the block above.
+        detach: Whether activations are detached between the parts.
+        overwriting: ReLUs that can overwrite their input, set in training mode.
     """
 
     rule: AnyRule
@@ -54,7 +53,7 @@ class BaseBlock(nn.Module, ABC):
     @property
     @abstractmethod
     def parts(self) -> list[Block]:
-        """The blocks with one loss each, bottom first: the block itself, if it holds no others."""
+        """The blocks with one loss each, bottom first: inner blocks, or only the block itself."""
 
     @property
     def losses(self) -> list[LocalLoss]:
@@ -64,59 +63,59 @@ class BaseBlock(nn.Module, ABC):
     # ---- the forward pass ------------------------------------------------------------------------------
 
     def run_front(self, inputs: Rows) -> Rows:
-        """The output of the front, detached: the input of the body."""
+        """Compute the output of the front, detached, which is the input of the body."""
         if self.front is None:
             return inputs
         with torch.no_grad():
             output = self.front(inputs)
-        # A user's front may enable gradients by itself.
+        # The front of a user can enable gradients.
         return output.detach() if isinstance(output, Tensor) else output
 
     @abstractmethod
     def forward(self, inputs: Rows) -> Tensor:
-        """The output, ``[rows, ...]``."""
+        """Compute the output, ``[rows, ...]``."""
 
     def evaluate(self, inputs: Rows) -> tuple[list[Tensor], Rows]:
-        """`outputs`, and the input of the block above."""
+        """Compute `outputs` and the input of the block above."""
         outputs = self.outputs(inputs)
         return outputs, outputs[-1]
 
     @abstractmethod
     def body_output(self, front_output: Rows) -> Tensor:
-        """The output, given that of the front."""
+        """Compute the output from the output of the front."""
 
     def outputs(self, inputs: Rows) -> list[Tensor]:
-        """The outputs that readouts receive, one for each loss, bottom first."""
+        """Compute the outputs that readouts receive, one for each loss, bottom first."""
         return [self(inputs)]
 
     def next_input(self, inputs: Rows, output: Tensor | None = None) -> Rows:
-        """The input of the block above.
+        """Compute the input of the block above.
 
         Args:
             inputs: The input of this block.
-            output: Its output, if it has been computed.
+            output: The output of this block, if it has been computed.
         """
         return self(inputs) if output is None else output
 
     def concat_feedback(self, inputs: Rows, feedback: Tensor | None) -> Rows:
-        """The inputs with the feedback concatenated, for a block that reads both. Here: the inputs."""
+        """Concatenate feedback to the inputs, if the block uses it as an input; by default a no-op."""
         return inputs
 
     # ---- training --------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
-        """The arguments of each loss.
+        """Return each loss with its arguments.
 
         Args:
-            outputs: As `outputs` returns them.
+            outputs: The result of `outputs`.
             target: ``[rows]``.
-            feedback: The block's own feedback.
+            feedback: The feedback of the block.
         """
 
     @abstractmethod
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
-        """The losses and the output, with their graphs."""
+        """Compute the losses and the output, with their autograd graphs."""
 
     def train_step(
         self,
@@ -127,17 +126,17 @@ class BaseBlock(nn.Module, ABC):
         front_done: bool = False,
         send_up: bool = True,
     ) -> tuple[list[Tensor], Tensor, Rows | None]:
-        """Update the block on one batch, and free what that needed.
+        """Update the block on one batch, and free the activations.
 
         Args:
             inputs: ``[rows, ...]``, detached.
             target: ``[rows]``.
-            feedback: The block's own feedback.
+            feedback: The feedback of the block.
             front_done: Whether ``inputs`` are the output of the front.
-            send_up: Whether a block above needs its input.
+            send_up: Whether there is a block above, which needs an input.
 
         Returns:
-            The losses and the output before the step, and the input of the block above; all detached.
+            The losses and the output before the update, and the input of the block above; all detached.
         """
         if not front_done and self.front is not None:
             inputs = self.run_front(inputs)
@@ -147,10 +146,10 @@ class BaseBlock(nn.Module, ABC):
     def update(
         self, front_output: Rows, target: Tensor, feedback: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Make the gradients and take the optimizer's step.
+        """Compute the gradients and call the optimizer.
 
         Returns:
-            The losses and the output before the step, detached.
+            The losses and the output before the update, detached.
         """
         optimizer = self.optimizer
         assert optimizer is not None
@@ -163,10 +162,10 @@ class BaseBlock(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
-        """Each loss with the output for ``inputs`` that it will be built for, bottom first."""
+        """Return each loss with its block's output for ``inputs``, for `LocalLoss.build`, bottom first."""
 
     def build(self, inputs: Rows, n_classes: int) -> Tensor:
-        """Let the losses create what depends on shapes; returns the output for ``inputs``."""
+        """Build the losses for the shapes of the outputs; return the output for ``inputs``."""
         probes = self.probe(inputs)
         for loss, output in probes:
             loss.build(output, n_classes)
@@ -176,40 +175,43 @@ class BaseBlock(nn.Module, ABC):
 
     @abstractmethod
     def learned_parameters(self) -> list[nn.Parameter]:
-        """The parameters that are not frozen, without those of fronts."""
+        """Return the parameters that require a gradient, without those of fronts."""
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that the block's optimizer updates."""
+        """Return the parameters that the optimizer of the block updates."""
         return self.rule.parameters(self)
 
-    def hold_frozen(self) -> None:
-        """Keep in evaluation mode, from now on, the modules that are frozen and in evaluation mode now."""
+    def record_frozen(self) -> None:
+        """Record the modules that are frozen and in evaluation mode; `train` will not change their mode."""
         for part in self.parts:
-            part.hold_frozen()
+            part.record_frozen()
 
     def compile(self, backend: str) -> None:
         """Compile the forward pass and the loss by `torch.compile`."""
-        # An attribute of the instance is found before the method, and costs no call where there is none.
+        # The attribute of the instance replaces the method, at no cost for blocks that are not compiled.
         self.__dict__["objective"] = torch.compile(self.objective, backend=backend)
 
-    def __getstate__(self) -> JsonObject:
-        """All but the compiled function, which is bound to this block's weights and cannot be pickled."""
+    def __getstate__(self) -> dict[str, object]:
+        """Omit the compiled function, which is bound to the weights of this block and cannot be pickled."""
         return {key: value for key, value in self.__dict__.items() if key != "objective"}
 
 
 class Block(BaseBlock):
-    """A body, the local loss that trains it, and the rule that makes its gradients.
+    """A body, its local loss, and the rule that computes its gradients.
 
     Args:
-        body: The learned part, ``[rows, ...] -> [rows, ...]``.
-        loss: The objective.
-        front: The fixed part, in front of the body.
-        rule: How gradients are made; by default `Autograd`, or `OnePassSolve` for a `OnePassLoss`.
-        gradients: Old name: ``"autograd"`` or ``"analytic"``.
+        body: The trainable layers, ``[rows, ...] -> [rows, ...]``.
+        loss: The local loss of the output.
+        front: Fixed layers before the body.
+        rule: The rule that computes gradients; by default `Autograd`, or `OnePassSolve` for a `OnePassLoss`.
+        gradients: Deprecated, use ``rule``: ``"autograd"`` or ``"analytic"``.
+
+    Raises:
+        BadValue: If ``gradients`` is unknown.
     """
 
-    #: Modules that stay in evaluation mode, see `hold_frozen`.
-    held: Sequence[nn.Module] = ()
+    #: Modules that stay in evaluation mode, see `record_frozen`.
+    frozen: Sequence[nn.Module] = ()
 
     def __init__(
         self,
@@ -221,14 +223,14 @@ class Block(BaseBlock):
     ) -> None:
         super().__init__()
         self.front, self.body, self.loss = front, body, loss
-        given = rule if isinstance(rule, str) else gradients
-        if given is not None:
-            rule = _rule_of(given, loss)
+        rule_name = rule if isinstance(rule, str) else gradients
+        if rule_name is not None:
+            rule = _rule_from_name(rule_name, loss)
         if rule is None:
             rule = OnePassSolve() if isinstance(loss, OnePassLoss) else Autograd()
         self.rule = rule
         self._stateful = isinstance(loss, StatefulFeedbackLoss)
-        self._reads_input = isinstance(loss, BlockLoss)
+        self._uses_input = isinstance(loss, BlockLoss)
 
     @property
     def parts(self) -> list[Block]:
@@ -251,7 +253,7 @@ class Block(BaseBlock):
 
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
         output = self.body(front_output)
-        if self._reads_input:
+        if self._uses_input:
             loss = self._block_loss(front_output, output, target, feedback)
         else:
             loss = self.loss(output, target, feedback)
@@ -259,7 +261,7 @@ class Block(BaseBlock):
 
     def loss_value(self, inputs: Rows, output: Tensor, target: Tensor, feedback: Tensor | None) -> Tensor:
         """The loss, given the block's input and its output."""
-        if self._reads_input:
+        if self._uses_input:
             return self._block_loss(self.run_front(inputs), output, target, feedback)
         value: Tensor = self.loss(output, target, feedback)
         return value
@@ -286,7 +288,7 @@ class Block(BaseBlock):
         return losses, output, self.advance_state(output) if self._stateful else output
 
     def advance_state(self, output: Tensor) -> Tensor:
-        """Let a `StatefulFeedbackLoss` take its next state; returns what the block above receives."""
+        """Update the state of a `StatefulFeedbackLoss`; return the input of the block above."""
         assert isinstance(self.loss, StatefulFeedbackLoss)
         passed_up = self.loss.passed_up(output)
         self.loss.state = self.loss.next_state(output)
@@ -299,36 +301,36 @@ class Block(BaseBlock):
         return [(self.loss, output)]
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        fixed = set() if self.front is None else {id(p) for p in self.front.parameters()}
-        return [p for p in self.parameters() if p.requires_grad and id(p) not in fixed]
+        front = set() if self.front is None else {id(p) for p in self.front.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in front]
 
     def train(self, mode: bool = True) -> Block:
-        """Set training mode for the body and the loss, except for modules that are held.
+        """Set the mode of the body and the loss, except for modules in `frozen`.
 
         The front stays in evaluation mode.
         """
         super().train(mode)
         if self.front is not None:
             self.front.eval()
-        for module in self.held:
-            if not learns(module):
+        for module in self.frozen:
+            if not is_trainable(module):
                 module.eval()
         self.overwriting = overwritable_relus(self.body) if mode else ()
         return self
 
-    def hold_frozen(self) -> None:
-        """Keep in evaluation mode, from now on, what is frozen and in evaluation mode now.
+    def record_frozen(self) -> None:
+        """Record the modules that are frozen and in evaluation mode; `train` will not change their mode.
 
-        These are: a module with parameters, all of them frozen, with everything inside; a normalization
-        without parameters beside layers in training mode; and the whole body, front or head, with layers that
-        have no parameters, if this holds for every module in it that has some.
+        These are modules with parameters, all of which are frozen, and normalization layers without
+        parameters in a network that has layers in training mode. If all modules with parameters of the body,
+        front or head are frozen and in evaluation mode, so are its layers without parameters.
         """
         parts = (self.front, self.body, *self.loss.children())
-        self.held = [m for part in parts if part is not None for m in frozen_modules(part)]
+        self.frozen = [m for part in parts if part is not None for m in frozen_modules(part)]
 
 
-def _rule_of(gradients: str, loss: LocalLoss) -> AnyRule:
-    """The rule that the first release called ``gradients``."""
+def _rule_from_name(gradients: str, loss: LocalLoss) -> AnyRule:
+    """Return the rule for the argument ``gradients`` of version 0.1."""
     if gradients not in ("autograd", "analytic"):
         raise BadValue(f"gradients = {gradients!r}: expected 'autograd' or 'analytic'")
     rule: AnyRule = Autograd() if gradients == "autograd" else ClosedFormGradient()
@@ -340,24 +342,25 @@ def _rule_of(gradients: str, loss: LocalLoss) -> AnyRule:
 def send_feedback(
     blocks: Sequence[BaseBlock], message: Tensor | None = None
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Send feedback from the top block to the bottom one.
+    """Send feedback from the top block to the bottom block.
 
     Args:
         blocks: Bottom first.
         message: The message for the top block.
 
     Returns:
-        Each block's own feedback, bottom first, and the message that the lowest block sends down, detached.
+        The feedback of each block, bottom first, and the message of the lowest block for the block below it,
+        detached.
     """
     feedback: list[Tensor | None] = []
     for block in reversed(blocks):
-        loss, own = block.loss, None
+        loss, block_feedback = block.loss, None
         if isinstance(loss, FeedbackLoss):
-            # A rule without autograd needs no graph of the feedback.
+            # A rule without autograd does not need the graph of the feedback.
             with torch.set_grad_enabled(block.rule.autograd and torch.is_grad_enabled()):
-                own, message = loss.make_feedback(message)
+                block_feedback, message = loss.make_feedback(message)
             message = None if message is None else message.detach()
         else:
             message = None
-        feedback.append(own)
+        feedback.append(block_feedback)
     return feedback[::-1], message

@@ -1,4 +1,4 @@
-"""`JointBlock`: several blocks under one backward pass."""
+"""`JointBlock`: several blocks that are updated by one backward pass."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from bpfree.losses import LocalLoss
 
 
 class JointBlock(BaseBlock):
-    """Several blocks under one update: deep supervision, or backpropagation, as one block.
+    """Several blocks that are updated together, for deep supervision and backpropagation.
 
     The weighted sum of the inner losses is differentiated; the losses are reported without weights. With
-    ``detach=False`` the gradient of each loss reaches every block below it: this is the control of the local
-    methods, locality L0. With ``detach=True`` no gradient crosses an inner block boundary: it is the
-    simultaneous schedule with one summed backward pass.
+    ``detach=False`` the gradient of each loss reaches all blocks below it: this is the BP baseline, with
+    locality L0. With ``detach=True`` no gradient crosses an inner block boundary: this is the simultaneous
+    schedule with one backward pass of the summed loss.
 
     Args:
         blocks: The inner blocks, bottom first.
         weights: A weight for each inner loss.
         detach: Whether activations are detached between the inner blocks.
-        rule: How the gradients of all are made; by default by one backward pass.
+        rule: The rule that computes the gradients of all blocks; by default one backward pass.
     """
 
     def __init__(
@@ -71,22 +71,27 @@ class JointBlock(BaseBlock):
 
     def loss_inputs(self, outputs: list[Tensor], target: Tensor, feedback: Tensor | None) -> list[LossInput]:
         return list(
-            zip(self.losses, self.seen(outputs, target), self.inner_feedback(outputs, target), strict=True)
+            zip(
+                self.losses,
+                self.loss_outputs(outputs, target),
+                self.inner_feedback(outputs, target),
+                strict=True,
+            )
         )
 
-    def seen(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
-        """The outputs as the inner losses receive them: unchanged."""
+    def loss_outputs(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+        """Return the outputs that the inner losses are computed from; by default ``outputs``."""
         return outputs
 
     def inner_feedback(self, outputs: list[Tensor], target: Tensor) -> list[Tensor | None]:
-        """The feedback of each inner block, bottom first. All outputs of the batch are known by then."""
+        """Return the feedback of each inner block, bottom first. It can depend on the outputs."""
         return send_feedback(self.parts)[0]
 
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
         inputs, outputs = self._inputs_and_outputs(front_output)
         losses = [
-            part.loss_value(part_inputs, output, target, own)
-            for part, part_inputs, (_, output, own) in zip(
+            part.loss_value(part_inputs, output, target, inner_feedback)
+            for part, part_inputs, (_, output, inner_feedback) in zip(
                 self.parts, inputs, self.loss_inputs(outputs, target, feedback), strict=True
             )
         ]
@@ -94,11 +99,11 @@ class JointBlock(BaseBlock):
         return Objective(losses, total, outputs[-1])
 
     def probe(self, inputs: Rows) -> list[tuple[LocalLoss, Tensor]]:
-        found: list[tuple[LocalLoss, Tensor]] = []
+        probes: list[tuple[LocalLoss, Tensor]] = []
         for block in self.parts:
-            found += block.probe(inputs)
-            inputs = found[-1][1]
-        return found
+            probes += block.probe(inputs)
+            inputs = probes[-1][1]
+        return probes
 
     def learned_parameters(self) -> list[nn.Parameter]:
         return list(dict.fromkeys(p for block in self.parts for p in block.learned_parameters()))

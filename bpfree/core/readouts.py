@@ -1,4 +1,4 @@
-"""Readouts: how the outputs of the blocks become class scores."""
+"""Readouts, which compute class scores from the outputs of blocks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree._errors import BadValue
+from bpfree._renamed import refuse_old_members
 from bpfree._settings import Must
 from bpfree.encodings.base import View
 from bpfree.losses import LocalLoss, ScoringLoss
 from bpfree.nn import LengthNorm, at_least_float32
 
+#: Members of 0.1, and what takes their place.
+REPLACED = {
+    "ear": "the attribute input_kind",
+    "hear": "collect(output, loss)",
+    "judge": "predict(collected, losses)",
+    "apart": "block_scores(collected)",
+    "concerns": "depends_on(first, stop)",
+    "tells_blocks": "the attribute scores_blocks",
+    "planned": "planned_parameters(outputs, n_classes)",
+}
+
 
 class Readout(nn.Module, ABC):
-    """Class scores ``[B, C]`` of the outputs of the first k blocks, for any k from 1.
+    """Computes class scores ``[B, C]`` from the outputs of the first k blocks, for any k from 1.
 
-    `collect` takes what the readout needs of one block; `predict` makes scores of what was collected. Of a
-    frozen block, only what was collected needs to be cached.
+    `collect` reduces the output of one block to the tensor that the readout needs. `predict` computes the
+    scores from these tensors. For frozen blocks, only the collected tensors are cached.
 
     Attributes:
-        view: How the input must be encoded for it.
-        input_kind: What it collects of a block. Readouts of the same kind collect the same.
-        learns: Whether it has parameters of its own, which are trained on detached outputs.
-        scores_blocks: Whether `per_block` gives scores of each block alone.
+        view: The view of a sample that is the input of the blocks, see `bpfree.encodings.Encoding.view`.
+        input_kind: Name of the collected tensors. Readouts with the same name collect the same tensors.
+        learns: Whether it has parameters, which are trained on detached outputs.
+        scores_blocks: Whether `block_scores` returns the scores of each block.
     """
 
     view: View = "plain"
@@ -36,65 +48,89 @@ class Readout(nn.Module, ABC):
     learns: bool = False
     scores_blocks: bool = True
 
+    def __init_subclass__(cls, **options: object) -> None:
+        """Refuse members of 0.1.
+
+        Raises:
+            BadValue: If the class defines one, with what takes its place.
+        """
+        super().__init_subclass__(**options)
+        refuse_old_members(cls, REPLACED)
+
     def planned_parameters(self, outputs: Sequence[Tensor], n_classes: int) -> int:
-        """How many trainable values `build` will create; none here."""
+        """Return the number of trainable values that `build` will create; by default 0."""
         return 0
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
-        """Create what depends on the shapes of the blocks' outputs; called once."""
+        """Create parameters that depend on the shapes of the blocks' outputs. Called once."""
 
     def collect(self, output: Tensor, loss: LocalLoss) -> Tensor | None:
-        """What it needs of one block's output ``[rows, ...]``: the scores, or None if the loss has none."""
+        """Return the tensor that `predict` needs of one block; by default its scores.
+
+        Args:
+            output: The output of the block, ``[rows, ...]``.
+            loss: The loss of the block.
+
+        Returns:
+            ``[rows, ...]``, or None if the loss has no scores.
+        """
         scores = loss.scores(output)
         return None if scores is None else at_least_float32(scores)
 
     def depends_on(self, first: int, stop: int) -> bool:
-        """Whether its scores change while the blocks ``first`` to ``stop - 1``, the highest so far, train."""
+        """Whether its scores depend on blocks ``first`` to ``stop - 1``; block ``stop - 1`` is the last."""
         return True
 
     @abstractmethod
     def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        """Class scores ``[B, C]``, given what was collected of each block, bottom first."""
+        """Compute class scores ``[B, C]`` from the collected tensors of all blocks, bottom first."""
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
         return self.predict([self.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)], losses)
 
     def block_scores(self, collected: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Class scores ``[B, C]`` of each block alone; None where a loss gives none."""
+        """Compute class scores ``[B, C]`` of each block; None for a loss without scores."""
         return list(collected)
 
     def per_block(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> list[Tensor | None]:
-        """`block_scores` of the blocks' outputs."""
+        """Compute `block_scores` from the outputs of the blocks."""
         return self.block_scores([self.collect(o, loss) for o, loss in zip(outputs, losses, strict=True)])
 
     def objective(self, outputs: Sequence[Tensor], y: Tensor) -> Tensor:
-        """The loss of a readout that learns."""
-        raise TypeError(f"{type(self).__name__} has nothing to learn")
+        """Compute the loss of a readout with parameters.
+
+        Raises:
+            TypeError: If the readout has no parameters.
+        """
+        raise TypeError(f"{type(self).__name__} has no parameters to train")
 
 
 def class_probabilities(scores: Tensor, loss: LocalLoss) -> Tensor:
-    """Probabilities ``[rows, C]`` of class scores ``[rows, C]``; the softmax, unless the loss has its own."""
+    """Return probabilities ``[rows, C]`` of class scores ``[rows, C]``: those of the loss, or the softmax."""
     if isinstance(loss, ScoringLoss):
         return loss.probabilities(scores)
     return at_least_float32(scores).softmax(1)
 
 
-def _checked(collected: Tensor | None, loss: LocalLoss) -> Tensor:
+def _require_scores(collected: Tensor | None, loss: LocalLoss) -> Tensor:
     if collected is None:
-        raise BadValue(f"{type(loss).__name__} gives no scores: this readout cannot use it")
+        raise BadValue(
+            f"{type(loss).__name__} has no scores, which this readout needs: implement scores, or use "
+            "another readout"
+        )
     return collected
 
 
 class BlockReadout(Readout):
-    """The scores of one block, by default the last: an early exit.
+    """The scores of one block, by default the last. For another block it is an early exit.
 
-    While there are fewer blocks, as in a greedy run, it is the highest of them.
+    If there are fewer blocks, as in the first stages of a greedy run, the highest one is used.
 
     Args:
-        block: Its number from 0, or -1 for the last.
+        block: Index of the block from 0, or -1 for the last.
 
     Raises:
-        BadValue: When it is built, if there is no such block.
+        BadValue: In `build`, if there is no such block.
     """
 
     def __init__(self, block: int = -1) -> None:
@@ -110,36 +146,41 @@ class BlockReadout(Readout):
 
     def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
         k = min(self.block, len(collected) - 1)
-        return _checked(collected[k], losses[k])
+        return _require_scores(collected[k], losses[k])
 
     def forward(self, outputs: Sequence[Tensor], losses: Sequence[LocalLoss]) -> Tensor:
-        # The heads of the other blocks are not computed.
+        # Unlike the base class, without the heads of the other blocks.
         k = min(self.block, len(outputs) - 1)
-        return _checked(self.collect(outputs[k], losses[k]), losses[k])
+        return _require_scores(self.collect(outputs[k], losses[k]), losses[k])
 
 
 class SumReadout(Readout):
-    """The sum over blocks of their logits, or of their probabilities."""
+    """The sum of the scores of all blocks, or of their probabilities.
+
+    Args:
+        probabilities: Whether to sum probabilities.
+    """
 
     def __init__(self, probabilities: bool = False) -> None:
         super().__init__()
         self.probabilities = probabilities
 
     def predict(self, collected: Sequence[Tensor | None], losses: Sequence[LocalLoss]) -> Tensor:
-        scores = [_checked(h, loss) for h, loss in zip(collected, losses, strict=True)]
+        scores = [_require_scores(t, loss) for t, loss in zip(collected, losses, strict=True)]
         if self.probabilities:
             scores = [class_probabilities(s, loss) for s, loss in zip(scores, losses, strict=True)]
         return torch.stack(scores).sum(0)
 
 
 class GoodnessReadout(Readout):
-    """The label under which the blocks' goodness is largest: all C candidates in one batched pass.
+    """The goodness of each candidate label as its score. All C candidates are computed in one batch.
 
-    ``argmax_c sum_l (G_l(x, c) - theta_l)``, without the first block if ``skip_first`` and there is another.
+    The prediction is ``argmax_c sum_l (G_l(x, c) - theta_l)``, without the first block if ``skip_first`` is
+    set and there are others.
 
     Args:
-        skip_first: Whether to leave out the first block.
-        of: Which of the blocks count; by default the sum of all.
+        skip_first: Whether to omit the first block.
+        of: How the goodness of the blocks is combined; by default by `SumReadout`.
     """
 
     view: View = "candidates"
@@ -159,7 +200,7 @@ class GoodnessReadout(Readout):
         return [None if g is None else self._by_candidate(g) for g in collected]
 
     def _by_candidate(self, goodness: Tensor) -> Tensor:
-        """``[C * B, 1]``, the first candidate's rows first, to ``[B, C]``."""
+        """Reshape ``[C * B, 1]``, ordered by candidate, to ``[B, C]``."""
         return goodness.view(self.n_classes, -1).T
 
     def build(self, outputs: Sequence[Tensor], n_classes: int) -> None:
@@ -168,13 +209,14 @@ class GoodnessReadout(Readout):
 
 
 class ClassifierReadout(Readout):
-    """A linear layer on the normalized outputs under the neutral label.
+    """A linear layer on the normalized outputs of all blocks, for the input with the neutral label.
 
-    No bias, zero at the start, trained by cross-entropy beside the blocks; no gradient enters a block.
+    It has no bias and is initialized with zeros. It is trained by cross-entropy at the same time as the
+    blocks, on detached outputs.
 
     Args:
-        skip_first: Whether to leave out the first block.
-        norm: The normalization; by default that of the length.
+        skip_first: Whether to omit the first block.
+        norm: The normalization; by default `LengthNorm`.
     """
 
     view: View = "neutral"
@@ -198,7 +240,7 @@ class ClassifierReadout(Readout):
         nn.init.zeros_(self.linear.weight)
 
     def collect(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
-        """The normalized features, ``[rows, n]``."""
+        """Return the normalized features, ``[rows, n]``."""
         features: Tensor = self.norm(output.flatten(1))
         return features
 
@@ -223,10 +265,10 @@ class ClassifierReadout(Readout):
 
 
 class OnePassReadout(ClassifierReadout):
-    """A linear layer with softmax on the magnitudes ``|z|`` of all blocks, without a label in the input.
+    """A linear layer on the magnitudes ``|z|`` of all blocks, for the input with the neutral label.
 
-    It is not part of the paper on physical local learning. It costs one pass of a device for each sample,
-    where the goodness readout costs one for each class, and further passes in training.
+    It is not part of the paper on physical local learning. A prediction needs one pass of a device per
+    sample, and that of the goodness readout one per class. Training needs additional passes.
     """
 
     input_kind = "magnitudes"
@@ -235,7 +277,7 @@ class OnePassReadout(ClassifierReadout):
         super().__init__(skip_first=False)
 
     def collect(self, output: Tensor, loss: LocalLoss | None = None) -> Tensor:
-        """The length-normalized magnitudes, ``[rows, n]``."""
+        """Return the normalized magnitudes, ``[rows, n]``."""
         return super().collect(output.abs(), loss)
 
 
@@ -244,16 +286,21 @@ def _check_name(name: str) -> None:
         raise ValueError("expected 'last', 'sum', 'sum_probabilities' or 'block:k', k from 1")
 
 
-#: The prediction rule of blocks that each give scores: the last block's, the sum of all, of their
-#: probabilities, or those of block k, counted from 1.
+#: Readouts of blocks with scores: ``last``, the last block; ``sum``, the sum of all scores;
+#: ``sum_probabilities``, the sum of all probabilities; or ``block:k``, block k, counted from 1.
 ReadoutName = Annotated[str, Must(_check_name)]
 
 
 def make_readouts(headline: str, losses: Sequence[LocalLoss]) -> dict[str, Readout]:
-    """The readouts of blocks with these losses, ``headline`` (a `ReadoutName`) first, the usual ones beside.
+    """Return the readouts of blocks with these losses, by name.
+
+    Args:
+        headline: The readout that computes predictions, a `ReadoutName`. It is the first in the result,
+            before all other readouts that are possible.
+        losses: The losses of the blocks, bottom first.
 
     Raises:
-        BadValue: If not every block gives the scores that ``headline`` needs.
+        BadValue: If a loss does not have the scores that ``headline`` needs.
     """
     readouts: dict[str, Readout] = {"last": BlockReadout()}
     signed = all(loss.signed for loss in losses)
@@ -265,7 +312,8 @@ def make_readouts(headline: str, losses: Sequence[LocalLoss]) -> dict[str, Reado
         readouts[headline] = BlockReadout(int(headline.removeprefix("block:")) - 1)
     if headline not in readouts:
         raise BadValue(
-            f"readout = {headline!r}: not every block gives class scores; possible: {', '.join(readouts)}"
+            f"readout = {headline!r}: needs class scores of all blocks, which not all losses have; use one "
+            f"of {', '.join(readouts)}"
         )
     readouts = {headline: readouts.pop(headline)} | readouts
     if signed:

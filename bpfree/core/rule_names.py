@@ -11,5 +11,5 @@ RuleName = Literal["autograd", "analytic"]
 
 
 def make_rule(gradients: RuleName) -> AnyRule:
-    """A new rule: `Autograd`, or `ClosedFormGradient` for ``"analytic"``."""
+    """Return a new rule: `Autograd`, or `ClosedFormGradient` for ``"analytic"``."""
     return Autograd() if gradients == "autograd" else ClosedFormGradient()

@@ -1,11 +1,11 @@
-"""Checks that no parameter, loss or module is updated in two blocks: two optimizers would update it twice."""
+"""Checks that no parameter, loss or module is used in two blocks, where two optimizers would update it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from bpfree._errors import BadValue
 from bpfree.core.block import BaseBlock, Block
 
 #: Fix for a loss that is used in several blocks.
-OWN_LOSSES = "create a loss for each block, for example [Loss() for _ in blocks]"
+ONE_LOSS_PER_BLOCK = "create a loss for each block, for example [Loss() for _ in blocks]"
 
 
 class HasBlocks(Protocol):
-    """A cascade."""
+    """The part of `Cascade` that the checks use."""
 
-    readouts: Any
+    readouts: nn.ModuleDict
 
     @property
     def units(self) -> list[BaseBlock]:
@@ -72,7 +72,7 @@ def check_objects(cascade: HasBlocks) -> None:
     blocks = [(label, block) for label, group in gradient_groups(cascade.units) for block in group]
     check_once("block", blocks, "create a Block for each position")
     losses = [(label, block.loss) for label, block in blocks]
-    check_once("loss", losses, OWN_LOSSES)
+    check_once("loss", losses, ONE_LOSS_PER_BLOCK)
     learning = [(f"readout {n!r}", r) for n, r in cascade.readouts.items() if getattr(r, "learns", False)]
     check_once("readout", learning, "create a readout for each name")
 
@@ -100,14 +100,14 @@ def check_weights(cascade: HasBlocks, net: nn.Module | None = None) -> None:
     """Check that no trainable parameter of a block or readout is used by another one.
 
     Args:
-        cascade: HasBlocks with built blocks and readouts.
+        cascade: A cascade with built blocks and readouts.
         net: The network, for the names of parameters in messages.
 
     Raises:
         BadValue: If two blocks or readouts share running statistics, or a parameter that one of them updates;
             or if two parameters of one of them share memory.
     """
-    parts = parts_of(cascade)
+    parts = separate_parts(cascade)
     names: dict[int, list[str]] = defaultdict(list)
     if net is not None:
         for name, p in net.named_parameters(remove_duplicate=False):
@@ -161,7 +161,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     return bool(elements.as_strided(b.shape, b.stride(), b.storage_offset()).any())
 
 
-def parts_of(cascade: HasBlocks) -> list[Part]:
+def separate_parts(cascade: HasBlocks) -> list[Part]:
     """Parts of a cascade that are updated separately: blocks and readouts; and fronts, which are fixed."""
     parts: list[Part] = []
     for label, group in gradient_groups(cascade.units):

@@ -1,4 +1,4 @@
-"""Equal blocks that are updated at once: one product for each block becomes one batched product for all."""
+"""Equal blocks that are updated at once, with batched matrix products."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from bpfree.nn.weights import is_plain
 
 
 class Stacked(UpdateRule[JointBlock]):
-    """The closed form of neighboring blocks ``Linear(n, n), activation`` under Mono-Forward, in one step.
+    """The closed form of L neighboring blocks ``Linear(n, n), activation`` of Mono-Forward, computed at once.
 
-    The outputs are computed one after another, without a graph. The gradients of all blocks are computed
-    together, in batched products, and one optimizer updates all. This helps where a step is bound by the
-    launching of operations. Backpropagation cannot do it, since each layer waits for the gradient of the one
-    above. The result is that of the blocks' own closed forms.
+    The outputs are computed one after another, without an autograd graph. The gradients of all blocks are
+    computed together by batched products, and one optimizer updates all blocks. This is faster if the time of
+    a step is dominated by kernel launches. Backpropagation cannot do this, because each layer needs the
+    gradient of the layer above. The result equals `ClosedFormGradient` for each block.
 
-    The weights of all blocks are one tensor ``[L, ...]`` of each kind, and the layers' parameters its views.
+    The weights of all blocks are stored in one tensor ``[L, ...]``, and so are the heads and the biases. The
+    parameters of the layers are views of these tensors.
 
     Raises:
         BadValue: When the optimizer is created, if a layer is frozen.
@@ -41,15 +42,15 @@ class Stacked(UpdateRule[JointBlock]):
         frozen = [name for name, p in block.named_parameters() if not p.requires_grad]
         if frozen:
             raise BadValue(
-                f"gradients = 'stacked': {frozen[0]} is frozen, and stacked layers learn together; leave it "
-                "free, or use 'analytic'"
+                f"gradients = 'stacked': {frozen[0]} is frozen, but stacked layers are updated together; "
+                "unfreeze it, or use 'analytic'"
             )
         return list(self.stacks(block))
 
     def stacks(self, block: JointBlock) -> tuple[nn.Parameter, ...]:
-        """Weights ``[L, n, n]``, heads ``[L, C, n]`` and, if there are any, biases ``[L, n]``.
+        """Return weights ``[L, n, n]``, heads ``[L, C, n]`` and, if the layers have any, biases ``[L, n]``.
 
-        Parameters that were copied, moved or replaced are views no more, and are made views again.
+        Parameters that are no longer views, because they were copied, moved or replaced, become views again.
         """
         if not self._layers:
             parts: list[Any] = block.parts
@@ -93,7 +94,11 @@ class Stacked(UpdateRule[JointBlock]):
 
 
 def stacked(blocks: Sequence[Block]) -> list[BaseBlock]:
-    """The blocks, with runs of equal neighbors under a `Stacked` rule; heads need not be built yet."""
+    """Return the blocks, with sequences of equal neighbors combined in a `JointBlock` with a `Stacked` rule.
+
+    Args:
+        blocks: Bottom first. Their losses need not be built.
+    """
     result: list[BaseBlock] = []
     for key, run in groupby(blocks, _stacking_key):
         equal = list(run)
@@ -105,13 +110,13 @@ def stacked(blocks: Sequence[Block]) -> list[BaseBlock]:
 
 
 def _stacking_key(block: Block) -> str | None:
-    """What blocks must have in common to be stacked; None: the block cannot be stacked."""
+    """Return a key that is equal for blocks that can be stacked; None if the block cannot be stacked."""
     layers = list(block.body) if isinstance(block.body, nn.Sequential) else []
     match layers:
         case [linear, activation] if type(linear) is nn.Linear and type(activation) in BACKWARD:
             square = linear.in_features == linear.out_features
-            free = all(p.requires_grad for p in linear.parameters())
-            plain = type(block.loss) is LocalCrossEntropy and block.loss.head is None
-            alone = block.front is None and is_plain(linear)
-            return str(layers) if square and free and plain and alone else None
+            trainable = all(p.requires_grad for p in linear.parameters())
+            default_loss = type(block.loss) is LocalCrossEntropy and block.loss.head is None
+            plain = block.front is None and is_plain(linear)
+            return str(layers) if square and trainable and default_loss and plain else None
     return None

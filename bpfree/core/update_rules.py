@@ -1,9 +1,9 @@
-"""Update rules: how the gradients of a block are made. The engine applies them."""
+"""Update rules, which compute the gradients of a block. The engine applies the gradients."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -16,10 +16,10 @@ from bpfree.nn._closed_form import BACKWARD, closed_form_layers, layer_gradients
 
 
 class Objective(NamedTuple):
-    """What `Autograd` differentiates.
+    """The result of a forward pass of a block, for `Autograd`.
 
     Attributes:
-        losses: The value of each `LocalLoss` inside a block, bottom first.
+        losses: The value of each `LocalLoss` of the block, bottom first.
         total: The sum that is differentiated.
         output: The block's output.
     """
@@ -30,12 +30,12 @@ class Objective(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What an update rule returns for one batch.
+    """The result of an update rule for one batch.
 
     Attributes:
-        losses: The loss of each `LocalLoss` inside the block, before the step, detached.
-        output: The block's output before the step, detached.
-        gradients: By parameter; empty if autograd has accumulated them in ``.grad``.
+        losses: The value of each `LocalLoss` of the block before the update, detached.
+        output: The block's output before the update, detached.
+        gradients: Gradients by parameter; empty if autograd has accumulated them in ``.grad``.
     """
 
     losses: list[Tensor]
@@ -44,20 +44,20 @@ class Gradients(NamedTuple):
 
 
 class DifferentiableBlock(Protocol):
-    """What `Autograd` needs of a block."""
+    """The interface of a block that `Autograd` uses."""
 
-    #: ReLUs that may overwrite their input while the block is trained.
+    #: ReLUs that can overwrite their input in training.
     overwriting: Sequence[nn.ReLU]
 
     @property
     def losses(self) -> list[LocalLoss]:
-        """The losses inside, bottom first."""
+        """The local losses, bottom first."""
 
     def objective(self, front_output: Rows, target: Tensor, feedback: Tensor | None) -> Objective:
-        """The losses and the output, with their graphs."""
+        """Compute the losses and the output, with their autograd graphs."""
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """The parameters that are not frozen, without those of the front."""
+        """Return the parameters that require a gradient, without those of the front."""
 
 
 class SimpleBlock(DifferentiableBlock, Protocol):
@@ -67,22 +67,25 @@ class SimpleBlock(DifferentiableBlock, Protocol):
 
     @property
     def loss(self) -> LocalLoss:
-        """The loss."""
+        """The local loss."""
 
+
+#: Outputs of a block and targets on validation data, in batches; None if there are none.
+Validation = Iterable[tuple[Tensor, Tensor]] | None
 
 BlockT_contra = TypeVar("BlockT_contra", contravariant=True)
 
 
 class UpdateRule(ABC, Generic[BlockT_contra]):
-    """How the gradients of a block are made.
+    """Computes the gradients of a block.
 
-    A rule of your own overrides `gradients`. It may use the input, the body and the output of the block.
+    Subclasses implement `gradients`. They can use the input, the body and the output of the block.
 
     Attributes:
-        autograd: Whether the rule differentiates by autograd, so that feedback must have its graph.
-        through_body: Whether it needs the gradient with respect to the body's output, or the body itself to
-            be differentiable.
-        one_pass: Whether one pass over the training data is all that it needs.
+        autograd: Whether the rule uses autograd, so that feedback must have its autograd graph.
+        through_body: Whether the rule needs the gradient of the loss with respect to the body's output, or a
+            differentiable body.
+        one_pass: Whether the rule needs exactly one pass over the training data.
     """
 
     autograd: ClassVar[bool] = False
@@ -93,33 +96,37 @@ class UpdateRule(ABC, Generic[BlockT_contra]):
     def gradients(
         self, block: BlockT_contra, front_output: Rows, target: Tensor, feedback: Tensor | None
     ) -> Gradients:
-        """The losses, the output and the gradients for one batch.
+        """Compute the losses, the output and the gradients for one batch.
 
         Args:
-            block: The block. Its parameters are the same before and after the call.
-            front_output: Input of the body, ``[rows, ...]``, detached: the output of the front, if there is
-                one.
+            block: The block. Its parameters must have the same values before and after the call.
+            front_output: The input of the body, ``[rows, ...]``, detached: the output of the front, if the
+                block has one.
             target: ``[rows]``.
-            feedback: The block's own feedback, see `bpfree.losses.FeedbackLoss`.
+            feedback: The feedback of the block, see `bpfree.losses.FeedbackLoss`.
         """
 
     def parameters(self, block: BlockT_contra) -> list[nn.Parameter]:
-        """The parameters that the block's optimizer updates."""
+        """Return the parameters that the optimizer of the block updates."""
         learned: list[nn.Parameter] = block.learned_parameters()  # type: ignore[attr-defined]
         return learned
 
     def check(self, block: BlockT_contra, label: str) -> None:
-        """Check, before the first step, that the rule can train the block.
+        """Check that the rule can train the block. Called before the first step.
+
+        Args:
+            block: The block.
+            label: Name of the block, for the message.
 
         Raises:
-            BadValue: If it cannot. ``label`` names the block.
+            BadValue: If the rule cannot train the block.
         """
 
     def begin_epoch(self, block: BlockT_contra) -> None:
-        """Called before the first step of an epoch, of a rule that needs one pass."""
+        """Called before the first step of an epoch, if `one_pass`."""
 
-    def end_epoch(self, block: BlockT_contra, validation: Any) -> None:
-        """Called after the last step of an epoch, of a rule that needs one pass.
+    def end_epoch(self, block: BlockT_contra, validation: Validation) -> None:
+        """Called after the last step of an epoch, if `one_pass`.
 
         Args:
             block: The block.
@@ -130,12 +137,12 @@ class UpdateRule(ABC, Generic[BlockT_contra]):
         return f"{type(self).__name__}()"
 
 
-#: A rule for any block.
+#: A rule for any kind of block; `UpdateRule.check` refuses a block that it cannot train.
 AnyRule = UpdateRule[Any]
 
 
 class Autograd(UpdateRule[DifferentiableBlock]):
-    """A backward pass inside the block."""
+    """Gradients by a backward pass inside the block."""
 
     autograd = True
 
@@ -150,10 +157,10 @@ class Autograd(UpdateRule[DifferentiableBlock]):
         finally:
             for relu in relus:
                 relu.inplace = False
-        # A block may be frozen, with a head that has nothing to learn.
+        # Nothing requires a gradient if the body is frozen and the head has no parameters.
         if total.requires_grad:
             if torch.is_autocast_enabled(target.device.type):
-                # Each product's gradient has the precision that the product had.
+                # Autocast is for the forward pass; gradients have the dtype of the forward operations.
                 with torch.autocast(target.device.type, enabled=False):
                     total.backward()
             else:
@@ -166,11 +173,15 @@ class Autograd(UpdateRule[DifferentiableBlock]):
                 raise BadValue(f"{label}: {type(loss).__name__} has no gradient; use rule = OnePassSolve()")
 
 
+#: A linear layer and its activation.
+Layers = tuple[nn.Linear, nn.Module | None]
+
+
 class ClosedFormGradient(UpdateRule[SimpleBlock]):
-    """The closed form of the gradients of ``[Flatten] Linear [activation]`` under a `ClosedFormLoss`."""
+    """Gradients in closed form, for a body ``[Flatten] Linear [activation]`` and a `ClosedFormLoss`."""
 
     def __init__(self) -> None:
-        self._found: tuple[tuple[Any, ...], tuple[nn.Linear, nn.Module | None] | None] | None = None
+        self._cache: tuple[tuple[nn.Module | None, ...], Layers | None] | None = None
 
     def gradients(
         self, block: SimpleBlock, front_output: Rows, target: Tensor, feedback: Tensor | None
@@ -200,9 +211,9 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
         optimizer: torch.optim.Optimizer,
         steps: int,
     ) -> list[Tensor]:
-        """Take several steps on one input; returns the losses before the first.
+        """Update the block several times on one input; return the losses before the first update.
 
-        The same as as many calls of `gradients`, each with a step, in fewer Python calls.
+        Equals ``steps`` calls of `gradients`, each with an optimizer step, in fewer Python calls.
         """
         assert isinstance(block.loss, ClosedFormLoss)
         body, closed_form, losses = block.body, block.loss.closed_form, list[Tensor]()
@@ -227,14 +238,14 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
             losses.append(loss)
         return losses[:1]
 
-    def _layers(self, body: nn.Module) -> tuple[nn.Linear, nn.Module | None] | None:
-        """The layers of the body, found anew if a module of it has changed."""
+    def _layers(self, body: nn.Module) -> Layers | None:
+        """Return the layers of the body. They are cached until a module of the body is replaced."""
         modules = (body, *body._modules.values())
-        if self._found is None or self._found[0] != modules:
-            self._found = (modules, closed_form_layers(body))
-        layers = self._found[1]
+        if self._cache is None or self._cache[0] != modules:
+            self._cache = (modules, closed_form_layers(body))
+        layers = self._cache[1]
         if layers is not None and (layers[0]._forward_hooks or layers[0]._forward_pre_hooks):
-            # A hook that was added since is refused.
+            # Raises an error: the hook was added later.
             layers = closed_form_layers(body)
         return layers
 
@@ -250,7 +261,7 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
 
 
 class OnePassSolve(UpdateRule[SimpleBlock]):
-    """The exact minimum of a `OnePassLoss`, after one pass over the training data."""
+    """No gradients: a `OnePassLoss` is minimized exactly after one pass over the training data."""
 
     through_body = False
     one_pass = True
@@ -266,30 +277,33 @@ class OnePassSolve(UpdateRule[SimpleBlock]):
 
     def check(self, block: SimpleBlock, label: str) -> None:
         if not isinstance(block.loss, OnePassLoss):
-            raise BadValue(f"{label}: {type(block.loss).__name__} is not solved in one pass; use Autograd()")
+            raise BadValue(
+                f"{label}: {type(block.loss).__name__} cannot be solved in one pass; use rule = Autograd()"
+            )
         if any(p.requires_grad for p in block.body.parameters()):
             raise BadValue(
-                f"{label}: {type(block.loss).__name__} is solved in one pass and gives the body no gradient; "
-                "pass the body as the front, or freeze its parameters"
+                f"{label}: {type(block.loss).__name__} is solved in one pass, without a gradient for the "
+                "parameters of the body; pass the body as the front, or freeze its parameters"
             )
 
     def begin_epoch(self, block: SimpleBlock) -> None:
         assert isinstance(block.loss, OnePassLoss)
         block.loss.begin()
 
-    def end_epoch(self, block: SimpleBlock, validation: Any) -> None:
+    def end_epoch(self, block: SimpleBlock, validation: Validation) -> None:
         assert isinstance(block.loss, OnePassLoss)
         block.loss.solve(validation)
 
 
 class Perturbation(UpdateRule[SimpleBlock]):
-    """Simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992): slopes from differences of the loss.
+    """Gradients estimated by simultaneous perturbation (Spall, IEEE TAC 37, 332, 1992).
 
-    All parameters move along a random sign vector; two evaluations of the loss give the slope along it.
+    All parameters are changed by plus and minus a random sign vector times ``size``. The difference of the
+    two losses is the slope in this direction.
 
     Args:
-        size: How far each value is moved, up and down.
-        directions: Random directions whose estimates are averaged in each step.
+        size: Change of each value.
+        directions: Number of random directions per step, whose estimates are averaged.
     """
 
     through_body = False
@@ -307,7 +321,7 @@ class Perturbation(UpdateRule[SimpleBlock]):
         losses: list[Tensor] = []
         try:
             for _ in range(self.directions):
-                # From the random stream of this step and block, see `bpfree.engine.step`.
+                # The global random state was seeded for this step and block, see `bpfree.engine.step`.
                 signs = [torch.randint(0, 2, w.shape, device=w.device).to(w.dtype) * 2 - 1 for w in weights]
                 for side in (1, -1):
                     for weight, center, sign in zip(weights, before, signs, strict=True):
@@ -318,7 +332,7 @@ class Perturbation(UpdateRule[SimpleBlock]):
                 for weight, sign in zip(weights, signs, strict=True):
                     gradients[weight] += slope * sign
         finally:
-            # A device may fail between two measurements.
+            # Also if a device fails between two measurements.
             for weight, center in zip(weights, before, strict=True):
                 weight.copy_(center)
         return Gradients([torch.stack(losses).mean()], output, gradients)

@@ -153,7 +153,7 @@ class GraphEncoding(Encoding):
         order, own_order = x.argsort(), self.ids.argsort()
         return torch.equal(x[order], self.ids[own_order]) and torch.equal(y[order], self.y[own_order])
 
-    def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Nodes, Tensor]:
+    def encode(self, x: Tensor, y: Tensor, random_part: Tensor | None) -> tuple[Nodes, Tensor]:
         self._version.check(self.features)
         if self._training_nodes is None:
             self._training_nodes = self.nodes(None)

@@ -1,4 +1,4 @@
-"""A label as one of C values in front of the input (physical local learning)."""
+"""Label codes as C additional values before the input (physical local learning)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree._renamed import warn_renamed
 from bpfree.encodings.base import Encoding, View
 
 
 class LabelSlots(Encoding, nn.Module):
-    """Puts C values in front of the (flattened) sample: a label's is the amplitude, all others are 0.
+    """Concatenates a scaled one-hot label and the flattened sample: ``[C + d]`` values per row.
 
-    A training sample becomes a row with its own label, target 1, and rows with wrong ones, target 0; all
-    positives stand first. ``candidates`` fills each slot in turn, ``[C * B]`` rows; ``neutral`` and ``plain``
-    leave all at 0.
+    A training sample has one row with its label and the target 1, and rows with wrong labels and the target
+    0. The positive rows come first. The ``candidates`` view has one row for each label, ``[C * B]`` rows. In
+    the ``neutral`` and ``plain`` views the C label values are 0.
 
     Args:
         n_classes: Number of classes C.
-        negatives: ``"random"``, one of the C-1 wrong labels, redrawn at every step; ``"all"`` of them.
+        negatives: Wrong labels of a sample: ``"random"``, one label that is drawn at each step; or ``"all"``.
 
     Attributes:
-        amplitude: Value of a filled slot, in the unit of the samples; a buffer, 1 at first.
+        amplitude: Value of the label, in the unit of the samples; a buffer, initially 1.
     """
 
     amplitude: Tensor
@@ -35,7 +36,7 @@ class LabelSlots(Encoding, nn.Module):
         self.register_buffer("amplitude", torch.ones(()))
 
     def draw(self, y: Tensor, generator: torch.Generator, scores: Tensor | None = None) -> Tensor:
-        """Wrong labels of each sample, ``[B, views - 1]``."""
+        """Return wrong labels of each sample, ``[B, views - 1]``."""
         if self.redraw:
             offset = torch.randint(1, self.n_classes, (len(y), 1), generator=generator, device=y.device)
         else:
@@ -48,27 +49,32 @@ class LabelSlots(Encoding, nn.Module):
     def variants(self, x: Tensor) -> Tensor:
         return self.view(x, "candidates")
 
-    def chosen_variants(self, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert drawn is not None
-        labels = torch.cat([y.unsqueeze(1), drawn], 1).T
-        own = torch.arange(self.views, device=y.device) == 0
-        return labels, own.long().repeat_interleave(len(y))
+    def chosen_variants(self, y: Tensor, random_part: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert random_part is not None
+        labels = torch.cat([y.unsqueeze(1), random_part], 1).T
+        is_positive = torch.arange(self.views, device=y.device) == 0
+        return labels, is_positive.long().repeat_interleave(len(y))
 
-    def encode(self, x: Tensor, y: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        labels, target = self.chosen_variants(y, drawn)
-        return self.labelled(x, labels), target
+    def encode(self, x: Tensor, y: Tensor, random_part: Tensor | None) -> tuple[Tensor, Tensor]:
+        labels, target = self.chosen_variants(y, random_part)
+        return self.labeled(x, labels), target
+
+    def labeled(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the samples ``x [B, ...]`` with ``labels [V, B]``, ``[V * B, C + d]``."""
+        return self._with_codes(x, F.one_hot(labels, self.n_classes))
 
     def labelled(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The samples ``x [B, ...]`` under ``labels [V, B]``, ``[V * B, C + d]``."""
-        return self._slotted(x, F.one_hot(labels, self.n_classes))
+        """Old name of `labeled`."""
+        warn_renamed("LabelSlots.labelled", "LabelSlots.labeled")
+        return self.labeled(x, labels)
 
     def view(self, x: Tensor, view: View) -> Tensor:
         if view == "candidates":
-            return self._slotted(x, torch.eye(self.n_classes, device=x.device).unsqueeze(1))
-        return self._slotted(x, torch.zeros(1, 1, self.n_classes, device=x.device))
+            return self._with_codes(x, torch.eye(self.n_classes, device=x.device).unsqueeze(1))
+        return self._with_codes(x, torch.zeros(1, 1, self.n_classes, device=x.device))
 
-    def _slotted(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Rows ``[V * B, C + d]`` of the samples ``x [B, ...]`` under the codes ``[V, B or 1, C]``."""
+    def _with_codes(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Concatenate the codes ``[V, B or 1, C]`` and the samples ``x [B, ...]`` to ``[V * B, C + d]``."""
         x = x.flatten(1)
         codes = (codes * self.amplitude).to(x.dtype).expand(-1, len(x), -1)
         return torch.cat([codes, x.expand(len(codes), *x.shape)], 2).flatten(0, 1)

@@ -14,20 +14,21 @@ from bpfree.engine.step import forward
 
 @torch.no_grad()
 def calibrate(blocks: Sequence[BaseBlock], batches: Iterable[Rows]) -> None:
-    """Estimate the running statistics of the batch normalization inside the blocks' fronts, in one pass.
+    """Estimate the running statistics of batch normalization layers in the blocks' fronts, in one pass.
 
-    Each is the average of the statistics of all batches. During the pass a front normalizes by the batch;
-    afterwards, by the averages. Layers that were passed frozen and in evaluation mode keep their statistics.
+    The result is the average of the statistics of all batches. During the pass a layer normalizes by the
+    statistics of the batch, and afterwards by the averages. The statistics of layers that were frozen and in
+    evaluation mode when the network was passed do not change.
 
     Args:
-        blocks: All blocks, bottom first. Only those statistics change.
-        batches: Inputs of the lowest block, ``[rows, ...]`` each. Iterated over only if there is something to
-            estimate.
+        blocks: All blocks, bottom first. Nothing else in them changes.
+        batches: Inputs of the lowest block, ``[rows, ...]`` each. Not iterated over if there are no such
+            layers.
     """
     fronts = [block.front for block in blocks if block.front is not None]
     norms = [m for front in fronts for m in front.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = {m for block in blocks for part in block.parts for held in part.held for m in held.modules()}
-    norms = [norm for norm in norms if norm.track_running_stats and norm not in held]
+    frozen = {m for block in blocks for part in block.parts for f in part.frozen for m in f.modules()}
+    norms = [norm for norm in norms if norm.track_running_stats and norm not in frozen]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -1,29 +1,29 @@
-"""What may be done to gradients between the backward pass and the step, one block at a time."""
+"""Centralization and clipping of the gradients of each block before its optimizer step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 
 
 def condition(optimizers: Iterable[torch.optim.Optimizer], clip: float | None, centralize: bool) -> None:
-    """Have each optimizer centralise, then clip, its gradients before it steps.
+    """Register hooks that centralize, then clip, gradients before each optimizer step.
 
-    Each group of parameters is clipped by its own Euclidean norm: nothing is compared across optimizers.
+    Each parameter group is clipped by its own Euclidean norm, so that blocks do not depend on one another.
 
     Args:
         optimizers: One for each block.
-        clip: Largest norm; None for any.
-        centralize: Whether to take off the mean over all but the first axis of matrices and filters.
+        clip: Largest norm; None: no clipping.
+        centralize: Whether to subtract from the gradients of matrices and kernels their mean over all axes
+            but the first.
     """
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(partial(_condition, clip=clip, centralize=centralize))
 
 
-def _condition(optimizer: torch.optim.Optimizer, *_: Any, clip: float | None, centralize: bool) -> None:
+def _condition(optimizer: torch.optim.Optimizer, *_: object, clip: float | None, centralize: bool) -> None:
     for group in optimizer.param_groups:
         grads = [p.grad for p in group["params"] if p.grad is not None]
         if centralize:

@@ -9,28 +9,21 @@ import torch
 from torch import Tensor
 
 from bpfree import _seeds
-from bpfree._feature_store import Growing, Store, rows_at
+from bpfree._feature_store import RowBuffer, Store, select_samples
 from bpfree._rows import Rows
 from bpfree.core.cascade import Cascade
-from bpfree.encodings.base import Encoding, View
+from bpfree.encodings.base import Encoding, LabeledSamples, View
 from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.step import forward
 from bpfree.nn import counted_modules
 
 
-class Data(Protocol):
+class Data(LabeledSamples, Protocol):
     """The part of a data set that the engine uses; `bpfree.data.TensorData` is one."""
 
     @property
-    def y(self) -> Tensor:
-        """Labels, ``[N]``."""
-
-    @property
     def augmented(self) -> bool:
-        """Whether a sample is different each time."""
-
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The samples ``[B, ...]`` and labels ``[B]`` at ``indices``, augmented if a generator is given."""
+        """Whether samples are augmented at random in each step."""
 
 
 class Feed(BaseFeed):
@@ -39,8 +32,8 @@ class Feed(BaseFeed):
     If neither the data nor the encoding changes between epochs, the outputs of the frozen blocks (and of the
     front above them) are computed once per sample and cached, in batches of the training size, so that they
     have the same bits as without a cache. If the encoding draws one of a few variants of a sample, all
-    variants are cached. A front whose passes are counted gets no other rows than these: its batches are not
-    filled up for the sake of equal bits.
+    variants are cached. The last batch is padded to the training size for the same reason, except for a front
+    whose passes are counted.
 
     Args:
         cascade: The blocks and the encoding.
@@ -75,12 +68,12 @@ class Feed(BaseFeed):
         self.features: Tensor | None = None
         self.made_in = 0
         self._targets: Tensor | None = None
-        self._drawn_once: Tensor | None = None
+        self._random_part: Tensor | None = None
         self._outputs: dict[View, list[Tensor]] = {}
         #: The samples of the last step that `samples` returned, with its indices, epoch and number.
         self._batch: tuple[Tensor, int, int, Tensor, Tensor] | None = None
         if not encoding.redraw:
-            self._drawn_once = encoding.draw(data.y, _seeds.generator(self.device, seed, "negatives"))
+            self._random_part = encoding.draw(data.y, _seeds.generator(self.device, seed, "negatives"))
 
     @property
     def front_output(self) -> bool:
@@ -91,7 +84,7 @@ class Feed(BaseFeed):
         return self.front_output and self._counts_passes(self.height + 1)
 
     def freeze_below(self, height: int) -> None:
-        # Not before training begins: a resumed run has its weights only then.
+        # Not in the constructor: the weights of a resumed run are loaded later.
         if self.caches and self.features is None and self.cascade.units[0].front is not None:
             self._cache_next()
         while self.height < height:
@@ -100,9 +93,9 @@ class Feed(BaseFeed):
                 self._cache_next()
 
     def restore(self, height: int, features: Tensor, made_in: int) -> None:
-        cached = self._growing()
-        cached.add(features)
-        self.height, self.features, self.made_in = height, cached.whole, made_in
+        cached = self._buffer()
+        cached.append(features)
+        self.height, self.features, self.made_in = height, cached.tensor, made_in
         if not self._variants:
             self._targets = self._all_targets()
 
@@ -123,7 +116,7 @@ class Feed(BaseFeed):
             generator = _seeds.generator(self.device, self.seed, "augment", epoch, step)
         x, y = self.data.batch(indices, generator)
         if not self._as_is:
-            # `rows` of the same step uses them again; an encoding copies them, so a body cannot change them.
+            # Used by `rows` in the same step. The encoding copies them, so the body cannot modify them.
             self._batch = (indices, epoch, step, x, y)
         return x, y
 
@@ -135,10 +128,10 @@ class Feed(BaseFeed):
                 return self._encoded(indices, epoch, step, scores)
             return self._computed(indices, epoch, step, scores)
         if self._targets is not None:
-            return rows_at(self.features, indices).flatten(0, 1), self._targets[:, indices].flatten()
+            return select_samples(self.features, indices).flatten(0, 1), self._targets[:, indices].flatten()
         y = self.data.y.index_select(0, indices)
-        labels, target = self.encoding.chosen_variants(y, self._drawn(y, epoch, step, scores))
-        return rows_at(self.features, indices, labels).flatten(0, 1), target
+        variants, target = self.encoding.chosen_variants(y, self._draw(y, epoch, step, scores))
+        return select_samples(self.features, indices, variants).flatten(0, 1), target
 
     def _computed(self, indices: Tensor, epoch: int, step: int, scores: Tensor | None) -> tuple[Rows, Tensor]:
         """Rows above frozen blocks that are not cached."""
@@ -146,7 +139,7 @@ class Feed(BaseFeed):
         if not self._constant or self._counts_passes(self.height):
             rows, target = self._encoded(indices, epoch, step, scores)
             return forward(below, rows), target
-        rows, target = self._encoded(self._filled(indices))
+        rows, target = self._encoded(self._padded(indices))
         rows = forward(below, rows)
         assert isinstance(rows, Tensor)
         return self._first(rows, len(indices)), self._first(target, len(indices))
@@ -155,19 +148,19 @@ class Feed(BaseFeed):
         if view not in self._outputs:
             with torch.no_grad():
                 return self.cascade.outputs(self.encoding.view(x, view))
-        return [rows_at(cached, indices)[0] for cached in self._outputs[view]]
+        return [select_samples(cached, indices)[0] for cached in self._outputs[view]]
 
     def keep_outputs(self, view: View) -> None:
         if not self.caches or view in self._outputs:
             return
         chunks = torch.arange(len(self.data.y), device=self.device).split(self.batch_size)
-        cached: list[Growing] = []
+        cached: list[RowBuffer] = []
         for indices in chunks:
             outputs = self.outputs(self.samples(indices, 0, 0)[0], indices, view)
-            cached = cached or [self._growing() for _ in outputs]
-            for growing, output in zip(cached, outputs, strict=True):
-                growing.add(output.unsqueeze(0))
-        self._outputs[view] = [growing.whole for growing in cached]
+            cached = cached or [self._buffer() for _ in outputs]
+            for buffer, output in zip(cached, outputs, strict=True):
+                buffer.append(output.unsqueeze(0))
+        self._outputs[view] = [buffer.tensor for buffer in cached]
 
     def _encoded(
         self, indices: Tensor, epoch: int = 0, step: int = 0, scores: Tensor | None = None
@@ -177,15 +170,16 @@ class Feed(BaseFeed):
             x, y = batch[3:]
         elif self._augmented:
             x, y = self.samples(indices, epoch, step)
+            self._batch = None
         else:
             x, y = self.data.batch(indices)
         if self._as_is:
             return x, y
         if self.encoding.redraw:
-            return self.encoding.encode(x, y, self._drawn(y, epoch, step, scores))
-        return self.encoding.encode(x, y, None if self._drawn_once is None else self._drawn_once[indices])
+            return self.encoding.encode(x, y, self._draw(y, epoch, step, scores))
+        return self.encoding.encode(x, y, None if self._random_part is None else self._random_part[indices])
 
-    def _drawn(self, y: Tensor, epoch: int, step: int, scores: Tensor | None) -> Tensor | None:
+    def _draw(self, y: Tensor, epoch: int, step: int, scores: Tensor | None) -> Tensor | None:
         generator = _seeds.generator(self.device, self.seed, "negatives", epoch, step)
         return self.encoding.draw(y, generator, scores)
 
@@ -193,22 +187,22 @@ class Feed(BaseFeed):
     def _cache_next(self) -> None:
         """Replace the cached features by the outputs of the next block, and of the front above it."""
         block, below = self.cascade.units[self.height], self.cascade.units[: self.height]
-        cached = self._growing()
+        cached = self._buffer()
         for indices in torch.arange(len(self.data.y), device=self.device).split(self.batch_size):
-            filled = indices if self._counts_passes(self.height + 1) else self._filled(indices)
+            padded = indices if self._counts_passes(self.height + 1) else self._padded(indices)
             if self.features is not None:
-                rows: Rows = below[-1].body_output(rows_at(self.features, filled).flatten(0, 1))
+                rows: Rows = below[-1].body_output(select_samples(self.features, padded).flatten(0, 1))
             else:
-                rows = forward(below, self._all_rows(filled))
+                rows = forward(below, self._all_rows(padded))
             front_output = block.run_front(rows)
             assert isinstance(front_output, Tensor)
-            cached.add(front_output.unflatten(0, (-1, len(filled)))[:, : len(indices)])
-        self.features = cached.whole
+            cached.append(front_output.unflatten(0, (-1, len(padded)))[:, : len(indices)])
+        self.features = cached.tensor
         if not self._variants and self._targets is None:
             self._targets = self._all_targets()
 
     def _all_rows(self, indices: Tensor) -> Rows:
-        """All rows of samples: in every view, or in every variant if variants are drawn."""
+        """All rows of samples: in all views, or in all variants if variants are drawn."""
         if not self._variants:
             return self._encoded(indices)[0]
         return self.encoding.variants(self.data.batch(indices)[0])
@@ -222,15 +216,15 @@ class Feed(BaseFeed):
         """Whether a front of the first ``height`` blocks counts its passes."""
         return any(counted_modules(block) for block in self.cascade.units[:height])
 
-    def _filled(self, indices: Tensor) -> Tensor:
-        """``indices``, filled up to a full batch: a shorter batch would give other bits."""
-        full = min(self.batch_size, len(self.data.y))
-        return torch.cat([indices, indices[:1].expand(max(0, full - len(indices)))])
+    def _padded(self, indices: Tensor) -> Tensor:
+        """Pad ``indices`` to a full batch: the results of a shorter batch can have other bits."""
+        size = min(self.batch_size, len(self.data.y))
+        return torch.cat([indices, indices[:1].expand(max(0, size - len(indices)))])
 
     def _first(self, rows: Tensor, n: int) -> Tensor:
-        """The rows of the first ``n`` samples of a filled batch."""
+        """The rows of the first ``n`` samples of a padded batch."""
         by_view: Tensor = rows.unflatten(0, (self.encoding.views, -1))
         return by_view[:, :n].flatten(0, 1)
 
-    def _growing(self) -> Growing:
-        return Growing(self.store, len(self.data.y))
+    def _buffer(self) -> RowBuffer:
+        return RowBuffer(self.store, len(self.data.y))

@@ -1,4 +1,4 @@
-"""Schedules as plans: which blocks train together, one stage after another."""
+"""Schedules: the stages of a run, and the blocks that are trained in each stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Schedule = Literal["simultaneous", "greedy", "pipelined"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks ``first`` to ``stop - 1`` train together; those below are frozen.
+    """A part of a run in which blocks ``first`` to ``stop - 1`` are trained; the blocks below are frozen.
 
     Attributes:
-        name: For the history.
-        first: Number of the lowest block that trains; all below are frozen.
-        stop: One past the highest block that trains, and the number of blocks that exist for readouts.
-        readouts: Whether readouts that learn train in this stage.
+        name: Name in the history.
+        first: Index of the lowest block that is trained.
+        stop: Index after the highest block that is trained; readouts use the blocks below ``stop``.
+        readouts: Whether readouts with parameters are trained.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Stage:
 
 
 def plan(schedule: Schedule, cascade: Cascade) -> list[Stage]:
-    """The stages of a schedule.
+    """Return the stages of a schedule.
 
-    ``simultaneous``: every block steps on every batch. ``pipelined``: the same, each worker with blocks of
-    its own. ``greedy``: block after block, each until it stops; readouts that learn come last, on the frozen
-    blocks.
+    ``simultaneous``: all blocks are updated on each batch. ``pipelined``: the same, with the blocks divided
+    among workers. ``greedy``: one block after another; readouts with parameters are trained last, on the
+    frozen blocks.
     """
     n = len(cascade.units)
     if schedule != "greedy":

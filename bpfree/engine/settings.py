@@ -1,4 +1,4 @@
-"""What every trainer can be told."""
+"""Settings of trainers and of `Trainer.fit`, and the optimizers made from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bpfree.nn.layout import is_dense
 OptimizerName = Literal["adam", "adamw", "sgd"]
 LRSchedule = Literal["constant", "cosine", "cooldown", "steps"]
 
-#: Where the schedule ``steps`` quarters the learning rate, as shares of all epochs (arXiv 1901.06656).
+#: Fractions of the epochs at which the schedule ``steps`` divides the learning rate by 4 (arXiv 1901.06656).
 STEPS_AT = (0.5, 0.75, 0.89, 0.94)
 
 
@@ -32,16 +32,16 @@ class TrainerSettings:
         weight_decay: Weight decay of every block.
         optimizer: One optimizer of this kind per block.
         momentum: Momentum of SGD.
-        lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs
-            and then falling linearly by 2/epochs an epoch, as in Forward-Forward's reference code; ``steps``,
-            a quarter of it after 50, 75, 89 and 94 % of the epochs.
-        schedule: ``simultaneous``; ``greedy``; ``pipelined``, as simultaneous by as many workers as torchrun
-            starts.
-        cache: Whether features of frozen blocks, and answers of fronts, are kept where they are constant.
-        precision: ``bfloat16`` computes the products of a run (training, kept features, evaluation,
-            prediction) in it, under autocast; weights and losses stay float32.
-        channels_last: Whether convolutions' weights, and so their maps, lie with a pixel's channels together:
-            faster on most machines, above all in bfloat16; a network of one's own must not `view` its maps.
+        lr_schedule: ``constant``; ``cosine``, from lr to 0; ``cooldown``, constant for half of the epochs,
+            then decreasing linearly by 2/epochs per epoch, as in the reference code of Forward-Forward;
+            ``steps``, divided by 4 after 50, 75, 89 and 94 % of the epochs.
+        schedule: ``simultaneous``; ``greedy``; or ``pipelined``, which is simultaneous with the workers that
+            torchrun starts.
+        cache: Whether features of frozen blocks and outputs of fronts are cached if they are constant.
+        precision: ``float32``; or ``bfloat16``, in which matrix products and convolutions of training,
+            caching, evaluation and prediction are computed, by autocast; weights and losses are float32.
+        channels_last: Whether the weights of convolutions have the memory format `torch.channels_last`. It is
+            faster on most machines, in particular in bfloat16. The network must not call `view` on maps.
         compile: Name of a `torch.compile` backend for the blocks, or None.
         cut: Where blocks begin, see `bpfree.split`.
     """
@@ -61,19 +61,19 @@ class TrainerSettings:
     cut: str | int | list[str] = "weight"
 
     def feedback_rate(self) -> float:
-        """Learning rate of the parameters that make feedback."""
+        """Return the learning rate of parameters that compute feedback."""
         return self.lr
 
     def readout_rate(self) -> float:
-        """Learning rate of readouts that learn."""
+        """Return the learning rate of readouts with parameters."""
         return self.lr
 
     def readout_decay(self) -> float:
-        """Weight decay of readouts that learn."""
+        """Return the weight decay of readouts with parameters."""
         return self.weight_decay
 
     def cache_lifetime(self) -> int | None:
-        """Epochs after which cached measurements of devices are made again; None: never."""
+        """Return the epochs after which cached outputs of devices are measured again; None: never."""
         return None
 
 
@@ -83,12 +83,13 @@ class FitSettings:
 
     Attributes:
         epochs: Passes over the training data, in each stage.
-        batch_size: Samples per step; the last, shorter batch is used too, unless ``drop_last``.
-        drop_last: Whether an epoch leaves out the samples of a last, shorter batch; others in each epoch.
-        patience: Evaluations without a better value of the metric after which a stage stops; None: never.
-        min_delta: Gain in the metric that counts as better; of an accuracy, 0.001 is a tenth of a point.
+        batch_size: Samples per step.
+        patience: Number of evaluations without an improvement after which a stage ends; None: no limit.
+        min_delta: Smallest change of the metric that counts as an improvement; 0.001 of an accuracy is 0.1 %.
         restore_best: Whether a stage ends with the weights of its best evaluation.
         eval_every: Epochs between evaluations.
+        drop_last: Whether to omit the last batch of an epoch if it is shorter. The order of samples differs
+            between epochs, so other samples are omitted each time.
     """
 
     __pydantic_config__ = STRICT
@@ -102,7 +103,7 @@ class FitSettings:
     drop_last: bool = False
 
     def steps(self, n_samples: int) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps per epoch."""
         return n_samples // self.batch_size if self.drop_last else math.ceil(n_samples / self.batch_size)
 
 
@@ -111,22 +112,22 @@ def make_optimizer(
     settings: TrainerSettings,
     lr: float | None = None,
     decay: float | None = None,
-    apart: Iterable[tuple[Iterable[nn.Parameter], float]] = (),
+    other_groups: Iterable[tuple[Iterable[nn.Parameter], float]] = (),
 ) -> torch.optim.Optimizer:
-    """An optimizer of ``parameters``, fused where it can be.
+    """Return an optimizer of ``parameters``, fused if possible.
 
     Args:
-        parameters: What it moves.
-        settings: What kind it is, and its numbers.
-        lr: Learning rate in place of the settings' own.
-        decay: Weight decay in place of the settings' own.
-        apart: Other parameters that it moves, with a learning rate each.
+        parameters: The parameters.
+        settings: Kind of the optimizer, and its hyperparameters.
+        lr: Learning rate; by default that of ``settings``.
+        decay: Weight decay; by default that of ``settings``.
+        other_groups: Further parameter groups, with a learning rate each.
     """
     lr = settings.lr if lr is None else lr
     decay = settings.weight_decay if decay is None else decay
-    # A block may have nothing for an optimizer to move: torch takes an empty group, not an empty list.
+    # A block may have no trainable parameters. PyTorch accepts an empty group, but not an empty list.
     groups: list[JsonObject] = [{"params": list(parameters)}]
-    groups += [{"params": list(own), "lr": rate} for own, rate in apart]
+    groups += [{"params": list(group), "lr": rate} for group, rate in other_groups]
     fused = all(_can_be_fused(p) for group in groups for p in group["params"])
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
@@ -135,21 +136,21 @@ def make_optimizer(
 
 
 def _can_be_fused(parameter: nn.Parameter) -> bool:
-    """Whether a fused optimizer moves the right elements: it goes through the memory without gaps."""
+    """Whether a fused optimizer can update the parameter; it assumes dense memory."""
     return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") and is_dense(parameter)
 
 
-def kept_values(settings: TrainerSettings) -> int:
-    """How many values the optimizer keeps for each parameter."""
+def state_values(settings: TrainerSettings) -> int:
+    """Return the number of values that the optimizer stores per parameter."""
     return int(settings.momentum > 0) if settings.optimizer == "sgd" else 2
 
 
 def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
-    """What the learning rate is multiplied by in ``epoch``, counted from 0."""
+    """Return the factor of the learning rate in ``epoch``, counted from 0."""
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "cooldown" and epoch > epochs / 2:
-        # With an odd number of epochs the line begins above 1.
+        # For an odd number of epochs the first value would be larger than 1.
         return min(1.0, 2 * (1 + epochs - epoch) / epochs)
     if schedule == "steps":
         return 0.25 ** sum(epoch >= share * epochs for share in STEPS_AT)
@@ -157,7 +158,7 @@ def lr_factor(schedule: LRSchedule, epoch: int, epochs: int) -> float:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Set every learning rate to ``factor`` times what the optimizer was made with."""
+    """Set all learning rates to ``factor`` times their initial values."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

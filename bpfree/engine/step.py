@@ -1,4 +1,4 @@
-"""One training step of a batch: feedback from top to bottom, then an update of every block, bottom first."""
+"""One training step: feedback from top to bottom, then an update of each block, bottom first."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def step(
     message: Tensor | None = None,
     finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Update every block on one batch, and free its activations before the next.
+    """Update each block on one batch, and free its activations before the next block is updated.
 
     Args:
         blocks: The blocks to update, bottom first.
-        inputs: Input of the lowest of them.
+        inputs: Input of the lowest of these blocks.
         target: ``[rows]``.
-        seed: Seed of this step. Block k draws its noise (dropout) from (seed, k), whatever the schedule.
-        first: Number of the lowest block.
+        seed: Seed of this step. The random stream of block k (dropout) has the seed (seed, k).
+        first: Index of the lowest of these blocks in the cascade.
         front_done: Whether ``inputs`` are the output of the lowest block's front.
-        message: The message for the highest block.
-        finite: A list to which is added, for each block, whether its output is finite everywhere.
+        message: The message for the top block.
+        finite: A list. For each block, a boolean tensor is appended that is true if its output is finite.
 
     Returns:
-        The loss of each `LocalLoss`, before its block's step, bottom first.
+        The value of each `LocalLoss` before the update of its block, bottom first.
     """
     feedback, _ = send_feedback(blocks, message)
     return _update(blocks, inputs, target, seed, feedback, first, front_done, False, finite)[0]
@@ -53,7 +53,7 @@ def linked_step(
     message: Tensor | None = None,
     finite: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """`step` of a worker whose blocks are between those of others.
+    """`step` of a worker whose blocks are above or below those of other workers.
 
     Args:
         neighbors: The connections to the workers above and below.
@@ -88,7 +88,7 @@ def _update(
     send_up: bool,
     finite: list[Tensor] | None,
 ) -> tuple[list[Tensor], Rows | None]:
-    """Update blocks that have their feedback; returns the losses and the input of the block above."""
+    """Update the blocks, given their feedback; return the losses and the input of the block above."""
     losses: list[Tensor] = []
     highest = len(blocks) - 1
     above: Rows | None = inputs
@@ -106,7 +106,7 @@ def _update(
 
 @torch.no_grad()
 def forward(blocks: Sequence[BaseBlock], inputs: Rows) -> Rows:
-    """The input of the block above ``blocks``, without a step."""
+    """Compute the input of the block above ``blocks``, without an update."""
     for block in blocks:
         inputs = block.next_input(inputs)
     return inputs

@@ -38,7 +38,7 @@ def note_weak_blocks(state: RunState, evaluator: Evaluator | None) -> None:
     if state.metric.name != ACCURACY.name:
         return
     # The intervals need numbers of samples.
-    labels, headline = encoding.answers(evaluator.data)[: evaluator.n_samples], state.cascade.headline
+    labels, headline = encoding.metric_targets(evaluator.data)[: evaluator.n_samples], state.cascade.headline
     readouts = selecting_readouts(state.cascade, state.stages[-1])
     on_all = any(state.cascade.readout(name).scores_blocks for name in readouts)
     n, hidden = len(labels) if on_all else min(BLOCK_SAMPLES, len(labels)), list[str]()

@@ -1,4 +1,4 @@
-"""`LocalLoss` and one file per objective."""
+"""Local losses: the base classes, and one module per objective."""
 
 from bpfree._renamed import module_getattr
 from bpfree.losses.base import (

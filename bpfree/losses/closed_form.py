@@ -23,29 +23,29 @@ LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 @register_loss("closed_form")
 class ClosedForm(OnePassLoss):
-    """Squared error of class scores to one-hot targets, minimised exactly by `RidgeAccumulator`.
+    """Squared error between class scores and one-hot targets, minimized exactly by `RidgeAccumulator`.
 
-    Each step adds its rows to the sums; the end of the pass solves, without any gradient. Of several
-    penalties the one with the best accuracy on validation data is kept, the larger of equals; without
-    validation data it is the middle one.
+    Each step adds its rows to the sums. At the end of the pass the weights are computed from the sums,
+    without gradients. If several penalties are given, the one with the best accuracy on validation data is
+    used, and the larger one of a tie; without validation data the middle one is used.
 
     Args:
-        lam: Penalties to choose from, each in units of the features' mean square.
+        lam: Penalties to choose from, in units of the features' mean square.
         bias: Whether to fit an intercept.
         pool: Side of the map that image-like outputs are pooled to, by root mean square: the cost grows with
-            the square of the number of features. Other outputs are left alone.
-        dual: Whether to solve among the samples, see `DualRidge`: for fewer samples than features.
-        keep: Whether `accumulator` stays after the pass, to merge and to forget samples; it holds d^2
-            float64 values.
+            the square of the number of features. Other outputs are not pooled.
+        keep: Whether `accumulator` is available after the pass, to merge it with others and to remove
+            samples. It has d^2 float64 values.
+        dual: Whether to solve the dual problem, see `DualRidge`: for fewer samples than features.
         features: Largest number of features without ``pool``, see
             `bpfree.losses.cross_entropy.flat_features`; None: any number.
 
     Raises:
-        BadValue: If there is no penalty or a negative one; when it is built, if memory cannot hold the sums.
+        BadValue: If there is no penalty or a negative one; in `build`, if the sums do not fit into memory.
 
     Attributes:
-        accumulator: The sums of the running pass; None outside, unless kept.
-        chosen: The penalty that was kept, None before.
+        accumulator: The sums during a pass; otherwise None, unless ``keep`` is set.
+        chosen: The penalty that was chosen in the last pass; None before.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ClosedForm(OnePassLoss):
         self.features = flat_features(output, self.pool, limit=self.limit, axis=self.feature_axis)
         n = self.features(output).shape[1]
         if not self.dual:
-            # The sums, and at the end of the pass a copy of them and its factor.
+            # The sums, and at the end of the pass a copy of them and its Cholesky factor.
             what = f"ridge regression on {n} features: its sums"
             check_memory(3 * 8 * (n + 1) ** 2, output.device, what, "pool the features, or set dual = true")
         self.linear = nn.Linear(n, n_classes, self.bias, device=output.device)
@@ -110,11 +110,11 @@ class ClosedForm(OnePassLoss):
     def _best(
         self, candidates: list[tuple[Tensor, Tensor]], validation: Iterable[tuple[Tensor, Tensor]]
     ) -> int:
-        """The number of the weights and intercepts that classify most validation rows rightly."""
+        """Return the index of the candidate with the largest number of correct validation rows."""
         weights = torch.stack([weight for weight, _ in candidates]).to(self.linear.weight)
         biases = torch.stack([bias for _, bias in candidates]).to(self.linear.weight).unsqueeze(1)
-        right = torch.zeros(len(candidates), dtype=torch.long, device=weights.device)
+        correct = torch.zeros(len(candidates), dtype=torch.long, device=weights.device)
         for output, target in validation:
             scores = self.features(output) @ weights + biases
-            right += (scores.argmax(2) == target).sum(1)
-        return int(right.argmax())
+            correct += (scores.argmax(2) == target).sum(1)
+        return int(correct.argmax())

@@ -19,7 +19,7 @@ from bpfree.nn.weights import is_plain
 Pooling = Literal["rms", "average"]
 
 
-#: Features that a local head sees at most by default, where pooling can bound them.
+#: Largest number of features of a local head by default, if pooling can reduce them.
 FEATURES = 4096
 
 
@@ -30,35 +30,35 @@ def flat_features(
     limit: int | None = FEATURES,
     axis: int = 1,
 ) -> nn.Sequential:
-    """Makes feature vectors ``[rows, n]`` of outputs like ``output [rows, ...]``.
+    """Return a module that maps outputs like ``output [rows, ...]`` to feature vectors ``[rows, n]``.
 
     Args:
         output: An output.
-        pool: Side that maps ``[rows, c, h, w]`` are pooled to first; other outputs are left alone.
-        pooling: How.
-        limit: Largest number of features without ``pool``: maps (with one to three axes beside that of the
-            features) that have more are pooled to the largest sides that leave as many, at least 1. None: any
-            number.
-        axis: Which axis holds the features, 1 or -1.
+        pool: Side that maps ``[rows, c, h, w]`` are pooled to; other outputs are not pooled.
+        pooling: Pooling by the root of the mean square (``"rms"``) or by the average.
+        limit: Largest number of features without ``pool``: larger maps (with one to three position axes) are
+            pooled to the largest sides within the limit, at least 1. None: any number.
+        axis: The axis of the features, 1 or -1.
     """
     if pool is not None and output.ndim == 4:
         kind = RootMeanSquarePool if pooling == "rms" else nn.AdaptiveAvgPool2d
         return nn.Sequential(kind(pool), nn.Flatten())
     if limit is None or pool is not None or not 3 <= output.ndim <= 5 or output[0].numel() <= limit:
         return nn.Sequential(nn.Flatten())
-    turned = [FeaturesFirst()] if axis == -1 else []
-    maps = nn.Sequential(*turned)(output)
-    return nn.Sequential(*turned, MapPool(_sides(maps, limit), pooling == "rms"), nn.Flatten())
+    transposed = [FeaturesFirst()] if axis == -1 else []
+    maps = nn.Sequential(*transposed)(output)
+    return nn.Sequential(*transposed, MapPool(_sides(maps, limit), pooling == "rms"), nn.Flatten())
 
 
 def _sides(maps: Tensor, limit: int) -> list[int]:
-    """The largest sides, equal where ``maps`` allow it, that leave at most ``limit`` values a row."""
+    """Return the largest pooled sizes, equal where possible, with at most ``limit`` values per row."""
     sizes = maps.shape[2:]
-    sides = ([min(size, side) for size in sizes] for side in range(max(sizes), 0, -1))
-    return next((found for found in sides if maps.shape[1] * math.prod(found) <= limit), [1] * len(sizes))
+    candidates = ([min(size, side) for size in sizes] for side in range(max(sizes), 0, -1))
+    fitting = (sides for sides in candidates if maps.shape[1] * math.prod(sides) <= limit)
+    return next(fitting, [1] * len(sizes))
 
 
-#: Layers that make probabilities of scores.
+#: Layers that map scores to probabilities.
 NORMALIZED = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.Sigmoid, nn.Hardsigmoid)
 
 
@@ -70,17 +70,17 @@ class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
     ``CE(softmax(G), y)``.
 
     Args:
-        head: A module that makes class scores of the output, as a network's own output layer does. By
-            default a projection matrix ``M [C, n]`` on the flattened output, without bias as in the paper.
+        head: A module that maps the output to class scores, such as the output layer of a network. By default
+            a projection matrix ``M [C, n]`` on the flattened output, without bias as in the paper.
         bias: Whether the default head has a bias.
-        pool: Side of the map that maps are pooled to in front of the default head; 1 is global. Other
-            outputs are left alone.
-        pooling: By the root of the mean square, or by the average.
+        pool: Side of the map that maps are pooled to before the default head; 1 is global. Other outputs are
+            not pooled.
+        pooling: Pooling by the root of the mean square (``"rms"``) or by the average.
         features: Largest number of features of the default head without ``pool``, see `flat_features`; None:
             any number.
 
     Raises:
-        BadValue: When it is built, if the head gives another number of scores than there are classes.
+        BadValue: In `build`, if the number of scores of the head is not the number of classes.
     """
 
     by_row = True
@@ -106,15 +106,15 @@ class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
         last = list(self.head.modules())[-1]
         if isinstance(last, NORMALIZED):
             warnings.warn(
-                f"the output layer ends in {type(last).__name__}: cross-entropy normalizes scores by itself, "
-                "and hardly learns from scores in 0..1; leave it out",
+                f"the output layer ends in {type(last).__name__}: cross-entropy applies a softmax to the "
+                "scores, and learns slowly from scores between 0 and 1; remove this layer",
                 stacklevel=2,
             )
         width = list(self.head(output).shape[1:])
         if width != [n_classes]:
             raise BadValue(
-                f"the output layer gives {width} scores a sample, the data have {n_classes} classes: give "
-                f"the network {n_classes} outputs, or name all classes by TensorData(x, y, n_classes=...)"
+                f"the output layer has {width} scores per sample, but the data have {n_classes} classes: use "
+                f"a network with {n_classes} outputs, or set TensorData(x, y, n_classes=...)"
             )
 
     def planned_parameters(self, output: Tensor, n_classes: int) -> int:
@@ -149,8 +149,8 @@ class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
         _ = self.linear
 
     def score_gradient(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """`objective` and its gradient by the class scores ``[..., rows, C]``, without autograd."""
-        # With a row for each class: PyTorch's softmax over a short last axis takes many times as long.
+        """Compute `objective` and its gradient for class scores ``[..., rows, C]``, without autograd."""
+        # The classes are the second to last axis: a softmax over a short last axis is many times slower.
         logs = scores.mT.contiguous().log_softmax(-2)
         label = target.expand(*logs.shape[:-2], 1, -1)
         loss = -logs.gather(-2, label).mean((-2, -1))
@@ -159,16 +159,16 @@ class LocalCrossEntropy(ScoringLoss, ClosedFormLoss):
 
     @property
     def linear(self) -> nn.Linear:
-        """The head, where it is one linear layer.
+        """The linear layer of the head.
 
         Raises:
-            TypeError: If it is not.
+            TypeError: If the head is not one linear layer.
         """
         children = list(self.head.children()) if isinstance(self.head, nn.Sequential) else [self.head]
-        weighty = [child for child in children if not isinstance(child, nn.Flatten)]
-        if len(weighty) == 1 and isinstance(weighty[0], nn.Linear) and is_plain(weighty[0]):
-            return weighty[0]
+        layers = [child for child in children if not isinstance(child, nn.Flatten)]
+        if len(layers) == 1 and isinstance(layers[0], nn.Linear) and is_plain(layers[0]):
+            return layers[0]
         raise TypeError(
             "the closed-form gradient needs one linear layer as head, without hooks and parametrizations, "
-            f"not {', '.join(type(child).__name__ for child in weighty)}"
+            f"not {', '.join(type(child).__name__ for child in layers)}"
         )

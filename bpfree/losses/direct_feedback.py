@@ -11,15 +11,16 @@ from bpfree.losses.base import LocalLoss
 
 
 class DirectFeedback(LocalLoss):
-    """Pulls a block's output along a fixed random projection of the output error (Nøkland, arXiv 1609.01596).
+    """Direct feedback alignment (Nøkland, arXiv 1609.01596): a random projection of the output error.
 
-    With ``e [rows, C]`` the error at the network's output, which is the feedback, and ``B [C, n]`` fixed, its
-    rows of unit length, the gradient by the flattened output is ``e B / rows``: the scale of a mean
-    cross-entropy. The loss is the product of that with the output; its value means nothing.
+    With ``e [rows, C]`` the error at the network's output, which is the feedback, and ``B [C, n]`` a fixed
+    matrix with rows of unit length, the gradient with respect to the flattened output is ``e B / rows``: the
+    scale of a mean cross-entropy. The loss is the product of this gradient and the output, so that autograd
+    computes it; the value of the loss has no meaning.
 
     Args:
-        seed: Seed of B alone; weights have others.
-        number: Number of the block, so that blocks have different matrices.
+        seed: Seed of B.
+        number: Index of the block, so that blocks have different matrices.
     """
 
     by_row = True
@@ -31,13 +32,13 @@ class DirectFeedback(LocalLoss):
 
     def build(self, output: Tensor, n_classes: int) -> None:
         generator = _seeds.generator(torch.device("cpu"), self.seed, "feedback", self.number)
-        drawn = torch.randn(n_classes, output[0].numel(), generator=generator)
-        self.register_buffer("matrix", F.normalize(drawn).to(output.device))
+        matrix = torch.randn(n_classes, output[0].numel(), generator=generator)
+        self.register_buffer("matrix", F.normalize(matrix).to(output.device))
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         assert feedback is not None
         return (output.flatten(1) * self.delta(feedback)).sum()
 
     def delta(self, error: Tensor) -> Tensor:
-        """The gradient by the flattened output, ``[rows, n]``, for an output error ``[rows, C]``."""
+        """The gradient with respect to the flattened output, ``[rows, n]``, for ``error [rows, C]``."""
         return error @ self.matrix / len(error)

@@ -1,4 +1,4 @@
-"""Ridge regression where there are fewer samples than features: solved among the samples."""
+"""Ridge regression in dual form, for fewer samples than features."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree._errors import BadValue
-from bpfree.losses.ridge import COLUMNS, is_degenerate, shortest
+from bpfree.losses.ridge import COLUMNS, is_singular, minimum_norm
 
 
 class DualRidge:
-    """The solution of `RidgeAccumulator` by way of the n x n matrix of inner products of n samples.
+    """The solution of `RidgeAccumulator`, computed from the n x n matrix of inner products of n samples.
 
-    ``W = Phi^T (Phi Phi^T + lam tr(G)/d I)^-1 Y``, all centred where there is an intercept. It costs n^2 d
-    and n^3 instead of n d^2 and d^3, and keeps the samples.
+    ``W = Phi^T (Phi Phi^T + lam tr(G)/d I)^-1 Y``, with centered features and targets if there is an
+    intercept. The cost is n^2 d and n^3 instead of n d^2 and d^3. The samples are stored.
 
     Args:
         n_features: Length d of a feature vector.
         n_outputs: Length C of a target, or number of classes.
-        intercept: Whether to fit a constant beside the features.
+        intercept: Whether to fit an intercept.
     """
 
     def __init__(self, n_features: int, n_outputs: int, intercept: bool = True) -> None:
@@ -30,51 +30,51 @@ class DualRidge:
         self._targets: list[Tensor] = []
 
     def add(self, features: Tensor, targets: Tensor) -> DualRidge:
-        """Take samples in.
+        """Add samples.
 
         Args:
             features: ``[B, d]``.
             targets: Class labels ``[B]``.
 
         Returns:
-            Itself.
+            This object.
         """
         self._features.append(features.double())
         self._targets.append(F.one_hot(targets, self.n_outputs).double())
         return self
 
     def solve_all(self, lams: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        """For each penalty ``W [d, C]`` and ``b [C]``, float64, as `RidgeAccumulator.solve_all`.
+        """Return ``W [d, C]`` and ``b [C]``, float64, for each penalty, as `RidgeAccumulator.solve_all` does.
 
         Raises:
-            BadValue: If there are no samples, or they hold NaN or infinite values.
+            BadValue: If there are no samples, or they have NaN or infinite values.
         """
         if not self._features:
-            raise BadValue("solve: no samples were taken in")
+            raise BadValue("solve: no samples were added; call add first")
         phi, y = torch.cat(self._features), torch.cat(self._targets)
         unit = phi.square().sum() / self.n_features
         mean, offset = phi.new_zeros(self.n_features), y.new_zeros(self.n_outputs)
         if self.intercept:
             mean, offset = phi.mean(0), y.mean(0)
             phi, y = phi - mean, y - offset
-        products, found = _lower(phi), []
+        products, solutions = _lower_triangle(phi), []
         for lam in lams:
             system = products.clone()
             system.diagonal().add_(lam * unit)
             factor, failed = torch.linalg.cholesky_ex(system)
-            if failed or (lam == 0 and is_degenerate(factor)):
-                # The part below the diagonal is kept up to date.
-                weight = phi.T @ shortest(system.tril() + system.tril(-1).T, y)
+            if failed or (lam == 0 and is_singular(factor)):
+                # Only the lower triangle is complete.
+                weight = phi.T @ minimum_norm(system.tril() + system.tril(-1).T, y)
             else:
                 weight = phi.T @ torch.cholesky_solve(y, factor)
-            found.append((weight, offset - mean @ weight))
-        return found
+            solutions.append((weight, offset - mean @ weight))
+        return solutions
 
 
-def _lower(phi: Tensor) -> Tensor:
-    """Inner products of the rows of ``phi``, ``[n, n]``: those at and below the diagonal, by blocks."""
-    found = phi.new_zeros(len(phi), len(phi))
+def _lower_triangle(phi: Tensor) -> Tensor:
+    """Inner products of the rows of ``phi``, ``[n, n]``, at and below the diagonal, computed in blocks."""
+    products = phi.new_zeros(len(phi), len(phi))
     for start in range(0, len(phi), COLUMNS):
         stop = start + COLUMNS
-        torch.mm(phi[start:], phi[start:stop].T, out=found[start:, start:stop])
-    return found
+        torch.mm(phi[start:], phi[start:stop].T, out=products[start:, start:stop])
+    return products

@@ -19,24 +19,27 @@ from bpfree.nn.layers import WIDE
 class Goodness(LocalLoss):
     """High activity for positive rows, low activity for negative ones (Hinton, arXiv 2212.13345).
 
-    With ``z [rows, n]`` the block's (flattened) output, before any normalisation::
+    With ``z [rows, n]`` the block's (flattened) output, before any normalization::
 
         G = sum_i z_i^2   or   mean_i z_i^2                          # [rows]
         threshold:  mean over rows of BCEWithLogits(G - theta, positive)
-        balanced:   the same, mean over positive rows + mean over negative ones, of which there may be more
+        balanced:   mean of the same terms over positive rows + their mean over negative rows
         symmetric:  mean over pairs of softplus(-alpha (G_pos - G_neg))       # SymBa, arXiv 2303.08418
         peer:       m <- 0.9 sg(m) + 0.1 mean_{positive rows} z ;  mean_i (mean_j m_j - m_i)^2
 
-    The rows are positives first, then their negatives in the same order.
+    The positive rows come first, then their negative rows in the same order.
 
     Args:
         goodness: ``"sum"`` or ``"mean"`` of squares.
-        threshold: theta, in the unit of the goodness. By default n for the sum and 2 for the mean: a theta
-            of one form with the goodness of the other does not train.
+        threshold: theta, in the unit of the goodness. By default n for the sum and 2 for the mean: training
+            fails with the theta of one form and the goodness of the other.
         objective: ``"threshold"``, ``"balanced"`` or ``"symmetric"``.
         alpha: Slope of the symmetric loss.
-        peer_weight: Weight of the peer term; 0 leaves it out.
+        peer_weight: Weight of the peer term; 0: no peer term.
         peer_momentum: Decay of the running mean activity m, which starts at 0.5.
+
+    Raises:
+        BadValue: If ``goodness`` or ``objective`` is unknown.
     """
 
     signed: ClassVar[bool] = True
@@ -68,14 +71,14 @@ class Goodness(LocalLoss):
         self.register_buffer("mean_activity", torch.full((width,), 0.5, device=output.device))
 
     def goodness(self, output: Tensor) -> Tensor:
-        """``G [rows]`` of the block's output ``[rows, ...]``."""
-        # In bfloat16 a goodness of a thousand has steps of four.
+        """Compute ``G [rows]`` of the block's output ``[rows, ...]``."""
+        # The spacing of bfloat16 values near 1000 is 4.
         wide = output if output.dtype in WIDE else at_least_float32(output)
         squares = wide.flatten(1).square()
         return squares.sum(1) if self.goodness_form == "sum" else squares.mean(1)
 
     def scores(self, output: Tensor) -> Tensor:
-        """``G - theta``, ``[rows, 1]``: the sum over blocks of it is the goodness readout's score."""
+        """Compute ``G - theta``, ``[rows, 1]``. The goodness readout sums these scores over blocks."""
         assert self.threshold is not None
         return (self.goodness(output) - self.threshold).unsqueeze(1)
 
@@ -86,8 +89,8 @@ class Goodness(LocalLoss):
             positive, negative = logits.chunk(2)
             loss = F.softplus(-self.alpha * (positive - negative)).mean()
         elif self.objective == "balanced":
-            found = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-            loss = balanced_mean(found, target)
+            losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+            loss = balanced_mean(losses, target)
         else:
             loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if self.peer_weight > 0:
@@ -96,8 +99,9 @@ class Goodness(LocalLoss):
         return loss
 
     def _peer(self, activity: Tensor) -> Tensor:
-        now = activity[: len(activity) // 2].mean(0)
-        mean = self.peer_momentum * self.mean_activity + (1 - self.peer_momentum) * now
+        """Compute the peer term of ``activity [rows, n]``, and update the running mean in training mode."""
+        batch_mean = activity[: len(activity) // 2].mean(0)
+        mean = self.peer_momentum * self.mean_activity + (1 - self.peer_momentum) * batch_mean
         if self.training:
             with torch.no_grad():
                 self.mean_activity.copy_(mean)
@@ -105,7 +109,11 @@ class Goodness(LocalLoss):
 
 
 def balanced_mean(values: Tensor, target: Tensor) -> Tensor:
-    """The mean of ``values [rows]`` where ``target [rows]`` is 1, plus that where it is 0; 0 for none."""
-    first = (target == 1).to(values.dtype)
-    positive, negative = ((values * part).sum() / part.sum().clamp(min=1) for part in (first, 1 - first))
+    """Mean of ``values [rows]`` where ``target [rows]`` is 1, plus their mean where it is 0.
+
+    The mean of no values is 0.
+    """
+    is_positive = (target == 1).to(values.dtype)
+    masks = (is_positive, 1 - is_positive)
+    positive, negative = ((values * mask).sum() / mask.sum().clamp(min=1) for mask in masks)
     return positive + negative

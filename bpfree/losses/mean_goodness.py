@@ -16,7 +16,7 @@ from bpfree.nn import at_least_float32
 
 
 def class_groups(width: int, n_classes: int) -> Tensor:
-    """The class of each of ``width`` channels, ``[width]``: neighbours, in groups as equal as can be."""
+    """Return the class of each of ``width`` channels, ``[width]``: contiguous groups of almost equal size."""
     return torch.arange(width) * n_classes // width
 
 
@@ -24,22 +24,22 @@ def class_groups(width: int, n_classes: int) -> Tensor:
 class MeanGoodness(LocalLoss):
     """Cross-entropy over the mean activity of each class's channels (DeeperForward, Sun et al., ICLR 2025).
 
-    The channels (the units, where there are no maps; the features, where they stand last) are shared out
-    among the classes. With ``g_k`` the mean over the channels of class k, and over their maps, of the block's
-    output::
+    The channels (or the features, if the output has no maps) are divided among the classes. With ``g_k`` the
+    mean of the block's output over the channels of class k, and over their maps::
 
         loss = CE(softmax(scale * g), y)
 
-    The mean of activities, unlike that of their squares, has a gradient that is the same for weak units and
-    strong ones. Layer normalisation in front of the next block (`bpfree.nn.RowNorm`, a net's
-    ``norm: layer``) takes the mean off, so the block above cannot read the goodness off its input.
+    The gradient of the mean activity, unlike that of the mean square, is the same for units with small and
+    large activities. Layer normalization before the next block (`bpfree.nn.RowNorm`, a net's
+    ``norm: layer``) subtracts the mean, so that the goodness cannot be computed from the input of the next
+    block.
 
     Args:
-        scale: What the goodness is multiplied by before the softmax.
+        scale: Factor of the goodness before the softmax.
 
     Raises:
-        BadValue: When it is built, if a block has fewer channels than there are classes; if the scale is not
-            positive.
+        BadValue: If the scale is not positive; in `build`, if a block has fewer channels than there are
+            classes.
     """
 
     by_row = True
@@ -55,15 +55,15 @@ class MeanGoodness(LocalLoss):
         width = output.shape[self.feature_axis]
         if width < n_classes:
             raise BadValue(
-                f"mean goodness of {n_classes} classes: a block has {width} channels, fewer than one for "
-                "each: widen the network"
+                f"mean goodness of {n_classes} classes: a block has {width} channels, expected at least one "
+                "per class; use a wider network"
             )
         members = F.one_hot(class_groups(width, n_classes), n_classes).float().to(output.device)
-        # It follows from the shape, so it is no part of the state.
+        # Determined by the shape, so it is not saved.
         self.register_buffer("groups", members / members.sum(0), persistent=False)
 
     def goodness(self, output: Tensor) -> Tensor:
-        """``g [rows, C]`` of the block's output ``[rows, channels, ...]``."""
+        """Compute ``g [rows, C]`` of the block's output ``[rows, channels, ...]``."""
         wide = at_least_float32(output).movedim(self.feature_axis, 1)
         with torch.autocast(output.device.type, enabled=False):
             return (wide.flatten(2).mean(2) if wide.ndim > 2 else wide) @ self.groups.to(wide.dtype)

@@ -1,4 +1,4 @@
-"""Cross-entropy on the similarity of a row to the prototype of each class."""
+"""Cross-entropy on the similarity of a row and the prototype of each class."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ class ClassPrototypes(ScoringLoss):
     With ``h_i`` the output for a node and ``c_k`` the prototype of class k::
 
         logits_ik = <h_i, c_k> / temperature              # or the cosine of the two
-        loss = mean over the labelled rows of CE(softmax(logits_i), y_i)
+        loss = mean over the labeled rows of CE(softmax(logits_i), y_i)
 
-    The last C rows of the output are those of the virtual nodes, and are the prototypes; learnable ones are
-    parameters of the loss instead, and every row is a sample. A target of -1 is no label.
+    The last C rows of the output are those of the virtual nodes, and are the prototypes. Learnable prototypes
+    are parameters of the loss, and all rows are samples. A target of -1 means that a row has no label.
 
     Args:
         n_classes: Number of classes C.
         learnable: Whether prototypes are parameters.
-        similarity: ``dot`` or ``cosine``.
-        temperature: Divides the similarity.
+        similarity: ``"dot"`` or ``"cosine"``.
+        temperature: Divisor of the similarity.
+
+    Raises:
+        BadValue: If the temperature is not positive.
     """
 
     def __init__(
@@ -48,21 +51,21 @@ class ClassPrototypes(ScoringLoss):
         if temperature <= 0:
             raise BadValue(f"temperature = {temperature}: expected more than 0")
         self.n_classes, self.learnable = n_classes, learnable
-        # Prototypes that are outputs themselves belong to all rows.
+        # Prototypes that are outputs make the loss of each row depend on other rows.
         self.by_row = learnable
         self.similarity, self.temperature = similarity, temperature
 
     def build(self, output: Tensor, n_classes: int) -> None:
         if self.learnable:
-            # Outputs behind ReLU are not negative: so are their prototypes at first.
-            drawn = torch.rand(n_classes, output.shape[1], device=output.device)
-            self.prototypes = nn.Parameter(drawn / output.shape[1] ** 0.5)
+            # Not negative, as outputs of a ReLU.
+            values = torch.rand(n_classes, output.shape[1], device=output.device)
+            self.prototypes = nn.Parameter(values / output.shape[1] ** 0.5)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples' rows and the prototypes, ``[m, d]`` and ``[C, d]``."""
+        """Return the rows of samples and the prototypes, ``[m, d]`` and ``[C, d]``."""
         if self.learnable:
             return output, self.prototypes
-        # The gradients of two slices are filled up with zeros and added; those of a split are put together.
+        # The backward pass of two slices pads and adds gradients; that of a split concatenates them.
         rows, prototypes = output.split((len(output) - self.n_classes, self.n_classes))
         return rows, prototypes
 
@@ -70,7 +73,7 @@ class ClassPrototypes(ScoringLoss):
         return self.similarities(*self.split(output))
 
     def similarities(self, rows: Tensor, prototypes: Tensor) -> Tensor:
-        """The logits ``[m, C]`` of rows ``[m, d]`` for prototypes ``[C, d]``."""
+        """Compute the logits ``[m, C]`` of rows ``[m, d]`` and prototypes ``[C, d]``."""
         if self.similarity == "cosine":
             rows, prototypes = F.normalize(rows, dim=1), F.normalize(prototypes, dim=1)
         return rows @ prototypes.T / self.temperature
@@ -82,16 +85,16 @@ class ClassPrototypes(ScoringLoss):
 class TopToLoss(ClassPrototypes, StatefulFeedbackLoss):
     """`ClassPrototypes` on the mean of a block's output and the states of all blocks above it.
 
-    ``m = (h + s_(l+1) + ... + s_L) / (L - l + 1)``, with s the length-normalised outputs of the step before,
-    which come down the wire: every block adds its own to what it was sent. In training all blocks step at
-    once: what goes up is of the step before, too.
+    ``m = (h + s_(l+1) + ... + s_L) / (L - l + 1)``, with s the length-normalized outputs of the previous
+    step. The message of a block has its own state and those of all blocks above. In training all blocks are
+    updated at the same time: the input of the block above is the state of the previous step, too.
     """
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if self.state is None:
             return message, message
-        own = self.state.unsqueeze(0)
-        return message, own if message is None else torch.cat([own, message])
+        state = self.state.unsqueeze(0)
+        return message, state if message is None else torch.cat([state, message])
 
     def next_state(self, output: Tensor) -> Tensor:
         return unit_rows(output)
@@ -107,9 +110,9 @@ class TopToLoss(ClassPrototypes, StatefulFeedbackLoss):
 
 
 class TopToInput(ClassPrototypes, StatefulFeedbackLoss):
-    """`ClassPrototypes` of a block whose input is joined by the state of the block above it.
+    """`ClassPrototypes` of a block whose input is concatenated with the state of the block above it.
 
-    The state is the output of the step before; above the highest block stand the labels.
+    The state is the output of the previous step. The top block receives the labels.
     """
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -121,20 +124,20 @@ class TopToInput(ClassPrototypes, StatefulFeedbackLoss):
 
 @register_loss("prototype_goodness")
 class PrototypeGoodness(ClassPrototypes):
-    """Goodness is the cosine to a learned prototype of each class (Hyperspherical Forward-Forward).
+    """Goodness as the cosine to a learned prototype of each class (Hyperspherical Forward-Forward).
 
-    Sarode et al., arXiv 2605.00082: prototypes and outputs ``h [rows, ...]`` are taken at unit length, and
-    the other classes' prototypes stand in for negative samples::
+    Sarode et al., arXiv 2605.00082: prototypes and outputs ``h [rows, ...]`` are normalized to unit length,
+    and the prototypes of the other classes replace negative samples::
 
         g_ik = <h_i, c_k> / (|h_i| |c_k|)
         loss = CE(softmax(g_i / temperature), y_i)
 
-    One pass gives the goodness of all classes, in training and afterwards.
+    One forward pass computes the goodness of all classes, in training and evaluation.
 
     Args:
-        temperature: Divides the cosine.
-        pool: Side of the map that maps are pooled to first; 1 is global; None: as they are.
-        pooling: By the average, or by the root of the mean square.
+        temperature: Divisor of the cosine.
+        pool: Side of the map that maps are pooled to; 1 is global; None: no pooling.
+        pooling: Pooling by the average or by the root of the mean square (``"rms"``).
         features: Largest number of features without ``pool``, see
             `bpfree.losses.cross_entropy.flat_features`; None: any number.
     """
@@ -146,7 +149,7 @@ class PrototypeGoodness(ClassPrototypes):
         pooling: Pooling = "average",
         features: Annotated[int, Ge(1)] | None = FEATURES,
     ) -> None:
-        # How many classes there are is not known before it is built.
+        # `build` sets the number of classes.
         super().__init__(0, learnable=True, similarity="cosine", temperature=temperature)
         self.pool, self.pooling, self.limit = pool, pooling, features
 
@@ -162,6 +165,6 @@ class PrototypeGoodness(ClassPrototypes):
         super().build(self.features(output), n_classes)
 
     def scores(self, output: Tensor) -> Tensor:
-        # Cosines are divided by a small number: 8 bits of them are too few.
+        # Cosines are divided by a small number, so the 8 bits of bfloat16 are not enough.
         with torch.autocast(output.device.type, enabled=False):
             return self.similarities(self.features(at_least_float32(output)), self.prototypes)

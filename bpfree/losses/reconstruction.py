@@ -1,4 +1,4 @@
-"""Losses of autoencoders: the reconstruction, and counter-current learning's pair of maps."""
+"""Losses of autoencoders: the reconstruction error, and the pair loss of counter-current learning."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from bpfree.losses.base import FeedbackLoss
 
 
 class Reconstruction(FeedbackLoss):
-    """``weight * mean((output - image)^2)``. The message for the block below is the images, the targets.
+    """``weight * mean((output - image)^2)``. The message for the block below is the message from above.
 
     Args:
-        weight: Weight of the loss; None: the images' height, as in counter-current learning's code.
+        weight: Weight of the loss; None: the height of the images, as in the authors' code of counter-current
+            learning.
     """
 
     by_row = True
@@ -40,18 +41,19 @@ class Reconstruction(FeedbackLoss):
 
 
 class MapPair(FeedbackLoss):
-    """A block's maps against those that a second autoencoder, run from the clean image down, has there.
+    """Difference of the maps of a block and of a second autoencoder, whose input is the clean image.
 
-    With a and b ``[rows, channels, H, W]``, n(x) each map without its mean, divided by its length, and R(x)
-    ``[channels, channels]`` the correlations of the channels over rows and positions (Kao and Hariharan,
-    arXiv 2409.19841; R is from their classifiers' loss)::
+    With a ``[rows, channels, H, W]`` the maps of the block and b those of the second autoencoder at the same
+    depth, n(x) each map minus its mean, divided by its norm, and R(x) ``[channels, channels]`` the
+    correlations of the channels over rows and positions (Kao and Hariharan, arXiv 2409.19841; R is from the
+    loss of their classifiers)::
 
         H * (mean((a - b)^2) + shapes * mean((n(a) - n(b))^2)
              + decorrelation * (mean((R(a) - I)^2) + mean((R(b) - I)^2)))
 
     Args:
-        feedback: The second autoencoder's stage that gives b.
-        shapes: Weight of the normalised maps.
+        feedback: The stage of the second autoencoder whose output is b.
+        shapes: Weight of the normalized maps.
         decorrelation: Weight of the correlations.
     """
 
@@ -70,26 +72,27 @@ class MapPair(FeedbackLoss):
         assert feedback is not None
         if output.shape != feedback.shape:
             raise BadValue(
-                f"a stage gives maps {list(output.shape[1:])}, its counterpart {list(feedback.shape[1:])}: "
-                "an autoencoder to be cut must double what it halves, with the same channels on the way"
+                f"the maps of a stage have the shape {list(output.shape[1:])}, but those of the feedback "
+                f"stage have {list(feedback.shape[1:])}: expected a decoder whose sizes and channels "
+                "mirror those of the encoder"
             )
         loss = F.mse_loss(output, feedback)
         if self.shapes:
-            loss = loss + self.shapes * F.mse_loss(_shape(output), _shape(feedback))
+            loss = loss + self.shapes * F.mse_loss(_normalized_maps(output), _normalized_maps(feedback))
         if self.decorrelation:
-            loss = loss + self.decorrelation * (_correlated(output) + _correlated(feedback))
+            loss = loss + self.decorrelation * (_correlation_loss(output) + _correlation_loss(feedback))
         return output.shape[2] * loss
 
 
-def _shape(maps: Tensor) -> Tensor:
-    """Each map without its mean, divided by its length."""
-    centred = maps - maps.mean((2, 3), keepdim=True)
-    length: Tensor = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True)
-    return centred / (length + 1e-8)
+def _normalized_maps(maps: Tensor) -> Tensor:
+    """Subtract the mean of each map, and divide by the norm."""
+    centered = maps - maps.mean((2, 3), keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(centered, dim=(2, 3), keepdim=True)
+    return centered / (length + 1e-8)
 
 
-def _correlated(maps: Tensor) -> Tensor:
-    """Mean square of what differs from 0 between two channels, and from 1 in one, in their correlations."""
+def _correlation_loss(maps: Tensor) -> Tensor:
+    """Mean squared difference of the channels' correlation matrix and the identity."""
     channels = maps.transpose(0, 1).flatten(1)
     channels = channels - channels.mean(1, keepdim=True)
     length: Tensor = torch.linalg.vector_norm(channels, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Prediction with similarity matching: the losses of local error signals."""
+"""Prediction and similarity matching (Nøkland and Eidnes, local error signals)."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ from bpfree.losses.cross_entropy import FEATURES, LocalCrossEntropy
 from bpfree.losses.registry import register_loss
 from bpfree.nn import FeaturesFirst, at_least_float32
 
-#: By the number of axes of an output.
+#: Layers by the number of axes of an output.
 CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 POOLS: dict[int, type[nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
 
 
 def similarity_matrix(features: Tensor) -> Tensor:
-    """``S [rows, rows]``: the cosines between rows ``[rows, n]`` from which their own mean was taken.
+    """Compute ``S [rows, rows]``, the cosines between centered rows ``[rows, n]``.
 
-    A row that is constant has no direction; its cosines are 0.
+    The mean of each row is subtracted from it. The cosines of a constant row are 0.
     """
-    centred = features - features.mean(1, keepdim=True)
-    unit = F.normalize(centred, dim=1, eps=1e-8)
+    centered = features - features.mean(1, keepdim=True)
+    unit = F.normalize(centered, dim=1, eps=1e-8)
     return unit @ unit.T
 
 
 def label_similarity(target: Tensor, n_classes: int) -> Tensor:
-    """`similarity_matrix` of one-hot rows: 1 for two rows of one class, -1/(C - 1) for two of two classes."""
+    """Compute `similarity_matrix` of one-hot rows: 1 for equal classes, -1/(C - 1) for different classes."""
     same = target.unsqueeze(0) == target.unsqueeze(1)
     other = -1.0 / (n_classes - 1) if n_classes > 1 else 0.0
     return torch.where(same, 1.0, other)
 
 
 def similarity_loss(features: Tensor, target: Tensor, n_classes: int) -> Tensor:
-    """Mean over all pairs of rows of ``(S(features) - S(one-hot labels))^2``; equation 1 of the paper."""
+    """Compute the mean over all pairs of rows of ``(S(features) - S(one-hot labels))^2`` (equation 1)."""
     wide = at_least_float32(features)
     with torch.autocast(wide.device.type, enabled=False):
         difference = similarity_matrix(wide) - label_similarity(target, n_classes).to(wide.dtype)
     return difference.square().mean()
 
 
-def spread(maps: Tensor) -> Tensor:
-    """``[rows, c]``, the standard deviation of each map of ``[rows, c, ...]``; single values as they are."""
+def map_std(maps: Tensor) -> Tensor:
+    """Compute the standard deviation ``[rows, c]`` of each map of ``[rows, c, ...]``.
+
+    A map with one element is returned as it is.
+    """
     wide = at_least_float32(maps)
     n, axes = math.prod(wide.shape[2:]), tuple(range(2, wide.ndim))
     if n == 1:
         return wide.flatten(1)
-    # Deviations sum up to 0, so the mean has no part in the gradient; torch.std takes several times as long.
+    # Deviations sum to 0, so the gradient through the mean is 0. This is several times faster than torch.std.
     variance = (wide - wide.detach().mean(axes, keepdim=True)).square().sum(axes) / (n - 1)
-    # A map that is constant has a gradient of 0, not of 0/0.
+    # The constant makes the gradient of a constant map 0 instead of 0/0.
     return (variance + 1e-12).sqrt()
 
 
@@ -62,26 +65,26 @@ def spread(maps: Tensor) -> Tensor:
 class PredSim(LocalCrossEntropy):
     """Prediction and similarity matching (Nøkland and Eidnes, arXiv 1901.06656).
 
-    With ``a`` the block's output, ``P`` a learned projection of its own (for maps and sequences a convolution
-    with kernels of side 3, else linear, no bias) and ``S`` `similarity_matrix`::
+    With ``a`` the block's output, ``P`` a learned projection (for maps and sequences a convolution with
+    kernel size 3, otherwise a linear layer, without bias) and ``S`` `similarity_matrix`::
 
-        sim  = mean_ij (S(std(P a)) - S(Y))_ij^2      # std over each map; P a itself where there are no maps
-        pred = CE(softmax(M a), y)                    # a averaged to a smaller map first, see ``features``
+        sim  = mean_ij (S(std(P a)) - S(Y))_ij^2      # std over each map; P a itself if there are no maps
+        pred = CE(softmax(M a), y)                    # a is average-pooled first, see ``features``
         loss = (1 - w) pred + w sim
 
-    With ``w = 0`` it is Mono-Forward's loss. With ``w = 1`` the block learns from ``sim`` alone; ``M`` then
-    learns on the detached output, so that the block's accuracy can be told.
+    With ``w = 0`` it is the loss of Mono-Forward. With ``w = 1`` the body is trained by ``sim`` only, and
+    ``M`` is trained on the detached output, so that the accuracy of the block can be measured.
 
     Args:
         sim_weight: w.
-        features: Maps are averaged in squares (sequences in intervals), the smallest that leave the
-            prediction at most so many features; None: they are not averaged.
-        project: Whether there is a ``P``.
+        features: Largest number of features for the prediction. Maps are average-pooled in squares (sequences
+            in intervals) of the smallest sufficient size; None: they are not pooled.
+        project: Whether to use ``P``.
         bias: Whether ``M`` has a bias.
 
     Raises:
-        BadValue: If the weight is not between 0 and 1; when it is built, if the output has more than three
-            axes beside those of rows and features.
+        BadValue: If the weight is not between 0 and 1; in `build`, if the output has more than three axes
+            besides those of rows and features.
     """
 
     def __init__(
@@ -116,24 +119,25 @@ class PredSim(LocalCrossEntropy):
     def _features(self, output: Tensor) -> nn.Sequential:
         if output.ndim > 2 and output.ndim not in CONVOLUTIONS:
             raise BadValue(
-                f"predsim on outputs {list(output.shape[1:])} a sample: expected [features], or maps of "
-                "features with one to three axes; reshape them, or use 'mono_forward'"
+                f"predsim on outputs of shape {list(output.shape[1:])} per sample: expected [features], or "
+                "maps with one to three axes besides the features; reshape them, or use 'mono_forward'"
             )
         if self.features is None or output.ndim == 2:
             return nn.Sequential(nn.Flatten())
         maps = output.movedim(self.feature_axis, 1)
-        side = square_for(maps, self.features)
+        side = pooling_size(maps, self.features)
         if side == 1:
             return nn.Sequential(nn.Flatten())
-        turned = [FeaturesFirst()] if self.feature_axis == -1 else []
+        transposed = [FeaturesFirst()] if self.feature_axis == -1 else []
         sides = tuple(min(side, size) for size in maps.shape[2:])
         pool = POOLS[output.ndim](side if set(sides) == {side} else sides, ceil_mode=True)
-        return nn.Sequential(*turned, pool, nn.Flatten())
+        return nn.Sequential(*transposed, pool, nn.Flatten())
 
     def similarity(self, output: Tensor, target: Tensor) -> Tensor:
-        """``sim``."""
-        seen = self.projection(output.movedim(self.feature_axis, 1))
-        return similarity_loss(spread(seen) if seen.ndim > 2 else seen, target, self.n_classes)
+        """Compute ``sim``."""
+        projected = self.projection(output.movedim(self.feature_axis, 1))
+        features = map_std(projected) if projected.ndim > 2 else projected
+        return similarity_loss(features, target, self.n_classes)
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         w = self.sim_weight
@@ -151,12 +155,12 @@ class PredSim(LocalCrossEntropy):
         raise TypeError("PredSim has no closed-form gradient")
 
 
-def square_for(maps: Tensor, features: int) -> int:
-    """Side of the smallest squares that, averaged, leave ``[rows, c, ...]`` at most ``features`` a row.
+def pooling_size(maps: Tensor, features: int) -> int:
+    """Smallest pooling window for which ``maps [rows, c, ...]`` have at most ``features`` values per row.
 
-    The whole map, if there are more channels than that.
+    The size of the map, if there are more channels than ``features``.
     """
     channels, sizes = maps.shape[1], maps.shape[2:]
     sides = range(1, max(sizes))
-    fits = (k for k in sides if channels * math.prod(math.ceil(size / k) for size in sizes) <= features)
-    return next(fits, max(sizes))
+    fitting = (k for k in sides if channels * math.prod(math.ceil(size / k) for size in sizes) <= features)
+    return next(fitting, max(sizes))

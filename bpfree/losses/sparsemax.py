@@ -1,4 +1,4 @@
-"""The sparsemax loss on a block's own class scores."""
+"""The sparsemax loss on the class scores of a block."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bpfree.nn import at_least_float32
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """Each row of ``scores [rows, C]`` projected onto the simplex (Martins and Astudillo, arXiv 1602.02068).
+    """Project each row of ``scores [rows, C]`` onto the simplex (Martins and Astudillo, arXiv 1602.02068).
 
-    ``p = max(s - tau, 0)`` with the tau that makes each row sum to 1; most entries come out as exact zeros.
+    ``p = max(s - tau, 0)`` with the tau for which each row sums to 1; many entries are exactly 0.
     """
     scores = at_least_float32(scores)
     ordered = scores.sort(1, descending=True).values
     sums, counts = ordered.cumsum(1), torch.arange(1, scores.shape[1] + 1, device=scores.device)
-    # The largest score always counts; where it is NaN nothing does, and the NaN goes on.
+    # The support has at least one element, also in a row of NaN, where it makes the result NaN.
     size = (1 + counts * ordered > sums).sum(1, keepdim=True).clamp(min=1)
     tau = (sums.gather(1, size - 1) - 1) / size
     return (scores - tau).clamp(min=0)
@@ -28,16 +28,16 @@ def sparsemax(scores: Tensor) -> Tensor:
 class LocalSparsemax(LocalCrossEntropy):
     """The Fenchel-Young loss of sparsemax on a projection of the block's output (Blondel et al., 1901.02324).
 
-    ``mean over rows of  -s_y + 1/2 sum_{j in support} (s_j^2 - tau^2) + 1/2``, at least 0, and 0 where the
-    right class leads by 1. Arguments as for `LocalCrossEntropy`.
+    ``mean over rows of  -s_y + 1/2 sum_{j in support} (s_j^2 - tau^2) + 1/2``. It is at least 0, and 0 for a
+    row whose correct class has the largest score by a margin of 1. Arguments as for `LocalCrossEntropy`.
     """
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return sparsemax(scores)
 
     def objective(self, scores: Tensor, target: Tensor) -> Tensor:
-        # With p = sparsemax(s), the sum over the support of s^2 - tau^2 is that of p (2 s - p); and since the
-        # gradient by p vanishes at the optimum, p may be a constant.
+        # With p = sparsemax(s), the sum over the support of s^2 - tau^2 is the sum of p (2 s - p). The
+        # gradient with respect to p is 0 at the optimum, so p may be a constant.
         p = sparsemax(scores.detach())
         conjugate = (p * scores).sum(1) + (1 - p.square().sum(1)) / 2
         return (conjugate - scores.gather(1, target.unsqueeze(1)).squeeze(1)).mean()

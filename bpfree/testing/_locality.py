@@ -14,7 +14,7 @@ from bpfree import _seeds
 from bpfree._rows import Rows
 from bpfree.core.block import BaseBlock, Block, send_feedback
 from bpfree.core.cascade import Cascade
-from bpfree.core.sharing import parts_of, shared_weights
+from bpfree.core.sharing import separate_parts, shared_weights
 from bpfree.nn.weights import weight_matrices
 from bpfree.trainers import LEVELS, Trainer
 
@@ -41,7 +41,7 @@ def assert_local(trainer: Trainer, x: Tensor, y: Tensor) -> None:
             block and the parameters.
     """
     probe = _probe(trainer, x, y)
-    for one, other in shared_weights(parts_of(probe.cascade)):
+    for one, other in shared_weights(separate_parts(probe.cascade)):
         raise AssertionError(f"{one.name} and {other.name} share a weight, but are updated separately")
     with _collect_gradients(probe) as reached, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class may be missing in a batch

@@ -108,7 +108,9 @@ class Autoencoder(Trainer):
         encoders = [[p for stage in stages for p in stage.parameters()] for stages in block.encoders()]
         in_encoders = {id(p) for group in encoders for p in group}
         decoders = [p for p in block.trainable() if id(p) not in in_encoders]
-        return {"block0": make_optimizer(decoders, self.settings, apart=zip(encoders, rates, strict=True))}
+        return {
+            "block0": make_optimizer(decoders, self.settings, other_groups=zip(encoders, rates, strict=True))
+        }
 
     @property
     def locality(self) -> str:

@@ -456,7 +456,7 @@ class Trainer(Builder):
     def _fit_labels_once(self, x: Tensor, y: Tensor) -> None:
         """Call `_fit_labels` with a batch, if it was not called with training data."""
         encoding = self.cascade.encoding
-        if isinstance(encoding, LabelOverlay) and not encoding.seen:
+        if isinstance(encoding, LabelOverlay) and not encoding.fitted:
             self._fit_labels(TensorData(x, y, encoding.n_classes, name="the first batch"))
 
     def _fit_labels(self, train: TensorData) -> None:

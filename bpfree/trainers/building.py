@@ -20,7 +20,7 @@ from bpfree.core.cascade import Cascade
 from bpfree.core.localize import Cut, check_order, split
 from bpfree.core.sharing import check_weights, gradient_groups
 from bpfree.engine.optimizers import hyperparameters, make_optimizers, replaced_optimizers
-from bpfree.engine.settings import TrainerSettings, kept_values
+from bpfree.engine.settings import TrainerSettings, state_values
 from bpfree.metrics import ACCURACY, Metric
 from bpfree.nn import inferring_shapes
 from bpfree.nn.weights import detach_computed, weight_matrices
@@ -172,10 +172,10 @@ class Builder(ABC):
                 place_labels(cascade)
             check_weights(cascade, self.net)
             for block in cascade.units:
-                block.hold_frozen()
+                block.record_frozen()
             if self.settings.channels_last:
                 cascade.to(memory_format=torch.channels_last)
-            cascade.eval().build(x, n_classes, kept_values(self.settings))
+            cascade.eval().build(x, n_classes, state_values(self.settings))
             if isinstance(self.net, Cascade):
                 check_order(self.net.to_module(), self.net, x)
         self._adopt(cascade, n_classes, sample_shape)

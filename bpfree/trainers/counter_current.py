@@ -179,7 +179,7 @@ class GatedBlock(JointBlock):
         super().__init__(blocks, [1.0] * len(blocks), detach=True)
         self.gate = gate
 
-    def seen(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
+    def loss_outputs(self, outputs: list[Tensor], target: Tensor) -> list[Tensor]:
         if self.gate is None:
             return outputs
         with torch.no_grad():

@@ -24,7 +24,7 @@ from bpfree.engine import checkpoint as ckpt
 from bpfree.engine.base_feed import BaseFeed
 from bpfree.engine.evaluation import Evaluator
 from bpfree.engine.history import History
-from bpfree.engine.settings import FitSettings, kept_values
+from bpfree.engine.settings import FitSettings, state_values
 from bpfree.graphs.evaluation import make_evaluator
 from bpfree.graphs.feed import GraphFeed
 from bpfree.graphs.graph import Graph
@@ -124,7 +124,7 @@ class GraphTrainer(Trainer):
                 check_several_classes(self.metric, graph.n_classes)
                 few = _two_nodes(graph)
                 cascade.encoding = self.make_encoding(few)
-                cascade.eval().build(few.ids, graph.n_classes, kept_values(self.settings))
+                cascade.eval().build(few.ids, graph.n_classes, state_values(self.settings))
                 cascade.encoding = encoding
             self._adopt(cascade, graph.n_classes, graph.sample_shape)
         except BadValue:

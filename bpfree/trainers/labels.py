@@ -13,7 +13,7 @@ from bpfree._errors import BadValue
 from bpfree.core.cascade import Cascade
 from bpfree.data import TensorData
 from bpfree.data._augment import CROP_PIXELS
-from bpfree.encodings.label_overlay import LabelColumns, LabelledLayer, LabelOverlay, put_beside
+from bpfree.encodings.label_overlay import LabelColumns, LabeledLayer, LabelOverlay, add_label_inputs
 
 #: Number of training samples that scales are estimated on, and number of samples in a batch of them.
 SCALE_SAMPLES, SCALE_BATCH = 1000, 100
@@ -40,12 +40,14 @@ def place_as_saved(cascade: Cascade, tensors: Mapping[str, Tensor]) -> bool:
     encoding = cascade.encoding
     if not isinstance(encoding, LabelOverlay):
         return False
-    beside, encoding.seen, added = COLUMNS in tensors, True, False
+    beside, encoding.fitted, added = COLUMNS in tensors, True, False
     if encoding.beside is None:
         encoding.beside = beside
         added = beside and encoding.n_classes > 0
         if added:
-            cascade.units[0].parts[0].body = put_beside(cascade.units[0].parts[0].body, encoding.n_classes)
+            cascade.units[0].parts[0].body = add_label_inputs(
+                cascade.units[0].parts[0].body, encoding.n_classes
+            )
     if encoding.beside != beside:
         raise BadValue(
             f"the file contains a network with the label {'beside' if beside else 'over'} its input: load it "
@@ -75,14 +77,14 @@ def fit_labels(cascade: Cascade, train: TensorData) -> bool:
     if encoding.beside is None:
         encoding.beside = first_values_vary(train, encoding.n_classes)
     if encoding.beside:
-        cascade.units[0].parts[0].body = put_beside(cascade.units[0].parts[0].body, encoding.n_classes)
+        cascade.units[0].parts[0].body = add_label_inputs(cascade.units[0].parts[0].body, encoding.n_classes)
         label = _columns(cascade)
-        if not encoding.seen and rms > 0:
+        if not encoding.fitted and rms > 0:
             label.unit.fill_(rms * math.sqrt(label.fan_in))
         problems += _other_scale(rms * math.sqrt(label.fan_in) / label.unit.item())
     else:
         problems += _overwritten(encoding, train) + _unbalanced(encoding, rms, largest, train)
-    encoding.seen = True
+    encoding.fitted = True
     if problems:
         # The warning points to the user's call of fit.
         warnings.warn(f"{train.name}: " + "; ".join(problems), stacklevel=5)
@@ -111,7 +113,7 @@ def _columns(cascade: Cascade) -> LabelColumns:
     body = cascade.units[0].parts[0].body
     assert isinstance(body, nn.Sequential)
     first = body[0]
-    assert isinstance(first, LabelledLayer)
+    assert isinstance(first, LabeledLayer)
     return first.label
 
 

@@ -68,7 +68,7 @@ class Local(Trainer):
     def make_cascade(self, n_classes: int) -> Cascade:
         s = self.settings
         if isinstance(self.net, Cascade):
-            return self.net.lead(s.readout)
+            return self.net.set_headline(s.readout)
         return localize(self.net, s.loss, s.cut, s.readout, s.loss_options, s.output, s.overlay)
 
     @property
@@ -115,7 +115,7 @@ class MonoForward(Trainer):
             for block in self.net.units:
                 if isinstance(block, Block) and not block.rule.one_pass:
                     block.rule = make_rule(gradients)
-            return self.net.lead(self.settings.readout)
+            return self.net.set_headline(self.settings.readout)
         s = self.settings
         stages, output = self.stages(s.cut)
         losses = [*local_heads(len(stages) - 1, s.head_pool, s.head_features), LocalCrossEntropy(output)]

@@ -238,4 +238,4 @@ class Physical(PhysicalTrainer):
 
     def first_rows(self, train: TensorData, n: int) -> Tensor:
         x, y = train.batch(torch.arange(min(n, len(train)), device=self.device))
-        return self.slots.labelled(x, y.unsqueeze(0))
+        return self.slots.labeled(x, y.unsqueeze(0))

@@ -1,4 +1,4 @@
-"""Blocks and cascades: what a step does, and what its controls have in common with it."""
+"""Blocks and cascades: training steps, and comparisons with the BP baselines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def built(kind: type[Trainer], net: nn.Module | None = None, **settings: Any) ->
     return trainer
 
 
-def test_a_step_is_sgd_on_the_blocks_own_loss() -> None:
+def test_a_step_is_sgd_on_the_loss_of_each_block() -> None:
     trainer = built(MonoForward, optimizer="sgd", momentum=0.0, lr=0.1)
     rows: Tensor = X
     expected: list[dict[str, Tensor]] = []
@@ -38,16 +38,15 @@ def test_a_step_is_sgd_on_the_blocks_own_loss() -> None:
         expected.append({name: (p - 0.1 * g).detach() for (name, p), g in pairs})
         losses.append(loss.detach())
         rows = output.detach()
-    found = trainer.step(X, Y)
-    for ours, theirs in zip(found, losses, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for actual, loss in zip(trainer.step(X, Y), losses, strict=True):
+        torch.testing.assert_close(actual, loss)
     for block, after in zip(trainer.cascade.units, expected, strict=True):
         for name, p in block.named_parameters():
             torch.testing.assert_close(p.detach(), after[name])
 
 
 @pytest.mark.parametrize("gradients", ["autograd", "analytic"])
-def test_an_update_frees_gradients_and_gives_up_its_graph(gradients: str) -> None:
+def test_an_update_frees_gradients_and_the_graph(gradients: str) -> None:
     trainer = built(MonoForward, gradients=gradients)
     block = trainer.cascade.units[0]
     before = snapshot(block)
@@ -57,56 +56,56 @@ def test_an_update_frees_gradients_and_gives_up_its_graph(gradients: str) -> Non
     assert all(p.grad is None for p in trainer.cascade.parameters())
     assert not output.requires_grad
     assert not any(loss.requires_grad for loss in losses)
-    # The output goes up as it was before the step.
+    # The input of the block above is the output before the step.
     assert torch.equal(output, expected)
     assert all(not torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 
-def test_a_front_is_fixed_called_under_no_grad_and_never_in_training_mode() -> None:
-    seen: list[tuple[bool, bool]] = []
+def test_a_front_is_called_without_gradients_and_in_evaluation_mode() -> None:
+    calls: list[tuple[bool, bool]] = []
 
     class Front(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            seen.append((torch.is_grad_enabled(), self.training))
+            calls.append((torch.is_grad_enabled(), self.training))
             return super().forward(x)
 
     block = Block(nn.Linear(5, 4), LocalCrossEntropy(), front=Front(12, 5))
     block.train()
     block.build(X, CLASSES)
     block(X)
-    assert seen == [(False, False)] * 2
+    assert calls == [(False, False)] * 2
     assert {tuple(p.shape) for p in block.trainable()} == {(4, 5), (4,), (CLASSES, 4)}
 
 
-def test_a_front_is_left_out_of_what_is_trained_inside_a_joint_block_too() -> None:
+def test_a_front_inside_a_joint_block_is_not_trained() -> None:
     front = nn.Linear(12, 5)
     inner = Block(nn.Linear(5, 4), LocalCrossEntropy(), front=front)
     joint = JointBlock([inner, Block(nn.Linear(4, 4), LocalCrossEntropy())], [1.0, 1.0])
     joint.build(X, CLASSES)
-    held = {id(p) for p in joint.trainable()}
-    assert held == {id(p) for p in joint.parameters()} - {id(p) for p in front.parameters()}
+    trained = {id(p) for p in joint.trainable()}
+    assert trained == {id(p) for p in joint.parameters()} - {id(p) for p in front.parameters()}
     assert all(p.requires_grad for p in front.parameters())
 
 
-# ---- the controls ----------------------------------------------------------------------------------------
+# ---- BP baselines ----------------------------------------------------------------------------------------
 
 
 def test_mf_joint_has_the_losses_of_mono_forward_and_other_gradients() -> None:
     local, joint = built(MonoForward), built(MFJoint, aux_weight=1.0)
     assert snapshot(local.net).keys() == snapshot(joint.net).keys()
-    for ours, theirs in zip(local.cascade.losses, joint.cascade.losses, strict=True):
-        theirs.load_state_dict(ours.state_dict())
+    for source, copy in zip(local.cascade.losses, joint.cascade.losses, strict=True):
+        copy.load_state_dict(source.state_dict())
     rows: Tensor = X
-    apart: list[Tensor] = []
+    separate: list[Tensor] = []
     for block in local.cascade.units:
-        found, _, rows = block.objective(rows, Y, None)
-        apart += found
-        found[0].backward()  # type: ignore[no-untyped-call]
+        losses, _, rows = block.objective(rows, Y, None)
+        separate += losses
+        losses[0].backward()  # type: ignore[no-untyped-call]
         rows = rows.detach()
-    together, _, _ = joint.cascade.units[0].objective(X, Y, None)
-    for ours, theirs in zip(apart, together, strict=True):
-        assert torch.equal(ours, theirs)
-    torch.stack(together).sum().backward()  # type: ignore[no-untyped-call]
+    summed, _, _ = joint.cascade.units[0].objective(X, Y, None)
+    for a, b in zip(separate, summed, strict=True):
+        assert torch.equal(a, b)
+    torch.stack(summed).sum().backward()  # type: ignore[no-untyped-call]
     mine, other = (dict(trainer.net.named_parameters()) for trainer in (local, joint))
     for name in ("1.weight", "1.bias"):
         assert not torch.equal(mine[name].grad, other[name].grad), name  # type: ignore[arg-type]
@@ -114,7 +113,7 @@ def test_mf_joint_has_the_losses_of_mono_forward_and_other_gradients() -> None:
         assert torch.equal(mine[name].grad, other[name].grad), name  # type: ignore[arg-type]
 
 
-def test_the_weight_of_a_joint_block_counts_in_the_sum_alone() -> None:
+def test_the_weights_of_a_joint_block_do_not_change_the_reported_losses() -> None:
     plain, weighted = (built(MFJoint, aux_weight=w).cascade.units[0] for w in (1.0, 0.25))
     (ones, whole, _), (found, part, _) = (block.objective(X, Y, None) for block in (plain, weighted))
     assert all(torch.equal(a, b) for a, b in zip(ones, found, strict=True))
@@ -123,10 +122,10 @@ def test_the_weight_of_a_joint_block_counts_in_the_sum_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [MFJoint, DeepSupervision])
-def test_a_history_tells_losses_that_can_be_compared_whatever_their_weights(kind: type[Trainer]) -> None:
+def test_losses_in_a_history_do_not_depend_on_their_weights(kind: type[Trainer]) -> None:
     told = []
     for weight in (1.0, 0.25):
-        # At so small a rate nothing moves: the losses are those of the first weights.
+        # The learning rate is so small that the weights do not change.
         trainer = built(kind, aux_weight=weight, lr=1e-12)
         told.append(trainer.fit(vectors(48), epochs=1, batch_size=16).rows[0]["loss"])
         assert told[-1] == pytest.approx(
@@ -162,7 +161,7 @@ def test_deep_supervision_is_the_published_sum() -> None:
     torch.testing.assert_close(total, expected)
 
 
-def test_closed_walls_inside_a_joint_block_keep_gradients_in() -> None:
+def test_with_detach_no_gradient_crosses_a_boundary_inside_a_joint_block() -> None:
     blocks = [Block(nn.Linear(12, 6), LocalCrossEntropy()), Block(nn.Linear(6, 5), LocalCrossEntropy())]
     for detach in (True, False):
         joint = JointBlock(blocks, [1.0, 1.0], detach=detach)
@@ -176,7 +175,7 @@ def test_closed_walls_inside_a_joint_block_keep_gradients_in() -> None:
 # ---- noise, shapes, messages -----------------------------------------------------------------------------
 
 
-def test_dropout_depends_on_seed_block_and_step_alone() -> None:
+def test_dropout_depends_on_seed_block_and_step_only() -> None:
     def masks(seed: int, first: int, noise: int) -> list[Tensor]:
         blocks = [Block(nn.Dropout(0.5), Keeping()) for _ in range(2)]
         for block in blocks:
@@ -195,14 +194,14 @@ def test_dropout_depends_on_seed_block_and_step_alone() -> None:
     one = masks(7, 0, 0)
     assert all(torch.equal(a, b) for a, b in zip(one, masks(7, 0, 1), strict=True))
     assert not torch.equal(one[0], masks(8, 0, 0)[0])
-    # Block 1 by itself, as a greedy schedule trains it, draws what it draws beside block 0.
+    # Block 1 has the same dropout if it is trained alone, as in a greedy schedule.
     alone = masks(7, 1, 5)[0]
     assert torch.equal(alone.bool() & one[0].bool(), one[1].bool())
     _seeds.seed_global(torch.device("cpu"), 7, 1)
     assert torch.equal(alone, F.dropout(torch.ones(4, 50), 0.5))
 
 
-def test_messages_go_down_detached_and_lessons_keep_their_graph() -> None:
+def test_messages_are_detached_and_feedback_has_a_graph() -> None:
     class Teaching(FeedbackLoss):
         def __init__(self) -> None:
             super().__init__()
@@ -231,7 +230,7 @@ def test_messages_go_down_detached_and_lessons_keep_their_graph() -> None:
     assert all(loss.scale.item() != 2.0 for loss in losses)
 
 
-def test_a_cascade_lists_outputs_and_losses_of_inner_blocks_too() -> None:
+def test_a_cascade_has_outputs_and_losses_of_inner_blocks() -> None:
     cascade = built(DeepSupervision).cascade
     assert [tuple(o.shape) for o in cascade.outputs(X)] == [(16, 16)] * 3
     assert len(cascade.losses) == 3
@@ -239,7 +238,7 @@ def test_a_cascade_lists_outputs_and_losses_of_inner_blocks_too() -> None:
     assert len(local.outputs(X, 1)) == 1
 
 
-def test_to_module_is_the_net_that_was_cut_or_the_cascade() -> None:
+def test_to_module_returns_the_net_that_was_cut_or_the_cascade() -> None:
     net = make_mlp()
     assert built(MonoForward, net).cascade.to_module() is net
     summed = built(MonoForward, readout="sum").cascade

@@ -13,14 +13,14 @@ import torchvision
 from torch import Tensor, nn
 
 from bpfree import Backprop, BadValue, ForwardForward, Local, MonoForward, localize, split
-from bpfree.core.localize import units
+from bpfree.core.localize import ordered_modules
 from bpfree.losses import Goodness, LocalSparsemax, loss_names
 from bpfree.trainers import Trainer
 from tests.helpers import CLASSES, easy, images, make_cnn, make_mlp, vectors
 
 
 def settled(net: nn.Module) -> nn.Module:
-    """Norms with statistics other than 0 and 1, so that leaving one out would show."""
+    """Set statistics of normalization layers that differ from 0 and 1, so that each layer has an effect."""
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -61,7 +61,7 @@ def samples(shape: tuple[int, ...], n: int = 3) -> Tensor:
 
 
 @nets
-def test_the_cascade_computes_what_the_network_computes(
+def test_the_cascade_has_the_output_of_the_network(
     make: Callable[[], nn.Module], shape: tuple[int, ...], n_blocks: int
 ) -> None:
     net, x = make().eval(), samples(shape)
@@ -77,7 +77,7 @@ def test_the_cascade_computes_what_the_network_computes(
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_network_keeps_its_own_state(name: str) -> None:
+def test_the_state_dict_of_the_network_does_not_change(name: str) -> None:
     net = NETS[name][0]()
     names = list(net.state_dict())
     cascade = localize(net)
@@ -87,7 +87,7 @@ def test_the_network_keeps_its_own_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_training_the_cascade_trains_every_layer_of_the_network(name: str) -> None:
+def test_training_the_cascade_trains_all_layers_of_the_network(name: str) -> None:
     make, shape, _ = NETS[name]
     net = make()
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
@@ -109,7 +109,7 @@ def test_the_trained_network_can_be_exported(name: str) -> None:
     torch.testing.assert_close(exported(x), net(x))
 
 
-def test_a_cascade_of_its_own_readout_can_be_exported() -> None:
+def test_a_cascade_with_another_readout_can_be_exported() -> None:
     trainer = MonoForward(make_mlp(), readout="sum_probabilities", progress=False)
     trainer.fit(vectors(), epochs=1)
     x = samples((12,))
@@ -125,7 +125,7 @@ def test_a_forward_forward_network_can_be_exported() -> None:
     torch.testing.assert_close(exported(x), trainer.model(x))
 
 
-# ---- where ----------------------------------------------------------------------------------------------
+# ---- cuts -----------------------------------------------------------------------------------------------
 
 
 def kinds(stage: nn.Module) -> str:
@@ -151,7 +151,7 @@ def deep(*layers: str) -> nn.Sequential:
         ("FLRLRL", "weight", ["FLR", "LR"], "Linear"),
         ("FLRLRL", "linear", ["FLR", "LR"], "Linear"),
         ("CRCRFL", "conv", ["CR", "CRF"], "Linear"),
-        # At convolutions alone, or at linear layers alone; what has weights before the first is a block too.
+        # Only at convolutions or linear layers. Layers with weights before the first one are a block.
         ("CRCRFLRLRL", "conv", ["CR", "CRFLRLR"], "Linear"),
         ("CRCRFLRLRL", "linear", ["CRCRF", "LR", "LR"], "Linear"),
         ("CRCRMFLRLRL", "weight", ["CR", "CRMF", "LR", "LR"], "Linear"),
@@ -162,30 +162,30 @@ def deep(*layers: str) -> nn.Sequential:
         ("FLRLRLRLRL", ["7", "3"], ["FLR", "LRLR", "LR"], "Linear"),
         ("CRCRMCRCRMFL", "weight", ["CR", "CRM", "CR", "CRMF"], "Linear"),
         ("CRCRMCRMFL", "pool", ["CRCRM", "CRMF"], "Linear"),
-        # Nothing with weights stands behind the last pooling, so no block begins there.
+        # There are no weights after the last pooling, so no block begins there.
         ("CRCRMCRCRMFL", "pool", ["CRCRM", "CRCRMF"], "Linear"),
         ("CRMCRMFLRL", "pool", ["CRM", "CRMF", "LR"], "Linear"),
-        # What follows the output layer belongs to it.
+        # Modules after the output layer belong to it.
         ("FLRLR", "weight", ["FLR"], "Sequential"),
     ],
 )
-def test_blocks_begin_where_they_are_asked_to(layers: str, cut: Any, stages: list[str], output: str) -> None:
+def test_blocks_begin_at_the_cuts(layers: str, cut: Any, stages: list[str], output: str) -> None:
     found, head = split(deep(layers), cut)
     assert [kinds(stage) for stage in found] == stages
     assert type(head).__name__ == output
 
 
-def test_containers_are_opened_and_names_are_theirs() -> None:
+def test_modules_in_containers_have_their_full_names() -> None:
     net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 4)))
-    assert [name for name, _ in units(net)] == ["0.0", "0.1", "1.0"]
+    assert [name for name, _ in ordered_modules(net)] == ["0.0", "0.1", "1.0"]
     stages, output = split(net)
     assert (kinds(stages[0]), type(output).__name__) == ("LR", "Linear")
 
 
-def test_vgg_can_be_cut_behind_its_poolings() -> None:
+def test_vgg_can_be_cut_after_its_poolings() -> None:
     net, x = vgg().eval(), samples((3, 32, 32))
     cascade = localize(net, cut="pool").eval()
-    # Five poolings in the features; the classifier begins behind the last.
+    # There are five poolings; the classifier begins after the last.
     assert len(cascade.units) == 6
     with torch.no_grad():
         cascade.build(x, 10)
@@ -203,12 +203,12 @@ def test_a_norm_belongs_to_the_layer_before_it() -> None:
         (0, "cut = 0: expected 1 to 4 blocks"),
         (5, "cut = 5: expected 1 to 4"),
         (-1, "cut = -1"),
-        ("layers", "cut = 'layers': unknown; allowed: weight"),
+        ("layers", "cut = 'layers': unknown; expected weight"),
         (["6x"], "cut at '6x': no such module"),
         (["9"], "cut at '9': no such module"),  # the output layer
     ],
 )
-def test_bad_cuts_are_errors(cut: Any, message: str) -> None:
+def test_invalid_cuts_are_refused(cut: Any, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         split(deep("FLRLRLRLRL"), cut)
     with pytest.raises(BadValue, match=message):
@@ -216,20 +216,20 @@ def test_bad_cuts_are_errors(cut: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [["0"], ["2", "3"]])
-def test_a_block_that_has_nothing_to_learn_is_a_bad_cut(cut: list[str]) -> None:
-    # The names fit, but nothing with weights stands between two of them, and goodness has no head.
+def test_a_cut_with_a_block_without_weights_is_refused(cut: list[str]) -> None:
+    # There are no weights between two of the names.
     with pytest.raises(BadValue, match="cut"):
         ForwardForward(make_mlp(), cut=cut, progress=False).build((12,), CLASSES)
 
 
 @pytest.mark.parametrize("net", [nn.Linear(4, 4), deep("FLR"), torchvision.models.SqueezeNet(num_classes=3)])
-def test_a_net_that_cannot_be_told_apart_is_an_error(net: nn.Module) -> None:
+def test_a_net_that_cannot_be_cut_is_refused(net: nn.Module) -> None:
     with pytest.raises(BadValue, match=r"has [01] layers with weights .*pass an nn\.Sequential"):
         split(net)
 
 
 class Skipping(nn.Sequential):
-    """Looks like a row of layers, and is not run like one."""
+    """Does not call its children in order."""
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self[0](x)
@@ -240,41 +240,41 @@ class Skipping(nn.Sequential):
     ("kind", "settings"),
     [(MonoForward, {}), (MonoForward, {"readout": "sum"}), (Backprop, {}), (ForwardForward, {})],
 )
-def test_a_module_that_does_not_run_its_children_in_order_is_found_out(
+def test_a_module_that_does_not_call_its_children_in_order_is_refused(
     kind: type[Trainer], settings: Any
 ) -> None:
     net = Skipping(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, CLASSES))
-    with pytest.raises(BadValue, match="Skipping does not run its children in order"):
+    with pytest.raises(BadValue, match="Skipping does not call its children in order"):
         kind(net, progress=False, **settings).fit(vectors(), epochs=1)
 
 
 @pytest.mark.parametrize(("layers", "cut"), [("FLRLRL", "conv"), ("CRCRCRFL", "linear")])
-def test_a_kind_of_layer_that_is_not_there_is_a_bad_cut(layers: str, cut: str) -> None:
+def test_a_cut_at_a_missing_kind_of_layer_is_refused(layers: str, cut: str) -> None:
     with pytest.raises(BadValue, match=f"cut = '{cut}': there is no such layer"):
         split(deep(layers), cut)
 
 
-def test_vgg_is_cut_at_its_convolutions_alone() -> None:
-    # VGG-11 has eight; its two hidden linear layers stay with the last of them.
+def test_vgg_can_be_cut_at_its_convolutions() -> None:
+    # VGG-11 has eight; its two hidden linear layers are in the last block.
     net, x = vgg().eval(), samples((3, 32, 32))
     cascade = localize(net, cut="conv").eval()
     assert len(cascade.units) == 8
     with torch.no_grad():
         cascade.build(x, 10)
         torch.testing.assert_close(cascade(x), net(x))
-    # All convolutions are one block, then come the two.
+    # All convolutions are one block, followed by one block for each of the two.
     assert len(localize(net, cut="linear").units) == 3
 
 
 # ---- losses ----------------------------------------------------------------------------------------------
 
 
-def test_localize_takes_a_loss_by_name() -> None:
+def test_localize_accepts_the_name_of_a_loss() -> None:
     with pytest.raises(BadValue, match="unknown local loss 'mono'"):
         localize(make_mlp(), loss="mono")
 
 
-def test_localize_takes_what_makes_a_loss() -> None:
+def test_localize_accepts_a_function_that_returns_a_loss() -> None:
     cascade = localize(make_mlp(16, 16, 16), loss=LocalSparsemax)
     assert [type(loss).__name__ for loss in cascade.losses] == ["LocalSparsemax"] * 2 + ["LocalCrossEntropy"]
     cascade = localize(make_mlp(16, 16, 16), loss=partial(Goodness, "mean"))
@@ -282,7 +282,7 @@ def test_localize_takes_what_makes_a_loss() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in loss_names() if "." not in name])
-def test_every_shipped_loss_localizes_a_perceptron_and_a_convolutional_net(name: str) -> None:
+def test_all_losses_localize_an_mlp_and_a_convolutional_net(name: str) -> None:
     for net, data in ((make_mlp(), easy()), (make_cnn(), images())):
         trainer = Local(localize(net, loss=name), progress=False, lr=0.02)
         history = trainer.fit(data, data, epochs=6, batch_size=16)
@@ -309,7 +309,7 @@ def test_a_localized_goodness_is_forward_forward_without_a_classifier() -> None:
     assert torch.equal(ours.predict(easy(seed=1).x), theirs.predict(easy(seed=1).x))
 
 
-def test_a_loss_that_solves_leaves_the_network_as_it_is() -> None:
+def test_a_one_pass_loss_does_not_change_the_network() -> None:
     net = make_mlp(32, 32)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     trainer = Local(localize(net, loss="closed_form"), progress=False)
@@ -320,7 +320,7 @@ def test_a_loss_that_solves_leaves_the_network_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("loss", ["mono_forward", "goodness"])
-def test_a_localized_network_can_be_read_out_at_any_block(loss: str) -> None:
+def test_a_localized_network_can_have_a_readout_of_any_block(loss: str) -> None:
     net = localize(make_mlp(16, 16, 16), loss=loss)
     trainer = Local(net, readout="block:2", progress=False)
     trainer.fit(easy(), easy(seed=1), epochs=2, batch_size=16)
@@ -329,7 +329,7 @@ def test_a_localized_network_can_be_read_out_at_any_block(loss: str) -> None:
     assert found["accuracy"] == found["blocks"][1]
 
 
-def test_saved_weights_load_into_the_untouched_architecture(tmp_path: Path) -> None:
+def test_saved_weights_can_be_loaded_into_the_original_architecture(tmp_path: Path) -> None:
     trainer = MonoForward(make_cnn(batch_norm=True), progress=False)
     trainer.fit(images(), epochs=1)
     path = tmp_path / "weights.pt"
@@ -340,7 +340,7 @@ def test_saved_weights_load_into_the_untouched_architecture(tmp_path: Path) -> N
     assert torch.equal(fresh(x).argmax(1), trainer.predict(x))
 
 
-def test_a_cut_behind_activations_puts_what_follows_them_into_the_next_block() -> None:
+def test_a_cut_at_activations_puts_passive_layers_into_the_next_block() -> None:
     net = make_cnn(pool="max")
     kinds = [[type(m).__name__ for m in block.body] for block in localize(net, cut="activation").units]
     assert kinds == [["Conv2d", "ReLU"], ["MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten"]]
@@ -349,7 +349,7 @@ def test_a_cut_behind_activations_puts_what_follows_them_into_the_next_block() -
     torch.testing.assert_close(trainer.model(images().x), net(images().x))
 
 
-def test_the_output_layer_may_stand_apart_or_aside() -> None:
+def test_the_output_layer_can_be_a_block_or_unused() -> None:
     net = make_cnn(pool="max")
     apart = localize(net, "mono_forward", "activation", output="apart")
     assert [type(m).__name__ for m in apart.units[1].body] == ["MaxPool2d", "Conv2d", "ReLU"]
@@ -366,13 +366,13 @@ def test_the_output_layer_may_stand_apart_or_aside() -> None:
     assert not {id(p) for p in net[-1].parameters()} & {id(p) for p in aside.parameters()}
 
 
-def test_a_loss_that_has_no_use_for_an_output_layer_cannot_stand_below_one() -> None:
+def test_output_apart_is_refused_for_losses_without_an_output_layer() -> None:
     for loss in ("goodness", "closed_form"):
-        with pytest.raises(BadValue, match="trains every block without an output layer"):
+        with pytest.raises(BadValue, match="is used in all blocks, without an output layer"):
             localize(make_mlp(), loss, output="apart")
 
 
-def test_localize_passes_on_the_options_of_a_loss() -> None:
+def test_localize_passes_options_to_the_loss() -> None:
     cascade = localize(make_mlp(16, 16), "prototype_goodness", options={"temperature": 0.5}, output="none")
     assert [loss.temperature for loss in cascade.losses] == [0.5, 0.5]
     with pytest.raises(BadValue, match=r"loss_options of 'predsim'\.weight: unknown key.*sim_weight"):
@@ -380,7 +380,7 @@ def test_localize_passes_on_the_options_of_a_loss() -> None:
 
 
 @pytest.mark.parametrize(("layers", "blocks"), [(5, 2), (5, 3), (7, 3), (7, 4), (8, 3)])
-def test_a_number_of_blocks_that_does_not_divide_the_layers_gives_blocks_of_nearly_one_size(
+def test_a_number_that_does_not_divide_the_layers_gives_blocks_of_similar_size(
     layers: int, blocks: int
 ) -> None:
     stages, _ = split(make_mlp(*[8] * layers), blocks)
@@ -390,7 +390,7 @@ def test_a_number_of_blocks_that_does_not_divide_the_layers_gives_blocks_of_near
     assert max(sizes) - min(sizes) == 1
 
 
-# ---- what begins a block ---------------------------------------------------------------------------------
+# ---- layers that begin a block ---------------------------------------------------------------------------
 
 
 class Gain(nn.Module):
@@ -416,7 +416,7 @@ class Gain(nn.Module):
         lambda: Gain(1, 4, 1, 1),
     ],
 )
-def test_what_only_scales_belongs_to_the_layer_below(scale: Callable[[], nn.Module]) -> None:
+def test_layers_that_only_scale_belong_to_the_block_below(scale: Callable[[], nn.Module]) -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), scale(), nn.ReLU(),
         nn.Conv2d(4, 4, 3, padding=1), scale(), nn.Flatten(),
@@ -430,8 +430,8 @@ def test_what_only_scales_belongs_to_the_layer_below(scale: Callable[[], nn.Modu
         split(net, 3)
 
 
-def test_a_block_learns_its_matrix_through_its_own_prelu() -> None:
-    """Against a loop by hand: each block descends its own cross-entropy, activation included."""
+def test_the_gradient_of_a_block_passes_its_prelu() -> None:
+    """Each block is trained by its cross-entropy, computed after the activation."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 8), nn.PReLU(), nn.Linear(8, 8), nn.PReLU(8), nn.Linear(8, CLASSES))
     trainer = MonoForward(net, progress=False, optimizer="sgd", lr=0.1, momentum=0.0)
@@ -460,7 +460,7 @@ def test_a_block_learns_its_matrix_through_its_own_prelu() -> None:
         (nn.Conv3d, lambda: nn.AvgPool3d(2), (1, 4, 4, 4)),
     ],
 )
-def test_poolings_of_every_dimension_end_blocks(
+def test_poolings_of_all_dimensions_end_blocks(
     conv: type[nn.Module], pool: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
     body = (conv(1, 2, 3, padding=1), nn.ReLU(), pool(), conv(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten())
@@ -492,6 +492,8 @@ def test_lazy_layers_are_refused() -> None:
 def test_settings_of_the_cut_are_refused_for_a_network_that_has_been_cut(
     kind: type[Trainer], settings: Any
 ) -> None:
-    with pytest.raises(BadValue, match=f"{next(iter(settings))} = .*is a Cascade.*bpfree.localize"):
+    with pytest.raises(
+        BadValue, match=f"{next(iter(settings))} = .*has its blocks and losses already.*bpfree.localize"
+    ):
         kind(localize(make_cnn()), progress=False, **settings)
     kind(localize(make_cnn()), progress=False, readout="sum").build((1, 8, 8), CLASSES)

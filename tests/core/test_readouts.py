@@ -44,19 +44,19 @@ def test_the_scores_of_one_block(blocks: Any) -> None:
     torch.testing.assert_close(BlockReadout(0)(*blocks), expected[0])
 
 
-def test_block_k_is_the_highest_there_is_while_there_are_fewer(blocks: Any) -> None:
+def test_block_k_is_the_highest_block_if_there_are_fewer(blocks: Any) -> None:
     outputs, losses = blocks
     readout, expected = BlockReadout(1), heads(blocks)
     for n, k in ((1, 0), (2, 1), (3, 1)):
         torch.testing.assert_close(readout(outputs[:n], losses[:n]), expected[k])
         heard = [readout.collect(o, loss) for o, loss in zip(outputs[:n], losses[:n], strict=True)]
         torch.testing.assert_close(readout.predict(heard, losses[:n]), expected[k])
-    # In a greedy run the third block cannot change what the second says.
+    # In a greedy run the scores of the second block do not depend on the third.
     assert [readout.depends_on(k, k + 1) for k in range(3)] == [True, True, False]
     assert [BlockReadout().depends_on(k, k + 1) for k in range(3)] == [True, True, True]
 
 
-def test_a_block_that_is_not_there_cannot_be_read_out() -> None:
+def test_a_readout_of_a_missing_block_is_refused() -> None:
     for trainer in (
         MonoForward(make_mlp(), readout="block:3", progress=False),
         Local(localize(make_mlp()), readout="block:3", progress=False),
@@ -66,20 +66,20 @@ def test_a_block_that_is_not_there_cannot_be_read_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["block:0", "block:", "block:-1", "block:1.5", "blocks:1", "first", ""])
-def test_names_that_are_no_readouts_are_refused_at_once(name: str) -> None:
+def test_unknown_names_of_readouts_are_refused(name: str) -> None:
     for kind in (MonoForward, Local, RandomFeatures, CascadedForward):
         with pytest.raises(BadValue, match=f"readout = '{name}': expected 'last', 'sum', .* or 'block:k'"):
             kind(make_mlp(), readout=name, progress=False)
 
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "greedy"])
-def test_any_block_can_be_the_prediction_rule(schedule: Any) -> None:
+def test_predictions_can_use_any_block(schedule: Any) -> None:
     trainer = MonoForward(make_mlp(16, 16, 16), readout="block:2", schedule=schedule, lr=0.02, progress=False)
     history = trainer.fit(easy(), easy(seed=1), epochs=6, batch_size=16, patience=3)
     found = trainer.evaluate(easy(seed=2))
     assert found["accuracy"] == found["readouts"]["block:2"] == found["blocks"][1] > 0.9
     assert list(found["readouts"]) == ["block:2", "last", "sum", "sum_probabilities"]
-    # A block above the one that is read out is selected by itself: it was trained, and is judged.
+    # The weights of a block above that of the readout are selected by its own scores.
     if schedule == "greedy":
         best = max(row["validation"]["last"] for row in history.rows if row["stage"] == "block 3")
         assert history.stages[2]["best"] == best
@@ -93,14 +93,14 @@ def test_sums_of_scores_and_of_probabilities(blocks: Any) -> None:
     torch.testing.assert_close(SumReadout(probabilities=True)(*blocks), sum(probabilities))
 
 
-def test_readouts_hear_the_first_blocks_alone_if_there_are_no_others(blocks: Any) -> None:
+def test_readouts_use_the_first_blocks_if_there_are_no_others(blocks: Any) -> None:
     outputs, losses = blocks
     expected = heads(blocks)
     torch.testing.assert_close(BlockReadout()(outputs[:2], losses[:2]), expected[1])
     torch.testing.assert_close(SumReadout()(outputs[:2], losses[:2]), expected[0] + expected[1])
 
 
-def test_each_block_is_judged_alone(blocks: Any) -> None:
+def test_block_scores_are_the_scores_of_each_block(blocks: Any) -> None:
     found = BlockReadout().per_block(*blocks)
     for ours, theirs in zip(found, heads(blocks), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -108,17 +108,17 @@ def test_each_block_is_judged_alone(blocks: Any) -> None:
     assert BlockReadout().per_block(outputs, [losses[0], Silent(), losses[2]])[1] is None
 
 
-def test_a_block_without_scores_cannot_be_read_out(blocks: Any) -> None:
+def test_a_loss_without_scores_is_refused(blocks: Any) -> None:
     outputs, losses = blocks
-    with pytest.raises(BadValue, match="Silent gives no scores"):
+    with pytest.raises(BadValue, match="Silent has no scores"):
         BlockReadout()(outputs, [*losses[:2], Silent()])
-    with pytest.raises(BadValue, match="Silent gives no scores"):
+    with pytest.raises(BadValue, match="Silent has no scores"):
         SumReadout()(outputs, [Silent(), *losses[1:]])
 
 
 @pytest.mark.parametrize("form", ["sum", "mean"])
 @pytest.mark.parametrize("skip_first", [True, False])
-def test_goodness_of_all_labels_at_once_is_that_of_one_label_after_another(
+def test_goodness_of_all_labels_in_one_batch_equals_that_of_single_labels(
     skip_first: bool, form: Any
 ) -> None:
     trainer = ForwardForward(
@@ -161,7 +161,7 @@ def test_the_only_block_is_not_skipped() -> None:
 
 
 @pytest.mark.parametrize("skip_first", [True, False])
-def test_the_classifier_hears_normalised_outputs(skip_first: bool) -> None:
+def test_the_classifier_uses_normalized_outputs(skip_first: bool) -> None:
     torch.manual_seed(0)
     outputs = [torch.rand(B, 4), torch.rand(B, 2, 3), torch.rand(B, 5)]
     readout = ClassifierReadout(skip_first)
@@ -178,7 +178,7 @@ def test_the_classifier_hears_normalised_outputs(skip_first: bool) -> None:
     torch.testing.assert_close(readout.objective(outputs, y), F.cross_entropy(expected, y))
 
 
-def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier_is_trained_and_evaluated_on_neutral_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = ForwardForward(make_mlp(), progress=False, overlay="force")
     data = vectors()
     data.x[:, :CLASSES] = 0.0
@@ -201,12 +201,12 @@ def test_the_classifier_is_trained_and_asked_on_neutral_rows_alone(monkeypatch: 
         assert not ours.requires_grad
 
 
-def test_a_readout_that_learns_nothing_has_no_objective() -> None:
-    with pytest.raises(TypeError, match="nothing to learn"):
+def test_a_readout_without_parameters_has_no_objective() -> None:
+    with pytest.raises(TypeError, match="no parameters to train"):
         BlockReadout().objective([], torch.zeros(0))
 
 
-def test_two_blocks_without_the_first_are_the_second_alone() -> None:
+def test_skip_first_of_two_blocks_uses_the_second() -> None:
     torch.manual_seed(0)
     outputs = [torch.rand(CLASSES * B, width) for width in (4, 7)]
     losses: list[LocalLoss] = [Goodness() for _ in outputs]
@@ -223,7 +223,7 @@ def test_two_blocks_without_the_first_are_the_second_alone() -> None:
     torch.testing.assert_close(both(outputs, losses), (first + second).view(CLASSES, B).T)
 
 
-def test_the_one_pass_readout_sees_the_magnitudes_of_all_blocks() -> None:
+def test_the_one_pass_readout_uses_the_magnitudes_of_all_blocks() -> None:
     torch.manual_seed(0)
     outputs = [torch.randn(B, width) for width in (4, 7, 5)]
     losses: list[LocalLoss] = [Goodness() for _ in outputs]

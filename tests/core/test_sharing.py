@@ -160,7 +160,7 @@ def test_parameters_without_common_elements_of_one_storage_are_not_tied() -> Non
     model, buffer = net(), torch.randn(12, 36) / 4
     for k, layer in enumerate((model[0], model[2], model[4])):
         layer.weight = nn.Parameter(buffer[:, 12 * k : 12 * k + 12])
-    parts = sharing.parts_of(localize(model))
+    parts = sharing.separate_parts(localize(model))
     assert sharing.shared_weights(parts) == []
     fitted(MonoForward, model)
 

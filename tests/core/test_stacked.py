@@ -26,7 +26,7 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "elu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool) -> None:
+def test_stacked_blocks_have_the_weights_of_separate_blocks(activation: str, bias: bool) -> None:
     together, apart = (built(g, activation=activation, bias=bias) for g in ("stacked", "analytic"))
     assert [isinstance(block.rule, Stacked) for block in together.cascade.units] == [False, True, False]
     assert len(together.cascade.units[1].parts) == 3  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_they_learn_what_the_blocks_learn_one_by_one(activation: str, bias: bool
     torch.testing.assert_close(together.model(x), apart.model(x), rtol=1e-3, atol=1e-4)
 
 
-def test_the_optimizer_holds_one_tensor_of_each_kind_and_the_state_the_layers_own() -> None:
+def test_the_optimizer_has_stacked_tensors_and_the_state_dict_those_of_layers() -> None:
     trainer = built("stacked")
     stack = trainer.cascade.units[1]
     assert isinstance(stack, JointBlock)
@@ -48,7 +48,7 @@ def test_the_optimizer_holds_one_tensor_of_each_kind_and_the_state_the_layers_ow
     assert not any("_stacks" in name for name in trainer.cascade.state_dict())
 
 
-def test_layers_that_were_copied_or_loaded_are_the_ones_that_learn_on(tmp_path: Any) -> None:
+def test_copied_and_loaded_layers_are_trained(tmp_path: Any) -> None:
     trainer = built("stacked")
     for number in range(3):
         trainer.step(*batch(number), number)
@@ -69,7 +69,7 @@ def test_layers_that_were_copied_or_loaded_are_the_ones_that_learn_on(tmp_path: 
     assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_what_lies_above_changes_nothing_below() -> None:
+def test_blocks_do_not_depend_on_blocks_above() -> None:
     trainers = built("stacked"), built("stacked")
     stacks = [trainer.cascade.units[1] for trainer in trainers]
     assert all(isinstance(stack.rule, Stacked) for stack in stacks)
@@ -83,7 +83,7 @@ def test_what_lies_above_changes_nothing_below() -> None:
         assert all(torch.equal(ours[name], theirs[name]) == (k < 2) for name in ours)
 
 
-def test_a_layer_that_was_replaced_learns_and_one_that_was_frozen_is_refused() -> None:
+def test_a_replaced_layer_is_trained_and_a_frozen_layer_is_refused() -> None:
     trainer = built("stacked")
     trainer.step(*batch(0), 0)
     upper = [m for m in trainer.net if isinstance(m, torch.nn.Linear)][2]
@@ -99,14 +99,14 @@ def test_a_layer_that_was_replaced_learns_and_one_that_was_frozen_is_refused() -
 
 
 @pytest.mark.parametrize(
-    ("net", "settings", "says"),
+    ("net", "settings", "message"),
     [
         (lambda: make_mlp(16, 16), {}, "expected neighboring blocks"),
         (make_cnn, {"cut": 2}, "expected neighboring blocks"),
         (lambda: make_mlp(16, 16, 16, 16), {"schedule": "greedy"}, "schedule = 'simultaneous'"),
     ],
 )
-def test_what_cannot_be_stacked_is_refused(net: Any, settings: Any, says: str) -> None:
+def test_blocks_that_cannot_be_stacked_are_refused(net: Any, settings: Any, message: str) -> None:
     trainer = MonoForward(net(), gradients="stacked", progress=False, **settings)
-    with pytest.raises(BadValue, match=says):
+    with pytest.raises(BadValue, match=message):
         trainer.build((1, 8, 8) if net is make_cnn else (12,), CLASSES)

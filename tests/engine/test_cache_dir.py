@@ -1,4 +1,4 @@
-"""Cached features on a disk: the bits of those in memory, nothing left behind, clear errors."""
+"""Cached features on disk: equal to those in memory, deleted after the run, with clear errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bpfree import (
     Trainer,
     _feature_store,
 )
-from bpfree._feature_store import Growing, Store
+from bpfree._feature_store import RowBuffer, Store
 from bpfree.meters import allocated_on_cpu
 from bpfree.testing import assert_resumes
 from bpfree.testing._common import assert_same_bits, assert_same_history
@@ -44,15 +44,15 @@ TRAINERS: dict[str, Callable[[], Trainer]] = {
 
 @pytest.fixture
 def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the files that features were cached in."""
+    """Sizes of the files with cached features."""
     sizes: list[int] = []
-    original = Store._mapped
+    original = Store._map_file
 
     def spy(self: Store, size: int) -> Any:
         sizes.append(size)
         return original(self, size)
 
-    monkeypatch.setattr(Store, "_mapped", spy)
+    monkeypatch.setattr(Store, "_map_file", spy)
     return sizes
 
 
@@ -74,7 +74,7 @@ def on_graph(kind: Any = "gcn", hidden: tuple[int, ...] = (16, 16, 16), **settin
 
 @pytest.mark.parametrize("batch_size", [16, 1000])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_on_disk_has_the_bits_of_one_in_memory(
+def test_a_graph_on_disk_equals_one_in_memory(
     name: str, batch_size: int, tmp_path: Path, mapped: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_feature_store, "ROWS", 7)
@@ -92,23 +92,22 @@ def test_a_graph_on_disk_has_the_bits_of_one_in_memory(
     on_disk = fit(disk, cache_dir=tmp_path)
     assert_same_bits(disk.cascade, memory.cascade, name)
     assert_same_history(on_disk, in_memory, name)
-    # The states under the upper two layers at least, for training and for validation.
+    # At least the input states of the upper two layers, for training and validation.
     assert sum(size >= 60 * 16 * 4 for size in mapped) >= 4
     assert not os.listdir(tmp_path) and not deleted_files(tmp_path)
-    # And what is made in parts is what is made at once.
+    # Features computed in parts equal those computed at once.
     monkeypatch.undo()
-    whole = on_graph(**GRAPHS[name])
-    at_once = fit(whole)
-    for ours, theirs in zip(at_once.rows, in_memory.rows, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    at_once = fit(on_graph(**GRAPHS[name]))
+    for actual, expected in zip(at_once.rows, in_memory.rows, strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_a_graph_on_disk_takes_memory_for_a_few_rows_at_a_time(
+def test_a_graph_on_disk_needs_memory_for_a_few_rows_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_feature_store, "ROWS", 100)
     n, width = 3000, 512
-    data, whole = nodes(n, width), n * width * 4
+    data, size = nodes(n, width), n * width * 4
     peaks = []
     for folder in (None, tmp_path):
         trainer = on_graph(hidden=(64, 64, 64))
@@ -117,20 +116,20 @@ def test_a_graph_on_disk_takes_memory_for_a_few_rows_at_a_time(
             trainer.fit(data, epochs=1, batch_size=1000, cache_dir=folder)
         peaks.append(meter.peak_bytes)
     memory, disk = peaks
-    # Of what is left, one is the features with those of the virtual nodes behind them: the data.
-    assert memory > 3 * whole and disk < 1.5 * whole, (memory / whole, disk / whole)
+    # The remaining memory is the features concatenated with those of the virtual nodes.
+    assert memory > 3 * size and disk < 1.5 * size, (memory / size, disk / size)
 
 
-def test_a_graph_that_a_disk_has_no_room_for_is_a_clear_error(tmp_path: Path, small_disk: int) -> None:
+def test_a_graph_on_a_full_disk_is_a_clear_error(tmp_path: Path, small_disk: int) -> None:
     data = nodes(2000)
     trainer = on_graph()
-    with pytest.raises(BadValue, match=r"0\.1 MiB of features .*leave cache_dir out"):
+    with pytest.raises(BadValue, match=r"0\.1 MiB of features .*omit cache_dir"):
         trainer.fit(data, epochs=1, batch_size=1000, cache_dir=tmp_path)
     assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_run_on_disk_has_the_bits_of_one_in_memory(name: str, tmp_path: Path, mapped: list[int]) -> None:
+def test_a_run_on_disk_equals_one_in_memory(name: str, tmp_path: Path, mapped: list[int]) -> None:
     data = (images if name.startswith("features") else vectors)(37)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 16}
     memory, disk = TRAINERS[name](), TRAINERS[name]()
@@ -139,11 +138,11 @@ def test_a_run_on_disk_has_the_bits_of_one_in_memory(name: str, tmp_path: Path, 
     on_disk = disk.fit(data, data, cache_dir=tmp_path / "new" / "folder", **settings)
     assert_same_bits(disk.cascade, memory.cascade, name)
     assert_same_history(on_disk, in_memory, name)
-    # Training's and validation's features: some floats for each of 37 samples.
+    # The features of training and validation, for 37 samples each.
     assert sum(size >= 37 * 16 * 4 for size in mapped) >= 2
 
 
-def test_files_have_no_name_while_a_run_lasts_and_take_no_room_after_it(tmp_path: Path) -> None:
+def test_files_have_no_name_and_are_deleted_after_the_run(tmp_path: Path) -> None:
     listed: list[list[str]] = []
 
     def record(*_: Any) -> None:
@@ -155,22 +154,22 @@ def test_files_have_no_name_while_a_run_lasts_and_take_no_room_after_it(tmp_path
     assert not deleted_files(tmp_path)
 
 
-def test_a_run_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    held: list[int] = []
+def test_a_failed_run_leaves_no_files(tmp_path: Path) -> None:
+    maps: list[int] = []
 
     def fail(done: int, *_: Any) -> None:
         if done == 2:
-            held.extend(deleted_files(tmp_path))
+            maps.extend(deleted_files(tmp_path))
             raise RuntimeError("stopped in the second block")
 
     with pytest.raises(RuntimeError, match="second block"):
         TRAINERS["blocks"]().fit(vectors(), epochs=1, cache_dir=tmp_path, hooks=Hooks(progress=fail))
-    assert held, "the features of the first block were not on the disk"
+    assert maps, "the features of the first block were not on the disk"
     assert not os.listdir(tmp_path) and not deleted_files(tmp_path)
 
 
 def deleted_files(folder: Path) -> list[int]:
-    """Start addresses of this process's maps of nameless files in a folder."""
+    """Start addresses of this process's memory maps of files in a folder."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
     import gc
@@ -180,29 +179,29 @@ def deleted_files(folder: Path) -> list[int]:
     return [int(line.split("-")[0], 16) for line in lines if str(folder) in line]
 
 
-def test_a_run_on_disk_that_is_stopped_ends_like_any_other(tmp_path: Path) -> None:
+def test_a_run_on_disk_can_be_resumed(tmp_path: Path) -> None:
     assert_resumes(
         TRAINERS["blocks"], vectors(20), tmp_path / "states", epochs=1, batch_size=16,
         cache_dir=tmp_path / "features",
     )  # fmt: skip
 
 
-def test_a_stopped_run_may_continue_with_its_features_elsewhere(tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_with_another_cache_dir(tmp_path: Path) -> None:
     def fail(done: int, *_: Any) -> None:
         if done == 2:
             raise RuntimeError("stopped")
 
-    whole, parts = TRAINERS["blocks"](), TRAINERS["blocks"]()
-    whole.fit(vectors(), epochs=1)
+    uninterrupted, resumed = TRAINERS["blocks"](), TRAINERS["blocks"]()
+    uninterrupted.fit(vectors(), epochs=1)
     every_step = Checkpoint(tmp_path / "run", every_s=0)
     with pytest.raises(RuntimeError, match="stopped"):
         TRAINERS["blocks"]().fit(vectors(), epochs=1, checkpoint=every_step, hooks=Hooks(progress=fail))
-    history = parts.fit(vectors(), epochs=1, checkpoint=tmp_path / "run", cache_dir=tmp_path / "features")
+    history = resumed.fit(vectors(), epochs=1, checkpoint=tmp_path / "run", cache_dir=tmp_path / "features")
     assert history.resumed == 1
-    assert_same_bits(parts.cascade, whole.cascade, "moved features")
+    assert_same_bits(resumed.cascade, uninterrupted.cascade, "moved features")
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: P
 
 @pytest.fixture(params=[True, False], ids=["fallocate", "zeros"])
 def small_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """No file may be larger than this; reserved by the system, or by writing zeros."""
+    """Largest possible file size in bytes, with and without ``posix_fallocate``."""
     if not request.param:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -228,16 +227,16 @@ def small_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_a_full_disk_is_an_error_and_never_a_bus_error(tmp_path: Path, small_disk: int) -> None:
     store = Store(tmp_path)
     assert store.empty((small_disk // 4,), torch.zeros(1)).fill_(1.0).sum() == small_disk // 4
-    with pytest.raises(BadValue, match=r"0\.1 MiB of features .*leave cache_dir out"):
+    with pytest.raises(BadValue, match=r"0\.1 MiB of features .*omit cache_dir"):
         store.empty((small_disk // 4 + 1,), torch.zeros(1))
     assert not os.listdir(tmp_path)
 
 
-def test_what_grows_is_whole_only_when_every_sample_is_there(tmp_path: Path) -> None:
+def test_a_row_buffer_is_available_when_all_samples_are_written(tmp_path: Path) -> None:
     for store in (Store(), Store(tmp_path)):
-        growing, parts = Growing(store, 5), torch.rand(2, 5, 3).to(torch.bfloat16)
-        growing.add(parts[:, :4])
+        buffer, rows = RowBuffer(store, 5), torch.rand(2, 5, 3).to(torch.bfloat16)
+        buffer.append(rows[:, :4])
         with pytest.raises(AssertionError):
-            _ = growing.whole
-        growing.add(parts[:, 4:])
-        assert torch.equal(growing.whole, parts) and growing.whole.dtype == torch.bfloat16
+            _ = buffer.tensor
+        buffer.append(rows[:, 4:])
+        assert torch.equal(buffer.tensor, rows) and buffer.tensor.dtype == torch.bfloat16

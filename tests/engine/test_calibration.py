@@ -1,4 +1,4 @@
-"""Calibration against averages taken by hand."""
+"""Calibration of normalization layers, against averages of batch statistics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_statistics_are_the_averages_of_the_batches() -> None:
             chunks = [o / (o.var((0, 2, 3), correction=0, keepdim=True) + norm.eps).sqrt() for o in chunks]
 
 
-def test_it_starts_anew_and_asks_for_nothing_it_does_not_need() -> None:
+def test_statistics_are_reset_and_batches_are_not_computed_without_need() -> None:
     block = make_block(2, 3)
     assert block.front is not None
     for _ in range(2):

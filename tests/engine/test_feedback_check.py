@@ -1,4 +1,4 @@
-"""Losses that take messages from the block above, and are sent none."""
+"""Losses with feedback that receive no message from the block above."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers import make_mlp, vectors
 
 @register_loss("tests.feedback")
 class Feedback(LocalCrossEntropy, FeedbackLoss):
-    """Cross-entropy, and the share of the head above in it, where that is sent."""
+    """Cross-entropy, plus a term of the feedback if there is any."""
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, self.linear.weight.mean(0)
@@ -30,7 +30,7 @@ class Feedback(LocalCrossEntropy, FeedbackLoss):
 
 @register_loss("tests.feedback_silent")
 class Silent(Feedback):
-    """Sends nothing where it is sent nothing."""
+    """Sends the message that it receives."""
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return message, message
@@ -38,7 +38,7 @@ class Silent(Feedback):
 
 @register_loss("tests.feedback_needed")
 class Needed(Feedback):
-    """Fails where it is sent nothing."""
+    """Fails without a message."""
 
     def make_feedback(self, message: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         assert message is not None, "no message"
@@ -46,17 +46,17 @@ class Needed(Feedback):
 
 
 def fit(loss: str, **settings: str) -> list[str]:
-    """What is said in a run."""
+    """Return the warnings of a run."""
     torch.manual_seed(0)
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Local(make_mlp(16, 16, 16), loss=loss, progress=False, **settings).fit(
             vectors(), epochs=2, batch_size=16
         )
-    return [str(warning.message) for warning in found]
+    return [str(warning.message) for warning in caught]
 
 
-def test_a_run_says_once_which_block_is_sent_nothing() -> None:
+def test_a_run_warns_once_about_blocks_without_messages() -> None:
     (text,) = fit("tests.feedback")
     assert text.startswith(
         "block 2 (Feedback) gets no message from block 3 (LocalCrossEntropy) above it: let "
@@ -66,7 +66,7 @@ def test_a_run_says_once_which_block_is_sent_nothing() -> None:
     assert "block 2 (Silent) gets no message from block 3 (Silent)" in text
 
 
-def test_where_all_are_sent_some_nothing_is_said() -> None:
+def test_there_is_no_warning_if_all_blocks_have_messages() -> None:
     assert fit("tests.feedback", output="none") == []
     assert fit("mono_forward") == []
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_a_loss_that_fails_without_a_message_is_refused() -> None:
         Local(make_mlp(16, 16, 16), loss="tests.feedback_needed", progress=False).fit(vectors(), epochs=1)
 
 
-def test_the_check_of_a_loss_says_so_too() -> None:
-    with pytest.warns(UserWarning, match=r"block 2 \(Feedback\) gets no message") as said:
+def test_check_local_loss_warns_once_too() -> None:
+    with pytest.warns(UserWarning, match=r"block 2 \(Feedback\) gets no message") as caught:
         check_local_loss("tests.feedback")
-    assert len(said) == 1
+    assert len(caught) == 1

@@ -376,7 +376,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
     trainer = mf()
     trainer.build((12,), CLASSES)
     trainer.optimizers["block0"] = torch.optim.SGD(trainer.net.parameters(), 0.1)
-    with pytest.raises(BadValue, match="set for block0 holds parameters which are not those of block0"):
+    with pytest.raises(BadValue, match="set for block0 has parameters that do not belong to block0"):
         trainer.fit(vectors(), epochs=1)
     for k in range(2):
         optimizer = torch.optim.SGD(trainer.cascade.units[0].trainable(), 0.1)
@@ -385,7 +385,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
         else:
             trainer.cascade.units[0].optimizer = optimizer
     with pytest.raises(
-        BadValue, match=r"optimizers\['block0'\] and the optimizer of that block were both set"
+        BadValue, match=r"optimizers\['block0'\] and the optimizer of that block were set to different"
     ):
         trainer.fit(vectors(), epochs=1)
 

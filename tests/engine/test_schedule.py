@@ -23,7 +23,7 @@ def test_greedy_is_a_stage_for_each_block() -> None:
     assert plan("greedy", built(MonoForward).cascade) == expected
 
 
-def test_readouts_that_learn_come_last() -> None:
+def test_readouts_with_parameters_are_the_last_stage() -> None:
     stages = plan("greedy", built(ForwardForward).cascade)
     assert stages[-1] == Stage("readout", 2, 2, True)
     assert len(stages) == 3

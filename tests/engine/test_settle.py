@@ -1,4 +1,4 @@
-"""Sweeps leave what blocks remember of training as it was, and nothing comes down in the first."""
+"""Sweeps restore the states of the losses, and the first sweep has no feedback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def built(variant: str) -> tuple[ForwardGNN, GraphEncoding]:
     return trainer, encoding
 
 
-def test_what_is_remembered_of_training_is_put_back() -> None:
+def test_the_states_of_training_are_restored() -> None:
     trainer, encoding = built("top_to_input")
     trainer.step(nodes().ids, nodes().y)
     before = trainer.cascade.states()
@@ -27,33 +27,33 @@ def test_what_is_remembered_of_training_is_put_back() -> None:
     next(sweeps)
     assert not torch.equal(trainer.cascade.states()["0"], before["0"])
     sweeps.close()
-    for name, memory in trainer.cascade.states().items():
-        assert torch.equal(memory, before[name])
+    for name, state in trainer.cascade.states().items():
+        assert torch.equal(state, before[name])
 
 
-def test_nothing_comes_down_in_the_first_sweep() -> None:
+def test_the_first_sweep_has_no_feedback() -> None:
     trainer, encoding = built("top_to_input")
     message = encoding.message()
     assert message is not None
-    told, untold = (
+    with_labels, without_labels = (
         list(settle(trainer.cascade.units, encoding.nodes(None), labels, 2))
         for labels in (message, torch.zeros(63, CLASSES))
     )
-    for one, other in zip(told[0], untold[0], strict=True):
+    for one, other in zip(with_labels[0], without_labels[0], strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(told[1][1], untold[1][1])
+    assert not torch.equal(with_labels[1][1], without_labels[1][1])
 
 
-def test_a_block_answers_again_only_where_it_hears_something_new() -> None:
-    for variant, answers in (("top_to_loss", [1, 1]), ("top_to_input", [3, 3])):
+def test_a_block_is_called_again_only_for_a_new_input() -> None:
+    for variant, expected in (("top_to_loss", [1, 1]), ("top_to_input", [3, 3])):
         trainer, encoding = built(variant)
         trainer.step(nodes().ids, nodes().y)
-        asked: list[int] = []
+        calls: list[int] = []
         for k, block in enumerate(trainer.cascade.units):
-            block.body.register_forward_hook(lambda *_, k=k, asked=asked: asked.append(k))
+            block.body.register_forward_hook(lambda *_, k=k, calls=calls: calls.append(k))
         sweeps = list(settle(trainer.cascade.units, encoding.nodes(None), encoding.message(), 3))
-        assert [asked.count(k) for k in range(2)] == answers
-        # By hand: what comes down joins the loss alone, or the input.
+        assert [calls.count(k) for k in range(2)] == expected
+        # The feedback is used in the loss only, or is concatenated to the input.
         lower = sweeps[2][0]
         assert torch.equal(lower, sweeps[1][0]) == (variant == "top_to_loss")
         assert not torch.equal(lower, sweeps[0][0])

@@ -1,4 +1,4 @@
-"""One pass of a batch through blocks."""
+"""One training step of a cascade."""
 
 from __future__ import annotations
 
@@ -28,43 +28,45 @@ def make_blocks(n: int = 3, front: bool = False) -> list[Block]:
     return blocks
 
 
-def test_each_block_hears_what_the_one_below_said_before_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_of_each_block_is_the_output_below_before_its_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     blocks = make_blocks()
     with torch.no_grad():
         expected = [X, blocks[0](X), blocks[1](blocks[0](X))]
-    heard: list[Tensor] = []
+    inputs: list[Tensor] = []
     update = Block.update
 
-    def listening(self: Block, sensed: Any, *args: Any) -> Any:
-        assert not sensed.requires_grad
-        heard.append(sensed)
-        return update(self, sensed, *args)
+    def recording(self: Block, front_output: Any, *args: Any) -> Any:
+        assert not front_output.requires_grad
+        inputs.append(front_output)
+        return update(self, front_output, *args)
 
-    monkeypatch.setattr(Block, "update", listening)
+    monkeypatch.setattr(Block, "update", recording)
     losses = step(blocks, X, Y, seed=0)
     assert len(losses) == 3
-    assert all(torch.equal(a, b) for a, b in zip(heard, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, expected, strict=True))
 
 
-def test_the_lowest_front_is_asked_unless_it_has_answered_already() -> None:
-    plain, told = make_blocks(front=True), make_blocks(front=True)
-    losses = step(plain, X, Y, seed=0)
-    again = step(told, told[0].run_front(X), Y, seed=0, front_done=True)
+def test_with_front_done_the_lowest_front_is_not_called() -> None:
+    blocks, front_done = make_blocks(front=True), make_blocks(front=True)
+    losses = step(blocks, X, Y, seed=0)
+    again = step(front_done, front_done[0].run_front(X), Y, seed=0, front_done=True)
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
 
 
-def test_forwarding_takes_no_step_and_keeps_no_graph() -> None:
+def test_forward_has_no_update_and_no_graph() -> None:
     blocks = make_blocks()
     with torch.no_grad():
         expected = blocks[2](blocks[1](blocks[0](X)))
-    found = forward(blocks, X)
-    assert isinstance(found, Tensor)
-    assert torch.equal(found, expected)
-    assert not found.requires_grad
+    output = forward(blocks, X)
+    assert isinstance(output, Tensor)
+    assert torch.equal(output, expected)
+    assert not output.requires_grad
     assert forward([], X) is X
 
 
-def test_lessons_come_bottom_first_and_an_empty_wire_stays_empty() -> None:
+def test_feedback_is_returned_bottom_first_and_no_message_stays_none() -> None:
     class Counting(FeedbackLoss):
         def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
             return output.sum()
@@ -73,13 +75,13 @@ def test_lessons_come_bottom_first_and_an_empty_wire_stays_empty() -> None:
             value = torch.zeros(()) if message is None else message
             return value, value + 1
 
-    class Deaf(Counting):
+    class NoFeedback(Counting):
         def make_feedback(self, message: Tensor | None) -> Any:
             return None, None
 
-    def lessons(*losses: LocalLoss) -> list[float | None]:
-        found, _ = send_feedback([Block(nn.Identity(), loss) for loss in losses])
-        return [None if own is None else own.item() for own in found]
+    def values(*losses: LocalLoss) -> list[float | None]:
+        feedback, _ = send_feedback([Block(nn.Identity(), loss) for loss in losses])
+        return [None if tensor is None else tensor.item() for tensor in feedback]
 
-    assert lessons(Counting(), Counting(), Counting()) == [2.0, 1.0, 0.0]
-    assert lessons(Counting(), Deaf(), Counting()) == [0.0, None, 0.0]
+    assert values(Counting(), Counting(), Counting()) == [2.0, 1.0, 0.0]
+    assert values(Counting(), NoFeedback(), Counting()) == [0.0, None, 0.0]

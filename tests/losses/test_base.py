@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 import torch
@@ -24,20 +24,20 @@ from bpfree.losses import (
 )
 
 
-class Least(LocalLoss):
+class Minimal(LocalLoss):
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.sum()
 
 
-def test_a_loss_needs_nothing_but_forward() -> None:
-    loss = Least()
+def test_only_forward_is_required() -> None:
+    loss = Minimal()
     loss.build(torch.zeros(2, 3), 2)
     assert loss.scores(torch.zeros(2, 3)) is None
     assert list(loss.parameters()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "named"),
+    ("name", "replacement"),
     [
         ("teach", "make_feedback"), ("remembered", "next_state"), ("upward", "passed_up"),
         ("blend", "combine"),
@@ -45,9 +45,9 @@ def test_a_loss_needs_nothing_but_forward() -> None:
         ("one_pass", "OnePassLoss"), ("planned", "planned_parameters"),
     ],
 )  # fmt: skip
-def test_methods_of_the_first_release_are_refused_with_what_takes_their_place(name: str, named: str) -> None:
-    with pytest.raises(BadValue, match=rf"Old\.{name} has no effect any more: use .*{named}"):
-        type("Old", (Least,), {name: lambda self: None})
+def test_methods_of_0_1_are_refused_with_their_replacements(name: str, replacement: str) -> None:
+    with pytest.raises(BadValue, match=rf"Old\.{name} is no longer called: use .*{replacement}"):
+        type("Old", (Minimal,), {name: lambda self: None})
 
 
 @pytest.mark.parametrize(
@@ -59,39 +59,39 @@ def test_methods_of_the_first_release_are_refused_with_what_takes_their_place(na
     ],
 )  # fmt: skip
 def test_a_method_without_its_base_class_is_refused(name: str, base: type[LocalLoss]) -> None:
-    with pytest.raises(BadValue, match="add that to the bases of New"):
-        type("New", (Least,), {name: lambda self: None})
-    assert issubclass(type("New", (Least, base), {name: lambda self: None}), base)
+    with pytest.raises(BadValue, match="add it to the bases of New"):
+        type("New", (Minimal,), {name: lambda self: None})
+    assert issubclass(type("New", (Minimal, base), {name: lambda self: None}), base)
 
 
-def test_a_loss_without_forward_cannot_be_made() -> None:
+def test_a_loss_without_forward_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         LocalLoss()  # type: ignore[abstract]
 
 
-def test_losses_are_made_by_name_new_each_time() -> None:
-    assert register_loss("tests.least")(Least) is Least
-    one, other = make_loss("tests.least"), make_loss("tests.least")
-    assert isinstance(one, Least)
+def test_make_loss_returns_a_new_instance() -> None:
+    assert register_loss("tests.minimal")(Minimal) is Minimal
+    one, other = make_loss("tests.minimal"), make_loss("tests.minimal")
+    assert isinstance(one, Minimal)
     assert one is not other
-    assert "tests.least" in loss_names()
+    assert "tests.minimal" in loss_names()
     assert loss_names() == sorted(loss_names())
 
 
-def test_a_name_is_given_once_but_may_be_given_again_to_the_same_class() -> None:
-    register_loss("tests.twice")(Least)
-    register_loss("tests.twice")(Least)
-    with pytest.raises(BadValue, match=r"'tests\.twice' exists already"):
+def test_a_name_can_only_be_registered_again_for_the_same_class() -> None:
+    register_loss("tests.twice")(Minimal)
+    register_loss("tests.twice")(Minimal)
+    with pytest.raises(BadValue, match=r"'tests\.twice'\): Minimal already has this name"):
         register_loss("tests.twice")(LocalCrossEntropy)
 
 
-def test_an_unknown_name_is_an_error_that_guesses() -> None:
+def test_an_unknown_name_raises_an_error_with_a_suggestion() -> None:
     with pytest.raises(BadValue, match="did you mean 'mono_forward'"):
         make_loss("mono_foward")
 
 
-class Tunable(Least):
-    """Has options that a configuration can spell, and one that it cannot."""
+class Tunable(Minimal):
+    """Has two options that a configuration can set, and one that it cannot."""
 
     def __init__(
         self,
@@ -103,14 +103,14 @@ class Tunable(Least):
         self.slope, self.form, self.head = slope, form, head
 
 
-def test_a_loss_takes_those_options_that_can_be_spelled() -> None:
+def test_options_are_the_arguments_that_a_configuration_can_set() -> None:
     register_loss("tests.tunable")(Tunable)
     loss = make_loss("tests.tunable", {"slope": 2, "form": "square"})
     assert isinstance(loss, Tunable)
     assert (loss.slope, loss.form, loss.head) == (2.0, "square", None)
     assert loss_options("tests.tunable") == ["slope", "form"]
-    register_loss("tests.least")(Least)
-    assert loss_options("tests.least") == []
+    register_loss("tests.minimal")(Minimal)
+    assert loss_options("tests.minimal") == []
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_loss_takes_those_options_that_can_be_spelled() -> None:
         ({"head": 3}, "head: unknown key; allowed: form, slope"),
     ],
 )
-def test_bad_options_are_errors_that_name_them(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_named_in_the_error(options: dict[str, object], message: str) -> None:
     register_loss("tests.tunable")(Tunable)
     with pytest.raises(BadValue, match=message):
         make_loss("tests.tunable", options)

@@ -1,4 +1,4 @@
-"""The pair loss against loops by hand, its closed form against autograd, and the wires."""
+"""The pair loss against explicit loops, its closed form against autograd, and the feedback."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def pair(activation: nn.Module | None = None, **options: Any) -> CounterCurrent:
 
 def value(loss: CounterCurrent, output: Tensor = OUTPUT) -> Tensor:
     feedback, _ = loss.make_feedback(MESSAGE)
-    found: Tensor = loss(output, LABELS, feedback)
-    return found
+    result: Tensor = loss(output, LABELS, feedback)
+    return result
 
 
 def unit(x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_the_dot_loss_is_the_scaled_mean_of_squares() -> None:
 
 
 @pytest.mark.parametrize("form", ["cosine", "decorrelated"])
-def test_the_cosine_losses(form: Any) -> None:
+def test_the_cosine_losses_are_their_formulas(form: Any) -> None:
     loss = pair(form=form, weight=0.7, decorrelation=0.2)
     b = loss.feedback(MESSAGE)
     cross = sum(
@@ -55,12 +55,12 @@ def test_the_cosine_losses(form: Any) -> None:
     if form == "decorrelated":
         for x in (OUTPUT, b):
             n = len(x)
-            own = sum((unit(x[i]) @ unit(x[j]) - float(i == j)) ** 2 for i in range(n) for j in range(n))
-            expected = expected + 0.2 * own / n**2
+            auto = sum((unit(x[i]) @ unit(x[j]) - float(i == j)) ** 2 for i in range(n) for j in range(n))
+            expected = expected + 0.2 * auto / n**2
     torch.testing.assert_close(value(loss), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_targets_by_sample_are_those_of_a_feedback_pass_for_each_label() -> None:
+def test_per_sample_is_one_feedback_pass_for_each_label() -> None:
     loss = pair(nn.Tanh(), per_sample=True, k=0.5, base=float(D))
     b = loss.feedback(MESSAGE[LABELS])
     same = (LABELS[:, None] == LABELS).double()
@@ -69,42 +69,42 @@ def test_targets_by_sample_are_those_of_a_feedback_pass_for_each_label() -> None
 
 @pytest.mark.parametrize("warmup", [0, 4])
 @pytest.mark.parametrize("activation", [None, nn.ELU(), nn.ReLU(), nn.Tanh()], ids=str)
-def test_the_closed_form_is_autograd(activation: nn.Module | None, warmup: int) -> None:
+def test_the_closed_form_equals_autograd(activation: nn.Module | None, warmup: int) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
         grads = []
-        for analytic in (False, True):
+        for closed_form in (False, True):
             loss = pair(activation, warmup=warmup).to(dtype)
             output = OUTPUT.to(dtype, copy=True).requires_grad_()
-            with torch.set_grad_enabled(not analytic):
+            with torch.set_grad_enabled(not closed_form):
                 feedback, _ = loss.make_feedback(MESSAGE.to(dtype))
-                if analytic:
-                    found, error, gradients = loss.closed_form(output, LABELS, feedback)
+                if closed_form:
+                    result, error, gradients = loss.closed_form(output, LABELS, feedback)
                 else:
-                    found = loss(output, LABELS, feedback)
-                    found.backward()
+                    result = loss(output, LABELS, feedback)
+                    result.backward()
                     error, gradients = output.grad, {p: p.grad for p in loss.parameters()}
-            grads.append([found.detach(), error, *(gradients[p] for p in loss.parameters())])
-        for ours, theirs in zip(*grads, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+            grads.append([result.detach(), error, *(gradients[p] for p in loss.parameters())])
+        for expected, actual in zip(*grads, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()
-def test_the_closed_form_rises_with_the_warm_up() -> None:
-    full, rising = pair(nn.Tanh()), pair(nn.Tanh(), warmup=4)
-    rising.load_state_dict(full.state_dict(), strict=False)
+def test_the_closed_form_is_scaled_by_the_warm_up() -> None:
+    full, warming_up = pair(nn.Tanh()), pair(nn.Tanh(), warmup=4)
+    warming_up.load_state_dict(full.state_dict(), strict=False)
 
     def step(loss: CounterCurrent) -> list[Tensor]:
         feedback, _ = loss.make_feedback(MESSAGE)
-        found, error, gradients = loss.closed_form(OUTPUT, LABELS, feedback)
-        return [found, error, *(gradients[p] for p in loss.parameters())]
+        value, error, gradients = loss.closed_form(OUTPUT, LABELS, feedback)
+        return [value, error, *(gradients[p] for p in loss.parameters())]
 
     expected = [tensor.clone() for tensor in step(full)]
-    for share in (0.25, 0.5, 0.75, 1.0, 1.0):
-        for ours, theirs in zip(step(rising), expected, strict=True):
-            torch.testing.assert_close(ours, share * theirs)
+    for factor in (0.25, 0.5, 0.75, 1.0, 1.0):
+        for actual, full_value in zip(step(warming_up), expected, strict=True):
+            torch.testing.assert_close(actual, factor * full_value)
 
 
-def test_without_a_closed_form_it_says_so() -> None:
+def test_forms_without_a_closed_form_raise_an_error() -> None:
     for options in ({"form": "cosine"}, {"per_sample": True}):
         loss = pair(**options)
         feedback, _ = loss.make_feedback(MESSAGE)
@@ -112,20 +112,20 @@ def test_without_a_closed_form_it_says_so() -> None:
             loss.closed_form(OUTPUT, LABELS, feedback)
 
 
-def test_a_row_of_zeros_gets_no_gradient_and_no_nan() -> None:
+def test_a_row_of_zeros_has_a_finite_gradient_of_zero() -> None:
     for form in ("dot", "cosine", "decorrelated"):
         loss = pair(form=form)
         rows = OUTPUT.clone()
         rows[2] = 0
         rows.requires_grad_()
-        spared = rows * (torch.arange(B) != 2).double().unsqueeze(1)
-        value(loss, spared).backward()
+        masked = rows * (torch.arange(B) != 2).double().unsqueeze(1)
+        value(loss, masked).backward()
         assert rows.grad is not None
         assert rows.grad.isfinite().all()
         assert not rows.grad[2].any()
 
 
-def test_the_output_sends_each_class_once() -> None:
+def test_the_message_of_the_output_layer_is_one_row_per_class() -> None:
     top = PrototypeOutput(nn.Linear(D, C, dtype=OUTPUT.dtype))
     top.build(OUTPUT, C)
     feedback, below = top.make_feedback(None)
@@ -134,7 +134,7 @@ def test_the_output_sends_each_class_once() -> None:
     assert torch.equal(below, torch.eye(C, dtype=OUTPUT.dtype))
 
 
-def test_the_ramp_rises_in_training_alone() -> None:
+def test_the_ramp_changes_in_training_mode_only() -> None:
     ramp = Ramp(4)
     one = torch.ones(())
     assert [ramp(one).item() for _ in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
@@ -143,7 +143,7 @@ def test_the_ramp_rises_in_training_alone() -> None:
     assert fresh.count == 0
 
 
-def test_layers_are_reversed_in_shape() -> None:
+def test_feedback_layers_map_outputs_to_the_shape_of_inputs() -> None:
     for above, shape, message in [
         (nn.Linear(5, 4, bias=False), (5,), (3, 4)),
         (nn.Linear(18, 4), (2, 3, 3), (3, 4)),
@@ -153,8 +153,8 @@ def test_layers_are_reversed_in_shape() -> None:
         (nn.Conv1d(2, 6, 3, padding=1), (2, 8), (3, 6, 4)),
         (nn.Conv3d(2, 6, 2), (2, 4, 4, 4), (3, 6, 3, 3, 3)),
     ]:
-        back = reverse(above, torch.Size(shape), nn.ELU())
-        assert back(torch.randn(message)).shape == (3, *shape)
-        assert (above.bias is None) == all(p.ndim > 1 for p in back.parameters())
-    with pytest.raises(BadValue, match="linear and convolutional"):
+        feedback_layer = reverse(above, torch.Size(shape), nn.ELU())
+        assert feedback_layer(torch.randn(message)).shape == (3, *shape)
+        assert (above.bias is None) == all(p.ndim > 1 for p in feedback_layer.parameters())
+    with pytest.raises(BadValue, match="linear or convolutional"):
         CounterCurrent(nn.ConvTranspose2d(1, 1, 3))

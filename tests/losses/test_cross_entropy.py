@@ -22,7 +22,7 @@ def rows() -> tuple[Tensor, Tensor]:
     return x, torch.randint(C, (B,), generator=generator)
 
 
-def test_loss_is_the_formula() -> None:
+def test_the_loss_is_the_formula() -> None:
     loss = LocalCrossEntropy()
     output = torch.randn(B, N, dtype=torch.float64)
     loss.build(output, C)
@@ -36,14 +36,14 @@ def test_loss_is_the_formula() -> None:
     assert loss(output, y).item() == pytest.approx(total / B, rel=1e-12)
 
 
-def test_default_head_is_a_projection_without_bias_of_the_flat_output() -> None:
+def test_the_default_head_is_a_projection_of_the_flat_output_without_bias() -> None:
     loss = LocalCrossEntropy()
     loss.build(torch.zeros(2, 4, 3, 3), C)
     assert [tuple(p.shape) for p in loss.parameters()] == [(C, 36)]
     assert loss.scores(torch.zeros(2, 4, 3, 3)).shape == (2, C)
 
 
-def test_a_given_head_is_kept() -> None:
+def test_a_given_head_is_used() -> None:
     head = nn.Linear(N, C)
     loss = LocalCrossEntropy(head)
     loss.build(torch.zeros(2, N), C)
@@ -53,7 +53,9 @@ def test_a_given_head_is_kept() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU, nn.Tanh, None])
 @pytest.mark.parametrize("head", [None, "with bias"])
-def test_closed_form_is_autograd(bias: bool, activation: type[nn.Module] | None, head: str | None) -> None:
+def test_the_closed_form_equals_autograd(
+    bias: bool, activation: type[nn.Module] | None, head: str | None
+) -> None:
     torch.manual_seed(0)
     x, y = rows()
     layers: list[nn.Module] = [nn.Flatten(), nn.Linear(4, N, bias=bias)]
@@ -75,7 +77,7 @@ def test_closed_form_is_autograd(bias: bool, activation: type[nn.Module] | None,
         torch.testing.assert_close(gradients[p], expected[name], rtol=1e-6, atol=1e-12, msg=name)
 
 
-def test_closed_form_needs_one_linear_head_and_one_linear_layer() -> None:
+def test_the_closed_form_needs_one_linear_head_and_one_linear_layer() -> None:
     deep = LocalCrossEntropy(nn.Sequential(nn.Linear(N, N), nn.Linear(N, C)))
     with pytest.raises(TypeError, match="one linear layer as head"):
         deep.closed_form(torch.zeros(B, N), torch.zeros(B, dtype=torch.long))
@@ -84,6 +86,6 @@ def test_closed_form_needs_one_linear_head_and_one_linear_layer() -> None:
         body_gradients(body, torch.zeros(B, 4), torch.zeros(B, N), torch.zeros(B, N))
 
 
-def test_accuracy_counts_the_rows_whose_label_scores_highest() -> None:
+def test_accuracy_is_the_share_of_rows_whose_label_has_the_largest_score() -> None:
     scores = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     assert accuracy(scores, torch.tensor([1, 0, 2, 1])) == 0.75

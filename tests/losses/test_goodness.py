@@ -1,4 +1,4 @@
-"""Goodness against the formulas of Hinton (arXiv 2212.13345) and SymBa (2303.08418), written out by hand."""
+"""Goodness against the formulas of Hinton (arXiv 2212.13345) and SymBa (2303.08418)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpfree.nn import StraightThroughReLU
 ROWS, WIDTH = 6, 5
 
 
-def activity(seed: int = 0) -> Tensor:
+def activities(seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64).relu()
 
@@ -27,62 +27,62 @@ def built(width: int = WIDTH, **settings: Any) -> Goodness:
     return loss
 
 
-SIGNS = torch.tensor([1, 1, 1, 0, 0, 0])
+TARGET = torch.tensor([1, 1, 1, 0, 0, 0])
 
 
 @pytest.mark.parametrize("form", ["sum", "mean"])
 def test_logistic_loss_is_the_formula(form: Any) -> None:
-    z = activity()
+    z = activities()
     theta = {"sum": float(WIDTH), "mean": 2.0}[form]
     total = 0.0
-    for row, sign in zip(z.tolist(), SIGNS.tolist(), strict=True):
+    for row, positive in zip(z.tolist(), TARGET.tolist(), strict=True):
         goodness = sum(v * v for v in row) / (1 if form == "sum" else WIDTH)
         p = 1 / (1 + math.exp(-(goodness - theta)))
-        total -= math.log(p if sign else 1 - p)
-    assert built(goodness=form)(z, SIGNS).item() == pytest.approx(total / ROWS, rel=1e-12)
+        total -= math.log(p if positive else 1 - p)
+    assert built(goodness=form)(z, TARGET).item() == pytest.approx(total / ROWS, rel=1e-12)
 
 
 def test_symmetric_loss_is_the_formula() -> None:
-    z, alpha = activity(), 1.5
+    z, alpha = activities(), 1.5
     goodness = [sum(v * v for v in row) for row in z.tolist()]
     pairs = [math.log1p(math.exp(-alpha * (goodness[i] - goodness[i + 3]))) for i in range(3)]
-    found = built(objective="symmetric", alpha=alpha)(z, SIGNS).item()
-    assert found == pytest.approx(sum(pairs) / 3, rel=1e-12)
+    value = built(objective="symmetric", alpha=alpha)(z, TARGET).item()
+    assert value == pytest.approx(sum(pairs) / 3, rel=1e-12)
 
 
-def test_peer_term_is_the_formula_and_its_mean_runs() -> None:
-    z, momentum, weight = activity(), 0.9, 0.03
+def test_the_peer_term_is_the_formula_with_a_running_mean() -> None:
+    z, momentum, weight = activities(), 0.9, 0.03
     loss, plain = built(peer_weight=weight, peer_momentum=momentum), built()
     mean = [0.5] * WIDTH
     for _ in range(3):
-        now = [sum(z[i, j].item() for i in range(3)) / 3 for j in range(WIDTH)]
-        mean = [momentum * m + (1 - momentum) * v for m, v in zip(mean, now, strict=True)]
-        centre = sum(mean) / WIDTH
-        peer = sum((centre - m) ** 2 for m in mean) / WIDTH
-        assert (loss(z, SIGNS) - plain(z, SIGNS)).item() == pytest.approx(weight * peer, rel=1e-6)
+        batch_mean = [sum(z[i, j].item() for i in range(3)) / 3 for j in range(WIDTH)]
+        mean = [momentum * m + (1 - momentum) * v for m, v in zip(mean, batch_mean, strict=True)]
+        center = sum(mean) / WIDTH
+        peer = sum((center - m) ** 2 for m in mean) / WIDTH
+        assert (loss(z, TARGET) - plain(z, TARGET)).item() == pytest.approx(weight * peer, rel=1e-6)
         torch.testing.assert_close(loss.mean_activity, torch.tensor(mean), rtol=1e-6, atol=1e-7)
 
 
-def test_peer_gradient_passes_the_newest_mean_alone() -> None:
-    z = activity().requires_grad_()
+def test_the_peer_gradient_passes_through_the_mean_of_this_batch_only() -> None:
+    z = activities().requires_grad_()
     loss, plain = built(peer_weight=1.0), built()
-    (found,) = torch.autograd.grad(loss(z, SIGNS) - plain(z, SIGNS), z)
+    (gradient,) = torch.autograd.grad(loss(z, TARGET) - plain(z, TARGET), z)
     # d/dz_ij of mean_i (mean_j m - m_i)^2 through m = 0.9 * 0.5 + 0.1 * mean over positive rows.
     m = 0.45 + 0.1 * z.detach()[:3].mean(0)
     expected = torch.zeros_like(z)
     expected[:3] = 2 * (m - m.mean()) / WIDTH * 0.1 / 3
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)
 
 
-def test_evaluation_leaves_the_running_mean_alone() -> None:
+def test_evaluation_does_not_change_the_running_mean() -> None:
     loss = built(peer_weight=0.03).eval()
-    loss(activity(), SIGNS)
+    loss(activities(), TARGET)
     assert torch.equal(loss.mean_activity, torch.full((WIDTH,), 0.5))
 
 
-def test_running_mean_is_saved_and_moves_with_the_module() -> None:
+def test_the_running_mean_is_a_saved_buffer() -> None:
     loss = built(peer_weight=0.03)
-    loss(activity(), SIGNS)
+    loss(activities(), TARGET)
     other = built(peer_weight=0.03)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.mean_activity, loss.mean_activity)
@@ -92,18 +92,18 @@ def test_running_mean_is_saved_and_moves_with_the_module() -> None:
 
 
 @pytest.mark.parametrize(("form", "expected"), [("sum", 7.0), ("mean", 2.0)])
-def test_threshold_follows_the_form_of_the_goodness(form: Any, expected: float) -> None:
+def test_the_default_threshold_depends_on_the_form_of_the_goodness(form: Any, expected: float) -> None:
     assert built(7, goodness=form).threshold == expected
     assert built(7, goodness=form, threshold=3.5).threshold == 3.5
 
 
-def test_scores_are_goodness_over_the_threshold() -> None:
-    z = activity()
+def test_scores_are_goodness_minus_the_threshold() -> None:
+    z = activities()
     expected = torch.tensor([[sum(v * v for v in row) - WIDTH] for row in z.tolist()], dtype=torch.float64)
     torch.testing.assert_close(built().scores(z), expected)
 
 
-def test_goodness_of_maps_is_that_of_their_values() -> None:
+def test_the_goodness_of_maps_is_that_of_the_flattened_maps() -> None:
     maps = torch.randn(4, 2, 3, 3)
     torch.testing.assert_close(Goodness().goodness(maps), maps.pow(2).sum((1, 2, 3)))
     torch.testing.assert_close(Goodness("mean").goodness(maps), maps.pow(2).mean((1, 2, 3)))
@@ -111,7 +111,7 @@ def test_goodness_of_maps_is_that_of_their_values() -> None:
 
 @pytest.mark.parametrize("objective", ["threshold", "symmetric"])
 @pytest.mark.parametrize("form", ["sum", "mean"])
-def test_gradient_of_a_layer_is_that_of_finite_differences(form: Any, objective: Any) -> None:
+def test_the_gradient_of_a_layer_equals_finite_differences(form: Any, objective: Any) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(4, WIDTH).double()
     loss = built(goodness=form, objective=objective, peer_weight=0.3).double().eval()
@@ -119,9 +119,9 @@ def test_gradient_of_a_layer_is_that_of_finite_differences(form: Any, objective:
     rows = torch.randn(ROWS, 4, dtype=torch.float64)
 
     def value() -> float:
-        return block.objective(rows, SIGNS, None)[0][0].item()
+        return block.objective(rows, TARGET, None)[0][0].item()
 
-    block.objective(rows, SIGNS, None)[0][0].backward()  # type: ignore[no-untyped-call]
+    block.objective(rows, TARGET, None)[0][0].backward()  # type: ignore[no-untyped-call]
     step = 1e-6
     for parameter in linear.parameters():
         assert parameter.grad is not None
@@ -139,33 +139,33 @@ def gradient(relu: nn.Module, peer_weight: float) -> Tensor:
     torch.manual_seed(0)
     linear = nn.Linear(4, WIDTH)
     with torch.no_grad():
-        linear.bias[2] = -100.0  # a unit that is dead on every row
+        linear.bias[2] = -100.0  # the unit is 0 for every row
     loss = built(peer_weight=peer_weight)
-    loss(relu(linear(torch.rand(ROWS, 4))), SIGNS).backward()
+    loss(relu(linear(torch.rand(ROWS, 4))), TARGET).backward()
     assert linear.weight.grad is not None
     return linear.weight.grad
 
 
-def test_straight_through_is_plain_relu_without_the_peer_term() -> None:
+def test_straight_through_equals_relu_without_the_peer_term() -> None:
     assert torch.equal(gradient(StraightThroughReLU(), 0.0), gradient(nn.ReLU(), 0.0))
 
 
-def test_straight_through_lets_a_dead_unit_feel_the_peer_term() -> None:
+def test_straight_through_gives_a_dead_unit_a_gradient_of_the_peer_term() -> None:
     plain, straight = gradient(nn.ReLU(), 0.03), gradient(StraightThroughReLU(), 0.03)
     assert not plain[2].any()
     assert straight[2].any()
-    # The unit is quieter than its peers: a step down the gradient must raise its activity for positive rows.
+    # Its activity is below the mean: gradient descent must increase it for positive rows.
     assert (straight[2] <= 0).all()
 
 
 @pytest.mark.parametrize("settings", [{"goodness": "squares"}, {"objective": "hinge"}])
-def test_unknown_forms_are_errors(settings: Any) -> None:
+def test_unknown_forms_are_refused(settings: Any) -> None:
     with pytest.raises(BadValue, match="|".join(settings)):
         Goodness(**settings)
 
 
 @pytest.mark.parametrize("form", ["sum", "mean"])
-def test_a_bfloat16_output_is_summed_in_more_than_bfloat16(form: Any) -> None:
+def test_a_bfloat16_output_is_summed_in_float32(form: Any) -> None:
     torch.manual_seed(0)
     output = (torch.rand(5, 1000) + 0.5).bfloat16()
     loss = Goodness(form)

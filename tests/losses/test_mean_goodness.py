@@ -1,4 +1,4 @@
-"""Mean goodness of class groups against a loop over channels."""
+"""Mean goodness of class groups, against a loop over channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS, CLASSES = 5, 3
 TARGET = torch.tensor([0, 2, 1, 1, 0])
 
 
-def drawn(*shape: int) -> Tensor:
+def activities(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).relu()
 
 
@@ -28,8 +28,8 @@ def built(output: Tensor, scale: float = 1.0) -> MeanGoodness:
 
 
 @pytest.mark.parametrize("shape", [(7,), (7, 2, 3)])
-def test_scores_and_loss_are_those_of_a_loop_over_channels(shape: tuple[int, ...]) -> None:
-    output = drawn(ROWS, *shape)
+def test_scores_and_loss_equal_a_loop_over_channels(shape: tuple[int, ...]) -> None:
+    output = activities(ROWS, *shape)
     members = {0: [0, 1, 2], 1: [3, 4], 2: [5, 6]}
     goodness = [[sum(row[c].sum().item() for c in members[k]) / sum(row[c].numel() for c in members[k])
                  for k in range(CLASSES)] for row in output]  # fmt: skip
@@ -44,33 +44,33 @@ def test_scores_and_loss_are_those_of_a_loop_over_channels(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize(("width", "n_classes"), [(7, 3), (64, 10), (10, 10), (128, 100)])
-def test_groups_cover_all_channels_and_differ_by_one_at_most(width: int, n_classes: int) -> None:
+def test_group_sizes_differ_by_at_most_one(width: int, n_classes: int) -> None:
     sizes = class_groups(width, n_classes).bincount(minlength=n_classes)
     assert int(sizes.sum()) == width
     assert int(sizes.max() - sizes.min()) <= 1
     assert int(sizes.min()) >= 1
 
 
-def test_weak_and_strong_units_of_a_class_have_the_same_gradient() -> None:
-    output = drawn(ROWS, 6).requires_grad_()
+def test_units_of_a_class_have_equal_gradients() -> None:
+    output = activities(ROWS, 6).requires_grad_()
     (gradient,) = torch.autograd.grad(built(output)(output, TARGET), output)
     pairs = gradient.view(ROWS, CLASSES, 2)
     torch.testing.assert_close(pairs[..., 0], pairs[..., 1])
-    # The right class rises at the cost of the others.
+    # Gradient descent increases the goodness of the label and decreases the others.
     assert (pairs[torch.arange(ROWS), TARGET] < 0).all()
     assert (pairs.sum(1).abs() < 1e-9).all()
 
 
-def test_layer_normalisation_hides_the_goodness_of_the_row_as_a_whole() -> None:
-    output = drawn(ROWS, 6)
-    stronger = 3.0 * output + 1.0
+def test_layer_normalization_removes_the_mean_and_scale_of_a_row() -> None:
+    output = activities(ROWS, 6)
+    scaled = 3.0 * output + 1.0
     norm = RowNorm(eps=0.0)
-    torch.testing.assert_close(norm(output), norm(stronger))
+    torch.testing.assert_close(norm(output), norm(scaled))
     assert norm(output).mean(1).abs().max() < 1e-12
 
 
 def test_a_block_with_fewer_channels_than_classes_is_refused() -> None:
     with pytest.raises(BadValue, match="mean goodness of 3 classes: a block has 2 channels"):
-        built(drawn(ROWS, 2))
+        built(activities(ROWS, 2))
     with pytest.raises(BadValue, match="scale = 0"):
         MeanGoodness(0)

@@ -1,4 +1,4 @@
-"""Class prototypes by hand, what comes down from above, and ridge among the samples."""
+"""Class prototypes, the feedback of their losses, and ridge regression in dual form."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def test_the_last_rows_are_the_prototypes() -> None:
     assert torch.equal(loss.scores(output), logits)
 
 
-def test_the_cosine_does_not_see_lengths() -> None:
+def test_the_cosine_does_not_depend_on_norms() -> None:
     loss, output = ClassPrototypes(3, similarity="cosine", temperature=0.1), rows(8)
-    stretched = output * torch.linspace(0.5, 3, 8).unsqueeze(1)
-    torch.testing.assert_close(loss.scores(output), loss.scores(stretched))
+    scaled = output * torch.linspace(0.5, 3, 8).unsqueeze(1)
+    torch.testing.assert_close(loss.scores(output), loss.scores(scaled))
     assert loss.scores(output).abs().max() <= 10.0
 
 
-def test_the_gradient_reaches_samples_and_prototypes_and_no_unlabelled_row() -> None:
+def test_unlabeled_rows_have_no_gradient() -> None:
     output = rows(8).requires_grad_()
     (gradient,) = torch.autograd.grad(ClassPrototypes(3)(output, torch.tensor([0, 2, -1, 1, 1])), output)
     assert (gradient.abs().sum(1) > 0).tolist() == [True, True, False, True, True, True, True, True]
 
 
-def test_learned_prototypes_are_parameters() -> None:
+def test_learnable_prototypes_are_parameters() -> None:
     loss, output = ClassPrototypes(3, learnable=True), rows(5).float()
     loss.build(output, 3)
     torch.testing.assert_close(loss.scores(output), output @ loss.prototypes.T)
@@ -55,12 +55,12 @@ def test_learned_prototypes_are_parameters() -> None:
     assert loss.prototypes.grad is not None
 
 
-def test_a_bad_temperature_is_refused() -> None:
+def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(BadValue, match="temperature = 0"):
         ClassPrototypes(3, temperature=0)
 
 
-def test_states_above_join_the_loss_and_every_block_adds_its_own() -> None:
+def test_the_loss_uses_the_mean_of_the_output_and_all_states_above() -> None:
     lower, upper = TopToLoss(2), TopToLoss(2)
     assert upper.make_feedback(None) == (None, None)
     upper.state, lower.state = rows(6, seed=1), rows(6, seed=2)
@@ -77,7 +77,7 @@ def test_states_above_join_the_loss_and_every_block_adds_its_own() -> None:
     torch.testing.assert_close(upper.next_state(output).norm(dim=1), torch.ones(6, dtype=torch.double))
 
 
-def test_the_state_below_is_sent_down_as_it_is() -> None:
+def test_the_message_is_the_state() -> None:
     loss = TopToInput(2)
     loss.state = rows(3)
     feedback, message = loss.make_feedback(torch.ones(1))
@@ -88,7 +88,7 @@ def test_the_state_below_is_sent_down_as_it_is() -> None:
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("shape", [(9, 30), (40, 6)])
 @pytest.mark.parametrize("columns", [4, 512])
-def test_ridge_among_the_samples_is_the_ridge(
+def test_the_dual_solution_equals_the_primal_solution(
     intercept: bool, shape: tuple[int, int], columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dual_ridge, "COLUMNS", columns)
@@ -101,9 +101,9 @@ def test_ridge_among_the_samples_is_the_ridge(
         torch.testing.assert_close(bias, constant, rtol=1e-7, atol=1e-9)
 
 
-def test_the_closed_form_is_the_same_either_way_and_an_empty_ridge_is_refused() -> None:
+def test_closed_form_is_equal_with_dual_and_an_empty_dual_is_refused() -> None:
     output, target = rows(12, 20).float(), torch.arange(12) % 3
-    solved = []
+    weights = []
     for dual in (False, True):
         loss = ClosedForm([1e-2], dual=dual)
         loss.build(output, 3)
@@ -111,8 +111,8 @@ def test_the_closed_form_is_the_same_either_way_and_an_empty_ridge_is_refused() 
         with torch.no_grad():
             loss.accumulate(output, target)
         loss.solve(None)
-        solved.append(loss.linear.weight)
-    torch.testing.assert_close(solved[0], solved[1], rtol=1e-4, atol=1e-6)
+        weights.append(loss.linear.weight)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
     with pytest.raises(BadValue, match="no samples"):
         DualRidge(3, 2).solve_all([1.0])
 
@@ -124,7 +124,7 @@ def goodness(output: torch.Tensor, **options: Any) -> PrototypeGoodness:
     return loss.double()
 
 
-def test_prototype_goodness_is_the_cosine_by_hand() -> None:
+def test_prototype_goodness_is_the_cosine() -> None:
     output, target = rows(5) - 0.5, torch.tensor([0, 2, 1, 1, 0])
     loss = goodness(output, temperature=0.2)
     total = 0.0
@@ -137,19 +137,19 @@ def test_prototype_goodness_is_the_cosine_by_hand() -> None:
     assert loss(output, target).item() == pytest.approx(total / 5)
 
 
-def test_prototype_goodness_sees_no_length_of_rows_or_prototypes_and_turns_with_the_space() -> None:
+def test_prototype_goodness_does_not_depend_on_norms_and_rotations() -> None:
     output = rows(5) - 0.5
     loss = goodness(output)
     before = loss.scores(output)
-    turn, _ = torch.linalg.qr(rows(4, seed=3))
-    stretched = output * torch.linspace(0.5, 3, 5).unsqueeze(1)
+    rotation, _ = torch.linalg.qr(rows(4, seed=3))
+    scaled = output * torch.linspace(0.5, 3, 5).unsqueeze(1)
     with torch.no_grad():
-        loss.prototypes.copy_(loss.prototypes @ turn * torch.tensor([[0.1], [1.0], [7.0]]))
-    torch.testing.assert_close(loss.scores(stretched @ turn), before)
+        loss.prototypes.copy_(loss.prototypes @ rotation * torch.tensor([[0.1], [1.0], [7.0]]))
+    torch.testing.assert_close(loss.scores(scaled @ rotation), before)
     assert before.abs().max() <= 10.0
 
 
-def test_prototype_goodness_of_maps_is_that_of_their_averages() -> None:
+def test_prototype_goodness_of_maps_uses_average_pooling() -> None:
     maps = rows(5, 4 * 6 * 6).view(5, 4, 6, 6)
     loss = goodness(maps, pool=2)
     averages = maps.view(5, 4, 2, 3, 2, 3).mean((3, 5)).flatten(1)

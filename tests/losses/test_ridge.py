@@ -1,4 +1,4 @@
-"""The accumulator against least squares, a direct solve, and its own algebra."""
+"""The accumulator against least squares and a direct solution, and merging and removal of samples."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def fit(features: Tensor, labels: Tensor, lam: float = 1e-3, **options: bool) ->
     return RidgeAccumulator(features.shape[1], C, **options).add(features, labels).solve(lam)
 
 
-def close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+def close(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("columns", [7, 512])
@@ -46,7 +46,7 @@ def test_without_a_penalty_it_is_least_squares(
     torch.testing.assert_close(bias, expected[D] if intercept else torch.zeros(C, dtype=phi.dtype))
 
 
-def test_the_penalty_is_scaled_by_the_trace_and_spares_the_intercept() -> None:
+def test_the_penalty_is_scaled_by_the_trace_and_excludes_the_intercept() -> None:
     """The gradient of the documented objective is zero at the solution."""
     phi, y = samples()
     target, lam = torch.eye(C, dtype=phi.dtype)[y], 0.05
@@ -62,7 +62,7 @@ def test_the_penalty_is_scaled_by_the_trace_and_spares_the_intercept() -> None:
     torch.testing.assert_close(one[0], 10 * other[0])
 
 
-def test_order_and_sharding_do_not_matter() -> None:
+def test_the_result_does_not_depend_on_order_and_sharding() -> None:
     phi, y = samples()
     expected = fit(phi, y)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
@@ -75,57 +75,57 @@ def test_order_and_sharding_do_not_matter() -> None:
     assert shards[2].count == N
 
 
-def test_forgetting_is_a_refit_without_the_samples_and_much_cheaper() -> None:
+def test_removal_equals_a_refit_without_the_samples_and_is_cheaper() -> None:
     phi, y = samples(4000, 60)
-    out, kept = slice(0, 40), slice(40, None)
-    whole = RidgeAccumulator(60, C).add(phi, y)
-    close(whole.forget(phi[out], y[out]).solve(1e-3), fit(phi[kept], y[kept]), 1e-8)
-    refit = count_flops(fit, phi[kept], y[kept])
-    assert refit >= 10 * count_flops(lambda: whole.forget(phi[out], y[out]).solve(1e-3))
+    removed, remaining = slice(0, 40), slice(40, None)
+    accumulator = RidgeAccumulator(60, C).add(phi, y)
+    close(accumulator.forget(phi[removed], y[removed]).solve(1e-3), fit(phi[remaining], y[remaining]), 1e-8)
+    refit = count_flops(fit, phi[remaining], y[remaining])
+    assert refit >= 10 * count_flops(lambda: accumulator.forget(phi[removed], y[removed]).solve(1e-3))
 
 
-def test_labels_are_one_hot_targets_and_penalties_share_the_sums() -> None:
+def test_labels_equal_one_hot_targets_for_several_penalties() -> None:
     phi, y = samples()
     target = torch.eye(C)[y]
-    ours = RidgeAccumulator(D, C).add(phi.float(), target)
-    for found, lam in zip(ours.solve_all([1e-3, 0.1, 1e-3]), [1e-3, 0.1, 1e-3], strict=True):
-        close(found, fit(phi.float(), y, lam), 1e-12)
+    accumulator = RidgeAccumulator(D, C).add(phi.float(), target)
+    for solution, lam in zip(accumulator.solve_all([1e-3, 0.1, 1e-3]), [1e-3, 0.1, 1e-3], strict=True):
+        close(solution, fit(phi.float(), y, lam), 1e-12)
 
 
-def test_the_gram_matrix_costs_little_more_than_half_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_upper_triangle_of_the_gram_matrix_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ridge, "COLUMNS", 10)
     phi, y = samples(100, 100)
-    ours = RidgeAccumulator(100, C, intercept=False)
+    accumulator = RidgeAccumulator(100, C, intercept=False)
     product, moments = 2 * 100 * 100 * 100, 2 * 100 * 100 * C
-    assert count_flops(ours.add, phi, y) == round(0.55 * product) + moments
+    assert count_flops(accumulator.add, phi, y) == round(0.55 * product) + moments
 
 
-def test_what_cannot_be_done_is_said() -> None:
+def test_invalid_arguments_are_refused() -> None:
     phi, y = samples()
-    ours = RidgeAccumulator(D, C)
+    accumulator = RidgeAccumulator(D, C)
     with pytest.raises(BadValue, match="no samples"):
-        ours.solve(0.1)
+        accumulator.solve(0.1)
     with pytest.raises(BadValue, match="expected \\[B, 30\\]"):
-        ours.add(phi[:, 1:], y)
+        accumulator.add(phi[:, 1:], y)
     with pytest.raises(BadValue, match="targets are"):
-        ours.add(phi, y[1:])
-    with pytest.raises(BadValue, match="only 0 were"):
-        ours.forget(phi, y)
+        accumulator.add(phi, y[1:])
+    with pytest.raises(BadValue, match="the sums have only 0"):
+        accumulator.forget(phi, y)
     with pytest.raises(BadValue, match="intercept"):
-        ours.merge(RidgeAccumulator(D, C, intercept=False))
+        accumulator.merge(RidgeAccumulator(D, C, intercept=False))
     with pytest.raises(BadValue, match="expected at least 0"):
-        ours.add(phi, y).solve(-1.0)
+        accumulator.add(phi, y).solve(-1.0)
     with pytest.raises(BadValue, match="NaN"):
         RidgeAccumulator(D, C).add(phi * torch.nan, y).solve(0.0)
     with pytest.raises(BadValue, match="at least 1 each"):
         RidgeAccumulator(0, C)
 
 
-# ---- features that say nothing ---------------------------------------------------------------------------
+# ---- features without information --------------------------------------------------------------------------
 
 
-def dead(phi: Tensor) -> Tensor:
-    """Some features are 0, one is constant, one repeats another."""
+def with_degenerate_features(phi: Tensor) -> Tensor:
+    """Some features are 0, one is constant, and two are equal."""
     phi = phi.clone()
     phi[:, [2, 7]], phi[:, 5], phi[:, 11] = 0.0, 3.0, phi[:, 12]
     return phi
@@ -134,11 +134,11 @@ def dead(phi: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("n", [N, 12])
-def test_without_a_penalty_dead_features_get_the_shortest_least_squares(
+def test_without_a_penalty_degenerate_features_have_the_minimum_norm_solution(
     kind: Any, intercept: bool, n: int
 ) -> None:
     phi, y = samples(n)
-    phi, target = dead(phi), torch.eye(C, dtype=phi.dtype)[y]
+    phi, target = with_degenerate_features(phi), torch.eye(C, dtype=phi.dtype)[y]
     weight, bias = kind(D, C, intercept).add(phi, y).solve_all([0.0])[0]
     mean, offset = (
         (phi.mean(0), target.mean(0)) if intercept else (torch.zeros(D).double(), torch.zeros(C).double())
@@ -149,26 +149,26 @@ def test_without_a_penalty_dead_features_get_the_shortest_least_squares(
 
 
 @pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
-def test_with_a_penalty_dead_features_change_nothing_for_the_others(kind: Any) -> None:
+def test_with_a_penalty_zero_features_do_not_change_other_weights(kind: Any) -> None:
     phi, y = samples()
     phi[:, [2, 7]] = 0.0
-    live = [k for k in range(D) if k not in (2, 7)]
+    nonzero = [k for k in range(D) if k not in (2, 7)]
     weight, bias = kind(D, C).add(phi, y).solve_all([1e-3])[0]
-    # As rows of one regression by least squares: the penalty is in units of the mean over all features.
+    # The penalty as rows of a least-squares problem, in units of the mean over all features.
     scale = (1e-3 * phi.square().sum() / D).sqrt()
     design = torch.cat(
-        [torch.cat([phi[:, live], torch.ones(N, 1).double()], 1), torch.eye(29).double()[:28] * scale]
+        [torch.cat([phi[:, nonzero], torch.ones(N, 1).double()], 1), torch.eye(29).double()[:28] * scale]
     )
     target = torch.cat([torch.eye(C).double()[y], torch.zeros(28, C).double()])
     expected = torch.linalg.lstsq(design, target).solution
-    torch.testing.assert_close(weight[live], expected[:28], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(weight[nonzero], expected[:28], rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(bias, expected[28], rtol=1e-8, atol=1e-8)
     assert weight[[2, 7]].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", [RidgeAccumulator, DualRidge])
 @pytest.mark.parametrize("lam", [0.0, 0.1])
-def test_where_every_feature_is_dead_the_shares_of_the_classes_are_left(kind: Any, lam: float) -> None:
+def test_without_nonzero_features_the_intercept_is_the_class_frequency(kind: Any, lam: float) -> None:
     _, y = samples()
     weight, bias = kind(D, C).add(torch.zeros(N, D), y).solve_all([lam])[0]
     assert weight.abs().max() == 0

@@ -1,4 +1,4 @@
-"""Every loss on every shape of outputs: the value of a loop by hand, or one sentence before training."""
+"""All losses on outputs of all shapes: the value of a loop, or an error before training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def net(name: str) -> tuple[nn.Sequential, Tensor]:
 
 @shapes
 @pytest.mark.parametrize("loss", [name for name in loss_names() if "." not in name and name != "goodness"])
-def test_every_loss_trains_every_shape(loss: str, name: str) -> None:
+def test_all_losses_train_on_all_shapes(loss: str, name: str) -> None:
     model, x = net(name)
     trainer = Local(model, loss=loss, output="none", progress=False)
     trainer.fit((x, Y), (x, Y), epochs=1)
@@ -49,7 +49,7 @@ def test_every_loss_trains_every_shape(loss: str, name: str) -> None:
 
 @shapes
 @pytest.mark.parametrize("features", [4096, 12])
-def test_predsim_is_its_formula_on_every_shape(name: str, features: int) -> None:
+def test_predsim_is_its_formula_on_all_shapes(name: str, features: int) -> None:
     model, x = net(name)
     trainer = Local(
         model, loss="predsim", loss_options={"features": features, "sim_weight": 0.75}, progress=False
@@ -59,7 +59,7 @@ def test_predsim_is_its_formula_on_every_shape(name: str, features: int) -> None
     assert isinstance(loss, PredSim)
     output = block(x)
     maps = output if "C" in name else output.movedim(-1, 1)
-    # Rows of standard deviations over all positions; a vector as it is.
+    # Rows of standard deviations over all positions; a vector is unchanged.
     rows = torch.stack([row.flatten(1).std(1) if row.ndim > 1 else row for row in loss.projection(maps)])
     label = torch.eye(CLASSES)[Y]
     sim = (torch.corrcoef(rows) - torch.corrcoef(label)).square().mean()
@@ -70,14 +70,14 @@ def test_predsim_is_its_formula_on_every_shape(name: str, features: int) -> None
     assert_locality(trainer, x, Y)
 
 
-def test_predsim_refuses_outputs_of_more_axes_in_one_sentence() -> None:
+def test_predsim_refuses_outputs_with_more_axes() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Flatten(), nn.Linear(64, CLASSES))
     trainer = Local(model, loss="predsim", progress=False)
-    with pytest.raises(BadValue, match=r"predsim on outputs \[2, 2, 2, 2, 4\] a sample: expected"):
+    with pytest.raises(BadValue, match=r"predsim on outputs of shape \[2, 2, 2, 2, 4\] per sample: expected"):
         trainer.build((2, 2, 2, 2, 3), CLASSES)
 
 
-def test_mean_goodness_shares_out_the_features_of_sequences() -> None:
+def test_mean_goodness_groups_the_features_of_sequences() -> None:
     model, x = net("[B, T, D]")
     trainer = Local(model, loss="mean_goodness", output="none", progress=False)
     trainer.build(x.shape[1:], CLASSES)
@@ -92,7 +92,7 @@ def test_mean_goodness_shares_out_the_features_of_sequences() -> None:
 
 @pytest.mark.parametrize("name", ["[B, C]", "[B, C, L]", "[B, C, H, W]", "[B, C, D, H, W]"])
 @pytest.mark.parametrize("settings", [{}, {"input_pair": True}, {"joint": True, "loss": "decorrelated"}])
-def test_counter_current_learning_takes_convolutions_of_any_dimension(name: str, settings: Any) -> None:
+def test_counter_current_learning_supports_convolutions_of_all_dimensions(name: str, settings: Any) -> None:
     model, x = net(name)
     trainer = CounterCurrentLearning(model, progress=False, **settings)
     trainer.fit((x, Y), (x, Y), epochs=1)
@@ -100,7 +100,7 @@ def test_counter_current_learning_takes_convolutions_of_any_dimension(name: str,
 
 
 def flattening(*before: nn.Module) -> nn.Sequential:
-    """Convolutions, a flattening with a hidden linear layer behind it, and the output layer."""
+    """Convolutions, the layers ``before``, a hidden linear layer, and the output layer."""
     torch.manual_seed(0)
     conv = (
         nn.Conv2d(1, 4, 3, padding=1),
@@ -112,8 +112,8 @@ def flattening(*before: nn.Module) -> nn.Sequential:
     return nn.Sequential(*conv, *before, nn.Linear(96, 8), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
-def test_feedback_goes_back_through_a_flattening() -> None:
-    """Against a loop by hand: the prototypes of the maps are those of the hidden layer, led back."""
+def test_feedback_passes_a_flattening() -> None:
+    """The prototypes of the maps are computed from those of the hidden layer."""
     x = torch.rand(12, 1, 8, 8)
     trainer = CounterCurrentLearning(flattening(nn.Flatten(), nn.Dropout(0.0)), progress=False, k=2.0)
     trainer.build((1, 8, 8), CLASSES)
@@ -138,11 +138,11 @@ def test_feedback_goes_back_through_a_flattening() -> None:
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        ((nn.Flatten(), nn.BatchNorm1d(96)), "CounterCurrent cannot be computed for a block that gives"),
-        ((nn.Flatten(), nn.ReLU()), "CounterCurrent cannot be computed for a block that gives"),
+        ((nn.Flatten(), nn.BatchNorm1d(96)), "CounterCurrent cannot be computed for a block whose"),
+        ((nn.Flatten(), nn.ReLU()), "CounterCurrent cannot be computed for a block whose"),
     ],
 )
-def test_feedback_that_cannot_be_led_back_is_refused_before_training(before: Any, message: str) -> None:
+def test_layers_without_feedback_layers_are_refused_before_training(before: Any, message: str) -> None:
     trainer = CounterCurrentLearning(flattening(*before), progress=False)
     with pytest.raises(BadValue, match=message):
         trainer.build((1, 8, 8), CLASSES)
@@ -151,19 +151,21 @@ def test_feedback_that_cannot_be_led_back_is_refused_before_training(before: Any
 def test_feedback_to_a_linear_layer_that_acts_on_each_position_is_refused() -> None:
     model, x = net("[B, T, D]")
     with pytest.raises(
-        BadValue, match=r"a block gives \[7, 6\] a sample where Linear.* takes 6 values, flattened"
+        BadValue, match=r"a block has the shape \[7, 6\] per sample, but Linear.* expects 6 values, flattened"
     ):
         CounterCurrentLearning(model, progress=False).fit((x, Y), epochs=1)
 
 
-class Broken(LocalLoss):
-    """Computes for maps alone."""
+class MapsOnly(LocalLoss):
+    """A loss for maps only."""
 
     def forward(self, output: Tensor, target: Tensor, feedback: Tensor | None = None) -> Tensor:
         return output.mean((2, 3)).square().mean()
 
 
-def test_a_loss_that_does_not_take_an_output_is_told_before_training() -> None:
-    cascade = localize(net("[B, C]")[0], loss=Broken)
-    with pytest.raises(BadValue, match=r"Broken cannot be computed for a block that gives \[6\] a sample"):
+def test_a_loss_that_fails_for_an_output_is_refused_before_training() -> None:
+    cascade = localize(net("[B, C]")[0], loss=MapsOnly)
+    with pytest.raises(
+        BadValue, match=r"MapsOnly cannot be computed for a block whose output has the shape \[6\] per"
+    ):
         Local(cascade, progress=False).build((12,), CLASSES)

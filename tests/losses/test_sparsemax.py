@@ -24,15 +24,15 @@ def built() -> LocalSparsemax:
     return loss
 
 
-def test_it_is_the_projection_onto_the_simplex() -> None:
-    found = sparsemax(SCORES)
+def test_sparsemax_is_the_projection_onto_the_simplex() -> None:
+    p = sparsemax(SCORES)
     expected = torch.stack([(row - tau_by_bisection(row)).clamp(min=0) for row in SCORES])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.sum(1), torch.ones(50, dtype=torch.float64))
-    assert (found == 0).any()
+    torch.testing.assert_close(p, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(p.sum(1), torch.ones(50, dtype=torch.float64))
+    assert (p == 0).any()
 
 
-def test_the_loss_is_the_papers_and_its_gradient_is_probabilities_minus_target() -> None:
+def test_the_loss_is_the_formula_and_its_gradient_probabilities_minus_target() -> None:
     scores = SCORES.clone().requires_grad_()
     loss = built().objective(scores, LABELS)
     rows = []
@@ -47,13 +47,13 @@ def test_the_loss_is_the_papers_and_its_gradient_is_probabilities_minus_target()
     torch.testing.assert_close(scores.grad, (sparsemax(SCORES) - one_hot) / 50)
 
 
-def test_the_loss_is_zero_where_the_right_class_leads_by_one() -> None:
+def test_the_loss_is_0_for_a_margin_of_1() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.5], [0.0, 3.0, -1.0]])
     assert built().objective(scores, torch.tensor([0, 1])).item() == 0
     assert isinstance(make_loss("sparsemax"), LocalSparsemax)
 
 
-def test_the_analytic_gradient_is_autograds() -> None:
+def test_the_closed_form_equals_autograd() -> None:
     loss = built().double()
     output = torch.randn(
         50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -63,7 +63,7 @@ def test_the_analytic_gradient_is_autograds() -> None:
     (weight,) = loss.parameters()
     expected = weight.grad
     with torch.no_grad():
-        found, error, gradients = loss.closed_form(output, LABELS)
-    torch.testing.assert_close(found, value)
+        result, error, gradients = loss.closed_form(output, LABELS)
+    torch.testing.assert_close(result, value)
     torch.testing.assert_close(error, output.grad)
     torch.testing.assert_close(gradients[weight], expected)

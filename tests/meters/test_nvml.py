@@ -50,7 +50,9 @@ def test_without_a_list_of_processes_it_is_said_that_others_are_not_known(world:
     with world.energy(idle_s=0) as e:
         world.launch(30, 100)
     reading = e.reading("gpu", "work")
-    assert reading.tainted == [] and any("does not list the processes" in warning for warning in reading.warnings)
+    assert reading.tainted == [] and any(
+        "does not provide the processes" in warning for warning in reading.warnings
+    )
 
 
 def test_what_is_no_gpu_and_modules_that_are_no_nvml(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,9 @@ def test_prediction_that_sends_rows_uncounted_is_seen(monkeypatch: pytest.Monkey
     evaluate = PhysicalTrainer.evaluate
 
     def hidden(self: PhysicalTrainer, data: Any) -> Any:
-        for device in {front.physical_device for front in self.net.modules() if getattr(front, "physical_device", None)}:
+        for device in {
+            front.physical_device for front in self.net.modules() if getattr(front, "physical_device", None)
+        }:
             device.system.forward(torch.zeros(1, device.n_in).numpy())
         return evaluate(self, data)
 

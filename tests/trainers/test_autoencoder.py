@@ -141,7 +141,9 @@ def test_settings_and_networks_that_do_not_fit_are_refused() -> None:
     # The shapes of encoder and decoder stages differ.
     net = torch.nn.Sequential(*bpfree.nn.autoencoder((1, 8, 8), (4, 6))[:3], torch.nn.Conv2d(4, 1, 1))
     net[2][0], net[3] = torch.nn.Conv2d(6, 12, 3, padding=1), torch.nn.Conv2d(3, 1, 1)
-    with pytest.raises(BadValue, match=r"maps \[4, 4, 4\], its counterpart \[3, 4, 4\]"):
+    with pytest.raises(
+        BadValue, match=r"shape \[4, 4, 4\], but those of the feedback stage have \[3, 4, 4\]"
+    ):
         Autoencoder(net, progress=False).fit(TensorData(torch.rand(4, 1, 8, 8), DATA.y[:4], 1), epochs=1)
     with pytest.raises(BadValue, match="activation = 'sine'"):
         bpfree.nn.autoencoder((1, 8, 8), activation="sine")

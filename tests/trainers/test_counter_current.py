@@ -177,7 +177,7 @@ def test_the_gate_leaves_out_samples_with_a_confident_prediction() -> None:
     confident = probability > 0.34
     assert 0 < confident.sum() < 20
     outputs = joint.outputs(X)
-    gated = joint.seen(outputs, Y)
+    gated = joint.loss_outputs(outputs, Y)
     for one, output in zip(gated[:-1], outputs[:-1], strict=True):
         assert torch.equal(one, output * ~confident.unsqueeze(1))
     assert gated[-1] is outputs[-1]

@@ -144,7 +144,7 @@ def test_settings_that_exclude_each_other_are_refused(settings: Any, message: st
 
 def test_labels_that_do_not_fit_into_the_sample_are_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(BadValue, match="3 label values do not fit into an input of 3"):
+    with pytest.raises(BadValue, match="3 label values does not fit into an input of 3"):
         built(net, (3,), overlay="force")
 
 

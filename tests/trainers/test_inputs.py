@@ -78,7 +78,9 @@ def test_a_wrong_type_of_network_or_seed_is_refused() -> None:
 def test_an_output_layer_with_another_number_of_classes_is_refused(name: str, outputs: int) -> None:
     net = make_mlp()
     net[-1] = nn.Linear(16, outputs)
-    message = rf"gives \[{outputs}\] scores a sample, the data have 3 classes: give the network 3 outputs"
+    message = (
+        rf"has \[{outputs}\] scores per sample, but the data have 3 classes: use a network with 3 outputs"
+    )
     with pytest.raises(BadValue, match=message):
         TRAINERS[name](net, progress=False).fit(vectors(), epochs=1)
 
@@ -314,11 +316,11 @@ class Returning(LocalCrossEntropy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda loss: loss.expand(4), r"Returning.forward returned \[4\]: expected a scalar tensor"),
+        (lambda loss: loss.expand(4), r"Returning.forward returned shape \[4\]: expected a scalar tensor"),
         (lambda loss: loss.item(), "Returning.forward returned float: expected a scalar tensor"),
         (
             lambda loss: loss.detach(),
-            "Returning.forward has no gradient: compute it from `output` without detach",
+            "Returning.forward returned a value without a gradient: compute it from `output` without detach",
         ),
     ],
 )
@@ -338,7 +340,7 @@ def test_a_loss_that_cannot_be_differentiated_is_refused(
 def test_a_network_that_ends_in_probabilities_is_warned_about_once(kind: type[Trainer]) -> None:
     net = nn.Sequential(*make_mlp(), nn.Softmax(1))
     with pytest.warns(
-        UserWarning, match="the output layer ends in Softmax: cross-entropy normalizes"
+        UserWarning, match="the output layer ends in Softmax: cross-entropy applies a softmax"
     ) as caught:
         kind(net, progress=False).fit(vectors(33), epochs=2, batch_size=16)
     assert len(caught) == 1

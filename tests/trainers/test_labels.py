@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bpfree import BadValue, ForwardForward, Local, Trainer, _seeds, localize
 from bpfree.data import TensorData, load
-from bpfree.encodings.label_overlay import LabelledLayer, LabelOverlay, Overlaid, OverlaidLinear
+from bpfree.encodings.label_overlay import LabeledLayer, LabelOverlay, Overlaid, OverlaidLinear
 from bpfree.testing import assert_locality
 from bpfree.trainers.labels import first_values_vary
 from tests.helpers import CLASSES, images, make_cnn, make_mlp, snapshot, vectors
@@ -114,7 +114,7 @@ LAYERS: dict[str, tuple[list[nn.Module], Any, tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_with_a_label_adds_the_columns_to_its_output_on_normalized_rows(name: str) -> None:
     before, layer, shape = LAYERS[name]
-    with_label = LabelledLayer(before, layer, CLASSES).double()
+    with_label = LabeledLayer(before, layer, CLASSES).double()
     x = torch.rand(4, *shape, dtype=torch.float64)
     codes = torch.eye(CLASSES, dtype=torch.float64).unsqueeze(1)
     output = with_label(Overlaid(x, codes)).unflatten(0, (CLASSES, 4))
@@ -179,7 +179,7 @@ def test_one_pixel_that_varies_puts_the_label_beside() -> None:
     trainer = ff(make_cnn())
     trainer.fit(data, epochs=1)
     assert encoding(trainer).beside
-    assert type(first_layer(trainer)) is LabelledLayer
+    assert type(first_layer(trainer)) is LabeledLayer
 
 
 def test_the_first_values_are_those_of_the_flattened_sample() -> None:
@@ -295,7 +295,7 @@ def test_the_place_is_set_for_localized_networks_too(localized: bool) -> None:
         )
         trainer.fit(data, epochs=1)
         assert encoding(trainer).beside == beside
-        assert isinstance(first_layer(trainer), LabelledLayer) == beside
+        assert isinstance(first_layer(trainer), LabeledLayer) == beside
     with_setting = Local(make_cnn(), loss="goodness", overlay="beside", progress=False)
     with_setting.fit(bordered(), epochs=1)
     assert encoding(with_setting).beside
@@ -316,7 +316,7 @@ def test_networks_and_losses_without_a_place_for_labels_are_refused() -> None:
     net = nn.Sequential(Doubled(), nn.ReLU(), nn.Linear(16, CLASSES))
     with pytest.raises(BadValue, match="first layer with weights is a Doubled"):
         ff(net).fit(vectors(), epochs=1)
-    with pytest.raises(BadValue, match="LocalCrossEntropy is shown no labels"):
+    with pytest.raises(BadValue, match="LocalCrossEntropy uses no label codes"):
         localize(make_mlp(), overlay="beside")
     with pytest.raises(BadValue, match=r"overlay = .beside.*bpfree.localize"):
         Local(localize(make_mlp(), "goodness"), overlay="beside", progress=False).build((12,), CLASSES)
@@ -327,7 +327,7 @@ def test_labels_are_not_added_beside_a_normalization_over_several_dimensions() -
     trainer = ff(net, overlay="beside")
     trainer.fit(images(), epochs=1)
     first = first_layer(trainer)
-    assert isinstance(first, LabelledLayer) and isinstance(first.layer, nn.Conv2d)
+    assert isinstance(first, LabeledLayer) and isinstance(first.layer, nn.Conv2d)
     assert [type(m) for m in first.before] == [nn.LayerNorm]
 
 

@@ -181,5 +181,5 @@ def test_one_parameter_with_gaps_leaves_its_optimizer_unfused() -> None:
         ([plain], [([gaps], 0.1)], False),
         ([copy.deepcopy(gaps)], [], True),
     ):
-        optimizer = make_optimizer(parameters, TrainerSettings(), apart=apart)
+        optimizer = make_optimizer(parameters, TrainerSettings(), other_groups=apart)
         assert {group["fused"] for group in optimizer.param_groups} == {fused}

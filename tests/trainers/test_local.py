@@ -124,7 +124,7 @@ def test_with_a_loss_without_scores_there_is_only_the_last_readout() -> None:
     trainer = built(Local, make_mlp(16, 16, 16), loss="tests.quiet")
     assert list(trainer.cascade.readouts) == ["last"]
     assert [type(loss).__name__ for loss in trainer.cascade.losses] == ["Quiet", "Quiet", "LocalCrossEntropy"]
-    with pytest.raises(BadValue, match="readout = 'sum': not every block gives class scores"):
+    with pytest.raises(BadValue, match="readout = 'sum': needs class scores of all blocks"):
         built(Local, loss="tests.quiet", readout="sum")
 
 
