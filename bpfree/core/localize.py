@@ -45,7 +45,7 @@ def ordered_modules(model: nn.Module, prefix: str = "") -> Iterator[NamedModule]
     """Yield the modules that ``model`` calls one after another, with their names.
 
     The children of `nn.Sequential` are yielded one by one. For torchvision's VGG and ResNet, the flattening
-    in their forward method is inserted. Any other module, such as a residual block, is yielded as a whole.
+    in their forward method is inserted. A module of another kind, such as a residual block, is yielded whole.
     """
     if isinstance(model, nn.Sequential):
         # `named_children` omits the second occurrence of a module.

@@ -87,5 +87,5 @@ class BaseFeed(ABC):
         """Outputs of all blocks for the samples ``x [B, ...]`` in ``view``, without an autograd graph."""
 
     @abstractmethod
-    def keep_outputs(self, view: View) -> None:
+    def cache_outputs(self, view: View) -> None:
         """Cache the outputs of all blocks, which are frozen, in ``view``, if that is possible."""

@@ -150,7 +150,7 @@ class Feed(BaseFeed):
                 return self.cascade.outputs(self.encoding.view(x, view))
         return [select_samples(cached, indices)[0] for cached in self._outputs[view]]
 
-    def keep_outputs(self, view: View) -> None:
+    def cache_outputs(self, view: View) -> None:
         if not self.caches or view in self._outputs:
             return
         chunks = torch.arange(len(self.data.y), device=self.device).split(self.batch_size)

@@ -181,7 +181,7 @@ class TrainingLoop:
             self.evaluator.freeze_below(stage.first, selecting_readouts(self.cascade, stage))
         if stage.readouts and stage.first == stage.stop:
             for readout in self.state.trained_readouts(stage).values():
-                self.feed.keep_outputs(readout.view)
+                self.feed.cache_outputs(readout.view)
 
     def _epochs(self, stage: Stage) -> int:
         """The largest number of epochs of a stage: one, where a second one would change nothing."""

@@ -118,5 +118,5 @@ class GraphFeed(BaseFeed):
         with torch.no_grad():
             return self.cascade.outputs(self.encoding.view(x, view))
 
-    def keep_outputs(self, view: View) -> None:
+    def cache_outputs(self, view: View) -> None:
         """Does nothing: no outputs on graphs are cached for readouts that learn."""
