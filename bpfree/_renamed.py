@@ -52,7 +52,7 @@ def refuse_old_members(cls: type, table: Mapping[str, str]) -> None:
         BadValue: naming the member and its replacement.
     """
     for name in table.keys() & cls.__dict__.keys():
-        raise BadValue(f"{cls.__name__}.{name} has no effect any more: use {table[name]}")
+        raise BadValue(f"{cls.__name__}.{name} is no longer called: use {table[name]}")
 
 
 def with_new_keys(values: Mapping[str, Any], table: Mapping[str, str], where: str = "") -> dict[str, Any]:

@@ -84,5 +84,5 @@ def test_a_trainer_with_a_hook_of_the_old_name_is_used_with_a_warning() -> None:
     ],
 )  # fmt: skip
 def test_members_of_the_first_release_are_refused(base: type, name: str, new: str) -> None:
-    with pytest.raises(bpfree.BadValue, match=rf"Old\.{name} has no effect any more: use .*{new}"):
+    with pytest.raises(bpfree.BadValue, match=rf"Old\.{name} is no longer called: use .*{new}"):
         type("Old", (base,), {name: None})

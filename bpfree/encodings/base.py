@@ -60,20 +60,16 @@ class Encoding:
     transductive: bool = False
 
     def __init_subclass__(cls, **options: object) -> None:
-        """Accept the method name of version 0.1."""
-        super().__init_subclass__(**options)
-        if "answers" in cls.__dict__ and "metric_targets" not in cls.__dict__:
-            warn_renamed(f"{cls.__name__}.answers", f"{cls.__name__}.metric_targets")
-            setattr(cls, "metric_targets", cls.__dict__["answers"])  # noqa: B010
-
-    def __init_subclass__(cls, **options: object) -> None:
-        """Refuse members of 0.1.
+        """Refuse members of version 0.1, and accept a method by its old name.
 
         Raises:
-            BadValue: If the class defines one, with what takes its place.
+            BadValue: If the class defines a member that is no longer called, with what takes its place.
         """
         super().__init_subclass__(**options)
         refuse_old_members(cls, REPLACED)
+        if "answers" in cls.__dict__ and "metric_targets" not in cls.__dict__:
+            warn_renamed(f"{cls.__name__}.answers", f"{cls.__name__}.metric_targets")
+            setattr(cls, "metric_targets", cls.__dict__["answers"])  # noqa: B010
 
     def build(self, n_classes: int) -> None:
         """Set the number of classes; called once."""
