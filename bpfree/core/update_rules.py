@@ -234,8 +234,8 @@ class ClosedFormGradient(UpdateRule[SimpleBlock]):
                     same = gradient.stride() == parameter.stride()
                     parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             losses.append(loss)
+        optimizer.zero_grad(set_to_none=True)
         return losses[:1]
 
     def _layers(self, body: nn.Module) -> Layers | None:

@@ -85,13 +85,13 @@ class PairCosine(ClosedFormLoss):
         norm = (z.square().sum(1, keepdim=True) + EPS).sqrt()
         direction = z.abs() / norm
         g = direction @ self.xi
-        slope = z.sign() * (self.xi - g.unsqueeze(1) * direction) / norm
+        slope = (self.xi - g.unsqueeze(1) * direction).mul_(z.sign()).div_(norm)
         by_view = g.view(1 + self.negatives, -1)
         margin = by_view[:1] - by_view[1:]
         # The gradient by the margin of a pair: negative for its positive row, positive for its negative one.
         margin_grad = self.theta * torch.sigmoid(-self.theta * margin) / margin.numel()
         weight = torch.cat([-margin_grad.sum(0), margin_grad.flatten()])
-        error = (weight.unsqueeze(1) * slope).view_as(output)
+        error = slope.mul_(weight.unsqueeze(1)).view_as(output)
         return ClosedFormStep(F.softplus(-self.theta * margin).mean(), error, {})
 
     def _margin(self, g: Tensor) -> Tensor:

@@ -125,7 +125,15 @@ class Picture(Drive):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x / (x.abs().amax(1, keepdim=True) + 1e-12)
-        picture = self._arrange(x)
+        if self.image is None:
+            side = math.ceil(math.sqrt(x.shape[1]))
+            picture = F.pad(x, (0, side * side - x.shape[1])).view(-1, side, side)
+        else:
+            slots, height, width = self.image
+            lines = x[:, :slots].unsqueeze(2).expand(-1, -1, width)
+            below = [lines] if height + 2 * slots <= self.side else []
+            picture = torch.cat([lines, x[:, slots:].view(-1, height, width), *below], 1)
+            picture = picture.repeat(1, 1, max(1, round(picture.shape[1] / width)))
         height, width = picture.shape[1:]
         if height > self.side:
             raise BadValue(
@@ -138,16 +146,6 @@ class Picture(Drive):
         top, left = (self.side - height) // 2, (self.side - width) // 2
         drive = F.pad(picture, (left, self.side - width - left, top, self.side - height - top)).flatten(1)
         return drive if self.low < 0 else self.to_range(drive.abs())
-
-    def _arrange(self, x: Tensor) -> Tensor:
-        if self.image is None:
-            side = math.ceil(math.sqrt(x.shape[1]))
-            return F.pad(x, (0, side * side - x.shape[1])).view(-1, side, side)
-        slots, height, width = self.image
-        lines = x[:, :slots].unsqueeze(2).expand(-1, -1, width)
-        below = [lines] if height + 2 * slots <= self.side else []
-        picture = torch.cat([lines, x[:, slots:].view(-1, height, width), *below], 1)
-        return picture.repeat(1, 1, max(1, round(picture.shape[1] / width)))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, image={self.image}"

@@ -79,36 +79,31 @@ class PhysicalFront(CountedModule):
         return self._physical_device[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.physical_device is None:
-            return x if self.skip else self.normalized(x)
+        if self._physical_device[0] is None:
+            return x if self.skip else self.features(x, x)
         return self.features(self.measure(self.drive(x)), x)
 
     def measure(self, drives: Tensor) -> Tensor:
         """Return the outputs of the device, ``[B, n_out]``, for ``drives [B, n_in]``."""
-        assert self.physical_device is not None
+        (device,) = self._physical_device
+        assert device is not None
         if self.infer_shapes:
             # Not zeros: a closed-form solution that is computed from these features must exist.
             row = torch.linspace(-1, 1, self.n_out, device=drives.device, dtype=drives.dtype)
             return row.repeat(len(drives), 1)
-        with self.physical_device.counters(self.purpose):
-            return self.physical_device.measure(drives)
+        with device.counters(self.purpose):
+            return device.measure(drives)
 
     def features(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Return the features for the inputs ``x`` and the outputs of the device, ``[B, out_features]``."""
-        outputs = self.normalized(outputs)
-        return torch.cat([outputs, x], 1) if self.skip else outputs
-
-    def normalized(self, p: Tensor) -> Tensor:
-        """Return outputs of the device, normalized."""
+        p = outputs
         if self.normalize == "l2":
-            scaled: Tensor = p * p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12)
-            return scaled
-        if self.normalize == "calibrated":
-            return (p - self.offset) / self.scale
-        if self.normalize == "standardize":
-            deviation: Tensor = p.std(1, keepdim=True, correction=0) + 1e-12
-            return (p - p.mean(1, keepdim=True)) / deviation
-        return p
+            p = p * p.shape[1] ** 0.5 / (p.norm(dim=1, keepdim=True) + 1e-12)
+        elif self.normalize == "calibrated":
+            p = (p - self.offset) / self.scale
+        elif self.normalize == "standardize":
+            p = (p - p.mean(1, keepdim=True)) / (p.std(1, keepdim=True, correction=0) + 1e-12)
+        return torch.cat([p, x], 1) if self.skip else p
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

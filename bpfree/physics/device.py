@@ -124,7 +124,7 @@ class Device:
         The outputs are in float32 if the system returns float32, else in float64.
         """
         step = self.max_rows or max(1, len(u))
-        parts = [self._call(u[k : k + step], k, len(u)) for k in range(0, len(u), step)]
+        parts = [self._call(u[k : k + step], k, len(u), 1 + self.retries) for k in range(0, len(u), step)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.n_out), u.dtype), *parts])
 
     def measure(self, u: Tensor) -> Tensor:
@@ -154,64 +154,57 @@ class Device:
             raise BadValue(
                 f"the drive is {u.dtype} {list(u.shape)}; expected float32 or float64 [B, {self.n_in}]"
             )
-        if not np.isfinite(u).all():
-            raise Diverged(f"{np.sum(~np.isfinite(u))} values of the drive are NaN or infinite")
-        low, high = self.input_range
-        outside = (u < low) | (u > high)
-        self._inspection.add_drives(u, int(outside.sum()), self.input_range)
-        if outside.any():
-            self.clipped_values += int(outside.sum())
+        (low, high), clipped = self.input_range, 0
+        # False for NaN and infinity too.
+        if u.size and not low <= u.min() <= u.max() <= high:
+            if not np.isfinite(u).all():
+                raise Diverged(f"{np.sum(~np.isfinite(u))} values of the drive are NaN or infinite")
+            outside = (u < low) | (u > high)
+            clipped = int(outside.sum())
+            self.clipped_values += clipped
             self.clipped_rows += int(outside.any(axis=1).sum())
             u = np.clip(u, low, high)
+        self._inspection.add_drives(u, clipped, self.input_range)
         return np.ascontiguousarray(u)
 
-    def _call(self, u: Array, first: int, total: int, attempts: int | None = None) -> Array:
+    def _call(self, u: Array, first: int, total: int, attempts: int) -> Array:
         """Return the outputs of the rows ``u``, the rows from number ``first`` of a batch of ``total``.
 
         They are sent in one call, at most ``attempts`` times, and then in halves.
         """
-        attempts = attempts or 1 + self.retries
-        try:
-            return self._call_once(u, attempts)
-        except DeviceError as error:
-            if not error.retryable or self.retries == 0:
-                raise
-            if len(u) == 1:
-                raise DeviceError(
-                    f"row {first} of {total} failed in {attempts} attempts to send it alone: {error}",
-                    retryable=False,
-                ) from error
-        self._count_retry(u)
-        half = len(u) // 2
-        parts = ((u[:half], first), (u[half:], first + half))
-        return np.concatenate([self._call(part, k, total, 1 if len(part) > 1 else None) for part, k in parts])
-
-    def _call_once(self, u: Array, attempts: int) -> Array:
-        """Call the system with all rows, at most ``attempts`` times while the failure is retryable."""
+        failure: DeviceError | None = None
         for attempt in range(attempts):
-            try:
-                y = self._timed(u)
-            except DeviceError as error:
-                if not error.retryable or attempt == attempts - 1:
-                    raise
+            if failure is not None:
                 self._count_retry(u)
-                time.sleep(self.pause_s * 2**attempt)
+                time.sleep(self.pause_s * 2 ** (attempt - 1))
+            started = time.perf_counter()
+            try:
+                y = checked_forward(self.system, u)
+            except DeviceError as error:
+                if not error.retryable or self.retries == 0:
+                    raise
+                failure = error
             else:
                 self.calls += 1
                 self.passes[self._purpose] += len(u)
                 return y
-        raise AssertionError("the last attempt returns or raises")
+            finally:
+                self.wall_time_s += time.perf_counter() - started
+        if len(u) == 1:
+            raise DeviceError(
+                f"row {first} of {total} failed in {attempts} attempts to send it alone: {failure}",
+                retryable=False,
+            ) from failure
+        self._count_retry(u)
+        half = len(u) // 2
+        parts = ((u[:half], first), (u[half:], first + half))
+        return np.concatenate(
+            [self._call(part, k, total, 1 if len(part) > 1 else 1 + self.retries) for part, k in parts]
+        )
 
     def _count_retry(self, u: Array) -> None:
         self.retried_rows += len(u)
         self.retries_used += 1
-
-    def _timed(self, u: Array) -> Array:
-        started = time.perf_counter()
-        try:
-            return checked_forward(self.system, u)
-        finally:
-            self.wall_time_s += time.perf_counter() - started
 
     def calibrate(self, n: int = 256, *, seed: int = 0, drives: Array | None = None) -> CalibrationReport:
         """Measure offset, scale, noise and nonlinearity of the outputs, and save them as `calibration`.

@@ -63,27 +63,12 @@ class Inspection:
         Raises:
             DeviceError: If the first rows all have the same output, or all rows within each call.
         """
-        if self._first_calls is None:
-            self._check_stuck(u, y)
+        if self._first_calls is not None:
+            self._add_first(self._first_calls, u, y, rows)
             return
-        for k in range(0, min(len(u), MANY), rows):
-            self._first_calls.append((u[k : k + rows].copy(), y[k : k + rows].copy()))
-        if sum(len(part) for part, _ in self._first_calls) < FEW:
-            return
-        calls, self._first_calls = self._first_calls, []
-        drives, outputs = (np.concatenate(parts) for parts in zip(*calls, strict=True))
-        if np.all(drives == drives[0]):
-            return
-        self._first_calls = None
-        varied = [(part, output) for part, output in calls if not np.all(part == part[0])]
-        if varied and all(np.all(output == output[0]) for _, output in varied):
-            raise _constant_output(*varied[0])
-        self.check_outputs(drives, outputs, u.dtype)
-
-    def _check_stuck(self, u: Array, y: Array) -> None:
-        """Count consecutive outputs that are equal although their drives differ."""
         if len(y) == 0:
             return
+        # Count consecutive outputs that are equal although their drives differ.
         drive, output = self._last or (u[0].copy(), y[0].copy())
         if not (np.array_equal(y[-1], output) and np.all(y == output)):
             self._last, self._equal, self._drives_differ = (u[-1].copy(), y[-1].copy()), 1, False
@@ -96,6 +81,22 @@ class Inspection:
                 stuck=f"the last {self._equal} outputs of the device are all the same, although the drives "
                 "differ; is it still switched on, and is a new value read for each row?",
             )
+
+    def _add_first(self, calls: list[tuple[Array, Array]], u: Array, y: Array, rows: int) -> None:
+        """Add to the first ``calls``, and check them once they have enough rows."""
+        for k in range(0, min(len(u), MANY), rows):
+            calls.append((u[k : k + rows].copy(), y[k : k + rows].copy()))
+        if sum(len(part) for part, _ in calls) < FEW:
+            return
+        self._first_calls = []
+        drives, outputs = (np.concatenate(parts) for parts in zip(*calls, strict=True))
+        if np.all(drives == drives[0]):
+            return
+        self._first_calls = None
+        varied = [(part, output) for part, output in calls if not np.all(part == part[0])]
+        if varied and all(np.all(output == output[0]) for _, output in varied):
+            raise _constant_output(*varied[0])
+        self.check_outputs(drives, outputs, u.dtype)
 
     def check_outputs(self, u: Array, y: Array, dtype: DTypeLike) -> None:
         """Warn about outputs that never change, are saturated, may have overflowed, or exceed the precision.

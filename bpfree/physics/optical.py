@@ -134,7 +134,7 @@ class MultimodeFiber(Simulated):
         if noisy and self.photons is not None:
             counts = self._rng["shot"].poisson(self.photons * signal.cpu().double().numpy())
             signal = torch.from_numpy(counts).to(signal) / self.photons
-        if noisy:
+        if noisy and self.noise:
             signal = self._with_noise(signal, 1.0)
         if self.saturation is not None:
             signal = quantize(signal, self.camera_bits, 0.0, self.saturation, straight_through=True)
@@ -191,24 +191,26 @@ class _Fiber(nn.Module):
         x = quantize(u, self.drive_bits, *self.input_range, straight_through=self.differentiable)
         field = x if self.encoding == "amplitude" else torch.polar(torch.ones_like(x), math.pi * x)
         plane = torch.fft.fft2(field.view(-1, self.grid, self.grid), norm="ortho")
-        modes: Tensor = plane.flatten(1)[:, self.mask] / math.sqrt(self.power)
+        modes: Tensor = plane.flatten(1).index_select(1, self.mask) / math.sqrt(self.power)
         return modes
 
-    def propagate(self, c: Tensor) -> Tensor:
-        """Mode amplitudes at the start of the fiber to those at its end, both ``[B, m]``."""
-        if self.steps is not None:
-            share = self.kerr * self.modes / len(self.steps)
-            for step in self.steps:
-                c = c @ step.T
-                c = c * torch.exp(1j * share * c.abs().square())
-        return c @ self.matrix.T
+    def kerr_effect(self, c: Tensor, steps: Tensor) -> Tensor:
+        """Mode amplitudes ``[B, m]`` to those after the split steps ``[S, m, m]`` of the Kerr effect."""
+        share = self.kerr * self.modes / len(steps)
+        for step in steps:
+            c = c @ step.T
+            c = c * torch.exp(1j * share * c.abs().square())
+        return c
 
     def forward(self, u: Tensor) -> Tensor:
         """Drives to intensities on the camera, both ``[B, grid^2]``."""
-        c = self.propagate(self.launch(u))
+        c = self.launch(u)
+        if self.steps is not None:
+            c = self.kerr_effect(c, self.steps)
+        c = c @ self.matrix.T
         plane = torch.zeros(len(c), self.grid**2, dtype=c.dtype, device=c.device)
-        plane = plane.index_copy(1, self.mask, c)
+        plane = plane.index_copy_(1, self.mask, c)
         field = torch.fft.ifft2(plane.view(-1, self.grid, self.grid), norm="ortho")
         # Not abs().square(), because the derivative of abs is undefined at 0.
-        intensity: Tensor = (field.real.square() + field.imag.square()).flatten(1) * self.grid**2
+        intensity: Tensor = field.real.square().add_(field.imag.square()).flatten(1).mul_(self.grid**2)
         return intensity

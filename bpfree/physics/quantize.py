@@ -38,7 +38,7 @@ def quantize(
     if bits is None:
         return clipped
     step = (high - low) / (2**bits - 1)
-    rounded: Tensor = low + step * torch.round((clipped - low) / step)
+    rounded: Tensor = (clipped - low).div_(step).round_().mul_(step).add_(low)
     if straight_through and x.requires_grad:
         rounded = clipped + (rounded - clipped).detach()
     return rounded

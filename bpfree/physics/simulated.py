@@ -102,9 +102,7 @@ class Simulated(ABC):
         self._changed: set[str] = set()
         self._physics: nn.Module | None = self._build(self._disorder, differentiable=False)
         self._rng = {name: random(seed_noise, name) for name in ("noise", "shot", "drift")}
-        self._mean_output = (
-            float(np.abs(self._compute(self._random_drives(), noisy=False)).mean()) if noise else 0.0
-        )
+        self._mean_output = self._measured_mean() if noise else 0.0
 
     @abstractmethod
     def _disorder_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -131,11 +129,9 @@ class Simulated(ABC):
 
     def forward(self, u: Array) -> Array:
         """Compute the outputs ``[B, n_out]`` for drives ``u [B, n_in]``; see `PhysicalSystem`."""
-        if not self._frozen and self.seconds_per_pass:
+        noisy = not self._frozen
+        if noisy and self.seconds_per_pass:
             self.advance(self.seconds_per_pass * len(u))
-        return self._compute(u, noisy=not self._frozen).astype(u.dtype, copy=False)
-
-    def _compute(self, u: Array, *, noisy: bool) -> Array:
         if self._physics is None:
             self._physics = self._build(self._disorder, differentiable=False)
         drive = torch.from_numpy(np.ascontiguousarray(u))
@@ -144,7 +140,13 @@ class Simulated(ABC):
                 self._detect(self._physics(part.to(self.device, self.dtype)), noisy=noisy).cpu()
                 for part in drive.split(self.chunk)
             ]
-        return torch.cat(parts).numpy()
+        y: Array = torch.cat(parts).numpy()
+        return y.astype(u.dtype, copy=False)
+
+    def _measured_mean(self) -> float:
+        drives = self._random_drives().astype(np.float32 if self.dtype == torch.float32 else np.float64)
+        with self.frozen():
+            return float(np.abs(Simulated.forward(self, drives)).mean())
 
     def _initial_disorder(self) -> Disorder:
         return self._sample(self.seed_device, "disorder")

@@ -50,7 +50,8 @@ def test_a_lossless_fiber_conserves_energy(kerr: float) -> None:
     u = torch.from_numpy(drives(fiber))
     modes = physics.launch(u)
     energy = modes.abs().square().sum(1)
-    torch.testing.assert_close(physics.propagate(modes).abs().square().sum(1), energy)
+    end = (physics.kerr_effect(modes, physics.steps) if kerr else modes) @ physics.matrix.T
+    torch.testing.assert_close(end.abs().square().sum(1), energy)
     # The mean over the pixels of the camera is the same energy.
     y = fiber.forward(u.numpy())
     np.testing.assert_allclose(y.sum(1) / fiber.grid**2, energy, rtol=1e-12)
