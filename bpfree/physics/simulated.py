@@ -144,7 +144,8 @@ class Simulated(ABC):
         return y.astype(u.dtype, copy=False)
 
     def _measured_mean(self) -> float:
-        drives = self._random_drives().astype(np.float32 if self.dtype == torch.float32 else np.float64)
+        drives: Array = self._random_drives()
+        drives = drives.astype(np.float32 if self.dtype == torch.float32 else np.float64, copy=False)
         with self.frozen():
             return float(np.abs(Simulated.forward(self, drives)).mean())
 
