@@ -114,7 +114,7 @@ class Detached(LocalLoss):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tests.vector", r"returned \[\d+\]: expected a scalar"),
+        ("tests.vector", r"returned shape \[\d+\]: expected a scalar"),
         ("tests.wide", r"returns scores \[40, 2\]; expected \[40, 3\] or None"),
         ("tests.counting", "changes calls in evaluation mode"),
         ("tests.random", "loss 1 of step 1|two runs"),
