@@ -144,8 +144,9 @@ class Simulated(ABC):
         return y.astype(u.dtype, copy=False)
 
     def _measured_mean(self) -> float:
-        drives: Array = self._random_drives()
-        drives = drives.astype(np.float32 if self.dtype == torch.float32 else np.float64, copy=False)
+        # In the dtype of the simulation, so that the mean is taken of its own outputs.
+        dtype = np.float32 if self.dtype == torch.float32 else np.float64
+        drives: Array = self._random_drives().astype(dtype)
         with self.frozen():
             return float(np.abs(Simulated.forward(self, drives)).mean())
 
