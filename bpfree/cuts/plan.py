@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bpfree.cutting.points import Inputs, Point
+from bpfree.cuts.points import Inputs, Point
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from bpfree.cutting.tree import Tree, map_tensors, tensors
+from bpfree.cuts.tree import Tree, map_tensors, tensors
 
 
 class Point(NamedTuple):
